@@ -1,0 +1,26 @@
+"""bilevax: bilevel optimisation in JAX."""
+
+from bilevax.batches import Epochs as Epochs
+from bilevax.batches import Minibatches as Minibatches
+from bilevax.batches import Samples as Samples
+from bilevax.batches import Stacked as Stacked
+from bilevax.batches import whole as whole
+from bilevax.problem import Batch as Batch
+from bilevax.problem import Equality as Equality
+from bilevax.problem import Inequality as Inequality
+from bilevax.problem import InputError as InputError
+from bilevax.problem import PerMove as PerMove
+from bilevax.problem import Problem as Problem
+from bilevax.solve import Result as Result
+from bilevax.solve import SolveError as SolveError
+from bilevax.solve import Status as Status
+from bilevax.solve import solve as solve
+from bilevax.solvers import Alternating as Alternating
+from bilevax.solvers import ForwardMode as ForwardMode
+from bilevax.solvers import Implicit as Implicit
+from bilevax.solvers import Info as Info
+from bilevax.solvers import Penalty as Penalty
+from bilevax.solvers import ReverseMode as ReverseMode
+from bilevax.solvers import Vectorized as Vectorized
+
+__version__ = "0.1.0"

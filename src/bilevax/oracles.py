@@ -1,0 +1,124 @@
+"""The derivatives of a problem, and the only file of the library that takes them.
+
+`lower(...)` gives g, its gradient in v, and
+
+    along(p) = (grad2_uv g . p, grad2_vv g . p) = d/dt grad_(u,v) g(u, v + t p) at t = 0,
+
+from which every first-order method of the library is made (DESIGN: the one idea). `exact` takes it by
+forward mode over the gradient, with one evaluation of the gradient in common (Pearlmutter 1994);
+`finite_difference` by two more gradients, with no stored linearization.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from bilevax.problem import Problem, PyTree
+
+Along = Callable[[PyTree], tuple[PyTree, PyTree]]
+# (x -> (value, gradients)), x  ->  (value, gradients), along
+Curvature = Callable[[Callable[[PyTree], Any], PyTree], tuple[Any, Callable[[PyTree], PyTree]]]
+
+
+class Upper(NamedTuple):
+    """f with its gradients; `grad_u` and `grad_v` include the penalty on the constraints, if any."""
+
+    loss: Any
+    constraints: tuple[Any, ...]
+    grad_u: PyTree
+    grad_v: PyTree
+
+
+class Lower(NamedTuple):
+    """g with its gradient in v, and `along`."""
+
+    loss: Any
+    grad_v: PyTree
+    along: Along
+
+
+def upper(
+    problem: Problem,
+    u: PyTree,
+    v: PyTree,
+    data: PyTree,
+    key: Any,
+    penalty: Callable[[tuple[Any, ...]], Any] | None = None,
+) -> Upper:
+    """f(u, v) and its gradients; those of f + penalty(h(u, v)) where a penalty is given."""
+
+    def total(u: PyTree, v: PyTree) -> tuple[Any, tuple[Any, tuple[Any, ...]]]:
+        loss = problem.upper(u, v, data, key)
+        if penalty is None:
+            return loss, (loss, ())
+        values = problem.constraint_values(u, v, data)
+        return loss + penalty(values), (loss, values)
+
+    (_, (loss, values)), (grad_u, grad_v) = jax.value_and_grad(total, (0, 1), has_aux=True)(u, v)
+    return Upper(loss, values, grad_u, grad_v)
+
+
+def constraint_gradients(problem: Problem, u: PyTree, v: PyTree, data: PyTree) -> tuple[Any, PyTree, PyTree]:
+    """All entries of all h as one vector (m,), and its Jacobians in u and v (leading axis m)."""
+
+    def flat(u: PyTree, v: PyTree) -> Any:
+        values = problem.constraint_values(u, v, data)
+        return jnp.concatenate([jnp.ravel(x) for x in values])
+
+    values = flat(u, v)
+    jacobian_u, jacobian_v = jax.jacrev(flat, (0, 1))(u, v)
+    return values, jacobian_u, jacobian_v
+
+
+def exact(gradient: Callable[[PyTree], Any], v: PyTree) -> tuple[Any, Callable[[PyTree], PyTree]]:
+    """`along` by linearizing the gradient: one gradient, and one forward pass for each direction."""
+    return jax.linearize(gradient, v)
+
+
+def finite_difference(gradient: Callable[[PyTree], Any], v: PyTree) -> tuple[Any, Callable[[PyTree], PyTree]]:
+    """`along` by the central difference of two gradients: first-order only, and least memory.
+
+    The step is eps^(1/3) (1 + |v|) / |p|, which balances rounding against truncation, so the
+    result is good to about eps^(2/3): 1e-5 relative in float32, 1e-10 in float64.
+    """
+
+    def along(p: PyTree) -> PyTree:
+        size = optax.tree.norm(p)
+        eps = jnp.finfo(size.dtype).eps
+        t = eps ** (1 / 3) * (1 + optax.tree.norm(v)) / jnp.where(size > 0, size, 1.0)
+
+        def moved(sign: float) -> PyTree:
+            return gradient(jax.tree.map(lambda x, d: x + (sign * t * d).astype(x.dtype), v, p))
+
+        return jax.tree.map(lambda a, b: (a - b) / (2 * t).astype(a.dtype), moved(1.0), moved(-1.0))
+
+    return gradient(v), along
+
+
+def lower(
+    problem: Problem,
+    u: PyTree,
+    v: PyTree,
+    data: PyTree,
+    key: Any,
+    *,
+    mu: Any = 1e-3,
+    curvature: Curvature = exact,
+) -> Lower:
+    """g(u, v), its gradient in v, and `along`; what the caller does not use is not computed."""
+
+    def gradient(v: PyTree) -> Any:
+        return jax.value_and_grad(problem.lower, (0, 1))(u, v, data, key, mu)
+
+    (loss, (_, grad_v)), along = curvature(gradient, v)
+    return Lower(loss, grad_v, lambda p: along(p)[1])
+
+
+def lower_gradient(
+    problem: Problem, u: PyTree, v: PyTree, data: PyTree, key: Any, *, mu: Any = 1e-3
+) -> tuple[Any, PyTree]:
+    """g(u, v) and its gradient in v alone: what a plain descent of g needs."""
+    return jax.value_and_grad(problem.lower, 1)(u, v, data, key, mu)

@@ -1,0 +1,432 @@
+"""The one loop: compiled stretches of steps, and a visit to the host between two of them."""
+
+import enum
+import functools
+import itertools
+import re
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from bilevax.batches import Fixed, Source, prefetch
+from bilevax.problem import Batch, InputError, Problem, PyTree
+from bilevax.solvers import base
+from bilevax.solvers.base import Info, Solver
+
+
+class Status(enum.Enum):
+    """How a solve ended."""
+
+    FINISHED = "all steps were taken"
+    STOPPED = "the stop rule was met before all steps were taken"
+    EXHAUSTED = "the host's batches ran out before all steps were taken"
+    INTERRUPTED = "the solve was interrupted from the keyboard; the state is that of the last finished step"
+    NON_FINITE = (
+        "a step gave a NaN or an infinity; the state is the last finite one. Likely causes: a step size too "
+        "large for gamma, an unbounded loss, or a loss with log or sqrt at zero. Lower the step sizes first"
+    )
+
+
+class SolveError(RuntimeError):
+    """A solve that failed; `result` holds the last finite state."""
+
+    def __init__(self, message: str, result: "Result"):
+        super().__init__(message)
+        self.result = result
+
+
+@dataclass(frozen=True)
+class Result:
+    """What `solve` returns.
+
+    Attributes:
+        u, v: the last finite iterates.
+        status: how it ended.
+        steps: steps taken, those before a resume included.
+        history: Info with an array per scalar, leading axis `steps`, on the host.
+        state: the solver's state, for diagnostics or another solve.
+    """
+
+    u: PyTree
+    v: PyTree
+    status: Status
+    steps: int
+    history: Info
+    state: Any
+
+
+@dataclass(frozen=True)
+class Visit:
+    """What a callback sees between two stretches.
+
+    `info` holds the stretch's Info (arrays, on the host), `history` lazily all so far. `state` is on the
+    device and valid until the callback returns: copy what is kept.
+    """
+
+    step: int
+    steps: int
+    seconds: float
+    info: Info
+    state: Any
+    history: Callable[[], Info]
+
+
+class Fingerprint(NamedTuple):
+    """What must agree for a saved state to be continued: shapes, the problem, the solver (as text)."""
+
+    shapes: str
+    problem: str
+    solver: str
+    key: str
+
+
+class Run(NamedTuple):
+    """What a callback is told as a solve starts. `fingerprint` traces the step: call it if needed."""
+
+    step: int
+    steps: int
+    fingerprint: Callable[[], Fingerprint]
+
+
+class Saved(NamedTuple):
+    """A state to continue from."""
+
+    step: int
+    state: Any
+    history: Info
+
+
+class Callback(Protocol):
+    """Something to do between stretches. Plain functions of a Visit will do, too."""
+
+    def start(self, run: Run) -> None:
+        """Before the first stretch."""
+        ...
+
+    def visit(self, visit: Visit) -> None:
+        """After each stretch."""
+        ...
+
+    def finish(self, result: Result | None) -> None:
+        """At the end; None if the solve was left by an error or the keyboard."""
+        ...
+
+
+class Resumable(Protocol):
+    """Where a solve can find what an earlier one saved."""
+
+    def load(self, fingerprint: Fingerprint, state: Any, info: Info) -> Saved | None:
+        """The newest save, shaped like `state` and `info`; None if there is none yet."""
+        ...
+
+
+class _Carry(NamedTuple):
+    state: Any
+    alive: Any
+
+
+@functools.partial(jax.jit, static_argnames=("solver", "problem", "capacity"), donate_argnames=("carry",))
+def _stretch(
+    solver: Solver,
+    problem: Problem,
+    capacity: int,
+    carry: _Carry,
+    source: Source,
+    key: Any,
+    first: Any,
+    count: Any,
+) -> tuple[_Carry, Info, Any]:
+    """Steps first, ..., first + count - 1 (count <= capacity), their Info, and how many were finite.
+
+    `count` is an argument, so the last, shorter stretch needs no program of its own.
+    """
+    batch_key, step_key = jax.random.split(key)
+
+    def one(i: Any, state: Any, source: Source) -> tuple[Any, Info]:
+        step = first + i
+        batch = source.at(step, batch_key)
+        return solver.step(problem, state, batch, jax.random.fold_in(step_key, step))
+
+    # jit traces once for the shapes and for the loop.
+    one = jax.jit(one)
+    shapes = jax.eval_shape(one, 0, carry.state, source)[1]
+    told = jax.tree.map(lambda x: jnp.zeros((capacity, *x.shape), x.dtype), shapes)
+
+    def body(loop: Any) -> Any:
+        i, carry, told = loop
+        state, info = one(i, carry.state, source)
+        alive = base.all_finite((state.u, state.v))
+        state = jax.tree.map(lambda new, old: jnp.where(alive, new, old), state, carry.state)
+        told = jax.tree.map(lambda all, x: jax.lax.dynamic_update_index_in_dim(all, x, i, 0), told, info)
+        return i + alive, _Carry(state, alive), told
+
+    def more(loop: Any) -> Any:
+        i, carry, _ = loop
+        return (i < count) & carry.alive
+
+    taken, carry, told = jax.lax.while_loop(more, body, (jnp.zeros((), jnp.int32), carry, told))
+    return carry, told, taken
+
+
+def solve(
+    solver: Solver,
+    problem: Problem,
+    u: PyTree,
+    v: PyTree,
+    batches: Batch | Source | Iterable[Batch] | None = None,
+    *,
+    steps: int,
+    key: Any,
+    every: int | None = None,
+    stop: Callable[[Visit], bool] | None = None,
+    callbacks: Sequence[Callback | Callable[[Visit], None]] = (),
+    resume: Resumable | None = None,
+    throw: bool = True,
+) -> Result:
+    """Solve a bilevel problem.
+
+    Args:
+        solver: one of `bilevax.solvers`, or anything with its three methods.
+        problem: what to solve.
+        u, v: the start, pytrees of floating arrays. They are copied, not consumed.
+        batches: None, one fixed Batch, a source such as `Minibatches` or `Epochs` (sampled inside the
+            compiled loop), or a host iterable of Batches (prefetched; one compiled call each).
+        steps: how many steps to take in all, those before a resume included.
+        key: a jax.random key. The same key on the same machine gives the same bits.
+        every: steps between two visits to the host; by default a hundredth of `steps`, at most 1,000.
+        stop: called at each visit; True ends the solve.
+        callbacks: called at each visit, in order; see `bilevax.callbacks`.
+        resume: where an earlier solve left its checkpoints, say the same `callbacks.Checkpoint`;
+            the solve continues bit for bit from the newest, or starts if there is none. A host
+            iterable is wound forward, so hand over one that starts from its beginning.
+        throw: raise SolveError if a value is not finite; False returns the Result with that status.
+
+    Between two visits nothing is read back and the loop is one compiled call, compiled once for each
+    (solver, problem, shapes). A step that gives a NaN or an infinity ends the solve at the state before it.
+    Ctrl-C ends it after the running stretch, callbacks (checkpoints) included, and raises
+    KeyboardInterrupt; a second one at once.
+
+    Raises:
+        InputError: the arguments do not fit; nothing has run.
+        SolveError: a value was not finite; `.result` holds the last finite state.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from bilevax import Penalty, Problem, solve
+        >>> problem = Problem(
+        ...     upper_loss=lambda u, v, target: jnp.sum((v - target) ** 2),
+        ...     lower_loss=lambda u, v: jnp.sum((v - u) ** 2),
+        ... )
+        >>> from bilevax import Batch
+        >>> result = solve(
+        ...     Penalty(), problem, jnp.zeros(2), jnp.zeros(2), Batch(upper=jnp.array([1.0, -1.0])),
+        ...     steps=2000, key=jax.random.key(0),
+        ... )
+        >>> result.status.name, result.history.upper_loss.shape
+        ('FINISHED', (2000,))
+    """
+    base.require_count("solve", "steps", steps)
+    if every is None:
+        every = min(1000, max(1, steps // 100))
+    base.require_count("solve", "every", every)
+    _check_key(key)
+    u, v = (jax.tree.map(lambda x: jnp.array(x, copy=True), x) for x in (u, v))
+    source, stream, first_batch = _feed(batches, key)
+    solver.check(problem, u, v, first_batch)
+    try:
+        hash((solver, problem))
+    except TypeError as error:
+        raise InputError(
+            f"The solver or the problem holds a field that cannot be hashed ({error}). "
+            "Keep arrays out of them: they belong in u, v or the batches."
+        ) from error
+    state = solver.init(problem, u, v, first_batch)
+    # Strong types from the start, or the second stretch would find other types and compile again.
+    state = jax.tree.map(lambda x: jax.lax.convert_element_type(x, jnp.result_type(x)), state)
+    _, info = jax.eval_shape(functools.partial(solver.step, problem), state, first_batch, jax.random.key(0))
+    fingerprint = functools.cache(functools.partial(_fingerprint, solver, problem, state, first_batch, key))
+    step, chunks = 0, [jax.tree.map(lambda x: np.zeros((0, *x.shape), x.dtype), info)]
+    if resume is not None:
+        saved = resume.load(fingerprint(), state, chunks[0])
+        if saved is not None:
+            step, chunks = saved.step, [saved.history]
+            state = jax.tree.map(lambda x: jnp.array(x, copy=True), saved.state)
+
+    def history() -> Info:
+        chunks[:] = [jax.tree.map(lambda *x: np.concatenate(x), *chunks)]
+        return chunks[0]
+
+    def result(status: Status, carry: _Carry) -> Result:
+        state = carry.state
+        return Result(state.u, state.v, status, step, history(), state)
+
+    listeners = [c if hasattr(c, "visit") else _OnVisit(c) for c in callbacks]
+    carry, status, final = _Carry(state, jnp.asarray(True)), Status.FINISHED, None
+    started, begun = time.perf_counter(), []
+    try:
+        with _interruptible() as interrupted:
+            for listener in listeners:
+                begun.append(listener)
+                listener.start(Run(step, steps, fingerprint))  # type: ignore[union-attr]
+            feed = None if stream is None else prefetch(itertools.islice(stream, step, steps))
+            while step < steps:
+                count = min(every, steps - step)
+                if feed is None:
+                    carry, told, taken = _stretch(solver, problem, every, carry, source, key, step, count)
+                    told, taken = jax.device_get((told, taken))
+                else:
+                    carry, told, taken = _stream_stretch(solver, problem, carry, feed, key, step, count)
+                taken = int(taken)
+                step += taken
+                chunks.append(jax.tree.map(lambda x, n=taken: x[:n], told))
+                visit = Visit(step, steps, time.perf_counter() - started, chunks[-1], carry.state, history)
+                if taken < count:
+                    alive = bool(carry.alive)
+                    status = Status.EXHAUSTED if alive else Status.NON_FINITE
+                if taken > 0:
+                    for listener in listeners:
+                        listener.visit(visit)  # type: ignore[union-attr]
+                if status is not Status.FINISHED:
+                    break
+                if interrupted.is_set() and step < steps:
+                    status = Status.INTERRUPTED
+                    raise KeyboardInterrupt(Status.INTERRUPTED.value)
+                if stop is not None and stop(visit):
+                    status = Status.STOPPED
+                    break
+        final = result(status, carry)
+    finally:
+        for listener in begun:
+            listener.finish(final)
+    if throw and status is Status.NON_FINITE:
+        raise SolveError(f"Step {step + 1} of {steps}: {status.value}.", final)
+    return final
+
+
+def _feed(batches: Any, key: Any) -> tuple[Any, Any, Batch]:
+    """(source, None, first batch) or (None, stream, first batch)."""
+    if batches is None:
+        batches = Batch()
+    if isinstance(batches, Batch):
+        batches = Fixed(jax.tree.map(jnp.asarray, batches))
+    if isinstance(batches, Source):
+        check = getattr(batches, "check", None)
+        if check is not None:
+            check()
+        return batches, None, batches.at(0, jax.random.split(key)[0])
+    if isinstance(batches, Iterable):
+        stream = iter(batches)
+        try:
+            first = next(stream)
+        except StopIteration:
+            raise InputError("batches is empty: an iterable of at least one Batch is needed.") from None
+        if not isinstance(first, Batch):
+            raise InputError(
+                f"batches yields {type(first).__name__}, and must yield bilevax.Batch(upper=..., lower=...)."
+            )
+        return None, itertools.chain([first], stream), jax.tree.map(jnp.asarray, first)
+    raise InputError(
+        f"batches is a {type(batches).__name__}. Pass a bilevax.Batch, a source such as bilevax.Minibatches, "
+        "or an iterable of Batches."
+    )
+
+
+def _stream_stretch(
+    solver: Solver, problem: Problem, carry: _Carry, feed: Iterator[Batch], key: Any, first: int, count: int
+) -> tuple[_Carry, Info, int]:
+    """As `_stretch`, with one compiled call per host batch; nothing is read back in between."""
+    told, taken = [], []
+    for i, batch in enumerate(itertools.islice(feed, count)):
+        carry, info, n = _stretch(solver, problem, 1, carry, Fixed(batch), key, first + i, 1)
+        told.append(info)
+        taken.append(n)
+    if not told:
+        empty = jax.eval_shape(functools.partial(solver.step, problem), carry.state, Batch(), key)[1]
+        return carry, jax.tree.map(lambda x: np.zeros((0, *x.shape), x.dtype), empty), 0
+    told, taken = jax.device_get((told, taken))
+    return carry, jax.tree.map(lambda *x: np.concatenate(x), *told), int(sum(taken))
+
+
+def _check_key(key: Any) -> None:
+    dtype = getattr(key, "dtype", None)
+    if dtype is None or not jax.dtypes.issubdtype(dtype, jax.dtypes.prng_key) or key.shape != ():
+        raise InputError(f"key is {key!r}, and must be one key, such as jax.random.key(0).")
+
+
+def _fingerprint(solver: Any, problem: Problem, state: Any, batch: Batch, key: Any) -> Fingerprint:
+    """Shapes, and the traced programs of the problem and of a step, as text without addresses."""
+
+    def text(function: Callable[..., Any], *arguments: Any) -> str:
+        jaxpr = str(jax.make_jaxpr(function)(*arguments))
+        return f"jax {jax.__version__}\n" + re.sub(r"0x[0-9a-f]+", "", jaxpr)
+
+    shapes = jax.tree.map(lambda x: f"{x.dtype}{list(x.shape)}", (state, batch))
+    some = jax.random.key(0)
+
+    def losses(state: Any, batch: Batch, key: Any) -> Any:
+        lower = base.lower_data(batch, 0)
+        u, v = state.u, state.v
+        return (
+            problem.upper(u, v, batch.upper, key),
+            problem.lower(u, v, lower, key),
+            problem.constraint_values(u, v, batch.upper),
+            problem.project_upper(u),
+            problem.project_lower(v),
+        )
+
+    if hasattr(state, "alive"):  # members of a Vectorized, which lead with an axis of their own
+        losses = jax.vmap(losses, in_axes=(0, 0, None))
+        problem_text = text(losses, state.member, batch, some)
+    else:
+        problem_text = text(losses, state, batch, some)
+    return Fingerprint(
+        shapes=str(shapes),
+        problem=problem_text,
+        solver=f"{type(solver).__name__}\n{text(functools.partial(solver.step, problem), state, batch, some)}",
+        key=str(jax.random.key_data(key).tolist()),
+    )
+
+
+class _OnVisit:
+    """A plain function as a Callback."""
+
+    def __init__(self, function: Callable[[Visit], None]):
+        self.visit = function
+
+    def start(self, run: Run) -> None:
+        pass
+
+    def finish(self, result: Result | None) -> None:
+        pass
+
+
+@contextmanager
+def _interruptible() -> Iterator[threading.Event]:
+    """Within, the first Ctrl-C sets the event and the second raises; elsewhere nothing is changed.
+
+    A KeyboardInterrupt in the midst of a compiled call would lose the state, which is donated to it.
+    """
+    event = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield event
+        return
+    before = signal.getsignal(signal.SIGINT)
+
+    def handle(number: int, frame: Any) -> None:
+        if event.is_set() and callable(before):
+            before(number, frame)
+        event.set()
+
+    signal.signal(signal.SIGINT, handle)
+    try:
+        yield event
+    finally:
+        signal.signal(signal.SIGINT, before)

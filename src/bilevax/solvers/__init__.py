@@ -1,0 +1,10 @@
+"""One method per file."""
+
+from bilevax.solvers.alternating import Alternating as Alternating
+from bilevax.solvers.base import Info as Info
+from bilevax.solvers.base import Solver as Solver
+from bilevax.solvers.implicit import Implicit as Implicit
+from bilevax.solvers.penalty import Penalty as Penalty
+from bilevax.solvers.unrolled import ForwardMode as ForwardMode
+from bilevax.solvers.unrolled import ReverseMode as ReverseMode
+from bilevax.solvers.vectorized import Vectorized as Vectorized

@@ -1,0 +1,84 @@
+"""Hypergradients by implicit differentiation: ApproxGrad, CG, Neumann, as the linear solve chosen."""
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import optax
+
+from bilevax import oracles
+from bilevax.linear_solve import CG, LinearSolve
+from bilevax.problem import Batch, Problem, PyTree
+from bilevax.solvers import base
+
+
+class ImplicitState(NamedTuple):
+    """u, v, their optimizers' states, and the linear solve's last answer q (p = -q)."""
+
+    u: PyTree
+    v: PyTree
+    upper_opt: Any
+    lower_opt: Any
+    q: PyTree
+
+
+@dataclass(frozen=True)
+class Implicit:
+    """u moves along grad_u f - grad2_uv g q, with q near (grad2_vv g)^-1 grad_v f; v down g.
+
+    The implicit function theorem gives the hypergradient (Mehra and Hamm 2021, eq. 9) where
+    v = v*(u). The linear solve makes the method: `CG` is that of Pedregosa (2016) and
+    Rajeswaran et al. (2019), `Neumann` of Lorraine et al. (2020), `ByOptimizer` with Adam the papers'
+    ApproxGrad (Domke 2012). It is warm-started from the last step's answer.
+
+    Args:
+        upper_optimizer, lower_optimizer: any optax optimizers.
+        lower_steps: T, moves of v per move of u.
+        linear_solve: one of `bilevax.linear_solve`, with its steps and damping.
+        curvature: `oracles.exact` or `oracles.finite_difference`.
+
+    Cost of a step: T gradients of g, one of f, and a product with the Hessian of g for each step of
+    the linear solve. Memory: that of u, v, q and the optimizers; it does not grow with T.
+    `extra["linear_residual"]` tells |H q - grad_v f|.
+    """
+
+    upper_optimizer: optax.GradientTransformation = optax.adam(1e-2)
+    lower_optimizer: optax.GradientTransformation = optax.adam(1e-2)
+    lower_steps: int = 10
+    linear_solve: LinearSolve = CG()
+    curvature: oracles.Curvature = oracles.exact
+
+    def __post_init__(self) -> None:
+        base.require_count("Implicit", "lower_steps", self.lower_steps)
+
+    def check(self, problem: Problem, u: PyTree, v: PyTree, batch: Batch) -> None:
+        """Refuse constraints, and what no solver can treat."""
+        base.refuse_constraints(self, problem)
+        problem.check(u, v, batch)
+
+    def init(self, problem: Problem, u: PyTree, v: PyTree, batch: Batch) -> ImplicitState:
+        """The state at (u, v), q zero."""
+        return ImplicitState(u, v, self.upper_optimizer.init(u), self.lower_optimizer.init(v), optax.tree.zeros_like(v))
+
+    def step(self, problem: Problem, state: ImplicitState, batch: Batch, key: Any) -> tuple[ImplicitState, base.Info]:
+        """T moves of v along grad_v g, a linear solve for q, one move of u."""
+        start_key, lower_key, upper_key = jax.random.split(key, 3)
+        v, lower_opt, _ = base.lower_moves(
+            base.descend(problem, state.u, batch),
+            self.lower_optimizer,
+            state.lower_opt,
+            base.start_of_step(problem, state, batch, start_key),
+            problem,
+            batch,
+            self.lower_steps,
+            lower_key,
+        )
+        f = oracles.upper(problem, state.u, v, batch.upper, upper_key)
+        data = base.lower_data(batch, self.lower_steps - 1)
+        g = oracles.lower(problem, state.u, v, data, upper_key, curvature=self.curvature)
+        q, residual = self.linear_solve(lambda q: g.along(q)[1], f.grad_v, state.q)
+        direction = optax.tree.sub(f.grad_u, g.along(q)[0])
+        u, upper_opt = base.move(self.upper_optimizer, state.upper_opt, state.u, direction, problem.project_upper)
+        extra = {"linear_residual": residual}
+        info = base.Info(f.loss, g.loss, optax.tree.norm(direction), optax.tree.norm(g.grad_v), extra)
+        return ImplicitState(u, v, upper_opt, lower_opt, q), info

@@ -1,0 +1,216 @@
+"""The inversion-free penalty method, with multipliers and upper-level constraints."""
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from bilevax import oracles, schedules
+from bilevax.problem import Batch, Inequality, InputError, Problem, PyTree
+from bilevax.schedules import Geometric, Schedule
+from bilevax.solvers import base
+
+
+class PenaltyState(NamedTuple):
+    """u, v, their optimizers' states, the stage, and the multipliers of grad_v g = 0 and of h."""
+
+    u: PyTree
+    v: PyTree
+    upper_opt: Any
+    lower_opt: Any
+    stage: Any
+    stage_steps: Any
+    nu: PyTree
+    constraint_nu: tuple[Any, ...]
+
+
+@dataclass(frozen=True)
+class Penalty:
+    """Penalty method of Mehra and Hamm (ACML 2021): Algorithm 1, and Algorithm 2 through `lam` and `nu`.
+
+    With p = gamma grad_v g + nu, u moves along grad_u f + along(p)[0] and v along
+    grad_v f + along(p)[1] + lam grad_v g: alternating descent on
+
+        f + gamma/2 (|grad_v g|^2 + Psi(h)) + nu . grad_v g        (+ lam g for v alone).
+
+    gamma, eps, lam, mu and the step scale depend on the stage k. A stage ends when
+    |grad_u|^2 + |grad_v|^2 <= eps_k^2, both at the point from which u moves (distances to the
+    projected point where the problem projects); then nu += gamma_k grad_v g and k += 1.
+
+    Constraints h = 0 add gamma/2 |h|^2 + m . h. For h <= 0 the paper's slack form h + s^2 = 0 has its slack
+    minimised out: min over s of gamma/2 (h + s^2)^2 + m (h + s^2) is attained at
+    s^2 = max(0, -h - m/gamma), and equals gamma/2 (max(0, h + m/gamma)^2 - (m/gamma)^2)
+    (Bertsekas 1982, section 3.1), so no variable is added. Their multipliers m move with nu, by
+    m += gamma h and m = max(0, m + gamma h).
+
+    Args:
+        upper_optimizer, lower_optimizer: any optax optimizers; they see the penalty's gradients.
+        lower_steps: T, moves of v per move of u.
+        gamma: weight of the penalty by stage; positive, never decreasing.
+        eps: tolerance by stage that ends it; positive.
+        lam: weight of g itself in the moves of v by stage. Keeps v from maxima and saddles of g
+            where g is not convex (appendix C.1); should vanish against gamma.
+        nu: share of gamma_k grad_v g that the multipliers take up as a stage ends. 1 is the method of
+            multipliers, with which gamma can stay finite; 0 keeps them at zero (Algorithm 1).
+        step_scale: factor on both optimizers' updates, by stage. The penalty grows stiffer with gamma,
+            and steps that do not shrink with it stall some way off the solution.
+        stage_steps: end a stage after this many steps even if its tolerance is not met. Off (None) by
+            default.
+        curvature: `oracles.exact` or `oracles.finite_difference`.
+
+    Cost of a step: T + 1 times (gradient of f, gradient of g, one forward pass over the latter).
+    Memory: that of u, v, nu and the optimizers; it does not grow with T. The lower problem has the
+    square of g's condition number: past about 1e2 use multipliers, per-layer steps, or `Implicit`.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, optax
+        >>> from bilevax import Penalty, Problem, solve
+        >>> problem = Problem(
+        ...     upper_loss=lambda u, v: jnp.sum(u**2) + jnp.sum(v**2),
+        ...     lower_loss=lambda u, v: jnp.sum((1 - u - v) ** 2),
+        ... )
+        >>> result = solve(Penalty(), problem, jnp.zeros(3), jnp.zeros(3), steps=2000, key=jax.random.key(0))
+        >>> print(jnp.round(result.u, 3), jnp.round(result.v, 3))
+        [0.5 0.5 0.5] [0.5 0.5 0.5]
+    """
+
+    upper_optimizer: optax.GradientTransformation = optax.adam(1e-2)
+    lower_optimizer: optax.GradientTransformation = optax.adam(1e-2)
+    lower_steps: int = 10
+    gamma: Schedule | float = Geometric(1.0, 1.1)
+    eps: Schedule | float = Geometric(1.0, 0.9)
+    lam: Schedule | float = 0.0
+    nu: float = 1.0
+    step_scale: Schedule | float = Geometric(1.0, 1 / 1.1)
+    stage_steps: int | None = None
+    curvature: oracles.Curvature = oracles.exact
+
+    def __post_init__(self) -> None:
+        base.require_count("Penalty", "lower_steps", self.lower_steps)
+        if self.stage_steps is not None:
+            base.require_count("Penalty", "stage_steps", self.stage_steps)
+        schedules.require_positive("Penalty", "gamma", self.gamma)
+        schedules.require_rising("Penalty", "gamma", self.gamma)
+        schedules.require_positive("Penalty", "eps", self.eps)
+        schedules.require_positive("Penalty", "lam", self.lam, zero=True)
+        schedules.require_positive("Penalty", "step_scale", self.step_scale)
+        if not self.nu >= 0:
+            raise InputError(f"Penalty: nu is {self.nu}, and must be zero (no multipliers) or positive.")
+
+    def check(self, problem: Problem, u: PyTree, v: PyTree, batch: Batch) -> None:
+        """Refuse what no solver can treat."""
+        problem.check(u, v, batch)
+
+    def init(self, problem: Problem, u: PyTree, v: PyTree, batch: Batch) -> PenaltyState:
+        """The state at (u, v): stage 0, all multipliers zero."""
+        values = jax.eval_shape(problem.constraint_values, u, v, batch.upper)
+        return PenaltyState(
+            u=u,
+            v=v,
+            upper_opt=self.upper_optimizer.init(u),
+            lower_opt=self.lower_optimizer.init(v),
+            stage=jnp.zeros((), jnp.int32),
+            stage_steps=jnp.zeros((), jnp.int32),
+            nu=None if self.nu == 0 else jax.tree.map(jnp.zeros_like, v),
+            constraint_nu=tuple(jnp.zeros(h.shape, h.dtype) for h in values),
+        )
+
+    def step(self, problem: Problem, state: PenaltyState, batch: Batch, key: Any) -> tuple[PenaltyState, base.Info]:
+        """T moves of v and one of u on the penalty function, then the test that ends a stage."""
+        start_key, lower_key, upper_key = jax.random.split(key, 3)
+        gamma, lam, eps, scale = (
+            schedules.at(x, state.stage) for x in (self.gamma, self.lam, self.eps, self.step_scale)
+        )
+        u = state.u
+
+        def directions(v: PyTree, data: PyTree, key: Any) -> tuple[PyTree, PyTree, oracles.Upper, oracles.Lower]:
+            """The gradients in u and in v of the penalty function, and what they are made of."""
+            f = oracles.upper(
+                problem, u, v, batch.upper, key, lambda h: _constraint_term(problem, h, state.constraint_nu, gamma)
+            )
+            g = oracles.lower(problem, u, v, data, key, curvature=self.curvature)
+            p = _weighted(gamma, g.grad_v)
+            if state.nu is not None:
+                p = optax.tree.add(p, state.nu)
+            along_u, along_v = g.along(p)
+            grad_u = optax.tree.add(f.grad_u, along_u)
+            grad_v = optax.tree.add(optax.tree.add(f.grad_v, along_v), _weighted(lam, g.grad_v))
+            return grad_u, grad_v, f, g
+
+        v, lower_opt, _ = base.lower_moves(
+            lambda v, data, key: (directions(v, data, key)[1], ()),
+            self.lower_optimizer,
+            state.lower_opt,
+            base.start_of_step(problem, state, batch, start_key),
+            problem,
+            batch,
+            self.lower_steps,
+            lower_key,
+            scale,
+        )
+        grad_u, grad_v, f, g = directions(v, base.lower_data(batch, self.lower_steps - 1), upper_key)
+        moved_u, upper_opt = base.move(self.upper_optimizer, state.upper_opt, u, grad_u, problem.project_upper, scale)
+
+        stationarity = _stationarity(u, grad_u, problem.project_upper) + _stationarity(v, grad_v, problem.project_lower)
+        done = stationarity <= eps**2
+        if self.stage_steps is not None:
+            done |= state.stage_steps + 1 >= self.stage_steps
+        nu, constraint_nu = state.nu, state.constraint_nu
+        if self.nu > 0:
+            rate = jnp.where(done, self.nu * gamma, 0.0)
+            nu = optax.tree.add(nu, _weighted(rate, g.grad_v))
+            constraint_nu = tuple(
+                jnp.where(done, _multiplier(c, m, h, self.nu * gamma), m)
+                for c, m, h in zip(problem.constraints, constraint_nu, f.constraints, strict=True)
+            )
+        extra = {"stage": state.stage, "gamma": jnp.asarray(gamma), "stationarity": jnp.sqrt(stationarity)}
+        if problem.constraints:
+            extra["constraint_violation"] = violation(problem, f.constraints)
+        info = base.Info(f.loss, g.loss, optax.tree.norm(grad_u), optax.tree.norm(g.grad_v), extra)
+        state = PenaltyState(
+            moved_u,
+            v,
+            upper_opt,
+            lower_opt,
+            state.stage + done,
+            jnp.where(done, 0, state.stage_steps + 1),
+            nu,
+            constraint_nu,
+        )
+        return state, info
+
+
+def violation(problem: Problem, values: tuple[Any, ...]) -> Any:
+    """The largest amount by which any entry of any constraint is violated."""
+    amounts = [
+        jnp.max(jnp.maximum(h, 0) if isinstance(c, Inequality) else jnp.abs(h))
+        for c, h in zip(problem.constraints, values, strict=True)
+    ]
+    return jnp.max(jnp.stack(amounts))
+
+
+def _constraint_term(problem: Problem, values: tuple[Any, ...], nu: tuple[Any, ...], gamma: Any) -> Any:
+    total = 0.0
+    for constraint, h, m in zip(problem.constraints, values, nu, strict=True):
+        if isinstance(constraint, Inequality):
+            total += gamma / 2 * jnp.sum(jnp.maximum(0, h + m / gamma) ** 2 - (m / gamma) ** 2)
+        else:
+            total += jnp.sum(gamma / 2 * h**2 + m * h)
+    return total
+
+
+def _multiplier(constraint: Any, m: Any, h: Any, gamma: Any) -> Any:
+    moved = m + gamma * h
+    return jnp.maximum(0, moved) if isinstance(constraint, Inequality) else moved
+
+
+def _weighted(weight: Any, tree: PyTree) -> PyTree:
+    return jax.tree.map(lambda x: (weight * x).astype(x.dtype), tree)
+
+
+def _stationarity(x: PyTree, gradient: PyTree, project: Any) -> Any:
+    """|x - project(x - gradient)|^2, which is |gradient|^2 where nothing is projected."""
+    moved = project(jax.tree.map(lambda a, d: a - d, x, gradient))
+    return optax.tree.norm(optax.tree.sub(x, moved), squared=True)

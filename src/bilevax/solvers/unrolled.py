@@ -1,0 +1,188 @@
+"""Hypergradients by differentiating the T lower moves themselves, in reverse or forward mode."""
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.flatten_util import ravel_pytree
+
+from bilevax import oracles
+from bilevax.problem import Batch, InputError, Problem, PyTree
+from bilevax.solvers import base
+
+
+class UnrolledState(NamedTuple):
+    """u, v and their optimizers' states."""
+
+    u: PyTree
+    v: PyTree
+    upper_opt: Any
+    lower_opt: Any
+
+
+@dataclass(frozen=True)
+class ReverseMode:
+    """Reverse-mode differentiation, RMD (Maclaurin et al. 2015; Franceschi et al. 2017).
+
+    u moves along the exact derivative of f(u, v_T(u)), where v_T is the end of T moves of v down g.
+
+    Args:
+        upper_optimizer, lower_optimizer: any optax optimizers. The lower one is differentiated
+            through: take descent or momentum there, since Adam divides by the size of the gradient
+            and with it normalises most of the derivative away.
+        lower_steps: T, moves of v per move of u.
+        last: differentiate only the last so many moves (truncation, Shaban et al. 2019); None: all T.
+        segment: keep v at the start of every so many moves only and do the moves in between again on
+            the way back (`jax.checkpoint`). About sqrt(T) is the least memory; None keeps all moves.
+
+    Cost of a step: about three times T gradients of g, four with `segment`. Memory: v and what a gradient
+    of g stores, times T; with `segment` = s, v times T/s plus the rest times s.
+    """
+
+    upper_optimizer: optax.GradientTransformation = optax.adam(1e-2)
+    lower_optimizer: optax.GradientTransformation = optax.sgd(1e-2)
+    lower_steps: int = 10
+    last: int | None = None
+    segment: int | None = None
+
+    def __post_init__(self) -> None:
+        base.require_count("ReverseMode", "lower_steps", self.lower_steps)
+        for name in ("last", "segment"):
+            value = getattr(self, name)
+            if value is not None:
+                base.require_count("ReverseMode", name, value)
+        if self.last is not None and self.last > self.lower_steps:
+            raise InputError(
+                f"ReverseMode: last is {self.last}, more than the {self.lower_steps} lower_steps there are."
+            )
+
+    def check(self, problem: Problem, u: PyTree, v: PyTree, batch: Batch) -> None:
+        """Refuse constraints, and what no solver can treat."""
+        base.refuse_constraints(self, problem)
+        problem.check(u, v, batch)
+
+    def init(self, problem: Problem, u: PyTree, v: PyTree, batch: Batch) -> UnrolledState:
+        """The state at (u, v)."""
+        return UnrolledState(u, v, self.upper_optimizer.init(u), self.lower_optimizer.init(v))
+
+    def step(self, problem: Problem, state: UnrolledState, batch: Batch, key: Any) -> tuple[UnrolledState, base.Info]:
+        """T moves of v; one of u along d f(u, v_T(u)) / du, by reverse mode."""
+        start_key, lower_key, upper_key = jax.random.split(key, 3)
+        v = base.start_of_step(problem, state, batch, start_key)
+        last = self.lower_steps if self.last is None else self.last
+        skipped = self.lower_steps - last
+        carry = (v, state.lower_opt)
+        if skipped:
+            carry, _ = _moves(self, problem, state.u, carry, batch, 0, skipped, lower_key)
+
+        def answer(u: PyTree) -> tuple[PyTree, Any]:
+            (v, lower_opt), told = _moves(self, problem, u, carry, batch, skipped, last, lower_key, self.segment)
+            return v, (lower_opt, told)
+
+        v, pull_back, (lower_opt, told) = jax.vjp(answer, state.u, has_aux=True)
+        f = oracles.upper(problem, state.u, v, batch.upper, upper_key)
+        (through,) = pull_back(f.grad_v)
+        direction = optax.tree.add(f.grad_u, through)
+        return _finish(self, problem, state.u, v, state.upper_opt, lower_opt, direction, f, told)
+
+
+@dataclass(frozen=True)
+class ForwardMode:
+    """Forward-mode differentiation, FMD (Franceschi et al. 2017): the matrix dv_t/du carried along.
+
+    The direction is that of `ReverseMode`, but memory is |u| |v| whatever T: for few hyperparameters.
+
+    Args:
+        upper_optimizer, lower_optimizer: any optax optimizers; on the lower one see `ReverseMode`.
+        lower_steps: T, moves of v per move of u.
+
+    Cost of a step: |u| + 1 times T gradients of g. Memory: |u| |v|.
+    """
+
+    upper_optimizer: optax.GradientTransformation = optax.adam(1e-2)
+    lower_optimizer: optax.GradientTransformation = optax.sgd(1e-2)
+    lower_steps: int = 10
+
+    def __post_init__(self) -> None:
+        base.require_count("ForwardMode", "lower_steps", self.lower_steps)
+
+    def check(self, problem: Problem, u: PyTree, v: PyTree, batch: Batch) -> None:
+        """Refuse constraints, and what no solver can treat."""
+        base.refuse_constraints(self, problem)
+        problem.check(u, v, batch)
+
+    def init(self, problem: Problem, u: PyTree, v: PyTree, batch: Batch) -> UnrolledState:
+        """The state at (u, v)."""
+        return UnrolledState(u, v, self.upper_optimizer.init(u), self.lower_optimizer.init(v))
+
+    def step(self, problem: Problem, state: UnrolledState, batch: Batch, key: Any) -> tuple[UnrolledState, base.Info]:
+        """T moves of v; one of u along d f(u, v_T(u)) / du, by forward mode."""
+        start_key, lower_key, upper_key = jax.random.split(key, 3)
+        v = base.start_of_step(problem, state, batch, start_key)
+        flat_u, unravel = ravel_pytree(state.u)
+
+        def answer(flat_u: Any) -> tuple[PyTree, Any]:
+            (end, lower_opt), told = _moves(
+                self, problem, unravel(flat_u), (v, state.lower_opt), batch, 0, self.lower_steps, lower_key
+            )
+            return end, (end, lower_opt, told)
+
+        # Leaves of `jacobian` are shaped (*leaf of v, |u|).
+        jacobian, (v, lower_opt, told) = jax.jacfwd(answer, has_aux=True)(flat_u)
+        f = oracles.upper(problem, state.u, v, batch.upper, upper_key)
+        through = sum(
+            jnp.tensordot(d, j, axes=d.ndim)
+            for d, j in zip(jax.tree.leaves(f.grad_v), jax.tree.leaves(jacobian), strict=True)
+        )
+        direction = optax.tree.add(f.grad_u, unravel(through))
+        return _finish(self, problem, state.u, v, state.upper_opt, lower_opt, direction, f, told)
+
+
+def _moves(
+    solver: Any,
+    problem: Problem,
+    u: PyTree,
+    carry: tuple[PyTree, Any],
+    batch: Batch,
+    first: int,
+    count: int,
+    key: Any,
+    segment: int | None = None,
+) -> tuple[tuple[PyTree, Any], tuple[Any, Any]]:
+    """Moves first, ..., first + count - 1 of v down g, as a function of u; tells (g, |grad_v g|)."""
+    direction = base.descend(problem, u, batch)
+
+    def one(carry: Any, t: Any) -> tuple[Any, Any]:
+        v, opt_state = carry
+        gradient, told = direction(v, base.lower_data(batch, t), jax.random.fold_in(key, t))
+        return base.move(solver.lower_optimizer, opt_state, v, gradient, problem.project_lower), told
+
+    def some(carry: Any, ts: Any) -> tuple[Any, Any]:
+        carry, told = jax.lax.scan(one, carry, ts)
+        return carry, jax.tree.map(lambda x: x[-1], told)
+
+    ts = jnp.arange(first, first + count)
+    if segment is None or segment >= count:
+        return some(carry, ts)
+    whole = count // segment * segment
+    carry, told = jax.lax.scan(jax.checkpoint(some), carry, ts[:whole].reshape(-1, segment))
+    told = jax.tree.map(lambda x: x[-1], told)
+    return (carry, told) if whole == count else jax.checkpoint(some)(carry, ts[whole:])
+
+
+def _finish(
+    solver: Any,
+    problem: Problem,
+    u: PyTree,
+    v: PyTree,
+    upper_opt: Any,
+    lower_opt: Any,
+    direction: PyTree,
+    f: oracles.Upper,
+    told: tuple[Any, Any],
+) -> tuple[UnrolledState, base.Info]:
+    u, upper_opt = base.move(solver.upper_optimizer, upper_opt, u, direction, problem.project_upper)
+    info = base.Info(f.loss, told[0], optax.tree.norm(direction), told[1], {})
+    return UnrolledState(u, v, upper_opt, lower_opt), info

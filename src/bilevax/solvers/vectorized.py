@@ -1,0 +1,90 @@
+"""A solver over a leading axis of problems."""
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from bilevax.problem import Batch, InputError, Problem, PyTree, check_finite
+from bilevax.solvers import base
+
+
+class VectorizedState(NamedTuple):
+    """The members' states, stacked; `alive` (n,) is False for a member that met a non-finite value."""
+
+    member: Any
+    alive: Any
+
+    @property
+    def u(self) -> PyTree:
+        """The members' u, stacked."""
+        return self.member.u
+
+    @property
+    def v(self) -> PyTree:
+        """The members' v, stacked."""
+        return self.member.v
+
+
+@dataclass(frozen=True)
+class Vectorized:
+    """Many problems of one shape at once (seeds, trials, grids): `solver` under vmap.
+
+    Every leaf of u, v and the batches leads with the axis of members (`batches.Stacked` samples one
+    batch for each). A member that meets a non-finite value keeps its last finite state, its Info
+    is NaN from then on, and the others go on.
+
+    Args:
+        solver: the solver of one member.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from bilevax import Alternating, Problem, Vectorized, solve
+        >>> problem = Problem(lambda u, v: jnp.sum((u - v) ** 2), lambda u, v: jnp.sum((v - 1) ** 2))
+        >>> starts = jnp.array([[0.0], [5.0]])
+        >>> result = solve(
+        ...     Vectorized(Alternating()), problem, starts, starts, steps=2000, key=jax.random.key(0)
+        ... )
+        >>> print(jnp.round(result.u.ravel(), 2))
+        [1. 1.]
+    """
+
+    solver: base.Solver
+
+    def check(self, problem: Problem, u: PyTree, v: PyTree, batch: Batch) -> None:
+        """Refuse leading axes that differ, and what `solver` cannot treat in the first member."""
+        sizes = {jnp.shape(x)[:1] for x in jax.tree.leaves((u, v, batch))}
+        if len(sizes) != 1 or () in sizes:
+            found = sorted(s[0] if s else "none" for s in sizes)
+            raise InputError(
+                f"Vectorized: the leaves of u, v and the batch have leading axes {found}. "
+                "All must lead with the same axis of members; add it with jnp.stack or jnp.broadcast_to."
+            )
+        check_finite("u", u)
+        check_finite("v", v)
+        check_finite("batch", batch)
+        u, v, batch = jax.tree.map(lambda x: x[0], (u, v, batch))
+        self.solver.check(problem, u, v, batch)
+
+    def init(self, problem: Problem, u: PyTree, v: PyTree, batch: Batch) -> VectorizedState:
+        """The members' states at (u, v)."""
+        member = jax.vmap(lambda u, v, batch: self.solver.init(problem, u, v, batch))(u, v, batch)
+        return VectorizedState(member, jnp.ones(jax.tree.leaves(u)[0].shape[0], bool))
+
+    def step(
+        self, problem: Problem, state: VectorizedState, batch: Batch, key: Any
+    ) -> tuple[VectorizedState, base.Info]:
+        """One step of every member, each with a key of its own."""
+
+        def one(member: Any, alive: Any, batch: Batch, key: Any) -> Any:
+            moved, info = self.solver.step(problem, member, batch, key)
+            alive &= base.all_finite((moved.u, moved.v))
+            member = jax.tree.map(lambda new, old: jnp.where(alive, new, old), moved, member)
+            info = jax.tree.map(
+                lambda x: jnp.where(alive, x, jnp.nan) if jnp.issubdtype(x.dtype, jnp.floating) else x, info
+            )
+            return VectorizedState(member, alive), info
+
+        keys = jax.random.split(key, state.alive.shape[0])
+        return jax.vmap(one)(state.member, state.alive, batch, keys)
