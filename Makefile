@@ -9,7 +9,7 @@ demo: $(VENV)/.apps
 	$(BIN)/bilevax denoise --out demo
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

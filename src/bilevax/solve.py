@@ -2,13 +2,14 @@
 
 import enum
 import functools
+import hashlib
 import itertools
 import re
 import signal
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
@@ -37,6 +38,14 @@ class Status(enum.Enum):
 
 class SolveError(RuntimeError):
     """A solve that failed; `result` holds the last finite state."""
+
+    def __init__(self, message: str, result: "Result"):
+        super().__init__(message)
+        self.result = result
+
+
+class SolveInterrupted(KeyboardInterrupt):
+    """A solve that Ctrl-C ended between two steps; `result` holds the state of the last one."""
 
     def __init__(self, message: str, result: "Result"):
         super().__init__(message)
@@ -80,7 +89,12 @@ class Visit:
 
 
 class Fingerprint(NamedTuple):
-    """What must agree for a saved state to be continued: shapes, the problem, the solver (as text)."""
+    """What must agree for a saved state to be continued, as text.
+
+    `shapes` has a line for each array of the state, the first batch and the source. `problem` and
+    `solver` are traced programs: they tell functions and hyperparameters apart, and arrays that a
+    loss closes over, but not the values in the batches. They change with JAX's version.
+    """
 
     shapes: str
     problem: str
@@ -89,10 +103,14 @@ class Fingerprint(NamedTuple):
 
 
 class Run(NamedTuple):
-    """What a callback is told as a solve starts. `fingerprint` traces the step: call it if needed."""
+    """What a callback is told as a solve starts at `step`; `resumes`: whether it was given a `resume`.
+
+    `fingerprint` traces the step, so it takes a while: call it if needed, and before `start` returns.
+    """
 
     step: int
     steps: int
+    resumes: bool
     fingerprint: Callable[[], Fingerprint]
 
 
@@ -116,7 +134,7 @@ class Callback(Protocol):
         ...
 
     def finish(self, result: Result | None) -> None:
-        """At the end; None if the solve was left by an error or the keyboard."""
+        """At the end, after an interrupt too; None if the solve was left by an error."""
         ...
 
 
@@ -163,7 +181,7 @@ def _stretch(
     def body(loop: Any) -> Any:
         i, carry, told = loop
         state, info = one(i, carry.state, source)
-        alive = base.all_finite((state.u, state.v))
+        alive = base.still_alive(state, info)
         state = jax.tree.map(lambda new, old: jnp.where(alive, new, old), state, carry.state)
         told = jax.tree.map(lambda all, x: jax.lax.dynamic_update_index_in_dim(all, x, i, 0), told, info)
         return i + alive, _Carry(state, alive), told
@@ -212,11 +230,13 @@ def solve(
     Between two visits nothing is read back and the loop is one compiled call, compiled once for each
     (solver, problem, shapes). A step that gives a NaN or an infinity ends the solve at the state before it.
     Ctrl-C ends it after the running stretch, callbacks (checkpoints) included, and raises
-    KeyboardInterrupt; a second one at once.
+    SolveInterrupted, a KeyboardInterrupt; a second one at once. However it ends, every callback that
+    was started is finished.
 
     Raises:
         InputError: the arguments do not fit; nothing has run.
         SolveError: a value was not finite; `.result` holds the last finite state.
+        SolveInterrupted: Ctrl-C; `.result` holds the state of the last finished step.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -252,7 +272,7 @@ def solve(
     # Strong types from the start, or the second stretch would find other types and compile again.
     state = jax.tree.map(lambda x: jax.lax.convert_element_type(x, jnp.result_type(x)), state)
     _, info = jax.eval_shape(functools.partial(solver.step, problem), state, first_batch, jax.random.key(0))
-    fingerprint = functools.cache(functools.partial(_fingerprint, solver, problem, state, first_batch, key))
+    fingerprint = functools.cache(functools.partial(_fingerprint, solver, problem, state, first_batch, source, key))
     step, chunks = 0, [jax.tree.map(lambda x: np.zeros((0, *x.shape), x.dtype), info)]
     if resume is not None:
         saved = resume.load(fingerprint(), state, chunks[0])
@@ -270,20 +290,22 @@ def solve(
 
     listeners = [c if hasattr(c, "visit") else _OnVisit(c) for c in callbacks]
     carry, status, final = _Carry(state, jnp.asarray(True)), Status.FINISHED, None
-    started, begun = time.perf_counter(), []
-    try:
+    started = time.perf_counter()
+    with ExitStack() as left:
         with _interruptible() as interrupted:
             for listener in listeners:
-                begun.append(listener)
-                listener.start(Run(step, steps, fingerprint))  # type: ignore[union-attr]
+                left.callback(lambda listener=listener: listener.finish(final))
+                listener.start(Run(step, steps, resume is not None, fingerprint))  # type: ignore[union-attr]
             feed = None if stream is None else prefetch(itertools.islice(stream, step, steps))
+            if feed is not None:
+                left.callback(feed.close)  # type: ignore[attr-defined]
             while step < steps:
                 count = min(every, steps - step)
                 if feed is None:
                     carry, told, taken = _stretch(solver, problem, every, carry, source, key, step, count)
                     told, taken = jax.device_get((told, taken))
                 else:
-                    carry, told, taken = _stream_stretch(solver, problem, carry, feed, key, step, count)
+                    carry, told, taken = _stream_stretch(solver, problem, carry, feed, key, step, count, chunks[0])
                 taken = int(taken)
                 step += taken
                 chunks.append(jax.tree.map(lambda x, n=taken: x[:n], told))
@@ -296,16 +318,16 @@ def solve(
                         listener.visit(visit)  # type: ignore[union-attr]
                 if status is not Status.FINISHED:
                     break
-                if interrupted.is_set() and step < steps:
-                    status = Status.INTERRUPTED
-                    raise KeyboardInterrupt(Status.INTERRUPTED.value)
+                if interrupted.is_set():
+                    break
                 if stop is not None and stop(visit):
                     status = Status.STOPPED
                     break
+        if interrupted.is_set() and status is not Status.NON_FINITE:
+            status = Status.INTERRUPTED
         final = result(status, carry)
-    finally:
-        for listener in begun:
-            listener.finish(final)
+    if status is Status.INTERRUPTED:
+        raise SolveInterrupted(f"Step {step} of {steps}: {status.value}.", final)
     if throw and status is Status.NON_FINITE:
         raise SolveError(f"Step {step + 1} of {steps}: {status.value}.", final)
     return final
@@ -340,17 +362,26 @@ def _feed(batches: Any, key: Any) -> tuple[Any, Any, Batch]:
 
 
 def _stream_stretch(
-    solver: Solver, problem: Problem, carry: _Carry, feed: Iterator[Batch], key: Any, first: int, count: int
+    solver: Solver,
+    problem: Problem,
+    carry: _Carry,
+    feed: Iterator[Batch],
+    key: Any,
+    first: int,
+    count: int,
+    before: Info,
 ) -> tuple[_Carry, Info, int]:
-    """As `_stretch`, with one compiled call per host batch; nothing is read back in between."""
+    """As `_stretch`, with one compiled call per host batch; nothing is read back in between.
+
+    `before` is any earlier Info, for the shapes of an empty one.
+    """
     told, taken = [], []
     for i, batch in enumerate(itertools.islice(feed, count)):
         carry, info, n = _stretch(solver, problem, 1, carry, Fixed(batch), key, first + i, 1)
         told.append(info)
         taken.append(n)
     if not told:
-        empty = jax.eval_shape(functools.partial(solver.step, problem), carry.state, Batch(), key)[1]
-        return carry, jax.tree.map(lambda x: np.zeros((0, *x.shape), x.dtype), empty), 0
+        return carry, jax.tree.map(lambda x: x[:0], before), 0
     told, taken = jax.device_get((told, taken))
     return carry, jax.tree.map(lambda *x: np.concatenate(x), *told), int(sum(taken))
 
@@ -361,14 +392,22 @@ def _check_key(key: Any) -> None:
         raise InputError(f"key is {key!r}, and must be one key, such as jax.random.key(0).")
 
 
-def _fingerprint(solver: Any, problem: Problem, state: Any, batch: Batch, key: Any) -> Fingerprint:
+def _fingerprint(solver: Any, problem: Problem, state: Any, batch: Batch, source: Any, key: Any) -> Fingerprint:
     """Shapes, and the traced programs of the problem and of a step, as text without addresses."""
 
     def text(function: Callable[..., Any], *arguments: Any) -> str:
-        jaxpr = str(jax.make_jaxpr(function)(*arguments))
-        return f"jax {jax.__version__}\n" + re.sub(r"0x[0-9a-f]+", "", jaxpr)
+        traced = jax.make_jaxpr(function)(*arguments)
+        held = hashlib.sha256()
+        for const in traced.consts:
+            held.update(np.asarray(const).tobytes())
+        return f"jax {jax.__version__}\n{held.hexdigest()}\n{_without_addresses(str(traced))}"
 
-    shapes = jax.tree.map(lambda x: f"{x.dtype}{list(x.shape)}", (state, batch))
+    shapes = [
+        f"{name}{jax.tree_util.keystr(path)}: {jax.typeof(x)}"
+        for name, tree in (("state", state), ("batch", batch), ("source", source))
+        for path, x in jax.tree_util.tree_leaves_with_path(tree)
+    ]
+    shapes.append(f"source: {_without_addresses(str(jax.tree.structure(source)))}")
     some = jax.random.key(0)
 
     def losses(state: Any, batch: Batch, key: Any) -> Any:
@@ -380,6 +419,7 @@ def _fingerprint(solver: Any, problem: Problem, state: Any, batch: Batch, key: A
             problem.constraint_values(u, v, batch.upper),
             problem.project_upper(u),
             problem.project_lower(v),
+            None if problem.lower_start is None else problem.lower_start(u, batch, key),
         )
 
     if hasattr(state, "alive"):  # members of a Vectorized, which lead with an axis of their own
@@ -388,11 +428,15 @@ def _fingerprint(solver: Any, problem: Problem, state: Any, batch: Batch, key: A
     else:
         problem_text = text(losses, state, batch, some)
     return Fingerprint(
-        shapes=str(shapes),
+        shapes="\n".join(shapes),
         problem=problem_text,
         solver=f"{type(solver).__name__}\n{text(functools.partial(solver.step, problem), state, batch, some)}",
         key=str(jax.random.key_data(key).tolist()),
     )
+
+
+def _without_addresses(text: str) -> str:
+    return re.sub(r"0x[0-9a-f]+", "", text)
 
 
 class _OnVisit:
@@ -419,9 +463,12 @@ def _interruptible() -> Iterator[threading.Event]:
         yield event
         return
     before = signal.getsignal(signal.SIGINT)
+    if not callable(before):  # ignored, as under nohup: so it stays
+        yield event
+        return
 
     def handle(number: int, frame: Any) -> None:
-        if event.is_set() and callable(before):
+        if event.is_set():
             before(number, frame)
         event.set()
 

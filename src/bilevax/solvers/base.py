@@ -63,6 +63,13 @@ def all_finite(tree: PyTree) -> Any:
     return jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(tree)]))
 
 
+def still_alive(state: Any, info: Info) -> Any:
+    """Whether a step's iterates and losses are finite; of a stack of members, whether any still is."""
+    if hasattr(state, "alive"):
+        return jnp.any(state.alive)
+    return all_finite((state.u, state.v, info.upper_loss, info.lower_loss))
+
+
 def require_count(owner: str, name: str, value: Any) -> None:
     """Refuse a count that is not a positive integer."""
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:

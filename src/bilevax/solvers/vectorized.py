@@ -33,7 +33,7 @@ class Vectorized:
 
     Every leaf of u, v and the batches leads with the axis of members (`batches.Stacked` samples one
     batch for each). A member that meets a non-finite value keeps its last finite state, its Info
-    is NaN from then on, and the others go on.
+    is NaN from then on, and the others go on; the solve ends when none is left.
 
     Args:
         solver: the solver of one member.
@@ -79,7 +79,7 @@ class Vectorized:
 
         def one(member: Any, alive: Any, batch: Batch, key: Any) -> Any:
             moved, info = self.solver.step(problem, member, batch, key)
-            alive &= base.all_finite((moved.u, moved.v))
+            alive &= base.still_alive(moved, info)
             member = jax.tree.map(lambda new, old: jnp.where(alive, new, old), moved, member)
             info = jax.tree.map(
                 lambda x: jnp.where(alive, x, jnp.nan) if jnp.issubdtype(x.dtype, jnp.floating) else x, info

@@ -1,0 +1,1 @@
+"""Speed and memory: run one with `python -m benchmarks.NAME`."""

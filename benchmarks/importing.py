@@ -1,0 +1,32 @@
+"""Time to import bilevax against importing jax and optax alone, interleaved.
+
+python -m benchmarks.importing [--runs 9]
+"""
+
+import argparse
+import statistics
+import subprocess
+import sys
+import time
+
+
+def seconds(code: str) -> float:
+    """Wall time of an interpreter that runs `code`, less nothing."""
+    started = time.perf_counter()
+    subprocess.run([sys.executable, "-c", code], check=True)
+    return time.perf_counter() - started
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--runs", type=int, default=9)
+    arguments = parser.parse_args()
+    alone, whole = "import jax, optax", "import bilevax"
+    pairs = [(seconds(alone), seconds(whole)) for _ in range(arguments.runs + 1)][1:]
+    print(f"jax and optax: {statistics.median(a for a, _ in pairs):.2f} s, bilevax: ", end="")
+    print(f"{statistics.median(b for _, b in pairs):.2f} s, ", end="")
+    print(f"ratio {statistics.median(b / a for a, b in pairs):.2f} (median of {arguments.runs} pairs)")
+
+
+if __name__ == "__main__":
+    main()

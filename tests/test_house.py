@@ -1,0 +1,103 @@
+"""The plan of the house: which room may lean on which."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SOURCE = Path(__file__).parents[1] / "src" / "bilevax"
+# From the ground up: a room may import rooms named before it, and files of its own room.
+ORDER = [
+    "problem",
+    "oracles",
+    "schedules",
+    "smoothing",
+    "linear_solve",
+    "solvers",
+    "batches",
+    "solve",
+    "callbacks",
+    "diagnostics",
+    "implicit",
+    "search",
+    "datasets",
+    "models",
+    "applications",
+    "tables",
+    "plots",
+    "cli",
+]
+DIFFERENTIATION = {"grad", "value_and_grad", "jvp", "vjp", "linearize", "jacfwd", "jacrev", "hessian"}
+MAY_DIFFERENTIATE = {"oracles.py", "solvers/unrolled.py"}
+FILES = sorted(SOURCE.rglob("*.py"))
+
+
+def room(path: Path) -> str:
+    return path.relative_to(SOURCE).parts[0].removesuffix(".py")
+
+
+def imports(path: Path) -> list[str]:
+    """Every module a file imports, inside functions too."""
+    found = []
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            found += [f"{node.module}.{alias.name}" for alias in node.names]
+    return found
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(SOURCE)))
+def test_arrows_point_one_way(path):
+    here = room(path)
+    if here == "__init__":
+        return
+    assert here in ORDER, f"{here} is a room that the plan does not know"
+    for name in imports(path):
+        parts = name.split(".")
+        assert parts[0] not in ("experiments", "benchmarks", "tests"), f"{path} imports {name}"
+        if parts[0] == "bilevax" and len(parts) > 1 and parts[1] in ORDER:
+            assert ORDER.index(parts[1]) <= ORDER.index(here), f"{path} imports {name}, which lies above it"
+
+
+@pytest.mark.parametrize("path", sorted((SOURCE / "solvers").glob("*.py")), ids=lambda p: p.name)
+def test_solvers_do_not_know_each_other(path):
+    if path.name == "__init__.py":
+        return
+    concrete = {p.stem for p in (SOURCE / "solvers").glob("*.py")} - {"base", "__init__"}
+    for name in imports(path):
+        assert not any(name.startswith(f"bilevax.solvers.{other}") for other in concrete), f"{path} imports {name}"
+
+
+def test_the_loop_knows_no_concrete_solver():
+    for name in imports(SOURCE / "solve.py"):
+        if name.startswith("bilevax.solvers"):
+            assert name.startswith("bilevax.solvers.base"), name
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(SOURCE)))
+def test_only_oracles_differentiate(path):
+    if str(path.relative_to(SOURCE)) in MAY_DIFFERENTIATE:
+        return
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "jax":
+            assert node.attr not in DIFFERENTIATION, (
+                f"{path}:{node.lineno} calls jax.{node.attr}; derivatives of a problem are taken in oracles.py"
+            )
+
+
+def test_import_is_light_and_changes_nothing():
+    code = """
+import jax, sys
+before = {k: getattr(jax.config, k) for k in ("jax_enable_x64", "jax_debug_nans", "jax_default_matmul_precision")}
+import bilevax
+after = {k: getattr(jax.config, k) for k in before}
+assert before == after, (before, after)
+heavy = "matplotlib pandas sklearn scipy.optimize typer rich tqdm tensorboardX orbax lineax equinox flax PIL".split()
+found = [m for m in heavy if m in sys.modules]
+assert not found, found
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
