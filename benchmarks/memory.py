@@ -46,7 +46,9 @@ def temporary_bytes(solver: Any) -> int:
     batch = bx.Batch(data, data)
     state = solver.init(PROBLEM, jnp.zeros(n), v, batch)
     step = jax.jit(functools.partial(solver.step, PROBLEM), donate_argnums=0)
-    return step.lower(state, batch, jax.random.key(0)).compile().memory_analysis().temp_size_in_bytes
+    analysis = step.lower(state, batch, jax.random.key(0)).compile().memory_analysis()
+    assert analysis is not None, "this backend tells nothing of its memory"
+    return analysis.temp_size_in_bytes
 
 
 ROWS = {

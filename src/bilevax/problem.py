@@ -175,15 +175,11 @@ class Problem:
             )
         for i, constraint in enumerate(self.constraints):
             name = f"constraints[{i}]"
-            for leaf in jax.tree.leaves(
-                _shapes(
-                    name,
-                    lambda *a, c=constraint: evaluate(c.function, *a, None, key_data=False),
-                    u,
-                    v,
-                    batch.upper,
-                )
-            ):
+
+            def value(u: PyTree, v: PyTree, data: PyTree, function: Callable[..., Any] = constraint.function) -> Any:
+                return evaluate(function, u, v, data, None, key_data=False)
+
+            for leaf in jax.tree.leaves(_shapes(name, value, u, v, batch.upper)):
                 if not jnp.issubdtype(leaf.dtype, jnp.floating):
                     raise InputError(
                         f"{name} returns {leaf.dtype}, and must return floating values: "
@@ -232,10 +228,7 @@ def check_finite(name: str, tree: PyTree) -> None:
         dtype = getattr(leaf, "dtype", None)
         if dtype is None or not jnp.issubdtype(dtype, jnp.floating):
             continue
-        if isinstance(leaf, np.ndarray):
-            bad = int(leaf.size - np.isfinite(leaf).sum())
-        else:
-            bad = int(_non_finite(leaf))
+        bad = int(_non_finite(leaf))
         if bad:
             raise InputError(
                 f"{name}{jax.tree_util.keystr(path)} holds {bad} NaN or infinite "

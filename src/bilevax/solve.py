@@ -288,14 +288,14 @@ def solve(
         state = carry.state
         return Result(state.u, state.v, status, step, history(), state)
 
-    listeners = [c if hasattr(c, "visit") else _OnVisit(c) for c in callbacks]
+    listeners: list[Any] = [c if hasattr(c, "visit") else _OnVisit(c) for c in callbacks]
     carry, status, final = _Carry(state, jnp.asarray(True)), Status.FINISHED, None
     started = time.perf_counter()
     with ExitStack() as left:
         with _interruptible() as interrupted:
             for listener in listeners:
                 left.callback(lambda listener=listener: listener.finish(final))
-                listener.start(Run(step, steps, resume is not None, fingerprint))  # type: ignore[union-attr]
+                listener.start(Run(step, steps, resume is not None, fingerprint))
             feed = None if stream is None else prefetch(itertools.islice(stream, step, steps))
             if feed is not None:
                 left.callback(feed.close)  # type: ignore[attr-defined]
@@ -315,7 +315,7 @@ def solve(
                     status = Status.EXHAUSTED if alive else Status.NON_FINITE
                 if taken > 0:
                     for listener in listeners:
-                        listener.visit(visit)  # type: ignore[union-attr]
+                        listener.visit(visit)
                 if status is not Status.FINISHED:
                     break
                 if interrupted.is_set():
@@ -388,7 +388,7 @@ def _stream_stretch(
 
 def _check_key(key: Any) -> None:
     dtype = getattr(key, "dtype", None)
-    if dtype is None or not jax.dtypes.issubdtype(dtype, jax.dtypes.prng_key) or key.shape != ():
+    if dtype is None or not jnp.issubdtype(dtype, jax.dtypes.prng_key) or key.shape != ():
         raise InputError(f"key is {key!r}, and must be one key, such as jax.random.key(0).")
 
 
@@ -442,7 +442,7 @@ def _without_addresses(text: str) -> str:
 class _OnVisit:
     """A plain function as a Callback."""
 
-    def __init__(self, function: Callable[[Visit], None]):
+    def __init__(self, function: Any):
         self.visit = function
 
     def start(self, run: Run) -> None:

@@ -6,7 +6,7 @@ is a NamedTuple of arrays whose first four fields are `u, v, upper_opt, lower_op
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -14,8 +14,6 @@ import optax
 
 from bilevax import oracles
 from bilevax.problem import Batch, InputError, PerMove, Problem, PyTree
-
-State = TypeVar("State", bound=Any)
 
 
 class Info(NamedTuple):
@@ -133,7 +131,7 @@ def descend(
     return direction
 
 
-def start_of_step(problem: Problem, state: State, batch: Batch, key: Any) -> PyTree:
+def start_of_step(problem: Problem, state: Any, batch: Batch, key: Any) -> PyTree:
     """Where v starts: at `lower_start` where the problem has one, else where it stopped."""
     if problem.lower_start is None:
         return state.v

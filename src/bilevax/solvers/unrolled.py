@@ -132,10 +132,9 @@ class ForwardMode:
         # Leaves of `jacobian` are shaped (*leaf of v, |u|).
         jacobian, (v, lower_opt, told) = jax.jacfwd(answer, has_aux=True)(flat_u)
         f = oracles.upper(problem, state.u, v, batch.upper, upper_key)
-        through = sum(
-            jnp.tensordot(d, j, axes=d.ndim)
-            for d, j in zip(jax.tree.leaves(f.grad_v), jax.tree.leaves(jacobian), strict=True)
-        )
+        through = jnp.zeros_like(flat_u)
+        for d, j in zip(jax.tree.leaves(f.grad_v), jax.tree.leaves(jacobian), strict=True):
+            through += jnp.tensordot(d, j, axes=d.ndim)
         direction = optax.tree.add(f.grad_u, unravel(through))
         return _finish(self, problem, state.u, v, state.upper_opt, lower_opt, direction, f, told)
 
