@@ -1,0 +1,22 @@
+"""The experiments by name, for `bilevax reproduce`."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from experiments import figure1, figure2, figure7, table4
+from experiments.contract import Settings as Settings
+
+
+class Experiment(NamedTuple):
+    """A table or figure of the papers: what it is, and what runs it."""
+
+    title: str
+    run: Callable[[Settings], None]
+
+
+EXPERIMENTS: dict[str, Experiment] = {
+    "figure1": Experiment(figure1.TITLE, figure1.run),
+    "figure2": Experiment(figure2.TITLE, figure2.run),
+    "figure7": Experiment(figure7.TITLE, figure7.run),
+    "table4": Experiment(table4.TITLE, table4.run),
+}

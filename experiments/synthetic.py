@@ -1,0 +1,393 @@
+"""The four synthetic problems of Mehra and Hamm (2021), section 3.1, and what their experiments share.
+
+Each has u and v in [-5, 5]^10 and a known set of solutions (appendix E.1):
+
+    1.  f = |u|^2 + |v|^2          g = |1 - u - v|^2        u = v = 1/2
+    2.  f = |v|^2 - |u - v|^2      g = |u - v|^2            u = v = 0
+    3.  f = |u|^2 + |v|^2          g = |A (1 - u - v)|^2    u = 1/2 + p, v = 1/2 + p, p in Null(A)
+    4.  f = |v|^2 - |A (u - v)|^2  g = |A (u - v)|^2        u = p, v = 0, p in Null(A)
+
+A (5, 10) is Gaussian and drawn anew in each trial, so it is data. So is which of the two examples
+of a figure a trial is of: one compiled solve does both, all trials at once.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from rich.console import Console
+from tqdm import tqdm
+
+from bilevax import Alternating, Batch, ForwardMode, Implicit, Penalty, Problem, ReverseMode, Vectorized, solve
+from bilevax.linear_solve import CG, ByOptimizer, Neumann
+from bilevax.plots import Panel, curve_panels
+from bilevax.schedules import Geometric
+from bilevax.solvers import Solver
+from experiments.contract import Row, Settings, pick, show, write_results
+
+SIZE, RANK, BOUND = 10, 5, 5.0
+STEPS, TRIALS, LOWER_STEPS = 40_000, 20, (1, 5, 10)
+QUICK_STEPS, QUICK_TRIALS = 20_000, 5
+VISITS = 200
+CLOSE = 0.05  # a method counts as converged where its mean distance ends below
+THREADS = 2
+FLOOR = 1e-6  # of the logarithmic axes; float32 reaches no further
+HEADINGS = ("problem", "method", "T", f"mean < {CLOSE}")
+FOOTNOTES = (
+    "The paper gives curves and no numbers: 'paper' is what its section 3.1 says of them, and agreement means that the "
+    f"mean distance over the trials ends below {CLOSE}, or does not, as the paper has it.",
+    "E.1 does not tell by how much the steps of Penalty fall (here by 1/1.1 a stage), how ApproxGrad is damped (here "
+    "by 1e-3), and the step of RMD's descent (here that of v).",
+)
+
+
+class Data(NamedTuple):
+    """The data of a trial: `sums` is 1 in examples 1 and 3, 0 in 2 and 4; `A` (5, 10), None for the identity."""
+
+    sums: Any
+    A: Any
+
+
+class Trials(NamedTuple):
+    """Starts u, v (n, 10) and Data, stacked."""
+
+    u: Any
+    v: Any
+    data: Data
+
+
+def residual(u: Any, v: Any, data: Data) -> Any:
+    """1 - u - v, or v - u, times A."""
+    difference = data.sums - u + (1 - 2 * data.sums) * v
+    return difference if data.A is None else data.A @ difference
+
+
+def lower_loss(u: Any, v: Any, data: Data) -> Any:
+    """G."""
+    return jnp.sum(residual(u, v, data) ** 2)
+
+
+def upper_loss(u: Any, v: Any, data: Data) -> Any:
+    """f: |v|^2 with +|u|^2 in examples 1 and 3, with -g in 2 and 4."""
+    return jnp.sum(v**2) + data.sums * jnp.sum(u**2) - (1 - data.sums) * lower_loss(u, v, data)
+
+
+box = partial(optax.projections.projection_box, lower=-BOUND, upper=BOUND)
+PROBLEM = Problem(upper_loss, lower_loss, project_upper=box, project_lower=box)
+
+
+def draw(example: int, seeds: Sequence[int]) -> Trials:
+    """One trial of an example for each seed: (u, v) uniform in the box, A Gaussian."""
+
+    def one(seed: Any) -> Trials:
+        u_key, v_key, a_key = jax.random.split(jax.random.key(seed), 3)
+        u, v = (jax.random.uniform(key, (SIZE,), minval=-BOUND, maxval=BOUND) for key in (u_key, v_key))
+        A = jax.random.normal(a_key, (RANK, SIZE)) if example > 2 else None
+        return Trials(u, v, Data(jnp.asarray(float(example % 2)), A))
+
+    return jax.vmap(one)(jnp.asarray(seeds))
+
+
+def distance(u: Any, v: Any, data: Data) -> Any:
+    """From (u, v) to the nearest solution; in examples 3 and 4 the residual distance of appendix E.1.
+
+    With P = A^T (A A^T)^-1 A, the projection onto the row space of A: sqrt(|P(u - 1/2)|^2 + |P(v - 1/2)|^2)
+    in example 3 and sqrt(|P u|^2 + |v|^2) in 4. In 1 and 2, P is the identity.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from experiments.synthetic import Data, distance
+        >>> half = jnp.full(10, 0.5)
+        >>> float(distance(half, half, Data(jnp.asarray(1.0), None)))
+        0.0
+    """
+
+    def project(x: Any) -> Any:
+        A = data.A
+        return x if A is None else A.T @ jnp.linalg.solve(A @ A.T, A @ x)
+
+    u, v = u - data.sums / 2, v - data.sums / 2
+    v = jnp.where(data.sums == 1, project(v), v)
+    return jnp.sqrt(jnp.sum(project(u) ** 2) + jnp.sum(v**2))
+
+
+distances = jax.jit(jax.vmap(distance))
+
+
+class Evaluations(NamedTuple):
+    """Of one step: gradients of f, gradients of g, and products with second derivatives of g (at most)."""
+
+    upper_gradients: int
+    lower_gradients: int
+    products: int
+
+
+EVALUATIONS: dict[str, Callable[[int], Evaluations]] = {
+    "GD": lambda T: Evaluations(1, T, 0),
+    "RMD": lambda T: Evaluations(1, T, T),
+    # The residuals of the linear solve's answer and of its start, and the direction itself, take three products more.
+    "ApproxGrad": lambda T: Evaluations(1, T + 1, 2 * T + 3),
+    "Penalty": lambda T: Evaluations(T + 1, T + 1, T + 1),
+    "FMD": lambda T: Evaluations(1, T, SIZE * T),
+    "CG": lambda T: Evaluations(1, T + 1, T + 4),
+    "Neumann": lambda T: Evaluations(1, T + 1, T + 3),
+}
+METHODS = tuple(EVALUATIONS)
+
+
+class Rates(NamedTuple):
+    """Step sizes: of Adam for u; for v of Adam, or of plain descent in RMD and FMD."""
+
+    upper: float
+    lower: float
+
+
+@dataclass(frozen=True)
+class Setup:
+    """Settings of all methods, the same for all examples and all T.
+
+    Args:
+        name: what tables call it.
+        suffix: what its figure's file name ends in.
+        rates: by method; a method without is left out.
+        falling: Adam's rates fall to zero over the solve, by half a cosine.
+        step_factor: of Penalty's step scale, by stage.
+        greatest_gamma: gamma grows by 1.1 a stage up to here.
+        stages: Penalty ends a stage after a so-manieth part of the solve at the latest; None: by tolerance only.
+        lam, nu: of Penalty.
+        damping: of the linear solves. Adam's rate in ApproxGrad's is that of v.
+        neumann_scale: below 2 over the largest eigenvalue of grad2_vv g.
+    """
+
+    name: str
+    suffix: str
+    rates: dict[str, Rates]
+    falling: bool = False
+    step_factor: float = 1 / 1.1
+    greatest_gamma: float = 1e12
+    stages: int | None = None
+    lam: float = 10.0
+    nu: float = 1.0
+    damping: float = 1e-3
+    neumann_scale: float = 1e-2
+
+    def solver(self, method: str, T: int, steps: int) -> Solver:
+        """A method with T lower moves, for a solve of so many steps."""
+        upper_rate, lower_rate = self.rates[method]
+        upper, lower = self._adam(upper_rate, steps), self._adam(lower_rate, T * steps)
+        match method:
+            case "GD":
+                return Alternating(upper, lower, T)
+            case "RMD":
+                return ReverseMode(upper, optax.sgd(lower_rate), T)
+            case "FMD":
+                return ForwardMode(upper, optax.sgd(lower_rate), T)
+            case "ApproxGrad":
+                return Implicit(upper, lower, T, ByOptimizer(optax.adam(lower_rate), T, self.damping))
+            case "CG":
+                return Implicit(upper, lower, T, CG(T, damping=self.damping))
+            case "Neumann":
+                return Implicit(upper, lower, T, Neumann(T, self.neumann_scale, self.damping))
+        return Penalty(
+            upper,
+            lower,
+            T,
+            gamma=Geometric(1.0, 1.1, high=self.greatest_gamma),
+            eps=Geometric(1.0, 0.9),
+            lam=Geometric(self.lam, 0.9) if self.lam > 0 else 0.0,
+            nu=self.nu,
+            step_scale=Geometric(1.0, self.step_factor),
+            stage_steps=None if self.stages is None else max(1, steps // self.stages),
+        )
+
+    def _adam(self, rate: float, moves: int) -> optax.GradientTransformation:
+        return optax.adam(optax.cosine_decay_schedule(rate, moves) if self.falling else rate)
+
+
+# Appendix E.1, which does not tell how Penalty's steps fall by stage, ApproxGrad's damping and RMD's step.
+PAPER = Setup("E.1's settings", "_paper_settings", dict.fromkeys(METHODS[:4], Rates(1e-3, 1e-4)))
+# Each method's rates were chosen from the same grid (u: 1e-3, 1e-2; v: 2e-3, 2e-2, by plain descent 1e-3, 1e-2) by its
+# mean distances at T = 1 and 10. With multipliers gamma can stay small, and the penalty's lower problem, which has
+# the square of g's condition number, stays as easy as it was.
+OWN = Setup(
+    "our settings",
+    "",
+    {
+        "GD": Rates(1e-3, 2e-2),
+        "RMD": Rates(1e-3, 1e-2),
+        "ApproxGrad": Rates(1e-3, 2e-3),
+        "Penalty": Rates(1e-2, 2e-2),
+        "FMD": Rates(1e-3, 1e-2),
+        "CG": Rates(1e-3, 2e-3),
+        "Neumann": Rates(1e-3, 2e-3),
+    },
+    falling=True,
+    step_factor=1.0,
+    greatest_gamma=3.0,
+    stages=200,
+)
+
+
+class Job(NamedTuple):
+    """A solve to do, under the name its results go by."""
+
+    name: tuple[str, str, int]  # settings, method, T
+    solver: Solver
+    trials: Trials
+
+
+class Curves(NamedTuple):
+    """Distances (trials, k) after `steps` (k,) steps, and the seconds it took, compilation included."""
+
+    steps: np.ndarray
+    distances: np.ndarray
+    seconds: float
+
+
+def follow(solver: Solver, trials: Trials, steps: int) -> Curves:
+    """Solve all trials at once, and keep their distances along the way."""
+    started = time.perf_counter()
+    at, seen = [0], [np.asarray(distances(*trials))]
+
+    def look(visit: Any) -> None:
+        at.append(visit.step)
+        seen.append(np.asarray(distances(visit.state.u, visit.state.v, trials.data)))
+
+    solve(
+        Vectorized(solver),
+        PROBLEM,
+        trials.u,
+        trials.v,
+        Batch(trials.data, trials.data),
+        steps=steps,
+        key=jax.random.key(0),
+        every=max(1, steps // VISITS),
+        callbacks=[look],
+    )
+    return Curves(np.asarray(at), np.stack(seen, 1), time.perf_counter() - started)
+
+
+def follow_all(jobs: Sequence[Job], steps: int) -> dict[tuple[str, str, int], Curves]:
+    """All solves, two at a time: one of these small problems cannot keep two cores busy."""
+    pool = ThreadPoolExecutor(THREADS)
+    try:
+        # The longest first, so that the cores end together.
+        order = sorted(jobs, key=lambda job: -job.name[2])
+        futures = {job.name: pool.submit(follow, job.solver, job.trials, steps) for job in order}
+        return {name: future.result() for name, future in tqdm(futures.items(), unit="solve")}
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def converges(ends: np.ndarray) -> bool:
+    """Whether the mean distance over the trials has come below `CLOSE`."""
+    return bool(np.mean(ends) < CLOSE)
+
+
+def verdict_row(where: tuple[str, ...], paper: bool | None, ends: np.ndarray) -> Row:
+    """A comparison with a figure, which shows only whether the distance goes to zero."""
+    return Row(
+        (*where, "yes" if converges(ends) else "no"), paper, ends, None if paper is None else converges(ends) == paper
+    )
+
+
+def spent(name: str, T: int, members: int, steps: int) -> dict[str, int]:
+    """Gradients and products that all trials of a solve take together."""
+    return {kind: count * members * steps for kind, count in EVALUATIONS[name](T)._asdict().items()}
+
+
+def size(settings: Settings, trials: int) -> tuple[list[int], int]:
+    """The seeds and the number of steps of a run."""
+    small = settings.quick or settings.medium
+    count = settings.seeds or (min(trials, QUICK_TRIALS) if small else trials)
+    return list(range(count)), QUICK_STEPS if small else STEPS
+
+
+class Plan(NamedTuple):
+    """One of figures 1 and 2.
+
+    Attributes:
+        name, title: the experiment's.
+        examples: the two examples it shows.
+        paper: by (example, method, T), whether the paper says that it converges; absent where it does not say.
+    """
+
+    name: str
+    title: str
+    examples: tuple[int, int]
+    paper: dict[tuple[int, str, int], bool]
+
+
+def run_figure(plan: Plan, settings: Settings) -> None:
+    """Figure 1 or 2: solve, print the comparison, write results.json and the figures."""
+    seeds, steps = size(settings, TRIALS)
+    n = len(seeds)
+    methods = pick(METHODS, settings.solver)
+    both = jax.tree.map(lambda *x: jnp.concatenate(x), *(draw(example, seeds) for example in plan.examples))
+    parts = dict(zip(plan.examples, (slice(n), slice(n, None)), strict=True))
+    runs = [
+        (setup, method, T) for setup in (PAPER, OWN) for method in methods if method in setup.rates for T in LOWER_STEPS
+    ]
+    jobs = [Job((setup.name, method, T), setup.solver(method, T, steps), both) for setup, method, T in runs]
+    started = time.perf_counter()
+    curves = follow_all(jobs, steps)
+    seconds = time.perf_counter() - started
+
+    tables: dict[str, list[Row]] = {setup.name: [] for setup, _, _ in runs}
+    panels: dict[str, list[Panel]] = {setup.suffix: [] for setup, _, _ in runs}
+    for example, part in parts.items():
+        for setup, method, T in runs:
+            ends = curves[setup.name, method, T].distances[part, -1]
+            where = (f"example {example}", method, str(T))
+            tables[setup.name].append(verdict_row(where, plan.paper.get((example, method, T)), ends))
+    for method in methods:
+        for example, part in parts.items():
+            for setup, _, T in (run for run in runs if run[1] == method):
+                found = curves[setup.name, method, T]
+                title = f"{example}: {method}, T = {T}"
+                panels[setup.suffix].append(Panel(title, found.steps, np.maximum(found.distances[part], FLOOR), True))
+    footnotes = [*FOOTNOTES, reach(steps), *shortened(steps)]
+    for name, rows in tables.items():
+        last = name == list(tables)[-1]
+        show(f"{plan.title}, {n} trials, {name}", HEADINGS, rows, footnotes if last else (), "distance")
+    console_seconds(seconds)
+    write_results(
+        plan.name,
+        settings,
+        seeds,
+        seconds,
+        {setup.name: asdict(setup) for setup in (PAPER, OWN)},
+        {", ".join(map(str, job.name)): spent(job.name[1], job.name[2], 2 * n, steps) for job in jobs},
+        tables,
+        footnotes,
+        upper_iterations=steps,
+    )
+    for suffix, drawn in panels.items():
+        curve_panels(drawn, settings.out / f"{plan.name}{suffix}.png", 2 * len(LOWER_STEPS), y_label="distance")
+
+
+def console_seconds(seconds: float) -> None:
+    """Print how long the computation took."""
+    Console().print(f"{seconds:.0f} s, compilation included.", highlight=False)
+
+
+def reach(steps: int) -> str:
+    """How far E.1's rate for v carries, in words."""
+    lower = PAPER.rates["Penalty"].lower
+    return (
+        f"E.1's settings: Adam at {lower:g} moves an entry of v by about {lower * steps:g} at most in {steps:,} "
+        f"iterations at T = 1, and by less where Penalty's steps fall by stage, while it may start {BOUND + 0.5:g} "
+        "away. What does not arrive there tells of the rate, not of the method; hence a figure with our settings too."
+    )
+
+
+def shortened(steps: int) -> list[str]:
+    """What to say of a run with fewer steps than the paper's."""
+    return [] if steps == STEPS else [f"A reduced run: {steps:,} upper iterations instead of the paper's {STEPS:,}."]
