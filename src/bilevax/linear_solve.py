@@ -48,9 +48,12 @@ def _safeguarded(product: Product, b: PyTree, q: PyTree, start: PyTree) -> tuple
     return best, least
 
 
-def _check(owner: str, steps: int, damping: float) -> None:
-    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
-        raise InputError(f"{owner}: steps is {steps!r}, and must be a positive integer.")
+def _check(owner: str, counts: dict[str, int], damping: float, tolerance: float = 1.0) -> None:
+    for name, count in counts.items():
+        if isinstance(count, bool) or not isinstance(count, int) or count < 1:
+            raise InputError(f"{owner}: {name} is {count!r}, and must be a positive integer.")
+    if not tolerance > 0:
+        raise InputError(f"{owner}: tolerance is {tolerance}, and must be positive.")
     if not damping >= 0:
         raise InputError(f"{owner}: damping is {damping}, and must be zero or positive.")
 
@@ -77,7 +80,7 @@ class CG:
     damping: float = 0.0
 
     def __post_init__(self) -> None:
-        _check("CG", self.steps, self.damping)
+        _check("CG", {"steps": self.steps}, self.damping, self.tolerance)
 
     def __call__(self, product: Product, b: PyTree, start: PyTree) -> tuple[PyTree, Any]:
         """q, |(H + damping) q - b|."""
@@ -104,7 +107,7 @@ class GMRES:
     restart: int = 20
 
     def __post_init__(self) -> None:
-        _check("GMRES", self.steps, self.damping)
+        _check("GMRES", {"steps": self.steps, "restart": self.restart}, self.damping, self.tolerance)
 
     def __call__(self, product: Product, b: PyTree, start: PyTree) -> tuple[PyTree, Any]:
         """q, |(H + damping) q - b|."""
@@ -139,7 +142,7 @@ class Neumann:
     damping: float = 0.0
 
     def __post_init__(self) -> None:
-        _check("Neumann", self.terms, self.damping)
+        _check("Neumann", {"terms": self.terms}, self.damping)
         if not self.scale > 0:
             raise InputError(f"Neumann: scale is {self.scale}, and must be positive.")
 
@@ -187,7 +190,7 @@ class ByOptimizer:
     form: Callable[[Product, PyTree, PyTree], PyTree] = least_squares
 
     def __post_init__(self) -> None:
-        _check("ByOptimizer", self.steps, self.damping)
+        _check("ByOptimizer", {"steps": self.steps}, self.damping)
 
     def __call__(self, product: Product, b: PyTree, start: PyTree) -> tuple[PyTree, Any]:
         """q, |(H + damping) q - b|."""
