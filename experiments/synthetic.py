@@ -45,8 +45,8 @@ FOOTNOTES = (
     f"mean distance over the trials ends below {CLOSE}, or does not, as the paper has it.",
     "E.1 does not tell by how much the steps of Penalty fall (here by 1/1.1 a stage), how ApproxGrad is damped (here "
     "by 1e-3), and the step of RMD's descent (here that of v).",
-    "Our settings: rates of every method from one grid of four; Penalty's limit of gamma, stages and rates from about 25 "
-    "settings more, on other trials. They show that one set of Penalty's settings solves all four examples, and are no "
+    "Our settings: rates of every method from one grid of four; Penalty's limit of gamma, stages and rates from about "
+    "25 settings more, on other trials. They show that one set of Penalty's settings solves all four examples, and are no "
     "even comparison with the others.",
 )
 
@@ -216,8 +216,8 @@ class Setup:
 
 # Appendix E.1, which does not tell how Penalty's steps fall by stage, ApproxGrad's damping and RMD's step.
 PAPER = Setup("E.1's settings", "_paper_settings", dict.fromkeys(METHODS[:4], Rates(1e-3, 1e-4)))
-# Each method's rates were chosen from one grid (u: 1e-3, 1e-2; v: 2e-3, 2e-2, by plain descent 1e-3, 1e-2), run whole at
-# T = 1 and in part at 10. With multipliers gamma can stay small, and the penalty's lower problem, which has
+# Each method's rates were chosen from one grid (u: 1e-3, 1e-2; v: 2e-3, 2e-2, by plain descent 1e-3, 1e-2), run whole
+# at T = 1 and in part at 10. With multipliers gamma can stay small, and the penalty's lower problem, which has
 # the square of g's condition number, stays as easy as it was.
 OWN = Setup(
     "our settings",
