@@ -1,0 +1,266 @@
+"""Figures of denoising runs and of experiments, drawn without any of pyplot's global state."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from bilevax.problem import InputError
+from bilevax.solvers import Info
+
+# Okabe and Ito's palette, which colour-blind readers can tell apart.
+BLUE, ORANGE, GREEN, RED, PURPLE, SKY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9"
+COLOURS = (BLUE, RED, GREEN, PURPLE, ORANGE, SKY)
+STYLE: dict[Any, Any] = {
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.titlesize": 11,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.labelsize": 10,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "#e4e4e4",
+    "grid.linewidth": 0.8,
+    "legend.frameon": False,
+    "legend.fontsize": 9,
+    "xtick.labelsize": 9,
+    "ytick.labelsize": 9,
+}
+DOTS_PER_INCH = 150
+
+
+class Panel(NamedTuple):
+    """One panel of `curve_panels`: `curves` (trials, k) over `x` (k,); `log` for a logarithmic y axis."""
+
+    title: str
+    x: Any
+    curves: Any
+    log: bool
+
+
+def contact_sheet(
+    images: Any, titles: Sequence[str], path: Path, heading: str = "", flags: Sequence[bool] | None = None
+) -> None:
+    """Small pictures in a grid, ten to a row, with a title above each.
+
+    Args:
+        images: (n, height, width) grey, or (n, height, width, 3 or 4) colour with values in 0..1.
+        titles: n short texts; line breaks are kept.
+        path: the PNG to write.
+        heading: one line above all.
+        flags: n truth values; where given, True frames a picture in red-orange and False in blue.
+
+    Raises:
+        InputError: no images, or not one title for each.
+    """
+    images = np.asarray(images)
+    n = len(images)
+    if n == 0 or len(titles) != n or (flags is not None and len(flags) != n):
+        raise InputError(f"contact_sheet: {n} images and {len(titles)} titles. At least one image, each with a title.")
+    columns = min(10, n)
+    rows = -(-n // columns)
+    lines = max(t.count("\n") for t in titles) + 1
+    cell = 1.0 + 0.16 * lines
+    top = 0.35 if heading else 0.1
+    height = rows * cell + top
+    figure = Figure(figsize=(max(1.12 * columns, 4.0), height))
+    figure.patch.set_facecolor("white")
+    with rc_context(STYLE):
+        grid = figure.subplots(
+            rows,
+            columns,
+            squeeze=False,
+            gridspec_kw={
+                "left": 0.01,
+                "right": 0.99,
+                "bottom": 0.08 / height,
+                "top": 1 - (top + 0.16 * lines) / height,
+                "hspace": (cell - 0.86) / 0.86,
+                "wspace": 0.12,
+            },
+        )
+    for i, axes in enumerate(grid.flat):
+        axes.grid(False)
+        axes.set_xticks([])
+        axes.set_yticks([])
+        if i >= n:
+            axes.axis("off")
+            continue
+        axes.imshow(images[i], cmap="gray_r", vmin=0, vmax=max(1.0, float(images.max())), interpolation="nearest")
+        axes.set_title(titles[i], fontsize=7.5, fontweight="normal", loc="center", pad=3, linespacing=1.1)
+        for spine in axes.spines.values():
+            spine.set_visible(True)
+            spine.set_color("#999999" if flags is None else RED if flags[i] else BLUE)
+            spine.set_linewidth(0.8 if flags is None else 2.0)
+    if heading:
+        figure.suptitle(heading, x=0.01, y=1 - 0.1 / height, ha="left", va="top", fontsize=11, fontweight="bold")
+    _save(figure, path)
+
+
+def weight_histogram(weights: Any, wrong: Any | None, path: Path) -> None:
+    """How the samples' weights are spread.
+
+    Args:
+        weights: (n,), in 0..1.
+        wrong: (n,) of bool, which labels are known to be wrong; None where that is not known.
+        path: the PNG to write.
+    """
+    weights = np.asarray(weights)
+    bins = np.linspace(0, 1, 41).tolist()
+    with rc_context(STYLE):
+        figure = Figure(figsize=(7, 3.8), layout="constrained")
+        axes = figure.subplots()
+        if wrong is None:
+            axes.hist(weights, bins, color=BLUE, edgecolor="white", linewidth=0.4)
+        else:
+            wrong = np.asarray(wrong, bool)
+            groups = [(weights[~wrong], BLUE, "right label", ""), (weights[wrong], RED, "wrong label", "///")]
+            for values, colour, name, hatch in groups:
+                axes.hist(
+                    values,
+                    bins,
+                    color=colour,
+                    alpha=0.75,
+                    edgecolor="white",
+                    linewidth=0.4,
+                    hatch=hatch,
+                    label=f"{name} ({len(values):,})",
+                )
+            axes.legend(loc="upper center")
+        axes.set(
+            xlim=(0, 1),
+            xlabel="weight (0: the sample is ignored, 1: it counts in full)",
+            ylabel="samples",
+            title=f"Weights of {len(weights):,} training samples",
+        )
+        axes.yaxis.set_major_locator(MaxNLocator(integer=True))
+    _save(figure, path)
+
+
+def convergence(histories: Mapping[str, Info], path: Path) -> None:
+    """Losses and gradient norms over the steps, one colour for each solver.
+
+    The thin pale line is each step (with minibatches, a noisy one), the strong one its running median.
+
+    Args:
+        histories: `Result.history` by the solver's name.
+        path: the PNG to write.
+    """
+    panels = [
+        ("Upper loss f", "loss", lambda h: h.upper_loss),
+        ("Lower loss g", "loss", lambda h: h.lower_loss),
+        ("Upper direction", "norm", lambda h: h.upper_grad_norm),
+        ("Lower gradient |∇ᵥg|", "norm", lambda h: h.lower_grad_norm),
+    ]
+    with rc_context(STYLE):
+        figure = Figure(figsize=(9, 6), layout="constrained")
+        for axes, (title, label, take) in zip(figure.subplots(2, 2, sharex=True).flat, panels, strict=True):
+            for colour, (name, history) in zip(_cycle(len(histories)), histories.items(), strict=True):
+                values = np.asarray(take(history), float)
+                x = np.arange(1, len(values) + 1)
+                axes.plot(x, values, color=colour, alpha=0.25, linewidth=0.6)
+                axes.plot(x, _running_median(values), color=colour, linewidth=1.8, label=name)
+            _log_where_possible(axes)
+            axes.set(title=title, ylabel=label)
+            axes.margins(x=0.01)
+        for axes in figure.axes[2:]:
+            axes.set_xlabel("step")
+        figure.axes[0].legend(loc="best")
+    _save(figure, path)
+
+
+def curve_panels(
+    panels: Sequence[Panel], path: Path, columns: int, x_label: str = "upper iterations", y_label: str = ""
+) -> None:
+    """A grid of panels: the mean over trials as a strong line, over each trial as a thin one.
+
+    Args:
+        panels: what to draw, row by row. Panels without a finite value stay empty and say so.
+        path: the PNG to write.
+        columns: panels in a row.
+        x_label, y_label: axis labels of the outer panels.
+
+    Raises:
+        InputError: no panels, or curves that do not fit their x.
+
+    Example:
+        >>> import tempfile, pathlib, numpy as np
+        >>> from bilevax.plots import Panel, curve_panels
+        >>> x = np.arange(100)
+        >>> panel = Panel("Penalty, T = 1", x, np.exp(-x / [[10.0], [20.0]]), log=True)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     curve_panels([panel], pathlib.Path(folder) / "curves.png", columns=1)
+    """
+    if not panels or columns < 1:
+        raise InputError(f"curve_panels: {len(panels)} panels in {columns} columns. Pass at least one of each.")
+    rows = -(-len(panels) // columns)
+    with rc_context(STYLE):
+        figure = Figure(figsize=(max(2.7 * columns, 4.5), 2.1 * rows + 0.4), layout="constrained")
+        grid = figure.subplots(rows, columns, squeeze=False)
+        for i, axes in enumerate(grid.flat):
+            if i >= len(panels):
+                axes.axis("off")
+                continue
+            _draw_panel(axes, panels[i])
+            if i % columns == 0:
+                axes.set_ylabel(y_label)
+            if i + columns >= len(panels):
+                axes.set_xlabel(x_label)
+    _save(figure, path)
+
+
+def _draw_panel(axes: Axes, panel: Panel) -> None:
+    x, curves = np.asarray(panel.x, float), np.atleast_2d(np.asarray(panel.curves, float))
+    if curves.shape[1:] != x.shape:
+        raise InputError(
+            f"Panel {panel.title!r}: curves have shape {curves.shape} and x {x.shape}; "
+            "curves must be (trials, k) and x (k,)."
+        )
+    axes.set_title(panel.title, fontsize=9.5)
+    if not np.isfinite(curves).any():
+        axes.text(0.5, 0.5, "no finite value", transform=axes.transAxes, ha="center", va="center", color="#777777")
+        return
+    drawn = np.where(np.isfinite(curves), curves, np.nan)
+    axes.plot(x, drawn.T, color=SKY, alpha=0.45, linewidth=0.7)
+    # A trial that has left the numbers takes the mean with it: say so by ending the line, not by averaging the rest.
+    axes.plot(x, drawn.mean(0), color=BLUE, linewidth=2.0)
+    if panel.log:
+        _log_where_possible(axes)
+    axes.margins(x=0.01)
+    axes.xaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 5, 10]))
+    axes.ticklabel_format(axis="x", style="sci", scilimits=(-3, 5))
+
+
+def _log_where_possible(axes: Axes) -> None:
+    values = np.concatenate([np.asarray(line.get_ydata(), float) for line in axes.get_lines()] or [np.ones(1)])
+    values = values[np.isfinite(values)]
+    if len(values) and (values > 0).any():
+        if (values > 0).all():
+            axes.set_yscale("log")
+        else:
+            axes.set_yscale("symlog", linthresh=float(np.abs(values[values != 0]).min()))
+
+
+def _running_median(values: np.ndarray) -> np.ndarray:
+    """Over a fiftieth of the steps around each, narrower at the ends."""
+    half = max(1, len(values) // 100)
+    padded = np.pad(values, half, constant_values=np.nan)
+    windows = np.lib.stride_tricks.sliding_window_view(padded, 2 * half + 1)
+    known = np.isfinite(windows).any(1)
+    result = np.full(len(values), np.nan)
+    result[known] = np.nanmedian(windows[known], axis=1)
+    return result
+
+
+def _cycle(n: int) -> list[str]:
+    return [COLOURS[i % len(COLOURS)] for i in range(n)]
+
+
+def _save(figure: Figure, path: Path) -> None:
+    figure.savefig(path, dpi=DOTS_PER_INCH, format="png")

@@ -1,0 +1,198 @@
+"""Progress bars, logs, and what they do when a solve resumes. Checkpoints: test_resume.py."""
+
+import json
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from bilevax import Alternating, Batch, InputError, Penalty, Problem, SolveError, Vectorized, solve
+from bilevax.callbacks import Checkpoint, JsonLines, Progress, TensorBoard
+
+PROBLEM = Problem(
+    upper_loss=lambda u, v, target: jnp.sum((v - target) ** 2), lower_loss=lambda u, v: jnp.sum((v - u) ** 2)
+)
+INFO = {"upper_loss", "lower_loss", "upper_grad_norm", "lower_grad_norm"}
+
+
+def run(steps=40, solver=None, **options):
+    target = Batch(upper=jnp.array([1.0, -1.0]))
+    solver = solver or Penalty(stage_steps=6)
+    return solve(
+        solver, PROBLEM, jnp.zeros(2), jnp.zeros(2), target, steps=steps, every=10, key=jax.random.key(0), **options
+    )
+
+
+def run_members(steps=40, **options):
+    """Three members; the last one's target is so far off that its loss overflows."""
+    target = Batch(upper=jnp.array([[1.0], [2.0], [1e200]]))
+    start = jnp.zeros((3, 1))
+    solver = Vectorized(Penalty(stage_steps=6))
+    return solve(solver, PROBLEM, start, start, target, steps=steps, every=10, key=jax.random.key(0), **options)
+
+
+def records(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_a_log_tells_each_visit_as_the_history_does(tmp_path):
+    path = tmp_path / "new folder" / "log.jsonl"
+    history = run(callbacks=[JsonLines(path)]).history
+    lines = records(path)
+    assert [line["step"] for line in lines] == [10, 20, 30, 40]
+    assert set(lines[0]) == {"step", "seconds", *INFO, "stage", "gamma", "stationarity"}
+    for line in lines:
+        at = line["step"] - 1
+        assert line["upper_loss"] == history.upper_loss[at]
+        assert line["lower_grad_norm"] == history.lower_grad_norm[at]
+        assert line["stage"] == history.extra["stage"][at]
+        assert isinstance(line["stage"], int)
+    seconds = [line["seconds"] for line in lines]
+    assert seconds == sorted(seconds)
+    assert seconds[0] > 0
+
+
+def test_a_log_of_members_holds_lists_and_nulls(tmp_path):
+    run_members(callbacks=[JsonLines(tmp_path / "log.jsonl")])
+    for line in records(tmp_path / "log.jsonl"):
+        assert [x is None for x in line["upper_loss"]] == [False, False, True]
+        assert len(line["stage"]) == 3
+
+
+def test_a_log_goes_on_where_a_resumed_solve_does(tmp_path):
+    path, save = tmp_path / "log.jsonl", Checkpoint(tmp_path / "saves")
+    log = JsonLines(path)
+    run(steps=20, callbacks=[save, log])
+    kept = path.read_text()
+    with path.open("a") as file:  # a visit after the last save, and one cut by the kill
+        file.write(json.dumps({"step": 30, "seconds": 9.0, "upper_loss": -1.0}) + "\n" + '{"step": 40, "sec')
+    result = run(callbacks=[save, log], resume=save)
+    lines = records(path)
+    assert path.read_text().startswith(kept)
+    assert [line["step"] for line in lines] == [10, 20, 30, 40]
+    assert [line["upper_loss"] for line in lines] == [result.history.upper_loss[line["step"] - 1] for line in lines]
+    assert lines[2]["seconds"] > lines[1]["seconds"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["log.jsonl", "saves"]
+
+
+def test_a_whole_record_without_its_newline_is_not_glued_to_the_next(tmp_path):
+    path, save = tmp_path / "log.jsonl", Checkpoint(tmp_path / "saves")
+    run(steps=20, callbacks=[save, JsonLines(path)])
+    path.write_text(path.read_text().rstrip("\n"))
+    run(callbacks=[save, JsonLines(path)], resume=save)
+    assert [line["step"] for line in records(path)] == [10, 30, 40]
+
+
+def test_a_new_solve_keeps_an_earlier_log(tmp_path):
+    path = tmp_path / "log.jsonl"
+    for _ in range(3):
+        run(callbacks=[JsonLines(path)])
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["log.jsonl", "log.jsonl.1", "log.jsonl.2"]
+    assert all(len(records(p)) == 4 for p in tmp_path.iterdir())
+
+
+def test_a_file_that_is_no_log_is_not_continued(tmp_path):
+    path, save = tmp_path / "mine.csv", Checkpoint(tmp_path / "saves")
+    run(steps=20, callbacks=[save])
+    path.write_text("a,b\n1,2\n")
+    with pytest.raises(InputError, match=r"line 1 of '.*mine.csv' is no record of a solve"):
+        run(callbacks=[save, JsonLines(path)], resume=save)
+    assert path.read_text() == "a,b\n1,2\n"
+
+
+def test_a_log_ends_with_the_last_finite_step(tmp_path):
+    """u falls by 0.01 a step, and the slope of sqrt(u) ends at zero."""
+    bad = Problem(lambda u, v: jnp.sum(jnp.sqrt(u) + v), lambda u, v: jnp.sum((v - u) ** 2))
+    path, start = tmp_path / "log.jsonl", jnp.full(1, 0.075)
+    options = {"steps": 100, "every": 5, "key": jax.random.key(0)}
+    with pytest.raises(SolveError) as caught:
+        solve(Alternating(), bad, start, start, callbacks=[JsonLines(path)], **options)
+    result = caught.value.result
+    assert result.steps == 8
+    last = records(path)[-1]
+    assert last["step"] == result.steps
+    assert last["upper_loss"] == result.history.upper_loss[-1]
+
+
+def test_progress_shows_losses_stage_and_rate(capsys):
+    result = run(callbacks=[Progress("mine")])
+    shown = capsys.readouterr().err
+    last = shown.rsplit("\r", 1)[-1]
+    assert "mine: 100%" in last
+    assert "40/40" in last
+    assert "step/s" in last
+    assert f"upper={result.history.upper_loss[-1]:.4g}" in last
+    assert f"lower={result.history.lower_loss[-1]:.4g}" in last
+    assert f"stage={result.history.extra['stage'][-1]}" in last
+
+
+def test_progress_without_stages_and_from_a_resumed_step(capsys, tmp_path):
+    save = Checkpoint(tmp_path)
+    run(steps=20, solver=Alternating(), callbacks=[save])
+    run(solver=Alternating(), callbacks=[Progress(), save], resume=save)
+    shown = capsys.readouterr().err
+    assert "20/40" in shown.split("\r")[1]
+    assert "40/40" in shown
+    assert "stage" not in shown
+
+
+def test_progress_of_members_shows_the_mean_of_the_finite(capsys):
+    result = run_members(callbacks=[Progress()])
+    mean = np.mean(result.history.upper_loss[-1][:2])
+    assert f"upper={mean:.4g}" in capsys.readouterr().err
+
+
+def test_tensorboard_events_hold_every_scalar(tmp_path):
+    board = pytest.importorskip("tensorboardX")
+    result = run(callbacks=[TensorBoard(tmp_path / "runs")])
+    found = {}
+    for path in (tmp_path / "runs").iterdir():
+        for event in read_events(path, board):
+            for value in event.summary.value:
+                found.setdefault(value.tag, {})[event.step] = value.simple_value
+    assert set(found) == {*INFO, "stage", "gamma", "stationarity"}
+    assert sorted(found["upper_loss"]) == [10, 20, 30, 40]
+    for step, value in found["upper_loss"].items():
+        np.testing.assert_allclose(value, result.history.upper_loss[step - 1], rtol=1e-6)
+
+
+def read_events(path, board):
+    """TFRecord: length (8 bytes), its checksum (4), the event, its checksum (4)."""
+    data = path.read_bytes()
+    while data:
+        n = int.from_bytes(data[:8], "little")
+        yield board.proto.event_pb2.Event.FromString(data[12 : 12 + n])
+        data = data[16 + n :]
+
+
+@pytest.mark.parametrize(
+    ("module", "make", "told"),
+    [
+        ("tensorboardX", TensorBoard, r"TensorBoard needs the package tensorboardX, .*'bilevax\[tensorboard\]'"),
+        ("tqdm.auto", lambda path: Progress(), r"Progress needs the package tqdm, .*'bilevax\[apps\]'"),
+    ],
+)
+def test_a_missing_package_is_named_with_its_extra(tmp_path, monkeypatch, module, make, told):
+    monkeypatch.setitem(sys.modules, module, None)
+    visits = []
+    with pytest.raises(InputError, match=told):
+        run(callbacks=[visits.append, make(tmp_path)])
+    assert visits == []
+
+
+def test_an_unwritable_directory_is_refused(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match=r"TensorBoard: directory is .* cannot be written"):
+        run(callbacks=[TensorBoard(tmp_path / "file" / "runs")])
+
+
+def test_nothing_is_imported_before_it_is_used():
+    code = (
+        "import sys, bilevax.callbacks as c; c.Progress(); c.Checkpoint('x'); c.TensorBoard('y'); "
+        "print([m for m in ('tqdm', 'orbax', 'tensorboardX') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

@@ -1,0 +1,333 @@
+"""The command line: what it writes, what it refuses, and how an interrupted run goes on."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+
+import numpy as np
+import pandas as pd
+import pytest
+from typer.testing import CliRunner
+
+import bilevax
+from bilevax import cli
+from bilevax.applications.denoising import STEPS
+from bilevax.tables import Labelled
+
+
+def bilevax_command(*arguments):
+    return CliRunner().invoke(cli.app, [str(a) for a in arguments])
+
+
+def refused(*arguments) -> str:
+    """The sentence with which bad input is refused."""
+    result = bilevax_command(*arguments)
+    assert result.exit_code == 2, result.output
+    assert isinstance(result.exception, SystemExit)
+    assert "Traceback" not in result.output
+    assert result.stderr.strip().endswith((".", "?"))
+    return result.stderr
+
+
+@pytest.fixture
+def frames():
+    """Two blobs; 30 of 150 training labels are turned round."""
+    rng = np.random.default_rng(0)
+
+    def draw(n):
+        kind = rng.integers(0, 2, n)
+        x = rng.normal(size=(n, 2)) + 3 * kind[:, None]
+        place = np.where(rng.random(n) < 0.5, "here", "there")
+        return pd.DataFrame(
+            {"width": x[:, 0], "height": 100 * x[:, 1], "place": place, "kind": np.array(["cat", "dog"])[kind]}
+        )
+
+    train, clean, test = draw(150), draw(40), draw(100)
+    train.loc[:29, "kind"] = train["kind"][:30].map({"cat": "dog", "dog": "cat"})
+    return train, clean, test
+
+
+@pytest.fixture
+def files(tmp_path, frames):
+    paths = [tmp_path / f"{name}.csv" for name in ("train", "clean", "test")]
+    for frame, path in zip(frames, paths, strict=True):
+        frame.to_csv(path, index=False)
+    return paths
+
+
+def test_version():
+    result = bilevax_command("--version")
+    assert (result.exit_code, result.stdout) == (0, f"bilevax {bilevax.__version__}\n")
+
+
+def test_users_csv_with_a_test_file(tmp_path, files, frames):
+    train, clean, test = files
+    out = tmp_path / "deep" / "out"
+    result = bilevax_command("denoise", train, "--clean", clean, "--test", test, "--target", "kind", "--out", out)
+    assert result.exit_code == 0, result.output
+    assert "place (2 values)" in result.stdout
+    assert "150 training samples, 40 clean, 100 test samples" in " ".join(result.stdout.split())
+    assert sorted(p.name for p in out.iterdir()) == [
+        "convergence.png",
+        "results.json",
+        "suspects.csv",
+        "weights.png",
+    ]
+
+    suspects = pd.read_csv(out / "suspects.csv")
+    assert list(suspects.columns) == ["row", "given_label", "weight", "rank", "believed_label", "suspect"]
+    assert suspects["rank"].tolist() == list(range(1, 151))
+    in_order = suspects.sort_values("row")
+    assert in_order["given_label"].tolist() == frames[0]["kind"].tolist()
+    assert suspects["weight"].between(0, 1).all()
+    wrong = np.arange(150) < 30
+    found = (in_order["suspect"] == "yes").to_numpy()
+    assert (found & wrong).sum() >= 27
+    assert (found & ~wrong).sum() <= 6
+    believed = in_order["believed_label"].map({"cat": "dog", "dog": "cat"}).to_numpy()
+    assert (believed == frames[0]["kind"])[wrong].sum() >= 27
+
+    report = json.loads((out / "results.json").read_text())
+    methods = {m["method"]: m for m in report["methods"]}
+    assert list(methods) == ["all labels as given", "clean set only", "Penalty", "ApproxGrad"]
+    assert all(m["test_accuracy"] > 0.9 for name, m in methods.items() if name != "all labels as given")
+    assert methods["Penalty"]["suspects"] == found.sum()
+    assert methods["Penalty"]["precision"] is None
+    assert f"{methods['Penalty']['test_accuracy']:.1%}" in result.stdout
+    assert report["data"] == {
+        "title": str(train),
+        "train": 150,
+        "clean": 40,
+        "test": 100,
+        "features": 4,
+        "classes": 2,
+        "wrong_labels": None,
+    }
+    assert (report["seed"], report["settings"]["steps"]) == (0, STEPS)
+    assert report["versions"]["bilevax"] == bilevax.__version__
+    assert report["settings"]["train"]["file"] == str(train)
+    assert report["wall_seconds"] > sum(m["seconds"] for m in report["methods"]) / 2
+
+
+def test_npz_of_images_with_some_clean_samples_held_out(tmp_path):
+    rng = np.random.default_rng(0)
+    for name, n in (("train", 60), ("clean", 20)):
+        y = np.arange(n) % 2
+        X = rng.random((n, 6, 5))
+        X[y == 1, :, 3:] += 2
+        np.savez(tmp_path / f"{name}.npz", X=X, y=y)
+    command = ["denoise", tmp_path / "train.npz", "--clean", tmp_path / "clean.npz", "--steps", 2]
+    result = bilevax_command(*command, "--batch-size", 30, "--hold-out", 0.25, "--out", tmp_path / "out")
+    assert result.exit_code == 0, result.output
+    assert "set aside from the clean set" in " ".join(result.stdout.split())
+    assert (tmp_path / "out" / "contact_sheet.png").is_file()
+    report = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert (report["data"]["clean"], report["data"]["test"]) == (15, 5)
+    assert all(m["test_accuracy"] >= 0.8 for m in report["methods"])
+
+
+def test_out_that_cannot_be_written(tmp_path, files):
+    (tmp_path / "file").write_text("")
+    started = time.perf_counter()
+    for out in (tmp_path / "file", tmp_path / "file" / "below"):
+        assert f"--out {out} cannot be written to" in refused("denoise", "--out", out)
+    assert time.perf_counter() - started < 2  # nothing was computed
+    if os.geteuid() != 0:
+        (tmp_path / "locked").mkdir(mode=0o500)
+        assert "Permission denied" in refused("denoise", "--out", tmp_path / "locked")
+
+
+def denoise_refused(tmp_path, files, *more) -> str:
+    return refused("denoise", files[0], "--clean", files[1], "--target", "kind", "--out", tmp_path / "out", *more)
+
+
+def test_arguments_that_need_others(tmp_path, files):
+    assert "without --clean" in refused("denoise", files[0], "--target", "kind", "--out", tmp_path / "out")
+    assert "needs --target" in refused("denoise", files[0], "--clean", files[1], "--out", tmp_path / "out")
+    assert "--clean is given without TRAIN" in refused("denoise", "--clean", files[1], "--out", tmp_path / "out")
+    assert "--target is given without TRAIN" in refused("denoise", "--target", "kind", "--out", tmp_path / "out")
+
+
+def test_csv_without_the_target_column(tmp_path, files, frames):
+    frames[1].rename(columns={"kind": "sort"}).to_csv(files[1], index=False)
+    text = denoise_refused(tmp_path, files)
+    assert f"--clean ({files[1]}) has no column 'kind'" in text
+    assert "'width', 'height', 'place', 'sort'" in text
+
+
+def test_one_class(tmp_path, files, frames):
+    frames[0].assign(kind="cat").to_csv(files[0], index=False)
+    assert "one class only ('cat')" in denoise_refused(tmp_path, files)
+
+
+def test_missing_values(tmp_path, files, frames):
+    frame = frames[0].copy()
+    frame.loc[[1, 2, 3], "width"] = np.nan
+    frame.loc[4, "kind"] = None
+    frame.to_csv(files[0], index=False)
+    assert "'width': 3, 'kind': 1" in denoise_refused(tmp_path, files)
+
+
+def test_clean_label_that_the_training_set_lacks(tmp_path, files, frames):
+    frame = frames[1].copy()
+    frame.loc[0, "kind"] = "fox"
+    frame.to_csv(files[1], index=False)
+    text = denoise_refused(tmp_path, files)
+    assert "lacks: 'fox'" in text
+    assert "'cat', 'dog'" in text
+
+
+def test_columns_that_differ(tmp_path, files, frames):
+    frames[1].drop(columns="place").to_csv(files[1], index=False)
+    assert "lacks 'place'" in denoise_refused(tmp_path, files)
+
+
+def test_files_that_are_not_there_or_not_known(tmp_path, files):
+    gone = tmp_path / "gone.csv"
+    assert "No such file" in refused("denoise", gone, "--clean", files[1], "--target", "kind", "--out", tmp_path / "o")
+    other = tmp_path / "train.xlsx"
+    other.write_bytes(b"PK")
+    text = refused("denoise", other, "--clean", files[1], "--target", "kind", "--out", tmp_path / "o")
+    assert "'.xlsx', which is not known" in text
+    np.savez(tmp_path / "a.npz", y=np.arange(4))
+    text = refused("denoise", tmp_path / "a.npz", "--clean", files[1], "--out", tmp_path / "o")
+    assert "has no array 'X'" in text
+
+
+def test_clean_samples_too_few_to_hold_any_out(tmp_path, files, frames):
+    frames[1].groupby("kind").head(1).to_csv(files[1], index=False)
+    assert "--hold-out 0.5 cannot be taken from 2" in denoise_refused(tmp_path, files, "--hold-out", 0.5)
+
+
+def test_fewer_samples_than_a_batch(tmp_path, files):
+    text = denoise_refused(tmp_path, files, "--batch-size", 151)
+    assert "150 samples, fewer than one batch of 151" in text
+    assert not (tmp_path / "out" / "checkpoints").exists()
+
+
+def test_a_failed_solve_is_told_in_words(tmp_path, files, monkeypatch):
+    from bilevax.applications import denoising
+
+    def fail(self, *data):
+        raise bilevax.SolveError("Step 7 of 9: a step gave a NaN.", None)
+
+    monkeypatch.setattr(denoising.DenoisingClassifier, "fit", fail)
+    command = ["denoise", files[0], "--clean", files[1], "--target", "kind", "--out", tmp_path / "out"]
+    result = bilevax_command(*command)
+    assert result.exit_code == 1
+    assert "The solve failed. Step 7 of 9" in result.stderr
+
+
+def test_interrupted_run_on_the_digits_is_kept_and_resumed(tmp_path):
+    """Ctrl-C in a true process, once a checkpoint is there."""
+    command = [sys.executable, "-c", "from bilevax.cli import main; main()"]
+    command += ["denoise", "--steps", "200", "--out", str(tmp_path)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    saves = tmp_path / "checkpoints" / "penalty"
+    deadline = time.monotonic() + 120
+    while not any(path.name.isdecimal() and int(path.name) >= 10 for path in saves.glob("*")):
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130, errors
+    assert "Traceback" not in errors
+    assert "To go on with it: bilevax denoise" in errors
+    assert errors.strip().endswith("--resume")
+    assert 10 <= max(int(path.name) for path in saves.iterdir() if path.name.isdecimal()) <= 200
+    assert not (tmp_path / "results.json").exists()
+
+    arguments = command[3:]
+    assert "holds an interrupted run" in refused(*arguments)
+    assert "had other settings (seed)" in refused(*arguments, "--resume", "--seed", 1)
+
+    resumed = subprocess.run([*command, "--resume"], capture_output=True, text=True, timeout=120, check=False)
+    assert resumed.returncode == 0, resumed.stderr
+    assert "Penalty:   0%|" not in resumed.stderr  # the bar starts where the run was interrupted
+    assert "ApproxGrad:   0%|" in resumed.stderr
+    assert "40% of the labels wrong" in " ".join(resumed.stdout.split())
+    assert not (tmp_path / "checkpoints").exists()
+    assert (tmp_path / "contact_sheet.png").stat().st_size > 10_000
+    report = json.loads((tmp_path / "results.json").read_text())
+    assert report["resumed"]
+    assert report["data"]["wrong_labels"] == 400
+    methods = {m["method"]: m for m in report["methods"]}
+    assert methods["oracle: right labels"]["test_accuracy"] > methods["all labels as given"]["test_accuracy"]
+    assert methods["Penalty"]["precision"] > 0.85
+    assert methods["Penalty"]["recall"] > 0.9
+    assert len(pd.read_csv(tmp_path / "suspects.csv")) == 1000
+
+
+CATALOG = """
+from typing import NamedTuple
+
+class Settings(NamedTuple):
+    quick: bool
+    medium: bool
+    seeds: int | None
+    solver: str | None
+    out: object
+
+class Experiment(NamedTuple):
+    title: str
+    run: object
+
+def _run(settings):
+    (settings.out / "ran.txt").write_text(repr(settings[:4]))
+
+EXPERIMENTS = {"figure1": Experiment("Four examples", _run), "table4": Experiment("Accuracies", _run)}
+"""
+
+
+@pytest.fixture
+def checkout(tmp_path, monkeypatch):
+    """A directory with a catalog of experiments, and we in it."""
+    (tmp_path / "experiments").mkdir()
+    (tmp_path / "experiments" / "__init__.py").write_text("")
+    (tmp_path / "experiments" / "catalog.py").write_text(textwrap.dedent(CATALOG))
+    before = {name: module for name, module in sys.modules.items() if name.partition(".")[0] == "experiments"}
+    for name in before:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.chdir(tmp_path)
+    yield tmp_path
+    for name in [name for name in sys.modules if name.partition(".")[0] == "experiments"]:
+        del sys.modules[name]
+
+
+def test_reproduce_lists_and_runs(checkout):
+    result = bilevax_command("reproduce", "--list")
+    assert result.exit_code == 0, result.output
+    assert "figure1" in result.stdout
+    assert "Four examples" in result.stdout
+    result = bilevax_command("reproduce", "table4", "--quick", "--seeds", 3, "--solver", "Penalty")
+    assert result.exit_code == 0, result.output
+    assert (checkout / "out" / "table4" / "ran.txt").read_text() == "(True, False, 3, 'Penalty')"
+
+
+def test_reproduce_refusals(checkout):
+    for arguments in (["figure9"], []):
+        assert "Pass one of figure1, table4." in refused("reproduce", *arguments)
+    assert "Choose one" in refused("reproduce", "table4", "--quick", "--medium")
+    (checkout / "file").write_text("")
+    assert "cannot be written to" in refused("reproduce", "table4", "--out", checkout / "file")
+
+
+def test_reproduce_outside_of_a_checkout(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(bilevax, "__file__", str(tmp_path / "site-packages" / "bilevax" / "__init__.py"))
+    assert "Clone the repository" in refused("reproduce", "--list")
+
+
+def test_table_without_a_test_set_says_how_to_get_one():
+    y = np.array(["cat", "dog"])
+    data = Labelled("pets.csv", np.eye(2), y, np.eye(2), y, None, None, None, None, ())
+    table = cli._table(data, [cli.Row("Penalty", None, 1, None, None, 2.0)], hold_out=0.0)
+    assert "--hold-out 0.25" in str(table.caption)
+    assert "no test set" in str(table.title)
+    assert [next(iter(column.cells)) for column in table.columns] == ["Penalty", "–", "1", "–", "–", "2.0"]

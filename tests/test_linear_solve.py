@@ -1,0 +1,178 @@
+"""Linear solves: right where the matrix is kind, finite and truthful where it is not."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import bilevax as bx
+from bilevax import linear_solve as ls
+
+DAMPING = 0.3
+# A well-conditioned matrix (eigenvalues 1 to 5): all of them can solve it to rounding, given their steps.
+PATIENT = {
+    "cg": ls.CG(60, 1e-14, DAMPING),
+    "gmres": ls.GMRES(30, 1e-14, DAMPING, restart=12),
+    "neumann": ls.Neumann(400, 0.3, DAMPING),
+    "least_squares": ls.ByOptimizer(optax.sgd(0.06), 1500, DAMPING),
+    "quadratic": ls.ByOptimizer(optax.sgd(0.3), 400, DAMPING, ls.quadratic),
+    "adam": ls.ByOptimizer(optax.adam(optax.exponential_decay(0.1, 100, 0.5)), 3000, DAMPING, ls.quadratic),
+}
+HASTY = {
+    "cg": ls.CG(),
+    "gmres": ls.GMRES(),
+    "neumann": ls.Neumann(),
+    "least_squares": ls.ByOptimizer(),
+    "quadratic": ls.ByOptimizer(optax.sgd(0.1), form=ls.quadratic),
+    "diverging": ls.ByOptimizer(optax.sgd(1e3), 400),
+}
+patient = pytest.mark.parametrize("solve", PATIENT.values(), ids=PATIENT)
+hasty = pytest.mark.parametrize("solve", HASTY.values(), ids=HASTY)
+dtypes = pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64], ids=["float32", "float64"])
+
+
+def matrix(low=1.0, high=5.0, n=12, seed=0):
+    rng = np.random.default_rng(seed)
+    q, _ = np.linalg.qr(rng.normal(size=(n, n)))
+    return (q * np.linspace(low, high, n)) @ q.T, rng.normal(size=n)
+
+
+def run(solve, a, b, start=None):
+    start = jnp.zeros_like(b) if start is None else start
+    return jax.jit(lambda a, b, start: solve(lambda q: a @ q, b, start))(a, b, start)
+
+
+@dtypes
+@patient
+def test_solves_a_damped_system(solve, dtype):
+    a, b = matrix()
+    wanted = np.linalg.solve(a + DAMPING * np.eye(len(b)), b)
+    q, residual = run(solve, jnp.asarray(a, dtype), jnp.asarray(b, dtype))
+    assert q.dtype == dtype
+    error = np.linalg.norm(q - wanted) / np.linalg.norm(wanted)
+    assert error < (1e-8 if dtype == jnp.float64 else 1e-5), f"{solve}: relative error {error:.1e}"
+    true = np.linalg.norm((a + DAMPING * np.eye(len(b))) @ np.asarray(q, float) - b)
+    assert float(residual) == pytest.approx(true, rel=1e-3, abs=1e-5 if dtype == jnp.float32 else 1e-12)
+
+
+@patient
+def test_pytrees_and_vmap(solve):
+    a, _ = matrix()
+    bs = np.random.default_rng(1).normal(size=(3, 12))
+
+    def tree(x):
+        return {"w": x[:8].reshape(2, 4), "b": x[8:]}
+
+    def flat(t):
+        return jnp.concatenate([t["w"].ravel(), t["b"]])
+
+    def one(b):
+        q, residual = solve(lambda t: tree(a @ flat(t)), tree(b), tree(jnp.zeros(12)))
+        return flat(q), residual
+
+    q, residual = jax.jit(jax.vmap(one))(jnp.asarray(bs))
+    wanted = np.linalg.solve(a + DAMPING * np.eye(12), bs.T).T
+    np.testing.assert_allclose(q, wanted, atol=1e-8)
+    assert residual.shape == (3,)
+    assert np.all(np.asarray(residual) < 1e-7)
+
+
+# name: (matrix, right-hand side, start)
+HOSTILE = {
+    "zero matrix": (np.zeros((12, 12)), np.ones(12), np.zeros(12)),
+    "zero right-hand side": (matrix()[0], np.zeros(12), np.ones(12)),
+    "negative": (-matrix()[0], np.ones(12), np.zeros(12)),
+    "indefinite": (matrix(-4.0, 5.0)[0], np.ones(12), np.zeros(12)),
+    "singular": (matrix(0.0, 5.0)[0], np.ones(12), np.zeros(12)),
+    # p'Ap = 0 in the first step of conjugate gradients
+    "breakdown": (np.diag([1.0, -1.0] * 6), np.ones(12), np.zeros(12)),
+    "huge": (1e30 * matrix()[0], np.ones(12), np.ones(12)),
+    "NaN": (np.full((12, 12), np.nan), np.ones(12), np.zeros(12)),
+    "kind": (np.eye(12), np.ones(12), np.zeros(12)),
+}
+
+
+@dtypes
+@hasty
+def test_finite_and_truthful_whatever_the_matrix(solve, dtype):
+    """All under one vmap, where a hostile member must not spoil its neighbour either."""
+    stacked = [jnp.asarray(np.stack(x), dtype) for x in zip(*HOSTILE.values(), strict=True)]
+    qs, residuals = jax.jit(jax.vmap(lambda a, b, start: solve(lambda q: a @ q, b, start)))(*stacked)
+    assert qs.dtype == dtype
+    for name, a, b, q, residual in zip(HOSTILE, *stacked[:2], qs, residuals, strict=True):
+        a, b, q = (np.asarray(x, float) for x in (a, b, q))
+        size = np.linalg.norm(b)
+        assert np.all(np.isfinite(q)), f"{name}: {q}"
+        assert 0 <= residual <= size * (1 + 1e-6), f"{name}: {residual} above |b| = {size}"
+        if name == "zero right-hand side":
+            assert np.all(q == 0)
+        if name == "NaN":
+            assert np.all(q == 0)
+            assert float(residual) == pytest.approx(size, rel=1e-6)
+        else:
+            rounding = 20 * float(jnp.finfo(dtype).eps) * (np.linalg.norm(a) * np.linalg.norm(q) + size)
+            true = np.linalg.norm(a @ q - b)
+            assert abs(float(residual) - true) <= rounding, f"{name}: told {residual}, truly {true}"
+    alone, _ = run(solve, *(x[-1] for x in stacked))
+    np.testing.assert_allclose(qs[-1], alone, rtol=1e-5, atol=1e-6)
+
+
+def test_cg_alone_breaks_down_where_the_safeguard_holds():
+    """diag(1, -1) q = (1, 1): the first step of conjugate gradients divides by p'Ap = 0."""
+    q, residual = run(ls.CG(), jnp.diag(jnp.array([1.0, -1.0])), jnp.ones(2))
+    assert np.all(np.isfinite(q))
+    assert residual <= np.sqrt(2) * (1 + 1e-12)
+
+
+def test_gmres_solves_the_indefinite_system():
+    a, b = matrix(-4.0, 5.0)
+    q, residual = run(ls.GMRES(10, 1e-12, restart=12), a, b)
+    np.testing.assert_allclose(q, np.linalg.solve(a, b), rtol=1e-8)
+    assert residual < 1e-9
+
+
+@pytest.mark.parametrize("solve", [s for s in PATIENT.values() if not isinstance(s, ls.Neumann)])
+def test_a_start_at_the_solution_stays_there(solve):
+    a, b = matrix()
+    wanted = np.linalg.solve(a + DAMPING * np.eye(12), b)
+    q, residual = run(dataclasses.replace(solve, steps=3), a, b, jnp.asarray(wanted))
+    np.testing.assert_allclose(q, wanted, atol=1e-12)
+    assert residual < 1e-12
+
+
+@pytest.mark.parametrize("solve", [ls.CG(3), ls.ByOptimizer(optax.sgd(0.06), 3)], ids=["cg", "sgd"])
+def test_a_warm_start_helps(solve):
+    a, b = matrix()
+    near = np.linalg.solve(a, b) + 1e-4
+    assert run(solve, a, b, jnp.asarray(near))[1] < 0.01 * run(solve, a, b)[1]
+
+
+def test_neumann_is_its_series():
+    a, b = matrix()
+    q, _ = run(ls.Neumann(3, 0.1), a, b)
+    m = np.eye(12) - 0.1 * a
+    np.testing.assert_allclose(q, 0.1 * (b + m @ b + m @ m @ b + m @ m @ m @ b), rtol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("make", "named"),
+    [
+        (lambda: ls.CG(steps=0), "CG: steps is 0"),
+        (lambda: ls.CG(steps=2.0), "CG: steps is 2.0"),
+        (lambda: ls.CG(damping=-1.0), "CG: damping is -1.0"),
+        (lambda: ls.CG(damping=float("nan")), "CG: damping is nan"),
+        (lambda: ls.CG(tolerance=0.0), "CG: tolerance is 0.0"),
+        (lambda: ls.GMRES(steps=True), "GMRES: steps is True"),
+        (lambda: ls.GMRES(tolerance=-1e-3), "GMRES: tolerance is -0.001"),
+        (lambda: ls.GMRES(restart=0), "GMRES: restart is 0"),
+        (lambda: ls.Neumann(terms=-1), "Neumann: terms is -1"),
+        (lambda: ls.Neumann(scale=0.0), "Neumann: scale is 0.0"),
+        (lambda: ls.ByOptimizer(steps=0), "ByOptimizer: steps is 0"),
+    ],
+)
+def test_bad_arguments_are_named(make, named):
+    with pytest.raises(bx.InputError, match=named):
+        make()

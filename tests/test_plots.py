@@ -1,0 +1,143 @@
+"""Figures are files that show what was handed over; bad input is refused in words."""
+
+import matplotlib as mpl
+import numpy as np
+import pytest
+from matplotlib import pyplot
+from matplotlib.figure import Figure
+from PIL import Image
+
+from bilevax import Info, InputError, plots
+from bilevax.plots import Panel
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+    """The figures that were saved, to look inside."""
+    figures = []
+    save = Figure.savefig
+
+    def keep(self, *arguments, **options):
+        figures.append(self)
+        return save(self, *arguments, **options)
+
+    monkeypatch.setattr(Figure, "savefig", keep)
+    return figures
+
+
+def size(path):
+    with Image.open(path) as image:
+        assert image.format == "PNG"
+        assert len(np.unique(np.asarray(image.convert("L")))) > 10  # something is drawn
+        return image.size
+
+
+def test_contact_sheet_shows_every_image_under_its_title(tmp_path, drawn):
+    images = np.random.default_rng(0).random((13, 8, 8))
+    flags = np.arange(13) < 9
+    plots.contact_sheet(images, [f"row {i}\n3 → 8" for i in range(13)], tmp_path / "a.png", "Suspects", flags.tolist())
+    width, height = size(tmp_path / "a.png")
+    assert width > 1000
+    assert height > 300
+    (figure,) = drawn
+    shown = [axes for axes in figure.axes if axes.get_images()]
+    assert [axes.get_title() for axes in shown] == [f"row {i}\n3 → 8" for i in range(13)]
+    for axes, image in zip(shown, images, strict=True):
+        np.testing.assert_array_equal(axes.get_images()[0].get_array(), image)
+    frames = [axes.spines["left"].get_edgecolor() for axes in shown]
+    assert len(set(frames[:9])) == len(set(frames[9:])) == 1
+    assert frames[0] != frames[9]
+    assert figure.get_suptitle() == "Suspects"
+
+
+@pytest.mark.parametrize("shape", [(1, 5, 7), (4, 32, 32, 3)])
+def test_contact_sheet_of_other_shapes(tmp_path, shape):
+    plots.contact_sheet(np.random.default_rng(0).random(shape), ["a"] * shape[0], tmp_path / "a.png")
+    size(tmp_path / "a.png")
+
+
+def test_contact_sheet_refuses_what_does_not_fit(tmp_path):
+    for images, titles in ((np.zeros((0, 8, 8)), []), (np.zeros((2, 8, 8)), ["one"])):
+        with pytest.raises(InputError, match="images and"):
+            plots.contact_sheet(images, titles, tmp_path / "a.png")
+    assert not (tmp_path / "a.png").exists()
+
+
+def test_weight_histogram_counts_every_sample(tmp_path, drawn):
+    weights = np.concatenate([np.linspace(0, 0.3, 40), np.linspace(0.7, 1, 60)])
+    plots.weight_histogram(weights, np.arange(100) < 40, tmp_path / "a.png")
+    plots.weight_histogram(weights, None, tmp_path / "b.png")
+    size(tmp_path / "a.png")
+    size(tmp_path / "b.png")
+    split, whole = drawn
+    counts = [sum(bar.get_height() for bar in bars.patches) for bars in split.axes[0].containers]
+    assert counts == [60, 40]
+    assert [text.get_text() for text in split.axes[0].get_legend().get_texts()] == [
+        "right label (60)",
+        "wrong label (40)",
+    ]
+    assert sum(bar.get_height() for bar in whole.axes[0].patches) == 100
+    assert "100" in whole.axes[0].get_title(loc="left")
+
+
+def history(n, rate):
+    falling = np.exp(-rate * np.arange(n))
+    return Info(falling, 2 * falling, 3 * falling, np.where(np.arange(n) < n - 1, falling, np.nan), {})
+
+
+def test_convergence_draws_each_solver_in_its_own_colour(tmp_path, drawn):
+    plots.convergence({"Penalty": history(300, 0.01), "ApproxGrad": history(200, 0.02)}, tmp_path / "a.png")
+    size(tmp_path / "a.png")
+    panels = drawn[0].axes
+    assert len(panels) == 4
+    for axes in panels:
+        first, first_median, second, _ = axes.get_lines()
+        assert (len(first.get_xdata()), len(second.get_xdata())) == (300, 200)
+        assert first.get_color() == first_median.get_color() != second.get_color()
+        assert axes.get_yscale() == "log"
+    np.testing.assert_allclose(panels[0].get_lines()[1].get_ydata()[150], np.exp(-1.5), rtol=1e-6)
+    assert {text.get_text() for text in panels[0].get_legend().get_texts()} == {"Penalty", "ApproxGrad"}
+
+
+def test_convergence_of_losses_that_turn_negative(tmp_path, drawn):
+    falling = np.linspace(2, -3, 50)
+    plots.convergence({"Penalty": Info(falling, falling, falling, falling, {})}, tmp_path / "a.png")
+    assert drawn[0].axes[0].get_yscale() == "symlog"
+
+
+def test_curve_panels_draw_the_mean_over_the_trials(tmp_path, drawn):
+    x = np.arange(0, 40_001, 400)
+    trials = np.exp(-x / np.array([[2000.0], [4000.0], [8000.0]]))
+    left_the_numbers = trials.copy()
+    left_the_numbers[1, 50:] = np.inf
+    panels = [
+        Panel("fine", x, trials, log=True),
+        Panel("linear", x, trials, log=False),
+        Panel("one trial diverges", x, left_the_numbers, log=True),
+        Panel("all diverge", x, np.full_like(trials, np.nan), log=True),
+        Panel("a single curve", x, trials[0], log=False),
+    ]
+    plots.curve_panels(panels, tmp_path / "a.png", columns=2, y_label="distance")
+    size(tmp_path / "a.png")
+    fine, linear, diverging, empty, single, _ = drawn[0].axes
+    assert [len(axes.get_lines()) for axes in (fine, diverging, empty, single)] == [4, 4, 0, 2]
+    np.testing.assert_allclose(fine.get_lines()[-1].get_ydata(), trials.mean(0))
+    assert np.isnan(diverging.get_lines()[-1].get_ydata()[50:]).all()
+    assert (fine.get_yscale(), linear.get_yscale()) == ("log", "linear")
+    assert empty.texts[0].get_text() == "no finite value"
+    assert fine.get_ylabel() == "distance"
+    assert single.get_xlabel() == "upper iterations"
+
+
+def test_curve_panels_refuse_what_does_not_fit(tmp_path):
+    with pytest.raises(InputError, match=r"curves have shape \(2, 3\) and x \(4,\)"):
+        plots.curve_panels([Panel("a", np.arange(4), np.zeros((2, 3)), False)], tmp_path / "a.png", 1)
+    with pytest.raises(InputError, match="0 panels"):
+        plots.curve_panels([], tmp_path / "a.png", 1)
+
+
+def test_no_global_state_is_touched(tmp_path):
+    before = dict(mpl.rcParams)
+    plots.weight_histogram(np.linspace(0, 1, 9), None, tmp_path / "a.png")
+    assert dict(mpl.rcParams) == before
+    assert pyplot.get_fignums() == []
