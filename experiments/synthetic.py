@@ -46,8 +46,8 @@ FOOTNOTES = (
     "E.1 does not tell by how much the steps of Penalty fall (here by 1/1.1 a stage), how ApproxGrad is damped (here "
     "by 1e-3), and the step of RMD's descent (here that of v).",
     "Our settings: rates of every method from one grid of four; Penalty's limit of gamma, stages and rates from about "
-    "25 settings more, on other trials. They show that one set of Penalty's settings solves all four examples, and are no "
-    "even comparison with the others.",
+    "25 settings more, on other trials. They show that one set of Penalty's settings solves all four examples, and "
+    "are no even comparison with the others.",
 )
 
 

@@ -13,6 +13,7 @@ from bilevax.problem import PerMove as PerMove
 from bilevax.problem import Problem as Problem
 from bilevax.solve import Result as Result
 from bilevax.solve import SolveError as SolveError
+from bilevax.solve import SolveInterrupted as SolveInterrupted
 from bilevax.solve import Status as Status
 from bilevax.solve import solve as solve
 from bilevax.solvers import Alternating as Alternating
