@@ -189,9 +189,10 @@ def test_penalty_direction_at_its_minimiser_is_equation_9_there():
     for gamma in (0.1, 1.0, 10.0, 1e4):
         v = pair().penalty_minimiser(gamma)
         found = penalty_direction(gamma, v)
-        assert relative(found.direction, pair().hypergradient(v)) < 1e-9
+        # gamma H^2 multiplies the rounding of v.
+        assert relative(found.direction, pair().hypergradient(v)) < 1e-8
         assert found.direction_error is not None
-        assert found.direction_error < 1e-9
+        assert found.direction_error < 1e-8
         assert found.direction_cosine == pytest.approx(1, abs=1e-12)
 
 
