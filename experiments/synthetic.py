@@ -35,7 +35,7 @@ from experiments.contract import Row, Settings, pick, show, write_results
 SIZE, RANK, BOUND = 10, 5, 5.0
 STEPS, TRIALS, LOWER_STEPS = 40_000, 20, (1, 5, 10)
 QUICK_STEPS, QUICK_TRIALS = 20_000, 5
-VISITS = 200
+VISITS = 100
 CLOSE = 0.05  # a method counts as converged where its mean distance ends below
 THREADS = 2
 FLOOR = 1e-6  # of the logarithmic axes; float32 reaches no further

@@ -35,6 +35,13 @@ SOLVERS = [
 FINDS_SOLUTIONS = SOLVERS[1:]
 
 
+EVERY = 50  # the same in all tests, so that they share a compiled program
+
+
+def run(solver, problem, u, v, batch, steps, key):
+    return bx.solve(solver, problem, u, v, batch, steps=steps, every=EVERY, key=key)
+
+
 def name(solver):
     return repr(type(solver).__name__) + str(SOLVERS.index(solver))
 
@@ -62,7 +69,7 @@ def solution():
 
 @pytest.mark.parametrize("solver", FINDS_SOLUTIONS, ids=name)
 def test_reaches_the_bilevel_solution(solver, key):
-    result = bx.solve(solver, PROBLEM, *START, BATCH, steps=4000, key=key)
+    result = run(solver, PROBLEM, *START, BATCH, 4000, key)
     np.testing.assert_allclose(result.u, solution(), atol=2e-3)
     np.testing.assert_allclose(result.v["a"], 2 * solution(), atol=4e-3)
     assert result.status is bx.Status.FINISHED
@@ -91,13 +98,19 @@ def test_protocol(solver, key):
 @pytest.mark.parametrize("solver", SOLVERS, ids=name)
 def test_float32_stays_float32(solver, key):
     small = jax.tree.map(lambda x: x.astype(jnp.float32), (*START, BATCH))
-    result = bx.solve(solver, PROBLEM, *small, steps=3, key=key)
+    result = run(solver, PROBLEM, *small, 3, key)
     assert {x.dtype for x in jax.tree.leaves((result.u, result.v))} == {jnp.dtype("float32")}
 
 
 @pytest.mark.parametrize("solver", SOLVERS, ids=name)
 def test_same_key_same_bits(solver, key):
-    runs = [bx.solve(solver, PROBLEM, *START, BATCH, steps=50, key=key, every=n) for n in (50, 7)]
+    runs = [run(solver, PROBLEM, *START, BATCH, 60, key) for _ in range(2)]
+    for a, b in zip(*(jax.tree.leaves((r.state, r.history)) for r in runs), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_the_length_of_a_stretch_changes_no_bit(key):
+    runs = [bx.solve(SOLVERS[1], PROBLEM, *START, BATCH, steps=60, key=key, every=n) for n in (50, 7)]
     for a, b in zip(*(jax.tree.leaves((r.state, r.history)) for r in runs), strict=True):
         np.testing.assert_array_equal(a, b)
 
@@ -110,7 +123,7 @@ def test_vectorized_members_equal_single_runs(solver, key):
     assert together.history.upper_loss.shape == (40, 3)
     for i in (0, 1):
         one = jax.tree.map(lambda x, i=i: x[i], (*starts, batch))
-        alone = bx.solve(solver, PROBLEM, *one, steps=40, key=key)
+        alone = run(solver, PROBLEM, *one, 40, key)
         np.testing.assert_allclose(together.u[i], alone.u, rtol=1e-9, atol=1e-11)
 
 
@@ -118,7 +131,7 @@ def test_vectorized_members_equal_single_runs(solver, key):
 def test_constraints_are_refused_by_name(solver, key):
     problem = dataclasses.replace(PROBLEM, constraints=(bx.Inequality(lambda u, v: u),))
     with pytest.raises(bx.InputError, match=rf"{type(solver).__name__} cannot treat .* Use Penalty"):
-        bx.solve(solver, problem, *START, BATCH, steps=1, key=key)
+        run(solver, problem, *START, BATCH, 1, key)
 
 
 @pytest.mark.parametrize("solver", SOLVERS, ids=name)
@@ -126,12 +139,12 @@ def test_fresh_data_for_each_move(solver, key):
     """PerMove hands move t its own slice; T copies of one batch change nothing."""
     copies = jnp.broadcast_to(BATCH.lower, (solver.lower_steps, 3))
     start = jnp.ones(3), START[1]
-    one = bx.solve(solver, PROBLEM, *start, BATCH, steps=5, key=key)
-    same = bx.solve(solver, PROBLEM, *start, BATCH._replace(lower=bx.PerMove(copies)), steps=5, key=key)
+    one = run(solver, PROBLEM, *start, BATCH, 5, key)
+    same = run(solver, PROBLEM, *start, BATCH._replace(lower=bx.PerMove(copies)), 5, key)
     np.testing.assert_allclose(one.u, same.u, rtol=1e-10, atol=1e-12)
     np.testing.assert_allclose(one.v["a"], same.v["a"], rtol=1e-10, atol=1e-12)
     ramp = copies * jnp.linspace(0.1, 1, solver.lower_steps)[:, None]
-    other = bx.solve(solver, PROBLEM, *start, BATCH._replace(lower=bx.PerMove(ramp)), steps=5, key=key)
+    other = run(solver, PROBLEM, *start, BATCH._replace(lower=bx.PerMove(ramp)), 5, key)
     assert not np.allclose(one.v["a"], other.v["a"], rtol=1e-6)
 
 
@@ -141,7 +154,7 @@ def test_lower_start(solver, key):
     problem = dataclasses.replace(PROBLEM, lower_start=lambda u, batch, key: {"a": 2 * u, "b": jnp.sum(u)})
     u = jnp.ones(3)
     far = {"a": jnp.full(3, 1e6), "b": jnp.zeros(())}
-    result = bx.solve(solver, problem, u, far, BATCH, steps=1, key=key)
+    result = run(solver, problem, u, far, BATCH, 1, key)
     assert np.abs(result.v["a"]).max() < 10
 
 
@@ -173,7 +186,7 @@ def test_bad_hyperparameters(solver, fields, message):
 def test_stages_move_as_the_paper_says(key):
     """gamma and nu change exactly where |grad_u|^2 + |grad_v|^2 <= eps_k^2, and eps_k falls."""
     solver = bx.Penalty(UPPER, ADAM)
-    history = bx.solve(solver, PROBLEM, *START, BATCH, steps=2000, key=key).history
+    history = run(solver, PROBLEM, *START, BATCH, 2000, key).history
     stage = history.extra["stage"]
     ended = history.extra["stationarity"] <= 0.9**stage
     np.testing.assert_array_equal(np.diff(stage), ended[:-1].astype(int))
@@ -183,7 +196,7 @@ def test_stages_move_as_the_paper_says(key):
 
 def test_stage_steps_end_a_stage(key):
     solver = bx.Penalty(UPPER, ADAM, stage_steps=10, eps=1e-12)
-    stage = bx.solve(solver, PROBLEM, *START, BATCH, steps=35, key=key).history.extra["stage"]
+    stage = run(solver, PROBLEM, *START, BATCH, 35, key).history.extra["stage"]
     np.testing.assert_array_equal(stage, np.arange(35) // 10)
 
 

@@ -201,8 +201,11 @@ def curve_panels(
         raise InputError(f"curve_panels: {len(panels)} panels in {columns} columns. Pass at least one of each.")
     rows = -(-len(panels) // columns)
     with rc_context(STYLE):
-        figure = Figure(figsize=(max(2.7 * columns, 4.5), 2.1 * rows + 0.4), layout="constrained")
+        width, height = max(2.7 * columns, 4.5), 2.1 * rows + 0.4
+        figure = Figure(figsize=(width, height))
         grid = figure.subplots(rows, columns, squeeze=False)
+        # Margins in inches: a layout engine would draw dozens of panels several times over to find them.
+        figure.subplots_adjust(0.75 / width, 0.5 / height, 1 - 0.1 / width, 1 - 0.35 / height, wspace=0.36, hspace=0.42)
         for i, axes in enumerate(grid.flat):
             if i >= len(panels):
                 axes.axis("off")

@@ -151,6 +151,12 @@ class _Carry(NamedTuple):
     alive: Any
 
 
+@functools.partial(jax.jit, static_argnames=("solver", "problem"))
+def _step(solver: Solver, problem: Problem, state: Any, batch: Batch, key: Any) -> tuple[Any, Info]:
+    """One step. Under jit, so that asking for its shapes and compiling it in a loop trace it but once."""
+    return solver.step(problem, state, batch, key)
+
+
 @functools.partial(jax.jit, static_argnames=("solver", "problem", "capacity"), donate_argnames=("carry",))
 def _stretch(
     solver: Solver,
@@ -168,21 +174,20 @@ def _stretch(
     """
     batch_key, step_key = jax.random.split(key)
 
-    def one(i: Any, state: Any, source: Source) -> tuple[Any, Info]:
+    def one(i: Any, state: Any) -> tuple[Any, Info]:
         step = first + i
         batch = source.at(step, batch_key)
-        return solver.step(problem, state, batch, jax.random.fold_in(step_key, step))
+        return _step(solver, problem, state, batch, jax.random.fold_in(step_key, step))
 
-    # jit traces once for the shapes and for the loop.
-    one = jax.jit(one)
-    shapes = jax.eval_shape(one, 0, carry.state, source)[1]
+    shapes = jax.eval_shape(one, 0, carry.state)[1]
     told = jax.tree.map(lambda x: jnp.zeros((capacity, *x.shape), x.dtype), shapes)
 
     def body(loop: Any) -> Any:
         i, carry, told = loop
-        state, info = one(i, carry.state, source)
+        state, info = one(i, carry.state)
         alive = base.still_alive(state, info)
-        state = jax.tree.map(lambda new, old: jnp.where(alive, new, old), state, carry.state)
+        if not hasattr(state, "alive"):  # members of a Vectorized are held back one by one, by itself
+            state = jax.tree.map(lambda new, old: jnp.where(alive, new, old), state, carry.state)
         told = jax.tree.map(lambda all, x: jax.lax.dynamic_update_index_in_dim(all, x, i, 0), told, info)
         return i + alive, _Carry(state, alive), told
 
@@ -271,7 +276,7 @@ def solve(
     state = solver.init(problem, u, v, first_batch)
     # Strong types from the start, or the second stretch would find other types and compile again.
     state = jax.tree.map(lambda x: jax.lax.convert_element_type(x, jnp.result_type(x)), state)
-    _, info = jax.eval_shape(functools.partial(solver.step, problem), state, first_batch, jax.random.key(0))
+    _, info = jax.eval_shape(functools.partial(_step, solver, problem), state, first_batch, jax.random.key(0))
     fingerprint = functools.cache(functools.partial(_fingerprint, solver, problem, state, first_batch, source, key))
     step, chunks = 0, [jax.tree.map(lambda x: np.zeros((0, *x.shape), x.dtype), info)]
     if resume is not None:

@@ -35,7 +35,7 @@ class Penalty:
 
         f + gamma/2 (|grad_v g|^2 + Psi(h)) + nu . grad_v g        (+ lam g for v alone).
 
-    gamma, eps, lam, mu and the step scale depend on the stage k. A stage ends when
+    gamma, eps, lam and the step scale depend on the stage k. A stage ends when
     |grad_u|^2 + |grad_v|^2 <= eps_k^2, both at the point from which u moves (distances to the
     projected point where the problem projects); then nu += gamma_k grad_v g and k += 1.
 
