@@ -18,12 +18,15 @@ def main() -> None:
     """Read the directories' results.json and write RESULTS.md beside this file."""
     parser = argparse.ArgumentParser(prog="python -m experiments.report", description=__doc__)
     parser.add_argument("directories", nargs="+", type=Path)
+    parser.add_argument("--benchmarks", type=Path, help="what `make bench` printed, taken over as it stands")
     parser.add_argument("--out", type=Path, default=Path(__file__).with_name("RESULTS.md"))
     options = parser.parse_args()
     parts = [HEAD]
     for directory in options.directories:
         found = json.loads((directory / "results.json").read_text())
         parts.append(denoising(found) if found["experiment"] == "denoising_digits" else compared(found))
+    if options.benchmarks:
+        parts.append(f"## `make bench`\n\n```\n{options.benchmarks.read_text().strip()}\n```\n")
     options.out.write_text("\n".join(parts))
 
 
@@ -55,6 +58,8 @@ def compared(found: dict[str, Any]) -> str:
                 lines.append(f"| {where[0]} | {where[1]} | " + " | ".join(told) + " |")
         lines.append("")
     lines += [f"{i}. {note}" for i, note in enumerate(found["footnotes"], 1)]
+    pictures = sorted(Path(__file__).with_name("figures").glob(f"{found['experiment']}*.png"))
+    lines += [f"\n![{picture.stem}](figures/{picture.name})" for picture in pictures]
     return "\n".join(lines) + "\n"
 
 
