@@ -11,6 +11,7 @@ A (5, 10) is Gaussian and drawn anew in each trial, so it is data. So is which o
 of a figure a trial is of: one compiled solve does both, all trials at once.
 """
 
+import os
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -277,6 +278,17 @@ def follow(solver: Solver, trials: Trials, steps: int) -> Curves:
     return Curves(np.asarray(at), np.stack(seen, 1), time.perf_counter() - started)
 
 
+def keep_products_on_one_thread() -> None:
+    """Ask XLA not to spread a product of matrices over threads; heeded if nothing has run in this process yet.
+
+    Handing a product of 5x10 numbers to another thread takes longer than the product: with it, forward mode
+    took twice the time.
+    """
+    flags = os.environ.get("XLA_FLAGS", "")
+    if "xla_cpu_multi_thread_eigen" not in flags:
+        os.environ["XLA_FLAGS"] = f"{flags} --xla_cpu_multi_thread_eigen=false".strip()
+
+
 def follow_all(jobs: Sequence[Job], steps: int) -> dict[tuple[str, str, int], Curves]:
     """All solves, two at a time: one of these small problems cannot keep two cores busy."""
     pool = ThreadPoolExecutor(THREADS)
@@ -330,6 +342,7 @@ class Plan(NamedTuple):
 
 def run_figure(plan: Plan, settings: Settings) -> None:
     """Figure 1 or 2: solve, print the comparison, write results.json and the figures."""
+    keep_products_on_one_thread()
     seeds, steps = size(settings, TRIALS)
     n = len(seeds)
     methods = pick(METHODS, settings.solver)
