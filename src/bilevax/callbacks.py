@@ -21,9 +21,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bilevax.problem import InputError
+from bilevax.problem import InputError, require_count
 from bilevax.solve import Fingerprint, Result, Run, Saved, Visit
-from bilevax.solvers.base import Info, require_count
+from bilevax.solvers.base import Info
 
 
 class Progress:
@@ -458,11 +458,20 @@ def _unused(path: Path) -> Path:
     return candidate
 
 
+def make_writable(directory: Path) -> None:
+    """Make a directory if need be, and try it with a file that leaves no trace.
+
+    Raises:
+        OSError: it cannot be made or written.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=directory):
+        pass
+
+
 def _require_writable(owner: str, directory: Path) -> None:
     try:
-        directory.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=directory):
-            pass
+        make_writable(directory)
     except OSError as error:
         raise InputError(
             f"{owner}: directory is {str(directory)!r}, which cannot be written ({error.strerror}). Name one that you "

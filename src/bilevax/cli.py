@@ -8,7 +8,6 @@ import platform
 import shlex
 import shutil
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,6 +19,7 @@ import jax
 import numpy as np
 
 import bilevax
+from bilevax.callbacks import make_writable
 from bilevax.problem import InputError
 from bilevax.solve import SolveError
 
@@ -195,9 +195,7 @@ def _complain(text: str) -> None:
 
 def _check_writable(out: Path) -> None:
     try:
-        out.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=out):
-            pass
+        make_writable(out)
     except OSError as error:
         raise InputError(
             f"--out {out} cannot be written to ({error.strerror}). Pass a directory that you may write to."

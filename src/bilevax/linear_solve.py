@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from bilevax.problem import InputError, PyTree
+from bilevax.problem import InputError, PyTree, require_count
 
 Product = Callable[[PyTree], PyTree]
 
@@ -50,8 +50,7 @@ def _safeguarded(product: Product, b: PyTree, q: PyTree, start: PyTree) -> tuple
 
 def _check(owner: str, counts: dict[str, int], damping: float, tolerance: float = 1.0) -> None:
     for name, count in counts.items():
-        if isinstance(count, bool) or not isinstance(count, int) or count < 1:
-            raise InputError(f"{owner}: {name} is {count!r}, and must be a positive integer.")
+        require_count(owner, name, count)
     if not tolerance > 0:
         raise InputError(f"{owner}: tolerance is {tolerance}, and must be positive.")
     if not damping >= 0:

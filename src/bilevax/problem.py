@@ -23,6 +23,22 @@ class InputError(ValueError):
     """What the caller handed over cannot be used; the message says what was found and what to do."""
 
 
+def require_count(owner: str, name: str, value: Any) -> None:
+    """Refuse a count that is not a positive integer."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise InputError(f"{owner}: {name} is {value!r}, and must be a positive integer.")
+
+
+NAMED = 12  # at most this many columns, or labels, are named in a message
+
+
+def listed(names: Any, quote: bool = True) -> str:
+    """The first few names, for a message, and how many more there are."""
+    names = [repr(x.item() if isinstance(x, np.generic) else x) if quote else str(x) for x in names]
+    more = len(names) - NAMED
+    return ", ".join(names[:NAMED]) + (f" and {more} more" if more > 0 else "")
+
+
 class Batch(NamedTuple):
     """The data of one step: `upper` is handed to f and h, `lower` to g. Any pytrees."""
 

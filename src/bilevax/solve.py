@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from bilevax.batches import Fixed, Source, prefetch
-from bilevax.problem import Batch, InputError, Problem, PyTree
+from bilevax.problem import Batch, InputError, Problem, PyTree, require_count
 from bilevax.solvers import base
 from bilevax.solvers.base import Info, Solver
 
@@ -258,10 +258,10 @@ def solve(
         >>> result.status.name, result.history.upper_loss.shape
         ('FINISHED', (2000,))
     """
-    base.require_count("solve", "steps", steps)
+    require_count("solve", "steps", steps)
     if every is None:
         every = min(1000, max(1, steps // 100))
-    base.require_count("solve", "every", every)
+    require_count("solve", "every", every)
     _check_key(key)
     u, v = (jax.tree.map(lambda x: jnp.array(x, copy=True), x) for x in (u, v))
     source, stream, first_batch = _feed(batches, key)

@@ -11,11 +11,10 @@ from sklearn.compose import ColumnTransformer
 from sklearn.model_selection import train_test_split
 from sklearn.preprocessing import OneHotEncoder, StandardScaler
 
-from bilevax.problem import InputError
+from bilevax.problem import InputError, listed
 
 SUFFIXES = ".csv, .csv.gz, .parquet and .npz"
 MOST_CATEGORIES = 50
-NAMED = 12  # at most this many columns, or labels, are named in a message
 
 
 class Table(NamedTuple):
@@ -332,13 +331,6 @@ def as_images(table: Table) -> np.ndarray | None:
         return None
     low, high = pixels.min(), pixels.max()
     return (pixels - low) / (high - low if high > low else 1.0)
-
-
-def listed(names: Any, quote: bool = True) -> str:
-    """The first few names, and how many more there are."""
-    names = [repr(x.item() if isinstance(x, np.generic) else x) if quote else str(x) for x in names]
-    more = len(names) - NAMED
-    return ", ".join(names[:NAMED]) + (f" and {more} more" if more > 0 else "")
 
 
 def _first_line(error: BaseException) -> str:

@@ -25,7 +25,7 @@ from bilevax.applications.task import Task
 from bilevax.batches import Epochs, Samples
 from bilevax.linear_solve import ByOptimizer
 from bilevax.models import Model, as_model, logits, mlp
-from bilevax.problem import Batch, InputError, Problem, PyTree
+from bilevax.problem import Batch, InputError, Problem, PyTree, listed, require_count
 from bilevax.solve import Result, solve
 from bilevax.solvers import Implicit, Penalty, base
 
@@ -229,7 +229,7 @@ class _Classifier(ClassifierMixin, BaseEstimator):
         names = getattr(self, "feature_names_in_", None)
         if names is not None and hasattr(X, "columns") and list(X.columns) != list(names):
             raise InputError(
-                f"X has columns {_listed(X.columns)}, and fit had {_listed(names)}. Pass them in that order."
+                f"X has columns {listed(X.columns)}, and fit had {listed(names)}. Pass them in that order."
             )
         return np.asarray(_probabilities(self._model, self._params, x))
 
@@ -244,7 +244,7 @@ class _Classifier(ClassifierMixin, BaseEstimator):
         classes = _classes("y", labels)
         if len(classes) < 2:
             raise InputError(
-                f"y has one class only ({_listed(classes)}). At least two are needed to learn from: "
+                f"y has one class only ({listed(classes)}). At least two are needed to learn from: "
                 "check the labels, or add samples of the other classes."
             )
         if max(float(x.std(axis=0).max()), float(np.abs(x.mean(axis=0)).max())) > LARGE_FEATURE:
@@ -375,7 +375,7 @@ class DenoisingClassifier(_Classifier):
         solver = penalty_solver() if self.solver is None else self.solver
         if not hasattr(solver, "step"):
             raise InputError(f"solver is {solver!r}, which is no solver. Pass one such as penalty_solver().")
-        base.require_count(type(self).__name__, "steps", self.steps)
+        require_count(type(self).__name__, "steps", self.steps)
         x, labels = _samples("X", X, "y", y)
         x_clean, clean_labels = _samples("X_clean", X_clean, "y_clean", y_clean)
         _check_alike(X, x, X_clean, x_clean)
@@ -384,7 +384,7 @@ class DenoisingClassifier(_Classifier):
             ("clean_batch_size", self.clean_batch_size, "X_clean", len(x_clean)),
         ):
             if size is not None:
-                base.require_count(type(self).__name__, name, size)
+                require_count(type(self).__name__, name, size)
                 if n < size:
                     raise InputError(
                         f"{data} has {n} samples, fewer than one batch of {size}. "
@@ -394,7 +394,7 @@ class DenoisingClassifier(_Classifier):
         unknown = [c for c in _classes("y_clean", clean_labels) if c not in self.classes_]
         if unknown:
             raise InputError(
-                f"y_clean has labels that y lacks: {_listed(unknown)}. y has {_listed(self.classes_)}. "
+                f"y_clean has labels that y lacks: {listed(unknown)}. y has {listed(self.classes_)}. "
                 "Spell them alike, or leave those samples out of the clean set."
             )
         codes, clean_codes = (np.searchsorted(self.classes_, a) for a in (labels, clean_labels))
@@ -467,7 +467,7 @@ def _features(name: str, X: Any) -> np.ndarray:
         others = X.columns.difference(X.select_dtypes(["number", "bool"]).columns, sort=False)
         if len(others):
             raise InputError(
-                f"{name} has columns that hold no numbers: {_listed(others)}. Encode them as numbers, say by "
+                f"{name} has columns that hold no numbers: {listed(others)}. Encode them as numbers, say by "
                 "scikit-learn's OneHotEncoder, or leave them out."
             )
     try:
@@ -492,7 +492,7 @@ def _check_alike(X: Any, x: np.ndarray, X_clean: Any, x_clean: np.ndarray) -> No
         )
     if hasattr(X, "columns") and hasattr(X_clean, "columns") and list(X.columns) != list(X_clean.columns):
         raise InputError(
-            f"X_clean has columns {_listed(X_clean.columns)}, and X has {_listed(X.columns)}. "
+            f"X_clean has columns {listed(X_clean.columns)}, and X has {listed(X.columns)}. "
             "Give both the same columns in the same order."
         )
 
@@ -508,8 +508,3 @@ def _classes(name: str, labels: np.ndarray) -> np.ndarray:
 
 def _per_sample(shape: tuple[int, ...]) -> str:
     return " x ".join(str(n) for n in shape)
-
-
-def _listed(names: Any) -> str:
-    shown = [repr(n.item() if isinstance(n, np.generic) else n) for n in names]
-    return ", ".join(shown[:12]) + (f" and {len(shown) - 12} more" if len(shown) > 12 else "")

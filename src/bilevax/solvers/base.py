@@ -68,12 +68,6 @@ def still_alive(state: Any, info: Info) -> Any:
     return all_finite((state.u, state.v, info.upper_loss, info.lower_loss))
 
 
-def require_count(owner: str, name: str, value: Any) -> None:
-    """Refuse a count that is not a positive integer."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise InputError(f"{owner}: {name} is {value!r}, and must be a positive integer.")
-
-
 def move(
     optimizer: optax.GradientTransformation,
     opt_state: Any,

@@ -8,7 +8,7 @@ import optax
 
 from bilevax import oracles
 from bilevax.linear_solve import CG, LinearSolve
-from bilevax.problem import Batch, Problem, PyTree
+from bilevax.problem import Batch, Problem, PyTree, require_count
 from bilevax.solvers import base
 
 
@@ -49,7 +49,7 @@ class Implicit:
     curvature: oracles.Curvature = oracles.exact
 
     def __post_init__(self) -> None:
-        base.require_count("Implicit", "lower_steps", self.lower_steps)
+        require_count("Implicit", "lower_steps", self.lower_steps)
 
     def check(self, problem: Problem, u: PyTree, v: PyTree, batch: Batch) -> None:
         """Refuse constraints, and what no solver can treat."""

@@ -9,7 +9,7 @@ import optax
 from jax.flatten_util import ravel_pytree
 
 from bilevax import oracles
-from bilevax.problem import Batch, InputError, Problem, PyTree
+from bilevax.problem import Batch, InputError, Problem, PyTree, require_count
 from bilevax.solvers import base
 
 
@@ -48,11 +48,11 @@ class ReverseMode:
     segment: int | None = None
 
     def __post_init__(self) -> None:
-        base.require_count("ReverseMode", "lower_steps", self.lower_steps)
+        require_count("ReverseMode", "lower_steps", self.lower_steps)
         for name in ("last", "segment"):
             value = getattr(self, name)
             if value is not None:
-                base.require_count("ReverseMode", name, value)
+                require_count("ReverseMode", name, value)
         if self.last is not None and self.last > self.lower_steps:
             raise InputError(
                 f"ReverseMode: last is {self.last}, more than the {self.lower_steps} lower_steps there are."
@@ -106,7 +106,7 @@ class ForwardMode:
     lower_steps: int = 10
 
     def __post_init__(self) -> None:
-        base.require_count("ForwardMode", "lower_steps", self.lower_steps)
+        require_count("ForwardMode", "lower_steps", self.lower_steps)
 
     def check(self, problem: Problem, u: PyTree, v: PyTree, batch: Batch) -> None:
         """Refuse constraints, and what no solver can treat."""
