@@ -1,12 +1,699 @@
-"""Data sets with something wrong with them, and the truth to measure by."""
+"""Data sets, label noise at a known rate, splits by the papers' protocols: and the truth to measure by.
 
+MNIST, Fashion-MNIST, CIFAR-10 and SVHN are looked for in the directory that the environment variable BILEVAX_DATA
+names, then in the user's cache ($XDG_CACHE_HOME/bilevax, or ~/.cache/bilevax), and are else downloaded to that cache.
+In both places a data set is one file (mnist.npz, fashion_mnist.npz, cifar10.npz, svhn.npz) with the arrays x_train,
+y_train, x_test, y_test, all uint8.
+"""
+
+import gzip
+import hashlib
+import http.client
+import numbers
+import os
+import shutil
+import tarfile
+import tempfile
+import time
+import urllib.error
+import urllib.request
+import zipfile
+import zlib
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
-from bilevax.problem import InputError
+from bilevax.problem import InputError, listed, require_count
 
+CLASSES = 10  # of each of the data sets here
 DIGITS = 1797
+DIGITS_TRAIN = 1437
+TIMEOUT = 30.0  # seconds without a byte
+BLOCK = 1 << 18  # bytes read at a time
+STALE = 24 * 3600  # seconds; what a killed download left behind is then swept up
+
+
+class DownloadError(OSError):
+    """A data set is not at hand and could not be fetched or kept; the message says why and what to do."""
+
+
+class Images(NamedTuple):
+    """Labelled pictures in two parts.
+
+    Attributes:
+        x_train, x_test: (n, h, w) or, in colour, (n, h, w, 3) uint8, 0..255.
+        y_train, y_test: (n,) labels 0, 1, ..., uint8.
+    """
+
+    x_train: np.ndarray
+    y_train: np.ndarray
+    x_test: np.ndarray
+    y_test: np.ndarray
+
+
+@dataclass(frozen=True)
+class _Published:
+    """A file as its authors publish it, and where: the first address that gives the right bytes is taken."""
+
+    name: str
+    folders: tuple[str, ...]
+    size: int
+    md5: str
+
+
+@dataclass(frozen=True)
+class _Source:
+    """How a data set is made from published files. `shape` is that of one picture."""
+
+    name: str
+    shape: tuple[int, ...]
+    files: tuple[_Published, ...]
+    read: Callable[[list[Path]], Images]
+
+
+def _read_idx(path: Path) -> np.ndarray:
+    """An array in the IDX format: 0, 0, 8 (for uint8), the number of axes; their big-endian lengths; the bytes."""
+    with gzip.open(path) as stream:
+        content = stream.read()
+    if content[:3] != b"\0\0\x08":
+        raise ValueError("it does not start as an IDX file of uint8")
+    start = 4 + 4 * content[3]
+    return np.frombuffer(content, np.uint8, offset=start).reshape(np.frombuffer(content[4:start], ">u4")).copy()
+
+
+def _read_mnist(paths: list[Path]) -> Images:
+    return Images(*(_read_idx(path) for path in paths))
+
+
+def _read_cifar10(paths: list[Path]) -> Images:
+    """Six members of records: a label byte, then the red, green and blue plane, 32 x 32 each."""
+    with tarfile.open(paths[0]) as archive:
+        members = {member.name: stream.read() for member in archive if (stream := archive.extractfile(member))}
+
+    def part(names: list[str]) -> tuple[np.ndarray, np.ndarray]:
+        content = b"".join(members[f"cifar-10-batches-bin/{name}.bin"] for name in names)
+        records = np.frombuffer(content, np.uint8).reshape(-1, 1 + 3 * 32 * 32)
+        pictures = records[:, 1:].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
+        return np.ascontiguousarray(pictures), records[:, 0].copy()
+
+    return Images(*part([f"data_batch_{i}" for i in range(1, 6)]), *part(["test_batch"]))
+
+
+def _read_svhn(paths: list[Path]) -> Images:
+    """MATLAB files: X (32, 32, 3, n), y (n, 1) in 1..10, where 10 stands for the digit 0."""
+    from scipy.io import loadmat
+
+    arrays = []
+    for path in paths:
+        content = loadmat(path, variable_names=("X", "y"))
+        arrays += [np.ascontiguousarray(content["X"].transpose(3, 0, 1, 2)), (content["y"][:, 0] % 10).astype(np.uint8)]
+    return Images(*arrays)
+
+
+_MNIST_FOLDERS = (
+    "https://storage.googleapis.com/cvdf-datasets/mnist/",
+    "https://ossci-datasets.s3.amazonaws.com/mnist/",
+)
+_MNIST = _Source(
+    "mnist",
+    (28, 28),
+    (
+        _Published("train-images-idx3-ubyte.gz", _MNIST_FOLDERS, 9912422, "f68b3c2dcbeaaa9fbdd348bbdeb94873"),
+        _Published("train-labels-idx1-ubyte.gz", _MNIST_FOLDERS, 28881, "d53e105ee54ea40749a09fcbcd1e9432"),
+        _Published("t10k-images-idx3-ubyte.gz", _MNIST_FOLDERS, 1648877, "9fb629c4189551a2d022fa330f9573f3"),
+        _Published("t10k-labels-idx1-ubyte.gz", _MNIST_FOLDERS, 4542, "ec29112dd5afa0611ce80d1b7f02629c"),
+    ),
+    _read_mnist,
+)
+_FASHION_FOLDERS = (
+    "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",
+    "https://raw.githubusercontent.com/zalandoresearch/fashion-mnist/master/data/fashion/",
+)
+_FASHION_MNIST = _Source(
+    "fashion_mnist",
+    (28, 28),
+    (
+        _Published("train-images-idx3-ubyte.gz", _FASHION_FOLDERS, 26421880, "8d4fb7e6c68d591d4c3dfef9ec88bf0d"),
+        _Published("train-labels-idx1-ubyte.gz", _FASHION_FOLDERS, 29515, "25c81989df183df01b3e8a0aad5dffbe"),
+        _Published("t10k-images-idx3-ubyte.gz", _FASHION_FOLDERS, 4422102, "bef4ecab320f06d8554ea6380940ec79"),
+        _Published("t10k-labels-idx1-ubyte.gz", _FASHION_FOLDERS, 5148, "bb300cfdad3c16e7a12a480ee83cd310"),
+    ),
+    _read_mnist,
+)
+_CIFAR10_FOLDERS = ("https://www.cs.toronto.edu/~kriz/", "https://cave.cs.toronto.edu/kriz/")
+_CIFAR10 = _Source(
+    "cifar10",
+    (32, 32, 3),
+    (_Published("cifar-10-binary.tar.gz", _CIFAR10_FOLDERS, 170052171, "c32a1d4ab5d03f1284b67883e8d87530"),),
+    _read_cifar10,
+)
+_SVHN_FOLDERS = ("http://ufldl.stanford.edu/housenumbers/",)
+_SVHN = _Source(
+    "svhn",
+    (32, 32, 3),
+    (
+        _Published("train_32x32.mat", _SVHN_FOLDERS, 182040794, "e26dedcc434d2e4c54c9b2d4a06d8373"),
+        _Published("test_32x32.mat", _SVHN_FOLDERS, 64275384, "eb5a983be6a315427106f1b164d9cef3"),
+    ),
+    _read_svhn,
+)
+
+
+def mnist() -> Images:
+    """Handwritten digits (LeCun et al. 1998): 60,000 and 10,000 pictures of 28 x 28, white on black.
+
+    Looked for in $BILEVAX_DATA, then in the user's cache, then downloaded (12 MB) to the cache.
+
+    Raises:
+        InputError: BILEVAX_DATA is no directory, or a file found is damaged or holds something else.
+        DownloadError: it is in neither place, and cannot be downloaded or kept.
+
+    Example:
+        >>> from bilevax.datasets import mnist
+        >>> mnist().x_train.shape  # doctest: +SKIP
+        (60000, 28, 28)
+    """
+    return _load(_MNIST)
+
+
+def fashion_mnist() -> Images:
+    """Pictures of clothes (Xiao et al. 2017): 60,000 and 10,000 of 28 x 28, in the form of MNIST.
+
+    Looked for in $BILEVAX_DATA, then in the user's cache, then downloaded (31 MB) to the cache.
+
+    Raises:
+        InputError: BILEVAX_DATA is no directory, or a file found is damaged or holds something else.
+        DownloadError: it is in neither place, and cannot be downloaded or kept.
+
+    Example:
+        >>> from bilevax.datasets import fashion_mnist
+        >>> fashion_mnist().x_train.shape  # doctest: +SKIP
+        (60000, 28, 28)
+    """
+    return _load(_FASHION_MNIST)
+
+
+def cifar10() -> Images:
+    """Photographs of ten kinds of things (Krizhevsky 2009): 50,000 and 10,000 of 32 x 32 in colour.
+
+    Looked for in $BILEVAX_DATA, then in the user's cache, then downloaded (170 MB, the binary version) to the cache.
+
+    Raises:
+        InputError: BILEVAX_DATA is no directory, or a file found is damaged or holds something else.
+        DownloadError: it is in neither place, and cannot be downloaded or kept.
+
+    Example:
+        >>> from bilevax.datasets import cifar10
+        >>> cifar10().x_train.shape  # doctest: +SKIP
+        (50000, 32, 32, 3)
+    """
+    return _load(_CIFAR10)
+
+
+def svhn() -> Images:
+    """Digits of house numbers (Netzer et al. 2011, cropped): 73,257 and 26,032 of 32 x 32 in colour; labels are digits.
+
+    Looked for in $BILEVAX_DATA, then in the user's cache, then downloaded (246 MB) to the cache.
+
+    Raises:
+        InputError: BILEVAX_DATA is no directory, or a file found is damaged or holds something else.
+        DownloadError: it is in neither place, and cannot be downloaded or kept.
+
+    Example:
+        >>> from bilevax.datasets import svhn
+        >>> svhn().x_train.shape  # doctest: +SKIP
+        (73257, 32, 32, 3)
+    """
+    return _load(_SVHN)
+
+
+def digits() -> Images:
+    """scikit-learn's 1,797 handwritten digits of 8 x 8: the first 1,437 to train, the other 360 to test.
+
+    Its pixels 0..16 are scaled to 0..255 and rounded. The order is scikit-learn's; nothing is shuffled.
+
+    Example:
+        >>> from bilevax.datasets import digits
+        >>> images = digits()
+        >>> images.x_train.shape, images.x_test.shape, int(images.x_train.max())
+        ((1437, 8, 8), (360, 8, 8), 255)
+    """
+    from sklearn.datasets import load_digits
+
+    content: Any = load_digits()
+    x, y = np.rint(content.images * (255 / 16)).astype(np.uint8), content.target.astype(np.uint8)
+    return Images(x[:DIGITS_TRAIN], y[:DIGITS_TRAIN], x[DIGITS_TRAIN:], y[DIGITS_TRAIN:])
+
+
+def _load(source: _Source) -> Images:
+    """The data set from the first place that has it."""
+    file, looked_at = f"{source.name}.npz", []
+    folder = os.environ.get("BILEVAX_DATA", "")
+    if folder:
+        given = Path(folder).expanduser()
+        if not os.path.isdir(given):
+            raise InputError(
+                f"BILEVAX_DATA is {folder!r}, and there is no such directory. Make it and put {file} there, or "
+                "unset BILEVAX_DATA to use the cache."
+            )
+        if os.path.isfile(given / file):
+            return _read_npz(given / file, source.shape, "Replace it, or remove it to use the cache or the download.")
+        looked_at.append(f"{given / file} (BILEVAX_DATA)")
+    cache = _cache()
+    if os.path.isfile(cache / file):
+        return _read_npz(cache / file, source.shape, "Remove it, and it will be downloaded again.")
+    looked_at.append(f"{cache / file} (the cache)")
+    try:
+        return _download(source, cache)
+    except OSError as error:
+        raise DownloadError(
+            f"{source.name} is not in {' nor in '.join(looked_at)}, and its download failed. {error} Or put {file} "
+            "(arrays x_train, y_train, x_test, y_test, all uint8) in a directory and set BILEVAX_DATA to it."
+        ) from error
+
+
+def _cache() -> Path:
+    base = os.environ.get("XDG_CACHE_HOME", "")
+    try:
+        return (Path(base) if os.path.isabs(base) else Path("~/.cache").expanduser()) / "bilevax"
+    except RuntimeError as error:
+        raise InputError(
+            "There is no home directory to look for a cache in. Set XDG_CACHE_HOME or BILEVAX_DATA to a directory."
+        ) from error
+
+
+def _read_npz(path: Path, shape: tuple[int, ...], remedy: str) -> Images:
+    unreadable = (OSError, EOFError, ValueError, TypeError, RuntimeError, zipfile.BadZipFile, zlib.error)
+    try:
+        with open(path, "rb") as stream, np.load(stream) as file:
+            arrays = {name: np.asarray(file[name]) for name in Images._fields if name in file.files}
+    except unreadable as error:
+        raise InputError(
+            f"{path} is damaged or no NPZ file ({str(error) or type(error).__name__}). {remedy}"
+        ) from error
+    missing = [name for name in Images._fields if name not in arrays]
+    if missing:
+        raise InputError(f"{path} lacks the arrays {listed(missing, quote=False)}. {remedy}")
+    images = Images(**arrays)
+    fault = _fault(images, shape)
+    if fault:
+        raise InputError(f"{path}: {fault} {remedy}")
+    return images
+
+
+def _fault(images: Images, shape: tuple[int, ...] | None = None) -> str:
+    """What is wrong with these arrays, as a sentence; empty where nothing is."""
+    for x_name, y_name in (("x_train", "y_train"), ("x_test", "y_test")):
+        x, y = getattr(images, x_name), getattr(images, y_name)
+        fits = x.shape[1:] == shape if shape else x.ndim == 3 or (x.ndim == 4 and x.shape[3] == 3)
+        wanted = str(("n", *shape)).replace("'", "") if shape else "(n, h, w) or (n, h, w, 3)"
+        if x.dtype != np.uint8 or not fits or x.size == 0:
+            span = f" with values {x.min():.4g}..{x.max():.4g}" if x.size and x.dtype.kind in "iuf" else ""
+            return f"{x_name} is {x.dtype} {x.shape}{span}, and must be uint8 {wanted} with values 0..255."
+        if y.dtype != np.uint8 or y.shape != (len(x),):
+            return f"{y_name} is {y.dtype} {y.shape}, and must be uint8 ({len(x)},), a label for each of {x_name}."
+        if shape and y.max() >= CLASSES:
+            return f"{y_name} has labels up to {y.max()}, and they must be 0..{CLASSES - 1}."
+    return ""
+
+
+def _download(source: _Source, cache: Path) -> Images:
+    """Fetch, check, convert and keep a data set. The cache gets a complete file by a rename, or nothing.
+
+    Every download works in a directory of its own, so several at once do not meet before the rename.
+    """
+    prefix = f".{source.name}-"
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+        for left in cache.glob(prefix + "*"):
+            with suppress(FileNotFoundError):  # another download sweeps, too, or has ended
+                if time.time() - left.stat().st_mtime > STALE:
+                    shutil.rmtree(left, ignore_errors=True)
+        with tempfile.TemporaryDirectory(prefix=prefix, dir=cache, ignore_cleanup_errors=True) as scratch:
+            images = _convert(source, [_fetch(file, Path(scratch) / file.name) for file in source.files])
+            part = Path(scratch) / f"{source.name}.npz"
+            np.savez(part, **images._asdict())
+            os.replace(part, cache / part.name)
+            return images
+    except DownloadError:
+        raise
+    except OSError as error:
+        raise DownloadError(
+            f"{cache} cannot take it ({error}). Make it a directory that can be written to and has "
+            "room, or set XDG_CACHE_HOME to another place."
+        ) from error
+
+
+def _convert(source: _Source, paths: list[Path]) -> Images:
+    unreadable = (OSError, EOFError, ValueError, LookupError, TypeError, zlib.error, tarfile.TarError)
+    names = listed([path.name for path in paths], quote=False)
+    try:
+        images = source.read(paths)
+    except unreadable as error:
+        reason = str(error) or type(error).__name__
+        raise DownloadError(f"{names} arrived as published and cannot be read ({reason}). Please report it.") from error
+    fault = _fault(images, source.shape)
+    if fault:
+        raise DownloadError(f"{names} arrived as published and hold something else: {fault} Please report it.")
+    return images
+
+
+def _fetch(file: _Published, path: Path) -> Path:
+    faults = []
+    for folder in file.folders:
+        try:
+            _fetch_from(folder + file.name, file, path)
+        except DownloadError as error:
+            faults.append(str(error))
+        else:
+            return path
+    raise DownloadError(
+        f"{'; '.join(faults)}. Published are {file.size} bytes with MD5 {file.md5}. Check the connection and try again."
+    )
+
+
+def _fetch_from(url: str, file: _Published, path: Path) -> None:
+    digest, received = hashlib.md5(usedforsecurity=False), 0
+    with open(path, "wb") as out, _bar(file) as advance:
+        for block in _blocks(url, file.size):
+            out.write(block)
+            digest.update(block)
+            received += len(block)
+            advance(len(block))
+    if received != file.size:
+        raise DownloadError(f"{url} broke off after {received} of {file.size} bytes")
+    if digest.hexdigest() != file.md5:
+        raise DownloadError(f"{url} gave {received} bytes with MD5 {digest.hexdigest()}")
+
+
+def _blocks(url: str, size: int) -> Iterator[bytes]:
+    """The first `size` bytes at an address. What fails on the way is a DownloadError; a full disk stays what it is."""
+    try:
+        request = urllib.request.Request(url, headers={"User-Agent": "bilevax"})
+        with urllib.request.urlopen(request, timeout=TIMEOUT) as response:
+            announced = response.headers.get("Content-Length", str(size))
+            if announced != str(size):
+                raise DownloadError(f"{url} announces {announced} bytes")
+            # Read no further than `size`: a server that holds the line open must not hold us up.
+            while size > 0 and (block := response.read(min(BLOCK, size))):
+                size -= len(block)
+                yield block
+    except DownloadError:
+        raise
+    except urllib.error.HTTPError as error:
+        error.close()
+        raise DownloadError(f"{url} failed ({error})") from error
+    except (OSError, http.client.HTTPException) as error:
+        raise DownloadError(f"{url} failed ({str(error) or type(error).__name__})") from error
+
+
+@contextmanager
+def _bar(file: _Published) -> Iterator[Callable[[int], Any]]:
+    """A progress bar; none where tqdm is not installed, which is no reason to refuse a download."""
+    try:
+        from tqdm.auto import tqdm
+    except ImportError:
+        yield lambda count: None
+        return
+    with tqdm(total=file.size, desc=file.name, unit="B", unit_scale=True, leave=False) as bar:
+        yield bar.update
+
+
+def uniform_flips(labels: Any, rate: float, key: Any, classes: int | None = None) -> np.ndarray:
+    """Labels of which round(rate * n), chosen at random, are wrong: each of the other classes is as likely.
+
+    As in Mehra and Hamm 2021, section 3.2. (Some works draw from all classes, the right one among them; their rate r
+    is r * (1 - 1/classes) here.)
+
+    Args:
+        labels: (n,) integers 0..classes-1.
+        rate: the part that becomes wrong, in [0, 1).
+        key: a jax.random key. The same key gives the same labels.
+        classes: how many there are; None for the largest label plus 1.
+
+    Returns:
+        (n,) a copy, of the same dtype.
+
+    Raises:
+        InputError: the rate is not in [0, 1), labels are no integers 0..classes-1, or there is one class only.
+
+    Example:
+        >>> import jax, numpy as np
+        >>> from bilevax.datasets import uniform_flips
+        >>> labels = np.arange(1000) % 10
+        >>> int((uniform_flips(labels, 0.25, jax.random.key(0)) != labels).sum())
+        250
+    """
+    return _flip("uniform_flips", labels, rate, key, classes, lambda rng, n, classes: rng.integers(1, classes, n))
+
+
+def pair_flips(labels: Any, rate: float, key: Any, classes: int | None = None) -> np.ndarray:
+    """Labels of which round(rate * n), chosen at random, are wrong: c becomes (c + 1) mod classes.
+
+    The pair flip of Han et al. 2018 (co-teaching): each class is mistaken for one other class only.
+
+    Args:
+        labels: (n,) integers 0..classes-1.
+        rate: the part that becomes wrong, in [0, 1).
+        key: a jax.random key. The same key gives the same labels.
+        classes: how many there are; None for the largest label plus 1.
+
+    Returns:
+        (n,) a copy, of the same dtype.
+
+    Raises:
+        InputError: the rate is not in [0, 1), labels are no integers 0..classes-1, or there is one class only.
+
+    Example:
+        >>> import jax, numpy as np
+        >>> from bilevax.datasets import pair_flips
+        >>> labels = np.arange(6) % 3
+        >>> sorted({(int(a), int(b)) for a, b in zip(labels, pair_flips(labels, 0.9, jax.random.key(0))) if a != b})
+        [(0, 1), (1, 2), (2, 0)]
+    """
+    return _flip("pair_flips", labels, rate, key, classes, lambda rng, n, classes: np.ones(n, np.int64))
+
+
+def _flip(
+    owner: str,
+    labels: Any,
+    rate: float,
+    key: Any,
+    classes: int | None,
+    shifts: Callable[[np.random.Generator, int, int], np.ndarray],
+) -> np.ndarray:
+    """Move round(rate * n) labels by `shifts`, modulo the number of classes."""
+    right = _labels(owner, labels)
+    if isinstance(rate, bool) or not isinstance(rate, numbers.Real) or not 0 <= rate < 1:
+        raise InputError(
+            f"{owner}: rate is {rate!r}, and must be in [0, 1): it is the part of the labels that becomes wrong."
+        )
+    largest = int(right.max())
+    if classes is None:
+        classes = largest + 1
+    require_count(owner, "classes", classes)
+    if largest >= classes or classes < 2:
+        raise InputError(
+            f"{owner}: classes is {classes} and labels go up to {largest}. At least two classes are needed, and labels "
+            "0..classes-1: pass classes, or number the labels from 0."
+        )
+    if classes - 1 > np.iinfo(right.dtype).max:
+        raise InputError(f"{owner}: {classes} classes do not fit into labels of {right.dtype}. Pass a wider dtype.")
+    rng = _generator(owner, key)
+    wrong = rng.permutation(len(right))[: round(rate * len(right))]
+    noisy = right.copy()
+    noisy[wrong] = (right[wrong].astype(np.int64) + shifts(rng, len(wrong), classes)) % classes
+    return noisy
+
+
+def _labels(owner: str, labels: Any) -> np.ndarray:
+    array = np.asarray(labels)
+    if array.dtype.kind not in "iu" or array.ndim != 1 or len(array) == 0 or array.min() < 0:
+        low = f" down to {array.min()}" if array.size and array.dtype.kind == "i" else ""
+        raise InputError(
+            f"{owner}: labels are {array.dtype} {array.shape}{low}, and must be integers from 0 of shape (n,), n > 0. "
+            "np.unique(labels, return_inverse=True)[1] numbers any labels so."
+        )
+    return array
+
+
+def _generator(owner: str, key: Any) -> np.random.Generator:
+    """NumPy's generator seeded by a jax key: no compiling, and the same bits with and without float64."""
+    try:
+        words = np.asarray(jax.random.key_data(key))
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{owner}: key is {key!r}, and must be a jax.random key, as jax.random.key(0).") from error
+    if words.ndim != 1:
+        raise InputError(f"{owner}: key is an array of {words.shape[:-1]} keys, and must be a single one.")
+    return np.random.default_rng(words)
+
+
+class Split(NamedTuple):
+    """Indices into the training samples: `train` and `clean` have none in common."""
+
+    train: np.ndarray
+    clean: np.ndarray
+
+
+def split(labels: Any, clean: int, key: Any, *, train: int | None = None, balanced: bool = False) -> Split:
+    """Set some training samples aside, at random, whose labels stay right: the upper level's data.
+
+    The protocols of Mehra and Hamm 2021: clean=1000 of MNIST and of SVHN, 10000 of CIFAR-10 (section 3.2, Table 2);
+    clean=5000, train=5000 of MNIST (D.1.1); clean=1000, train=44000 of CIFAR-10 (D.1.2).
+
+    Args:
+        labels: (n,) integers from 0.
+        clean: how many samples are set aside.
+        key: a jax.random key. The same key gives the same split.
+        train: how many of the others to keep; None for all.
+        balanced: the clean set has equally many of each class. Worth it for a small one, which may else miss a class.
+
+    Raises:
+        InputError: the sizes do not fit, or a class has too few samples.
+
+    Example:
+        >>> import jax
+        >>> from bilevax.datasets import digits, split
+        >>> parts = split(digits().y_train, 100, jax.random.key(0), train=1000)
+        >>> len(parts.train), len(parts.clean), len(set(parts.train) & set(parts.clean))
+        (1000, 100, 0)
+    """
+    array = _labels("split", labels)
+    require_count("split", "clean", clean)
+    if train is not None:
+        require_count("split", "train", train)
+    needed = clean + (1 if train is None else train)
+    if needed > len(array):
+        raise InputError(
+            f"split: clean is {clean} and train is {train}, and there are {len(array)} samples. Take fewer: the clean "
+            "samples are set aside, and some must remain to train on."
+        )
+    classes, counts = np.unique(array, return_counts=True)
+    share = clean // len(classes) if balanced else 1
+    if balanced and clean % len(classes):
+        raise InputError(
+            f"split: clean is {clean}, which {len(classes)} classes cannot share equally. "
+            f"Take {share * len(classes) or len(classes)}, or balanced=False."
+        )
+    few = classes[counts < share + 1]
+    if len(few):
+        raise InputError(
+            f"split: fewer than {share + 1} samples have the label {listed(few)}: the clean set needs {share} and "
+            "training at least one. Leave such classes out, or take a smaller clean set."
+        )
+    order = _generator("split", key).permutation(len(array))
+    aside = np.zeros(len(array), bool)
+    if balanced:
+        for label in classes:
+            aside[np.flatnonzero(array[order] == label)[:share]] = True
+    else:
+        aside[:clean] = True
+    return Split(order[~aside][:train], order[aside])
+
+
+class Noisy(NamedTuple):
+    """Pictures, part of their labels wrong, and what is known to be right.
+
+    Attributes:
+        x, y: (n, h, w[, 3]) uint8 pictures and (n,) labels as given; `y_true` the right ones.
+        x_clean, y_clean: samples set aside, with right labels.
+        x_test, y_test: the data set's test part, with right labels.
+    """
+
+    x: np.ndarray
+    y: np.ndarray
+    y_true: np.ndarray
+    x_clean: np.ndarray
+    y_clean: np.ndarray
+    x_test: np.ndarray
+    y_test: np.ndarray
+
+
+def corrupted(
+    images: Images,
+    *,
+    clean: int,
+    noise: float,
+    key: Any,
+    train: int | None = None,
+    flips: Callable[..., np.ndarray] = uniform_flips,
+    balanced: bool = False,
+) -> Noisy:
+    """A data set with a clean part set aside (`split`) and wrong labels in the rest.
+
+    Args:
+        images: as `mnist()` and its kin return them.
+        clean, train, balanced: as for `split`, where the papers' sizes are.
+        noise: the part of the training labels that becomes wrong, in [0, 1).
+        key: a jax.random key. The same key gives the same bits; and the same split at every noise rate.
+        flips: (labels, rate, key, classes) -> labels: `uniform_flips`, `pair_flips`, or your own.
+
+    Raises:
+        InputError: as for `split` and `flips`; or images are not uint8 of shape (n, h, w) or (n, h, w, 3).
+
+    Example:
+        >>> import jax
+        >>> from bilevax.datasets import corrupted, digits
+        >>> data = corrupted(digits(), clean=200, noise=0.5, key=jax.random.key(0), train=1000)
+        >>> data.x.shape, data.x_clean.shape, int((data.y != data.y_true).sum())
+        ((1000, 8, 8), (200, 8, 8), 500)
+    """
+    images = Images(*map(np.asarray, images))
+    fault = _fault(images)
+    if fault:
+        raise InputError(f"corrupted: {fault}")
+    _generator("corrupted", key)  # refuses what is no key, before jax does
+    split_key, flip_key = jax.random.split(key)
+    parts = split(images.y_train, clean, split_key, train=train, balanced=balanced)
+    right = images.y_train[parts.train]
+    classes = 1 + int(max(images.y_train.max(), images.y_test.max()))
+    return Noisy(
+        images.x_train[parts.train],
+        flips(right, noise, flip_key, classes),
+        right,
+        images.x_train[parts.clean],
+        images.y_train[parts.clean],
+        images.x_test,
+        images.y_test,
+    )
+
+
+def overlap(x: Any, x_clean: Any) -> int:
+    """How many samples of the clean set also occur in the training set, byte for byte.
+
+    Args:
+        x, x_clean: (n, ...) and (m, ...), samples of one shape.
+
+    Raises:
+        InputError: the samples differ in shape, or are no numbers.
+
+    Example:
+        >>> from bilevax.datasets import digits, overlap
+        >>> x = digits().x_train
+        >>> overlap(x[:1000], x[990:1100]), overlap(x[:1000], x[1000:])
+        (10, 0)
+    """
+    many, few = np.asarray(x), np.asarray(x_clean)
+    if many.ndim == 0 or many.shape[1:] != few.shape[1:] or (many.dtype.kind + few.dtype.kind).strip("biuf"):
+        raise InputError(
+            f"overlap: x is {many.dtype} {many.shape} and x_clean {few.dtype} {few.shape}. Both must be numbers, "
+            "of shape (n, ...) and (m, ...)."
+        )
+    dtype = np.result_type(many, few)
+    sought = Counter(_rows(few, dtype))
+    found = {row for row in _rows(many, dtype) if row in sought}
+    return sum(sought[row] for row in found)
+
+
+def _rows(x: np.ndarray, dtype: Any) -> Iterator[bytes]:
+    for sample in np.ascontiguousarray(x, dtype):
+        yield sample.tobytes()
 
 
 class NoisyDigits(NamedTuple):
