@@ -6,6 +6,7 @@ Neither flax nor equinox is imported unless one of its modules is handed over.
 import functools
 import inspect
 import itertools
+import math
 import sys
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -94,6 +95,393 @@ def _dense(widths: tuple[int, ...], classes: int) -> Model:
         return x @ last["weight"] + last["bias"]
 
     return Model(init, apply)
+
+
+class _Conv(NamedTuple):
+    """A convolution: output channels, side of the square window, and "SAME" or "VALID"."""
+
+    out: int
+    side: int
+    padding: str
+
+
+@functools.cache
+def lenet5(classes: int = 10) -> Model:
+    """LeNet-5 (LeCun et al. 1998) in its common form of today: ReLU, max pooling, a dense softmax layer.
+
+    Convolutions of 6 (5x5, padded) and 16 (5x5) channels, each with 2x2 max pooling, then dense layers of 120 and
+    84. 61,706 parameters on images of 28x28 with 10 classes.
+
+    Args:
+        classes: how many logits it gives; at least 2.
+
+    Images are uint8 (read as pixels / 255) or floating (taken as they are), (n, h, w) or (n, h, w, c).
+
+    Raises:
+        InputError: fewer than 2 classes; in use, images of another rank or too small.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from bilevax.models import lenet5
+        >>> images = jnp.zeros((5, 28, 28), jnp.uint8)
+        >>> model = lenet5()
+        >>> model.apply(model.init(jax.random.key(0), images), images).shape
+        (5, 10)
+    """
+    blocks = ((_Conv(6, 5, "SAME"),), (_Conv(16, 5, "VALID"),))
+    return _convolutional("lenet5", blocks, (120, 84), classes)
+
+
+@functools.cache
+def mnist_network(classes: int = 10) -> Model:
+    """The network for MNIST of Mehra and Hamm (ACML 2021), appendix E.2.
+
+    Convolutions of 64 and 128 channels (5x5), each with 2x2 max pooling and dropout of 0.25, then dense layers of
+    512 and 256 with dropout of 0.5. The paper does not print the padding: none gives 1,389,578 parameters on 28x28
+    images, the 1.4M of its Table 7 (padded, it would be 3.6M).
+
+    Args, images and errors as for `lenet5`.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from bilevax.models import mnist_network
+        >>> shapes = jax.eval_shape(mnist_network().init, jax.random.key(0), jnp.zeros((1, 28, 28)))
+        >>> sum(leaf.size for leaf in jax.tree.leaves(shapes))
+        1389578
+    """
+    blocks = ((_Conv(64, 5, "VALID"),), (_Conv(128, 5, "VALID"),))
+    return _convolutional("mnist_network", blocks, (512, 256), classes, 0.25, 0.5)
+
+
+@functools.cache
+def cifar10_network(classes: int = 10) -> Model:
+    """The network for CIFAR-10 of Mehra and Hamm (ACML 2021), appendix E.2.
+
+    Three blocks of 48, 96 and 192 channels, each of two 3x3 convolutions, 2x2 max pooling and dropout of 0.25, then
+    dense layers of 512 and 256 with dropout of 0.5. The paper does not print the padding: with the first convolution
+    of a block padded and the second not, it has 1,172,410 parameters on 32x32x3 images, the 1.2M of its Table 7
+    (padded throughout 2.4M; unpadded throughout, the last pooling has nothing left to pool).
+
+    Args, images and errors as for `lenet5`.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from bilevax.models import cifar10_network
+        >>> shapes = jax.eval_shape(cifar10_network().init, jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
+        >>> sum(leaf.size for leaf in jax.tree.leaves(shapes))
+        1172410
+    """
+    blocks = tuple((_Conv(out, 3, "SAME"), _Conv(out, 3, "VALID")) for out in (48, 96, 192))
+    return _convolutional("cifar10_network", blocks, (512, 256), classes, 0.25, 0.5)
+
+
+@functools.cache
+def svhn_network(classes: int = 10) -> Model:
+    """The network for SVHN of Mehra and Hamm (ACML 2021), appendix E.2.
+
+    Three blocks of 32, 64 and 128 channels, each of two 3x3 convolutions, 2x2 max pooling and dropout of 0.3, then a
+    dense layer of 512 with dropout of 0.3. The paper does not print the padding: padded throughout, it has 1,341,226
+    parameters on 32x32x3 images, the 1.3M of its Table 7.
+
+    Args, images and errors as for `lenet5`.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from bilevax.models import svhn_network
+        >>> shapes = jax.eval_shape(svhn_network().init, jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
+        >>> sum(leaf.size for leaf in jax.tree.leaves(shapes))
+        1341226
+    """
+    blocks = tuple((_Conv(out, 3, "SAME"), _Conv(out, 3, "SAME")) for out in (32, 64, 128))
+    return _convolutional("svhn_network", blocks, (512,), classes, 0.3, 0.3)
+
+
+@functools.cache
+def wide_resnet(classes: int = 10, depth: int = 28, width: int = 10) -> Model:
+    """Wide residual network (Zagoruyko and Komodakis 2016), WRN-28-10 by default, with group normalisation.
+
+    Three groups of (depth - 4) / 6 pre-activated blocks of two 3x3 convolutions, of 16, 32 and 64 times `width`
+    channels, the last two at half the resolution of the one before; then the mean over pixels and a dense layer. A
+    bilevel problem cannot carry running statistics, so group normalisation (Wu and He 2018; 8 groups) stands in the
+    place of batch normalisation; it has as many parameters. WRN-28-10 has 36,479,194 for 10 classes and 3 channels,
+    the 36M of Table 7 of Mehra and Hamm (ACML 2021). No dropout, as in WRN-28-10's usual form.
+
+    Args:
+        classes: how many logits it gives; at least 2.
+        depth: 6 k + 4 for k = 1, 2, ...
+        width: factor on the channels; at least 1.
+
+    Images as for `lenet5`, of any size.
+
+    Raises:
+        InputError: classes, depth or width is none of these; in use, images of another rank.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from bilevax.models import wide_resnet
+        >>> shapes = jax.eval_shape(wide_resnet().init, jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
+        >>> sum(leaf.size for leaf in jax.tree.leaves(shapes))
+        36479194
+    """
+    _require_classes("wide_resnet", classes)
+    if isinstance(depth, bool) or not isinstance(depth, int) or depth < 10 or depth % 6 != 4:
+        raise InputError(f"wide_resnet: depth is {depth!r}, and must be 6 k + 4 for k = 1, 2, ...: 10, 16, 22, 28, ...")
+    if isinstance(width, bool) or not isinstance(width, int) or width < 1:
+        raise InputError(f"wide_resnet: width is {width!r}, and must be a positive integer.")
+    # Of each block: its channels, and the stride of its first convolution.
+    plan = [
+        (channels * width, 2 if group > 0 and block == 0 else 1)
+        for group, channels in enumerate((16, 32, 64))
+        for block in range((depth - 4) // 6)
+    ]
+
+    def norm(channels: int) -> dict[str, Any]:
+        return {"scale": jnp.ones(channels), "bias": jnp.zeros(channels)}
+
+    def init(key: Any, x: Any) -> PyTree:
+        x = _images("wide_resnet", x, jnp.float32)
+        keys = (jax.random.fold_in(key, i) for i in itertools.count())
+
+        def conv(side: int, into: int, out: int) -> Any:
+            return _layer(next(keys), (side, side, into, out))["weight"]
+
+        first, into, blocks = conv(3, x.shape[3], 16), 16, []
+        for out, _ in plan:
+            block = {"norms": (norm(into), norm(out)), "convolutions": (conv(3, into, out), conv(3, out, out))}
+            blocks.append(block | ({"shortcut": conv(1, into, out)} if into != out else {}))
+            into = out
+        dense = {"weight": jnp.zeros((into, classes)), "bias": jnp.zeros(classes)}
+        return {"first": first, "blocks": tuple(blocks), "norm": norm(into), "dense": dense}
+
+    def apply(params: PyTree, x: Any) -> Any:
+        x = _convolve(_images("wide_resnet", x, params["first"].dtype), params["first"], "SAME")
+        for block, (_, stride) in zip(params["blocks"], plan, strict=True):
+            (norm_1, norm_2), (conv_1, conv_2) = block["norms"], block["convolutions"]
+            inner = jax.nn.relu(_group_norm(norm_1, x))
+            short = (
+                _convolve(inner, block["shortcut"], "SAME", stride) if "shortcut" in block else x[:, ::stride, ::stride]
+            )
+            inner = jax.nn.relu(_group_norm(norm_2, _convolve(inner, conv_1, "SAME", stride)))
+            x = short + _convolve(inner, conv_2, "SAME")
+        x = jnp.mean(jax.nn.relu(_group_norm(params["norm"], x)), (1, 2))
+        return x @ params["dense"]["weight"] + params["dense"]["bias"]
+
+    return Model(init, apply)
+
+
+def _group_norm(params: PyTree, x: Any, groups: int = 8) -> Any:
+    """Each sample's channels in groups of zero mean and unit variance, then scaled and shifted by channel."""
+    grouped = x.reshape(*x.shape[:3], groups, -1)
+    grouped = jax.nn.standardize(grouped, (1, 2, 4), epsilon=1e-5)
+    return grouped.reshape(x.shape) * params["scale"] + params["bias"]
+
+
+def _convolutional(
+    name: str,
+    blocks: tuple[tuple[_Conv, ...], ...],
+    widths: tuple[int, ...],
+    classes: int,
+    block_dropout: float = 0.0,
+    dense_dropout: float = 0.0,
+) -> Model:
+    """Blocks of convolutions, each block ending in 2x2 max pooling and dropout; then dense layers with dropout."""
+    _require_classes(name, classes)
+
+    def flat_size(x: Any) -> int:
+        side = list(jnp.shape(x)[1:3])
+        channels = jnp.shape(x)[3]
+        for block in blocks:
+            for conv in block:
+                side = [s - (conv.side - 1 if conv.padding == "VALID" else 0) for s in side]
+                channels = conv.out
+            side = [s // 2 for s in side]
+            if min(side) < 1:
+                raise InputError(
+                    f"{name}: images of {jnp.shape(x)[1]}x{jnp.shape(x)[2]} are too small: its convolutions and "
+                    "poolings leave nothing of them. Pass larger images, or another network."
+                )
+        return side[0] * side[1] * channels
+
+    def init(key: Any, x: Any) -> PyTree:
+        x = _images(name, x, jnp.float32)
+        keys = (jax.random.fold_in(key, i) for i in itertools.count())
+        channels, convs = x.shape[3], []
+        for conv in itertools.chain.from_iterable(blocks):
+            convs.append(_layer(next(keys), (conv.side, conv.side, channels, conv.out)))
+            channels = conv.out
+        sizes = (flat_size(x), *widths)
+        dense = [_layer(next(keys), pair) for pair in itertools.pairwise(sizes)]
+        # As in `mlp` the last layer starts at zero.
+        dense.append({"weight": jnp.zeros((sizes[-1], classes)), "bias": jnp.zeros(classes)})
+        return {"convolutions": tuple(convs), "dense": tuple(dense)}
+
+    def apply(params: PyTree, x: Any, key: Any = None) -> Any:
+        x = _images(name, x, params["dense"][0]["weight"].dtype)
+        flat_size(x)
+        keys = itertools.repeat(None) if key is None else (jax.random.fold_in(key, i) for i in itertools.count())
+        layers = iter(params["convolutions"])
+        for block in blocks:
+            for conv in block[:-1]:
+                layer = next(layers)
+                x = jax.nn.relu(_convolve(x, layer["weight"], conv.padding) + layer["bias"])
+            # Bias and ReLU commute with the maximum, and cost a quarter after it.
+            layer = next(layers)
+            x = _max_pool(_convolve(x, layer["weight"], block[-1].padding))
+            x = _dropout(next(keys), jax.nn.relu(x + layer["bias"]), block_dropout)
+        x = jnp.reshape(x, (x.shape[0], -1))
+        *hidden, last = params["dense"]
+        for layer in hidden:
+            x = _dropout(next(keys), jax.nn.relu(x @ layer["weight"] + layer["bias"]), dense_dropout)
+        return x @ last["weight"] + last["bias"]
+
+    return Model(init, apply)
+
+
+def _require_classes(name: str, classes: Any) -> None:
+    if isinstance(classes, bool) or not isinstance(classes, int) or classes < 2:
+        raise InputError(f"{name}: classes is {classes!r}, and must be an integer of at least 2.")
+
+
+def _images(name: str, x: Any, dtype: Any) -> Any:
+    """(n, h, w[, c]) as floating (n, h, w, c): uint8 divided by 255, anything else as it is."""
+    shape = jnp.shape(x)
+    if len(shape) not in (3, 4):
+        raise InputError(
+            f"{name}: images have shape {shape}, and must be (n, height, width) or (n, height, width, channels)."
+        )
+    x = jnp.reshape(x, (*shape, 1)) if len(shape) == 3 else jnp.asarray(x)
+    return x.astype(dtype) / 255 if x.dtype == jnp.uint8 else x.astype(dtype)
+
+
+def _layer(key: Any, shape: tuple[int, ...]) -> dict[str, Any]:
+    """A weight by He's initialisation (He et al. 2015), its last axis the output, and a bias of zero."""
+    into = math.prod(shape[:-1])
+    return {"weight": (2 / into) ** 0.5 * jax.random.normal(key, shape), "bias": jnp.zeros(shape[-1])}
+
+
+def _convolve(x: Any, weight: Any, padding: str, stride: int = 1) -> Any:
+    """Images (n, h, w, c) with windows (side, side, c, out), to (n, h', w', out).
+
+    On the CPU it is written as matrix products, elsewhere as XLA's convolution. XLA's CPU convolutions of a batch's
+    gradient reach a third of the rate of its matrix products, and inside a compiled loop, where every solver's moves
+    run, they fall back to code that is some fifty times slower (benchmarks/lower_move.py measures both).
+    """
+    side = weight.shape[0]
+    pads = jax.lax.padtype_to_pads(x.shape[1:3], (side, side), (stride, stride), padding)
+
+    def xla(x: Any, weight: Any) -> Any:
+        layouts = ("NHWC", "HWIO", "NHWC")
+        return jax.lax.conv_general_dilated(x, weight, (stride, stride), pads, dimension_numbers=layouts)
+
+    return jax.lax.platform_dependent(
+        x, weight, cpu=lambda x, weight: _convolve_by_products(x, weight, pads, stride), default=xla
+    )
+
+
+def _convolve_by_products(x: Any, weight: Any, pads: Any, stride: int) -> Any:
+    """The convolution as one matrix product for each row of the window; its derivatives are such products too.
+
+    The entries of a window's row stand side by side in memory (side times the input, where all of im2col takes side^2
+    times), so each product sums over side * c terms, enough for a fast one. Where that is few, all rows go into one.
+    """
+    side, _, channels, out = weight.shape
+    x = jnp.pad(x, ((0, 0), *pads, (0, 0)))
+    high, wide = ((size - side) // stride * stride + 1 for size in x.shape[1:3])
+    columns = jnp.concatenate([x[:, :, j : j + wide : stride] for j in range(side)], -1)
+    rows = [columns[:, i : i + high : stride] for i in range(side)]
+    if side * side * channels <= 256:
+        return jnp.concatenate(rows, -1) @ weight.reshape(-1, out)
+    return sum(row @ kernel.reshape(-1, out) for row, kernel in zip(rows, weight, strict=True))
+
+
+def _max_pool(x: Any) -> Any:
+    """2x2 maxima of x (n, h, w, c); an odd last row or column is left out.
+
+    Maxima of strided slices by selection: the derivatives are selections and paddings, where `reduce_window` compiles
+    to a scatter and `jnp.maximum` divides for its ties. Of equal entries the first takes the derivative.
+    """
+    high, wide = (size // 2 * 2 for size in x.shape[1:3])
+    x = _larger(x[:, :high:2, :wide], x[:, 1:high:2, :wide])
+    return _larger(x[:, :, ::2], x[:, :, 1::2])
+
+
+def _larger(a: Any, b: Any) -> Any:
+    return jnp.where(a < b, b, a)
+
+
+def _dropout(key: Any, x: Any, rate: float) -> Any:
+    """Where there is a key, each entry is zero at the given rate and the others are scaled up.
+
+    One random 16-bit number an entry decides: half the bits of a float, and the rate is met to 1/65,536.
+    """
+    if key is None or rate == 0:
+        return x
+    kept = jax.random.bits(key, x.shape, jnp.uint16) >= round(rate * 2**16)
+    return jnp.where(kept, x * (1 / (1 - rate)), 0)
+
+
+def augmented(model: Model, augment: Callable[[Any, Any], Any]) -> Model:
+    """The model with its images augmented while training.
+
+    Args:
+        model: any Model.
+        augment: (key, x) -> x of the same shape and dtype, such as `crop_and_flip()`. Called only where `apply` is
+            given a key; the model gets another key made from it.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from bilevax.models import augmented, crop_and_flip, lenet5
+        >>> model = augmented(lenet5(), crop_and_flip())
+        >>> images = jnp.zeros((5, 32, 32, 3), jnp.uint8)
+        >>> model.apply(model.init(jax.random.key(0), images), images, key=jax.random.key(1)).shape
+        (5, 10)
+    """
+    return _augmented(model, augment)
+
+
+@functools.cache
+def _augmented(model: Model, augment: Callable[[Any, Any], Any]) -> Model:
+    def apply(params: PyTree, x: Any, key: Any = None) -> Any:
+        if key is None:
+            return logits(model, params, x)
+        first, second = jax.random.split(key)
+        return logits(model, params, augment(first, x), second)
+
+    return Model(model.init, apply)
+
+
+@functools.cache
+def crop_and_flip(pad: int = 4) -> Callable[[Any, Any], Any]:
+    """The usual augmentation for small colour images: each padded with zeros, cropped at random and flipped at random.
+
+    Args:
+        pad: pixels of padding on each side, and so the largest shift; at least 0.
+
+    Returns a function (key, x) -> x for x (n, h, w, c) of any dtype.
+
+    Raises:
+        InputError: pad is no integer of at least 0.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from bilevax.models import crop_and_flip
+        >>> crop_and_flip()(jax.random.key(0), jnp.zeros((5, 32, 32, 3), jnp.uint8)).dtype
+        dtype('uint8')
+    """
+    if isinstance(pad, bool) or not isinstance(pad, int) or pad < 0:
+        raise InputError(f"crop_and_flip: pad is {pad!r}, and must be an integer of at least 0.")
+
+    def one(image: Any, shift: Any, flip: Any) -> Any:
+        padded = jnp.pad(image, ((pad, pad), (pad, pad), (0, 0)))
+        image = jax.lax.dynamic_slice(padded, (shift[0], shift[1], 0), image.shape)
+        return jnp.where(flip, image[:, ::-1], image)
+
+    def augment(key: Any, x: Any) -> Any:
+        first, second = jax.random.split(key)
+        shifts = jax.random.randint(first, (x.shape[0], 2), 0, 2 * pad + 1)
+        return jax.vmap(one)(x, shifts, jax.random.bernoulli(second, 0.5, (x.shape[0],)))
+
+    return augment
 
 
 def logits(model: Model, params: PyTree, x: Any, key: Any = None) -> Any:
