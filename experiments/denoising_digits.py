@@ -27,14 +27,8 @@ import jax
 import numpy as np
 
 import bilevax
-from bilevax.applications.denoising import (
-    STEPS,
-    DenoisingClassifier,
-    PlainClassifier,
-    approxgrad_solver,
-    denoising_task,
-    penalty_solver,
-)
+from bilevax.applications.denoising import STEPS, DenoisingClassifier, PlainClassifier
+from bilevax.applications.importance import approxgrad_solver, denoising_task, penalty_solver
 from bilevax.datasets import NoisyDigits, noisy_digits
 from bilevax.models import logits, mlp
 

@@ -11,14 +11,8 @@ from sklearn.base import clone
 
 from bilevax import InputError, Penalty, ReverseMode, solve
 from bilevax.applications import Task
-from bilevax.applications.denoising import (
-    DenoisingClassifier,
-    PlainClassifier,
-    approxgrad_solver,
-    denoising_task,
-    penalty_solver,
-    weights,
-)
+from bilevax.applications.denoising import DenoisingClassifier, PlainClassifier
+from bilevax.applications.importance import approxgrad_solver, denoising_task, penalty_solver, weights
 from bilevax.datasets import noisy_digits
 from bilevax.models import mlp, softmax_regression
 
@@ -234,7 +228,7 @@ def test_bad_data_get_a_sentence(small, change, message):
         ({"model": mlp(3)}, "Set its last layer's width to the number of classes"),
         ({"model": "mlp"}, "which is no model"),
         ({"random_state": -1}, "random_state is -1"),
-        ({"l2": -1.0}, "l2 is -1"),
+        ({"training": 200}, "training is 200"),
         ({"solver": "penalty"}, "solver is 'penalty'"),
     ],
 )

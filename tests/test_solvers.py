@@ -31,8 +31,10 @@ SOLVERS = [
     bx.ReverseMode(UPPER, optax.sgd(2e-2, momentum=0.8), 100, segment=10),
     bx.ReverseMode(UPPER, LOWER, 100, last=60, segment=7),
     bx.ForwardMode(UPPER, LOWER, 100),
+    bx.LookAhead(UPPER, LOWER, 5e-2),
+    bx.LookAhead(UPPER, LOWER, 5e-2, 10, oracles.finite_difference),
 ]
-FINDS_SOLUTIONS = SOLVERS[1:]
+FINDS_SOLUTIONS = [s for s in SOLVERS if not isinstance(s, bx.Alternating | bx.LookAhead)]
 
 
 EVERY = 50  # the same in all tests, so that they share a compiled program

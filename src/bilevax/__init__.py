@@ -20,6 +20,8 @@ from bilevax.solvers import Alternating as Alternating
 from bilevax.solvers import ForwardMode as ForwardMode
 from bilevax.solvers import Implicit as Implicit
 from bilevax.solvers import Info as Info
+from bilevax.solvers import LearningToReweight as LearningToReweight
+from bilevax.solvers import LookAhead as LookAhead
 from bilevax.solvers import Penalty as Penalty
 from bilevax.solvers import ReverseMode as ReverseMode
 from bilevax.solvers import Vectorized as Vectorized

@@ -1,15 +1,9 @@
-"""Wrong labels found by importance learning (Mehra and Hamm 2021, eq. 3 and appendix E.2).
+"""Wrong labels found by importance learning, scikit-learn's way.
 
-Each sample i of a training set whose labels are in doubt has a weight w_i = (tanh u_i + 1) / 2. A model
-trained by these weights should do well on a small set whose labels are known to be right:
-
-    min over u of  f(v*(u)) = mean cross-entropy on the clean set
-    v*(u) = argmin over v of  sum_i w_i CE_i(v) / sum_i w_i + l2/2 |weights of v|^2
-
-Wrongly labelled samples end with small weights.
+Importance weights are learned by the bilevel problem of `importance.denoising_task` (Mehra and Hamm 2021, eq. 3 and
+appendix E.2); wrongly labelled samples end with small weights.
 """
 
-import functools
 import warnings
 from collections.abc import Sequence
 from typing import Any, Self
@@ -17,195 +11,26 @@ from typing import Any, Self
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils.validation import check_is_fitted
 
-from bilevax.applications.task import Task
-from bilevax.batches import Epochs, Samples
-from bilevax.linear_solve import ByOptimizer
+from bilevax.applications.importance import denoising_task, penalty_solver, weights
+from bilevax.applications.training import Training, probabilities, train
+from bilevax.datasets import overlap
 from bilevax.models import Model, as_model, logits, mlp
-from bilevax.problem import Batch, InputError, Problem, PyTree, listed, require_count
+from bilevax.problem import InputError, PyTree, listed, require_count
 from bilevax.solve import Result, solve
-from bilevax.solvers import Implicit, Penalty, base
+from bilevax.solvers import base
 
 STEPS = 100  # of a solve, by default: tuned on splits and noise of the digits other than those reported
-L2 = 3e-3
-TRAIN_STEPS, TRAIN_RATE = 200, 1e-2
-AGREES, DISAGREES = 0.6, 0.4
-WARM_ROUNDS = 2
 LARGE_FEATURE = 10.0
-
-
-@functools.cache
-def penalty_solver() -> Penalty:
-    """The Penalty solver with settings that suit denoising; the same object at each call."""
-    return Penalty(
-        upper_optimizer=optax.adam(0.3),
-        lower_optimizer=optax.adam(1e-3),
-        lower_steps=10,
-        gamma=100.0,
-        lam=1.0,
-        nu=0.0,
-        eps=1e-2,
-        step_scale=1.0,
-    )
-
-
-@functools.cache
-def approxgrad_solver() -> Implicit:
-    """ApproxGrad (implicit, the linear system by Adam) with settings that suit denoising."""
-    return Implicit(
-        upper_optimizer=optax.adam(0.03),
-        lower_optimizer=optax.adam(1e-3),
-        lower_steps=10,
-        linear_solve=ByOptimizer(optax.adam(1e-2), steps=10),
-    )
-
-
-def weights(u: Any) -> Any:
-    """Importance weights (n,) in 0..1 from u: (tanh u + 1) / 2."""
-    return (jnp.tanh(u) + 1) / 2
-
-
-def _cross_entropy(model: Model, v: PyTree, x: Any, y: Any, key: Any) -> Any:
-    return optax.softmax_cross_entropy_with_integer_labels(logits(model, v, x, key), y)
-
-
-def _weighted_loss(model: Model, l2: float, v: PyTree, x: Any, y: Any, weight: Any, key: Any) -> Any:
-    size = sum(jnp.sum(p**2) for p in jax.tree.leaves(v) if jnp.ndim(p) > 1)  # biases and scales are left alone
-    # A minibatch may hold weightless samples alone: 0 / 0.
-    total = jnp.maximum(jnp.sum(weight), jnp.finfo(weight.dtype).tiny ** 0.5)
-    return jnp.sum(weight * _cross_entropy(model, v, x, y, key)) / total + l2 / 2 * size
-
-
-@functools.cache
-def _importance_problem(model: Model, l2: float) -> Problem:
-    """The one problem object of a model: an equal one is not compiled again."""
-
-    def upper_loss(u: Any, v: PyTree, clean: Samples) -> Any:
-        x, y = clean.data
-        return jnp.mean(_cross_entropy(model, v, x, y, None))
-
-    def lower_loss(u: Any, v: PyTree, noisy: Samples, key: Any = None) -> Any:
-        x, y = noisy.data
-        return _weighted_loss(model, l2, v, x, y, weights(u[noisy.index]), key)
-
-    return Problem(upper_loss, lower_loss)
-
-
-@functools.cache
-def _training_problem(model: Model, l2: float) -> Problem:
-    """Plain weighted training as a lower problem; there is nothing at the upper level."""
-
-    def lower_loss(u: Any, v: PyTree, data: Any, key: Any = None) -> Any:
-        x, y, weight = data
-        return _weighted_loss(model, l2, v, x, y, weight, key)
-
-    return Problem(lambda u, v: jnp.sum(u), lower_loss)
-
-
-@functools.partial(jax.jit, static_argnames=("model", "l2"))
-def _train(model: Model, l2: float, x: Any, y: Any, weight: Any, key: Any) -> PyTree:
-    """A model trained from its start on all samples at once: Adam, its rate falling to zero by a cosine."""
-    init_key, train_key = jax.random.split(key)
-    v, u = model.init(init_key, x[:1]), jnp.zeros(1)
-    optimizer = optax.adam(optax.cosine_decay_schedule(TRAIN_RATE, TRAIN_STEPS))
-    problem, batch = _training_problem(model, l2), Batch(lower=(x, y, weight))
-    direction = base.descend(problem, u, batch)
-    return base.lower_moves(direction, optimizer, optimizer.init(v), v, problem, batch, TRAIN_STEPS, train_key)[0]
-
-
-@functools.partial(jax.jit, static_argnames=("model",))
-def _probabilities(model: Model, v: PyTree, x: Any) -> Any:
-    return jax.nn.softmax(logits(model, v, x))
-
-
-def denoising_task(
-    model: Model,
-    X: Any,
-    y: Any,
-    X_clean: Any,
-    y_clean: Any,
-    *,
-    key: Any,
-    l2: float = L2,
-    batch_size: int | None = None,
-    clean_batch_size: int | None = None,
-) -> Task:
-    """Importance learning as a Task. u is (n,), one entry per sample of X; v the model's parameters.
-
-    The start: a model is trained on the clean set, then twice more on the clean set together with the
-    samples whose given label the model of before predicts. v starts there, and u at weight 0.6 where that
-    model predicts the given label, else at 0.4. The paper's text starts u from the predicted probability
-    of the given label instead. A small network's probabilities are near 0 or 1, where tanh is flat, so a hard
-    sample that starts at 0.02 hardly comes back: on digits with 40% wrong labels, without the two
-    retrainings, the suspects' precision ended at 0.48 from probabilities and at 0.93 from agreement.
-
-    The clean samples are in the upper loss alone, as in the paper. A lower level that trained on them,
-    too, would fit them whatever the weights, and leave the upper level less of a signal: in the same
-    trial, precision was 0.92 and not 0.93. The l2 term is not in the paper's (3).
-
-    Args:
-        model: maps X to logits (n, classes).
-        X, y: features (n, ...) and integer labels 0..classes-1 (n,), in doubt.
-        X_clean, y_clean: the same, right.
-        key: a jax.random key, for the model's initialisation and its dropout.
-        l2: weight of half the squared norm of the model's matrices in the lower loss.
-        batch_size, clean_batch_size: samples per lower and upper minibatch; None for all. With
-            minibatches Adam goes on moving entries of u that are not in the batch, by momentum.
-
-    Metrics: clean_loss and clean_accuracy of v; suspects, the number of weights below 1/2; mean_weight.
-
-    Example:
-        >>> import jax
-        >>> from bilevax import solve
-        >>> from bilevax.applications.denoising import denoising_task, penalty_solver
-        >>> from bilevax.datasets import noisy_digits
-        >>> from bilevax.models import softmax_regression
-        >>> d = noisy_digits(seed=100, train=200, clean=100)
-        >>> task = denoising_task(softmax_regression(10), d.X, d.y, d.X_clean, d.y_clean, key=jax.random.key(0))
-        >>> result = solve(
-        ...     penalty_solver(), task.problem, *task.start, task.batches, steps=5, key=jax.random.key(0)
-        ... )
-        >>> sorted(task.metrics(result.u, result.v))
-        ['clean_accuracy', 'clean_loss', 'mean_weight', 'suspects']
-    """
-    dtype = jnp.result_type(float)
-    x, x_clean = jnp.asarray(X, dtype), jnp.asarray(X_clean, dtype)
-    labels, clean_labels = jnp.asarray(y), jnp.asarray(y_clean)
-    every_x, every_label = jnp.concatenate([x, x_clean]), jnp.concatenate([labels, clean_labels])
-    known = jnp.ones(len(clean_labels), dtype)
-
-    def trained(trusted: Any) -> tuple[PyTree, Any]:
-        v = _train(model, l2, every_x, every_label, jnp.concatenate([trusted.astype(dtype), known]), key)
-        return v, jnp.argmax(_probabilities(model, v, x), axis=1) == labels
-
-    v, agrees = trained(jnp.zeros(len(labels), bool))
-    for _ in range(WARM_ROUNDS):
-        v, agrees = trained(agrees)
-    u = jnp.arctanh(2 * jnp.where(agrees, AGREES, DISAGREES).astype(dtype) - 1)
-
-    def metrics(u: Any, v: PyTree) -> dict[str, float]:
-        p = np.asarray(_probabilities(model, v, x_clean))
-        truth, w = np.asarray(clean_labels), np.asarray(weights(u))
-        of_truth = p[np.arange(len(truth)), truth]
-        return {
-            "clean_loss": float(-np.log(np.maximum(of_truth, np.finfo(p.dtype).tiny)).mean()),
-            "clean_accuracy": float((p.argmax(1) == truth).mean()),
-            "suspects": float((w < 0.5).sum()),
-            "mean_weight": float(w.mean()),
-        }
-
-    batches = Epochs((x_clean, clean_labels), (x, labels), upper_size=clean_batch_size, lower_size=batch_size)
-    return Task(_importance_problem(model, l2), (u, v), batches, metrics)
 
 
 class _Classifier(ClassifierMixin, BaseEstimator):
     """What both classifiers share: how a model is made to fit the data, and prediction."""
 
     model: Any
-    l2: float
+    training: Training
     classes_: np.ndarray
     n_features_in_: int
     feature_names_in_: np.ndarray
@@ -231,7 +56,7 @@ class _Classifier(ClassifierMixin, BaseEstimator):
             raise InputError(
                 f"X has columns {listed(X.columns)}, and fit had {listed(names)}. Pass them in that order."
             )
-        return np.asarray(_probabilities(self._model, self._params, x))
+        return probabilities(self._model, self._params, x)
 
     def predict(self, X: Any) -> np.ndarray:
         """The most likely label of each sample, (n,)."""
@@ -239,15 +64,15 @@ class _Classifier(ClassifierMixin, BaseEstimator):
 
     def _start_fit(self, given: Any, x: np.ndarray, labels: np.ndarray) -> None:
         """Set what the training set tells: classes, features, model."""
-        if not self.l2 >= 0:
-            raise InputError(f"l2 is {self.l2}, and must be zero or positive.")
+        if not isinstance(self.training, Training):
+            raise InputError(f"training is {self.training!r}. Pass a bilevax.applications.training.Training.")
         classes = _classes("y", labels)
         if len(classes) < 2:
             raise InputError(
                 f"y has one class only ({listed(classes)}). At least two are needed to learn from: "
                 "check the labels, or add samples of the other classes."
             )
-        if max(float(x.std(axis=0).max()), float(np.abs(x.mean(axis=0)).max())) > LARGE_FEATURE:
+        if x.dtype != np.uint8 and max(float(x.std(axis=0).max()), float(np.abs(x.mean(axis=0)).max())) > LARGE_FEATURE:
             warnings.warn(
                 f"X has features up to {np.abs(x).max():g} in size. Training expects them to be of the order of 1: "
                 "scale X, X_clean and what is predicted alike, say by one StandardScaler.",
@@ -272,7 +97,7 @@ class PlainClassifier(_Classifier):
 
     Args:
         model: as for `DenoisingClassifier`.
-        l2: as for `DenoisingClassifier`.
+        training: as for `DenoisingClassifier`.
         random_state: an integer; fixes the model's initialisation and its dropout.
 
     Attributes:
@@ -280,9 +105,9 @@ class PlainClassifier(_Classifier):
         n_features_in_: number of features.
     """
 
-    def __init__(self, model: Any = mlp, l2: float = L2, random_state: int = 0):
+    def __init__(self, model: Any = mlp, training: Training = Training(), random_state: int = 0):
         self.model = model
-        self.l2 = l2
+        self.training = training
         self.random_state = random_state
 
     def fit(self, X: Any, y: Any) -> Self:
@@ -294,7 +119,8 @@ class PlainClassifier(_Classifier):
         x, labels = _samples("X", X, "y", y)
         self._start_fit(X, x, labels)
         codes = np.searchsorted(self.classes_, labels)
-        self._params = _train(self._model, self.l2, x, codes, np.ones(len(x), x.dtype), _key(self.random_state))
+        weight = np.ones(len(x), jnp.result_type(float))
+        self._params = train(self._model, self.training, x, codes, weight, _key(self.random_state))
         return self
 
 
@@ -314,7 +140,8 @@ class DenoisingClassifier(_Classifier):
         steps: how many steps it takes.
         batch_size: samples of X per step, None for all.
         clean_batch_size: samples of X_clean per step, None for all.
-        l2: weight of half the squared norm of the model's matrices, in the lower loss and in training.
+        training: how the models of the start and the final one are trained. Set its batch_size, and steps to some
+            passes through the data, where all samples at once are too many.
         random_state: an integer; the same one gives the same result on the same machine.
         callbacks: handed to `bilevax.solve`.
         resume: handed to `bilevax.solve`.
@@ -346,7 +173,7 @@ class DenoisingClassifier(_Classifier):
         steps: int = STEPS,
         batch_size: int | None = None,
         clean_batch_size: int | None = None,
-        l2: float = L2,
+        training: Training = Training(),
         random_state: int = 0,
         callbacks: Sequence[Any] = (),
         resume: Any = None,
@@ -356,7 +183,7 @@ class DenoisingClassifier(_Classifier):
         self.steps = steps
         self.batch_size = batch_size
         self.clean_batch_size = clean_batch_size
-        self.l2 = l2
+        self.training = training
         self.random_state = random_state
         self.callbacks = callbacks
         self.resume = resume
@@ -364,7 +191,8 @@ class DenoisingClassifier(_Classifier):
     def fit(self, X: Any, y: Any, X_clean: Any, y_clean: Any) -> Self:
         """Learn the weights of X (n, ...) with labels y (n,), by X_clean (m, ...) with right labels y_clean (m,).
 
-        NumPy arrays or pandas objects; labels of any one type.
+        NumPy arrays or pandas objects; labels of any one type. Images of uint8, (n, h, w) or (n, h, w, 3), go to
+        the model as they are; the networks of `bilevax.models` read them as 0..1.
 
         Raises:
             InputError: features that are not numbers or not finite; lengths or features that do not fit;
@@ -379,6 +207,13 @@ class DenoisingClassifier(_Classifier):
         x, labels = _samples("X", X, "y", y)
         x_clean, clean_labels = _samples("X_clean", X_clean, "y_clean", y_clean)
         _check_alike(X, x, X_clean, x_clean)
+        shared = overlap(x, x_clean)
+        if shared:
+            warnings.warn(
+                f"{shared} of the {len(x_clean)} samples of X_clean are in X, too. They speak for their own labels: "
+                "leave them out of one of the two.",
+                stacklevel=2,
+            )
         for name, size, data, n in (
             ("batch_size", self.batch_size, "X", len(x)),
             ("clean_batch_size", self.clean_batch_size, "X_clean", len(x_clean)),
@@ -406,7 +241,7 @@ class DenoisingClassifier(_Classifier):
             x_clean,
             clean_codes,
             key=key,
-            l2=self.l2,
+            training=self.training,
             batch_size=self.batch_size,
             clean_batch_size=self.clean_batch_size,
         )
@@ -424,12 +259,12 @@ class DenoisingClassifier(_Classifier):
         self.sample_weight_ = np.asarray(weights(u))
         self.suspicion_ = -2 * u
         self.suspects_ = self.suspicion_ > 0
-        self._params = _train(
+        self._params = train(
             self._model,
-            self.l2,
+            self.training,
             np.concatenate([x, x_clean]),
             np.concatenate([codes, clean_codes]),
-            np.concatenate([self.sample_weight_, np.ones(len(x_clean), x.dtype)]),
+            np.concatenate([self.sample_weight_, np.ones(len(x_clean), self.sample_weight_.dtype)]),
             key,
         )
         self.label_belief_ = self.predict(X)
@@ -462,7 +297,7 @@ def _samples(x_name: str, X: Any, y_name: str, y: Any) -> tuple[np.ndarray, np.n
 
 
 def _features(name: str, X: Any) -> np.ndarray:
-    """X as floats of JAX's default precision, (n, ...)."""
+    """X as floats of JAX's default precision, (n, ...); images (n, h, w, ...) of uint8 stay as they are."""
     if hasattr(X, "columns") and hasattr(X, "select_dtypes"):
         others = X.columns.difference(X.select_dtypes(["number", "bool"]).columns, sort=False)
         if len(others):
@@ -470,8 +305,9 @@ def _features(name: str, X: Any) -> np.ndarray:
                 f"{name} has columns that hold no numbers: {listed(others)}. Encode them as numbers, say by "
                 "scikit-learn's OneHotEncoder, or leave them out."
             )
+    images = getattr(X, "dtype", None) == np.uint8 and np.ndim(X) > 2
     try:
-        x = np.asarray(X, dtype=jnp.result_type(float))
+        x = np.asarray(X) if images else np.asarray(X, dtype=jnp.result_type(float))
     except (TypeError, ValueError) as error:
         raise InputError(
             f"{name} holds values that are no numbers ({str(error).rstrip('.')}). Encode them as numbers first."

@@ -4,6 +4,8 @@ from bilevax.solvers.alternating import Alternating as Alternating
 from bilevax.solvers.base import Info as Info
 from bilevax.solvers.base import Solver as Solver
 from bilevax.solvers.implicit import Implicit as Implicit
+from bilevax.solvers.learning_to_reweight import LearningToReweight as LearningToReweight
+from bilevax.solvers.look_ahead import LookAhead as LookAhead
 from bilevax.solvers.penalty import Penalty as Penalty
 from bilevax.solvers.unrolled import ForwardMode as ForwardMode
 from bilevax.solvers.unrolled import ReverseMode as ReverseMode

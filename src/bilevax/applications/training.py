@@ -1,0 +1,119 @@
+"""Plain training of a classifier by sample weights: where applications start, what they end with and compare with."""
+
+import functools
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from bilevax.batches import Epochs
+from bilevax.models import Model, logits
+from bilevax.problem import InputError, Problem, PyTree, require_count
+from bilevax.solvers import base
+
+PREDICTED_AT_ONCE = 2000
+
+
+@dataclass(frozen=True)
+class Training:
+    """How a classifier is trained: Adam, its rate falling to zero by a cosine.
+
+    Args:
+        steps: moves of the parameters.
+        rate: Adam's at the start.
+        batch_size: samples per move, drawn without replacement in each pass; None for all at each move.
+        l2: weight of half the squared norm of the model's matrices.
+
+    Raises:
+        InputError: steps or batch_size is no positive integer, rate is not positive, l2 is negative.
+
+    Example:
+        >>> from bilevax.applications.training import Training
+        >>> Training(steps=300, batch_size=200).steps
+        300
+    """
+
+    steps: int = 200
+    rate: float = 1e-2
+    batch_size: int | None = None
+    l2: float = 3e-3
+
+    def __post_init__(self) -> None:
+        require_count("Training", "steps", self.steps)
+        if self.batch_size is not None:
+            require_count("Training", "batch_size", self.batch_size)
+        if not self.rate > 0:
+            raise InputError(f"Training: rate is {self.rate}, and must be positive.")
+        if not self.l2 >= 0:
+            raise InputError(f"Training: l2 is {self.l2}, and must be zero or positive.")
+
+
+def cross_entropy(model: Model, v: PyTree, x: Any, y: Any, key: Any = None) -> Any:
+    """The cross-entropy of each sample, (n,); with a key as in training (dropout)."""
+    return optax.softmax_cross_entropy_with_integer_labels(logits(model, v, x, key), y)
+
+
+def penalised(loss: Any, l2: float, v: PyTree) -> Any:
+    """A loss plus l2/2 times the squared norm of the matrices of v; biases and scales are left alone."""
+    return loss + l2 / 2 * sum(jnp.sum(p**2) for p in jax.tree.leaves(v) if jnp.ndim(p) > 1)
+
+
+def weighted_mean(losses: Any, weight: Any) -> Any:
+    """The mean of losses (n,) by weights (n,)."""
+    # A minibatch may hold weightless samples alone: 0 / 0.
+    return jnp.sum(weight * losses) / jnp.maximum(jnp.sum(weight), jnp.finfo(weight.dtype).tiny ** 0.5)
+
+
+@functools.cache
+def _training_problem(model: Model, l2: float) -> Problem:
+    """Plain weighted training as a lower problem; there is nothing at the upper level."""
+
+    def lower_loss(u: Any, v: PyTree, samples: Any, key: Any = None) -> Any:
+        x, y, weight = samples.data
+        return penalised(weighted_mean(cross_entropy(model, v, x, y, key), weight), l2, v)
+
+    return Problem(lambda u, v: jnp.sum(u), lower_loss)
+
+
+@functools.partial(jax.jit, static_argnames=("model", "training"))
+def train(model: Model, training: Training, x: Any, y: Any, weight: Any, key: Any) -> PyTree:
+    """The parameters of a model trained from its start on samples by their weights.
+
+    Args:
+        model: maps x to logits (n, classes).
+        training: how.
+        x: features or images (n, ...).
+        y: integer labels (n,), 0..classes-1.
+        weight: (n,) of floats, zero or positive.
+        key: a jax.random key, for the start, the order of the samples and dropout.
+    """
+    init_key, train_key = jax.random.split(key)
+    order_key = jax.random.fold_in(train_key, training.steps)
+    v, u = model.init(init_key, x[:1]), jnp.zeros(1)
+    optimizer = optax.adam(optax.cosine_decay_schedule(training.rate, training.steps))
+    problem = _training_problem(model, training.l2)
+    # None where a batch would hold everything: the same samples without a gather.
+    size = training.batch_size if training.batch_size is not None and training.batch_size < len(x) else None
+    source = Epochs(jnp.zeros(1), (x, y, weight), lower_size=size)
+
+    def one(carry: Any, step: Any) -> tuple[Any, None]:
+        v, opt_state = carry
+        batch = source.at(step, order_key)
+        gradient, _ = base.descend(problem, u, batch)(v, batch.lower, jax.random.fold_in(train_key, step))
+        return base.move(optimizer, opt_state, v, gradient, problem.project_lower), None
+
+    return jax.lax.scan(one, (v, optimizer.init(v)), jnp.arange(training.steps))[0][0]
+
+
+@functools.partial(jax.jit, static_argnames=("model",))
+def _probabilities(model: Model, v: PyTree, x: Any) -> Any:
+    return jax.nn.softmax(logits(model, v, x))
+
+
+def probabilities(model: Model, v: PyTree, x: Any) -> np.ndarray:
+    """The probability of each class, (n, classes), a few thousand samples at a time."""
+    starts = range(0, len(x), PREDICTED_AT_ONCE)
+    return np.concatenate([np.asarray(_probabilities(model, v, x[i : i + PREDICTED_AT_ONCE])) for i in starts])

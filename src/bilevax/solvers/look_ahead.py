@@ -1,0 +1,103 @@
+"""The hypergradient of one step of look-ahead: Meta-Weight-Net, second-order DARTS."""
+
+import math
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import optax
+
+from bilevax import oracles
+from bilevax.problem import Batch, InputError, Problem, PyTree, require_count
+from bilevax.solvers import base
+
+
+class LookAheadState(NamedTuple):
+    """u, v and their optimizers' states."""
+
+    u: PyTree
+    v: PyTree
+    upper_opt: Any
+    lower_opt: Any
+
+
+@dataclass(frozen=True)
+class LookAhead:
+    """u moves along the derivative of f(u, v - rate grad_v g(u, v)); then v moves, from v, down g at the new u.
+
+    With v_hat = v - rate grad_v g(u, v) that derivative is grad_u f(u, v_hat) + along(p)[0],
+    p = -rate grad_v f(u, v_hat): one step of plain descent stands for v*(u). It is the update of
+    Meta-Weight-Net (Shu et al., NeurIPS 2019, eqs. 3-9 and Algorithm 1) and of DARTS (Liu et al.,
+    ICLR 2019, eq. 7). Also where v = v*(u) it is the hypergradient only as far as rate times the identity
+    is near (grad2_vv g)^-1, so its limit is in general no solution of the bilevel problem.
+
+    Args:
+        upper_optimizer, lower_optimizer: any optax optimizers.
+        rate: step of the look-ahead, positive. Published: the lower optimizer's own step size.
+        lower_steps: T, moves of v per move of u, all from where v was and not from v_hat; published: 1.
+        curvature: `oracles.exact` or `oracles.finite_difference` (DARTS, eq. 8). The latter does not see
+            `stop_gradient`: a loss whose weights depend on v but are held fixed, as those of
+            Meta-Weight-Net are, needs `exact`.
+
+    v_hat is not projected where the problem projects v. Look-ahead and moves have the same lower batch;
+    of a `PerMove` the look-ahead has the first move's.
+
+    Cost of a step: T + 1 gradients of g, one forward pass over one of them, one gradient of f. Memory: that
+    of u, v and the optimizers. `upper_loss` is told at v_hat.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, optax
+        >>> from bilevax import LookAhead, Problem, solve
+        >>> problem = Problem(
+        ...     upper_loss=lambda u, v: jnp.sum((v - 1) ** 2),
+        ...     lower_loss=lambda u, v: jnp.sum((v - 2 * u) ** 2),
+        ... )
+        >>> solver = LookAhead(optax.sgd(0.1), optax.sgd(0.1), rate=0.1)
+        >>> result = solve(solver, problem, jnp.zeros(2), jnp.zeros(2), steps=500, key=jax.random.key(0))
+        >>> print(jnp.round(result.u, 3), jnp.round(result.v, 3))
+        [0.5 0.5] [1. 1.]
+    """
+
+    upper_optimizer: optax.GradientTransformation = optax.adam(1e-2)
+    lower_optimizer: optax.GradientTransformation = optax.sgd(1e-2)
+    rate: float = 1e-2
+    lower_steps: int = 1
+    curvature: oracles.Curvature = oracles.exact
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.rate, int | float) or not 0 < self.rate < math.inf:
+            raise InputError(f"LookAhead: rate is {self.rate!r}, and must be a positive number.")
+        require_count("LookAhead", "lower_steps", self.lower_steps)
+
+    def check(self, problem: Problem, u: PyTree, v: PyTree, batch: Batch) -> None:
+        """Refuse constraints, and what no solver can treat."""
+        base.refuse_constraints(self, problem)
+        problem.check(u, v, batch)
+
+    def init(self, problem: Problem, u: PyTree, v: PyTree, batch: Batch) -> LookAheadState:
+        """The state at (u, v)."""
+        return LookAheadState(u, v, self.upper_optimizer.init(u), self.lower_optimizer.init(v))
+
+    def step(self, problem: Problem, state: LookAheadState, batch: Batch, key: Any) -> tuple[LookAheadState, base.Info]:
+        """A look-ahead, one move of u, T moves of v along grad_v g at the new u."""
+        start_key, lower_key, upper_key = jax.random.split(key, 3)
+        v = base.start_of_step(problem, state, batch, start_key)
+        data = base.lower_data(batch, 0)
+        g = oracles.lower(problem, state.u, v, data, upper_key, curvature=self.curvature)
+        ahead = jax.tree.map(lambda x, d: x - self.rate * d, v, g.grad_v)
+        f = oracles.upper(problem, state.u, ahead, batch.upper, upper_key)
+        p = jax.tree.map(lambda d: -self.rate * d, f.grad_v)
+        direction = optax.tree.add(f.grad_u, g.along(p)[0])
+        u, upper_opt = base.move(self.upper_optimizer, state.upper_opt, state.u, direction, problem.project_upper)
+        v, lower_opt, (lower_loss, lower_norm) = base.lower_moves(
+            base.descend(problem, u, batch),
+            self.lower_optimizer,
+            state.lower_opt,
+            v,
+            problem,
+            batch,
+            self.lower_steps,
+            lower_key,
+        )
+        info = base.Info(f.loss, lower_loss, optax.tree.norm(direction), lower_norm, {})
+        return LookAheadState(u, v, upper_opt, lower_opt), info
