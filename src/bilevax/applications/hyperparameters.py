@@ -1,0 +1,602 @@
+"""Hyperparameters of a differentiable training loss, tuned by gradient (Mehra and Hamm 2021, section 2, eq. 2).
+
+    min over u of  f(v*(u)) = loss on a validation set,   v*(u) = argmin over v of  training loss with hyperparameters u
+
+Any pytree u will do: `tuning_task` takes the two losses. For classifiers the usual ones are ready as a `Piece` each,
+in any combination: `classifier_task` and `tune`. Strengths are positive, so u holds their logarithms, within bounds.
+`TunedLogisticRegression` tunes one L2 strength per feature.
+"""
+
+import functools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Self
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from sklearn.base import BaseEstimator, ClassifierMixin
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import train_test_split
+from sklearn.utils.multiclass import check_classification_targets
+from sklearn.utils.validation import check_is_fitted, check_random_state, validate_data
+
+from bilevax.applications.task import Task
+from bilevax.applications.training import cross_entropy, weighted_mean
+from bilevax.batches import Epochs, Samples, whole
+from bilevax.models import Model, logits
+from bilevax.problem import Batch, InputError, Problem, PyTree, identity, listed, require_count
+from bilevax.search import trained
+from bilevax.solve import Result, solve
+from bilevax.solvers import Penalty, base
+
+STRENGTH_RANGE = 5.0  # log strengths of `logistic_task` lie within -5..5, strengths within 0.007..150
+WHITENING_FLOOR = 1e-2
+
+
+@dataclass(frozen=True)
+class Piece:
+    """One kind of hyperparameter: where it starts, its bounds, and where it enters the training loss.
+
+    Args:
+        name: its key in u.
+        start: (v, x, classes) -> the array that u holds at first.
+        low, high: bounds of every entry of that array.
+        natural: that array in the units that a user thinks in.
+        inputs: (u, x, key) -> x, a batch of features changed.
+        targets: (u, targets) -> targets, both (n, classes).
+        weights: (u, y) -> weight of each sample (n,); only their ratios matter.
+        penalty: (u, v) -> a scalar that is added to the loss.
+    """
+
+    name: str
+    start: Callable[[PyTree, Any, int], Any]
+    low: float
+    high: float
+    natural: Callable[[Any], Any] = jnp.exp
+    inputs: Callable[[Any, Any, Any], Any] | None = None
+    targets: Callable[[Any, Any], Any] | None = None
+    weights: Callable[[Any, Any], Any] | None = None
+    penalty: Callable[[Any, PyTree], Any] | None = None
+
+
+def _matrices(v: PyTree) -> list[Any]:
+    return [p for p in jax.tree.leaves(v) if jnp.ndim(p) > 1]
+
+
+def _first_layer(v: PyTree, features: int) -> Any:
+    found = [p for p in _matrices(v) if jnp.ndim(p) == 2 and jnp.shape(p)[0] == features]
+    if not found:
+        raise InputError(
+            f"feature_l2: the model has no matrix with one row for each of {features} features; its matrices have "
+            f"shapes {listed([jnp.shape(p) for p in _matrices(v)])}. Use layer_l2 for such a model."
+        )
+    return found[0]
+
+
+def _feature_start(v: PyTree, x: Any, classes: int) -> Any:
+    features = int(np.prod(jnp.shape(x)[1:]))
+    _first_layer(v, features)
+    return jnp.full(features, -5.0)
+
+
+def _feature_penalty(u: Any, v: PyTree) -> Any:
+    return jnp.sum(jnp.exp(u)[:, None] * _first_layer(v, len(u)) ** 2) / 2
+
+
+FEATURE_L2 = Piece("feature_l2", _feature_start, -10.0, 2.0, penalty=_feature_penalty)
+"""exp(u_j)/2 times the squares of row j of the first layer: one strength per feature."""
+
+LAYER_L2 = Piece(
+    "layer_l2",
+    lambda v, x, classes: jnp.full(len(_matrices(v)), -6.0),
+    -12.0,
+    2.0,
+    penalty=lambda u, v: sum(jnp.exp(a) * jnp.sum(p**2) / 2 for a, p in zip(u, _matrices(v), strict=True)),
+)
+"""exp(u_l)/2 times the squares of the l-th matrix of v: one strength per layer."""
+
+CLASS_WEIGHTS = Piece(
+    "class_weights", lambda v, x, classes: jnp.zeros(classes), -3.0, 3.0, weights=lambda u, y: jnp.exp(u)[y]
+)
+"""A sample of class c counts exp(u_c) times."""
+
+LABEL_SMOOTHING = Piece(
+    "label_smoothing",
+    lambda v, x, classes: jnp.full((), -3.0),
+    -8.0,
+    3.0,
+    natural=jax.nn.sigmoid,
+    targets=lambda u, t: (1 - jax.nn.sigmoid(u)) * t + jax.nn.sigmoid(u) / t.shape[1],
+)
+"""The part sigmoid(u) of each target is spread evenly over the classes (Szegedy et al. 2016)."""
+
+INPUT_NOISE = Piece(
+    "input_noise",
+    lambda v, x, classes: jnp.full((), -3.0),
+    -8.0,
+    1.0,
+    inputs=lambda u, x, key: x + jnp.exp(u) * jax.random.normal(key, x.shape, x.dtype),
+)
+"""Gaussian noise of standard deviation exp(u), in the features' units, drawn anew in each move."""
+
+
+def _per_sample(x: Any, key: Any) -> Any:
+    return jax.random.normal(key, (x.shape[0],) + (1,) * (x.ndim - 1), x.dtype)
+
+
+BRIGHTNESS = Piece(
+    "brightness",
+    lambda v, x, classes: jnp.full((), -3.0),
+    -8.0,
+    1.0,
+    inputs=lambda u, x, key: x + jnp.exp(u) * _per_sample(x, key),
+)
+"""A Gaussian shift of standard deviation exp(u), one for all features of a sample."""
+
+
+def _contrast(u: Any, x: Any, key: Any) -> Any:
+    middle = jnp.mean(x, axis=tuple(range(1, x.ndim)), keepdims=True)
+    return middle + (x - middle) * jnp.exp(jnp.exp(u) * _per_sample(x, key))
+
+
+CONTRAST = Piece("contrast", lambda v, x, classes: jnp.full((), -3.0), -8.0, 0.0, inputs=_contrast)
+"""Each sample's deviations from its mean are stretched by a factor, log-normal with deviation exp(u)."""
+
+
+def tuning_task(
+    train_loss: Callable[..., Any],
+    validation_loss: Callable[..., Any],
+    u: PyTree,
+    v: PyTree,
+    train: PyTree,
+    validation: PyTree,
+    *,
+    project: Callable[[PyTree], PyTree] = identity,
+    batch_size: int | None = None,
+    validation_batch_size: int | None = None,
+) -> Task:
+    """Tuning of any hyperparameters u of a training loss, as a Task.
+
+    Args:
+        train_loss: (u, v, samples[, key]) -> scalar; `samples` as a source gives them, with `.data` and `.index`.
+        validation_loss: (u, v, samples) -> scalar.
+        u, v: where hyperparameters and parameters start.
+        train, validation: data sets, pytrees whose leaves lead with the axis of samples.
+        project: onto the set that u lives in, bounds say.
+        batch_size, validation_batch_size: samples per minibatch; None for all.
+
+    Metrics: train_loss and validation_loss of (u, v) on all samples.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from bilevax import Penalty, solve
+        >>> from bilevax.applications.hyperparameters import tuning_task
+        >>> task = tuning_task(
+        ...     lambda u, v, s: jnp.mean((v - s.data) ** 2) + jnp.exp(u) * v**2,
+        ...     lambda u, v, s: jnp.mean((v - s.data) ** 2),
+        ...     jnp.zeros(()), jnp.zeros(()), jnp.array([1.0, 3.0]), jnp.array([1.5, 1.5]),
+        ... )
+        >>> result = solve(Penalty(), task.problem, *task.start, task.batches, steps=2000, key=jax.random.key(0))
+        >>> print(jnp.round(jnp.exp(result.u), 2))  # 2 / (1 + e^u) = 1.5
+        0.33
+    """
+    problem = _tuning_problem(train_loss, validation_loss, project)
+
+    def metrics(u: PyTree, v: PyTree) -> dict[str, float]:
+        key = jax.random.key(0)
+        return {
+            "train_loss": float(problem.lower(u, v, whole(train), key)),
+            "validation_loss": float(problem.upper(u, v, whole(validation), key)),
+        }
+
+    train, validation = jax.tree.map(jnp.asarray, (train, validation))
+    batches = Epochs(validation, train, upper_size=validation_batch_size, lower_size=batch_size)
+    return Task(problem, (u, v), batches, metrics)
+
+
+@functools.lru_cache(maxsize=64)
+def _tuning_problem(train_loss: Any, validation_loss: Any, project: Any) -> Problem:
+    """The same object for the same functions: what was compiled for it is found again."""
+    return Problem(validation_loss, train_loss, project_upper=project)
+
+
+@functools.lru_cache(maxsize=64)
+def _losses(model: Model, pieces: tuple[Piece, ...]) -> tuple[Any, Any, Any]:
+    def train_loss(u: Any, v: PyTree, samples: Samples, key: Any = None) -> Any:
+        x, y = samples.data
+        model_key, *keys = jax.random.split(jax.random.key(0) if key is None else key, 1 + len(pieces))
+        for piece, piece_key in zip(pieces, keys, strict=True):
+            if piece.inputs is not None:
+                x = piece.inputs(u[piece.name], x, piece_key)
+        scores = logits(model, v, x, None if key is None else model_key)
+        targets, weight = jax.nn.one_hot(y, scores.shape[1], dtype=scores.dtype), jnp.ones(len(y), scores.dtype)
+        extra = 0.0
+        for piece in pieces:
+            if piece.targets is not None:
+                targets = piece.targets(u[piece.name], targets)
+            if piece.weights is not None:
+                weight *= piece.weights(u[piece.name], y)
+            if piece.penalty is not None:
+                extra += piece.penalty(u[piece.name], v)
+        return weighted_mean(optax.softmax_cross_entropy(scores, targets), weight) + extra
+
+    def validation_loss(u: Any, v: PyTree, samples: Samples) -> Any:
+        x, y = samples.data
+        return jnp.mean(cross_entropy(model, v, x, y))
+
+    def project(u: Any) -> Any:
+        return {piece.name: jnp.clip(u[piece.name], piece.low, piece.high) for piece in pieces}
+
+    return train_loss, validation_loss, project
+
+
+def classifier_task(
+    model: Model,
+    X: Any,
+    y: Any,
+    X_validation: Any,
+    y_validation: Any,
+    pieces: Sequence[Piece],
+    *,
+    key: Any,
+    batch_size: int | None = None,
+    validation_batch_size: int | None = None,
+) -> Task:
+    """A classifier's hyperparameters as a Task: u is a dictionary with an array for each piece.
+
+    The validation loss is the mean cross-entropy, without noise, weights or penalty.
+
+    Args:
+        model: maps X to logits (n, classes).
+        X, y: features (n, ...) and integer labels (n,), 0..classes-1, to train on.
+        X_validation, y_validation: the same, to tune by.
+        pieces: which hyperparameters; all differ in name.
+        key: a jax.random key, for the model's initialisation.
+        batch_size, validation_batch_size: samples per minibatch; None for all.
+
+    Raises:
+        InputError: no pieces, or two of one name; lengths or classes that do not fit; a model without a matrix for
+            `FEATURE_L2`.
+
+    Example:
+        >>> import jax
+        >>> from bilevax.applications.hyperparameters import FEATURE_L2, INPUT_NOISE, classifier_task
+        >>> from bilevax.datasets import noisy_digits
+        >>> from bilevax.models import softmax_regression
+        >>> d = noisy_digits(seed=0, noise=0.0)
+        >>> task = classifier_task(
+        ...     softmax_regression(10), d.X, d.y, d.X_clean, d.y_clean, [FEATURE_L2, INPUT_NOISE], key=jax.random.key(0)
+        ... )
+        >>> jax.tree.map(lambda x: x.shape, task.start[0])
+        {'feature_l2': (64,), 'input_noise': ()}
+    """
+    pieces = tuple(pieces)
+    names = [piece.name for piece in pieces]
+    if not names or len(set(names)) < len(names):
+        raise InputError(f"pieces are {listed(names) or 'none'}. Pass at least one, no two of the same name.")
+    x, x_val = (jnp.asarray(a, jnp.result_type(float)) for a in (X, X_validation))
+    labels, val_labels = jnp.asarray(y), jnp.asarray(y_validation)
+    for name, a, b in (("X", x, labels), ("X_validation", x_val, val_labels)):
+        if len(a) != len(b) or len(a) == 0:
+            raise InputError(f"{name} has {len(a)} samples and {len(b)} labels. One label each, and some, are needed.")
+    v = model.init(key, x[:1])
+    classes = jax.eval_shape(lambda v, x: logits(model, v, x), v, x[:1]).shape[1]
+    highest = int(max(labels.max(), val_labels.max()))
+    if highest >= classes:
+        raise InputError(f"There is a label {highest} and the model gives {classes} logits. Widen its last layer.")
+    train_loss, validation_loss, project = _losses(model, pieces)
+    return tuning_task(
+        train_loss,
+        validation_loss,
+        {piece.name: piece.start(v, x, classes) for piece in pieces},
+        v,
+        (x, labels),
+        (x_val, val_labels),
+        project=project,
+        batch_size=batch_size,
+        validation_batch_size=validation_batch_size,
+    )
+
+
+@functools.cache
+def penalty_solver(lower_rate: float = 1e-2) -> Penalty:
+    """Penalty with settings that suit tuning; the same object at each call.
+
+    lam / gamma is a damping: where v minimises the penalty function, p = -(H + lam/gamma)^-1 grad_v f.
+    """
+    return Penalty(
+        upper_optimizer=optax.adam(0.1),
+        lower_optimizer=optax.adam(lower_rate),
+        lower_steps=10,
+        gamma=100.0,
+        lam=10.0,
+        nu=0.0,
+        eps=1e-2,
+        step_scale=1.0,
+    )
+
+
+class Tuned(NamedTuple):
+    """What `tune` returns.
+
+    Attributes:
+        hyperparameters: by the piece's name, in natural units.
+        params: the model's parameters, trained from its start with them.
+        validation_loss: of those parameters.
+        result: of the solve, with its history.
+    """
+
+    hyperparameters: dict[str, np.ndarray]
+    params: PyTree
+    validation_loss: float
+    result: Result
+
+
+_train = jax.jit(trained, static_argnames=("problem", "optimizer", "steps"))
+
+
+def tune(
+    model: Model,
+    X: Any,
+    y: Any,
+    X_validation: Any,
+    y_validation: Any,
+    pieces: Sequence[Piece],
+    *,
+    key: Any,
+    solver: base.Solver | None = None,
+    steps: int = 200,
+    batch_size: int | None = None,
+    train_steps: int = 500,
+    train_optimizer: optax.GradientTransformation = optax.adam(1e-2),
+    callbacks: Sequence[Any] = (),
+) -> Tuned:
+    """Tune a classifier's hyperparameters by gradient, then train it with them from its start.
+
+    Args:
+        model, X, y, X_validation, y_validation, pieces, key, batch_size: as for `classifier_task`.
+        solver: any solver; `penalty_solver()` unless told. `steps` of it are taken.
+        train_steps, train_optimizer: of the training at the end.
+        callbacks: handed to `bilevax.solve`.
+
+    Raises:
+        InputError: as for `classifier_task`.
+        SolveError: a value was not finite in mid-run.
+
+    Example:
+        >>> import jax
+        >>> from bilevax.applications.hyperparameters import LAYER_L2, tune
+        >>> from bilevax.datasets import noisy_digits
+        >>> from bilevax.models import softmax_regression
+        >>> d = noisy_digits(seed=0, noise=0.0, train=200)
+        >>> tuned = tune(
+        ...     softmax_regression(10), d.X, d.y, d.X_clean, d.y_clean, [LAYER_L2], key=jax.random.key(0), steps=20
+        ... )
+        >>> tuned.hyperparameters["layer_l2"].shape, tuned.validation_loss < 0.5
+        ((1,), True)
+    """
+    require_count("tune", "train_steps", train_steps)
+    start_key, solve_key, train_key = jax.random.split(key, 3)
+    task = classifier_task(model, X, y, X_validation, y_validation, pieces, key=start_key, batch_size=batch_size)
+    solver = penalty_solver() if solver is None else solver
+    result = solve(
+        solver, task.problem, *task.start, task.batches, steps=steps, key=solve_key, callbacks=tuple(callbacks)
+    )
+    v, loss, _, _ = _train(task.problem, train_optimizer, train_steps, result.u, task.start[1], task.batches, train_key)
+    natural = {piece.name: np.asarray(piece.natural(result.u[piece.name])) for piece in pieces}
+    return Tuned(natural, v, float(loss), result)
+
+
+class _LogisticTraining(NamedTuple):
+    """Whitened features (n, d), labels (n,), and the whitening matrix (d, d)."""
+
+    x: Any
+    y: Any
+    whitening: Any
+
+
+def _logistic_loss(v: PyTree, x: Any, y: Any) -> Any:
+    scores = x @ v["weight"] + v["bias"]
+    if scores.shape[1] == 1:  # two classes need but the difference of their scores
+        return jnp.mean(jax.nn.softplus(jnp.where(y == 1, -scores[:, 0], scores[:, 0])))
+    return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(scores, y))
+
+
+def _logistic_training_loss(u: Any, v: PyTree, data: _LogisticTraining) -> Any:
+    coefficients = data.whitening @ v["weight"]
+    penalty = jnp.sum(jnp.exp(u)[:, None] * coefficients**2) / (2 * data.x.shape[0])
+    return _logistic_loss(v, data.x, data.y) + penalty
+
+
+LOGISTIC = Problem(
+    lambda u, v, data: _logistic_loss(v, *data),
+    _logistic_training_loss,
+    project_upper=lambda u: jnp.clip(u, -STRENGTH_RANGE, STRENGTH_RANGE),
+)
+"""Logistic regression with one L2 strength exp(u_j) per feature, in units of scikit-learn's 1/C."""
+
+
+def logistic_task(X: Any, y: Any, X_validation: Any, y_validation: Any, classes: int) -> Task:
+    """Logistic regression with one L2 strength per feature, as a Task.
+
+    g = mean cross-entropy + sum_j exp(u_j) |w_j|^2 / (2 n). At the start u = 0: scikit-learn's default C = 1.
+    The lower variable is z with w = R z, R = (C + C's largest eigenvalue / 100)^(-1/2), C the covariance of X: so
+    g's Hessian is near a multiple of the identity at first, and descent on g and on the penalty function (whose
+    condition number is its square) takes tens of moves instead of thousands. The problem is the same one.
+
+    Args:
+        X, y: features (n, d) and labels (n,), 0..classes-1, to train on.
+        X_validation, y_validation: the same, to tune by.
+        classes: how many.
+
+    Metrics: train_loss, validation_loss.
+    """
+    dtype = jnp.result_type(float)
+    x, x_val = np.asarray(X, np.float64), np.asarray(X_validation, np.float64)
+    middle = x.mean(axis=0)
+    values, vectors = np.linalg.eigh((x - middle).T @ (x - middle) / len(x))
+    floor = WHITENING_FLOOR * values[-1] if values[-1] > 0 else 1.0
+    whitening = (vectors / np.sqrt(np.maximum(values, 0) + floor)) @ vectors.T
+    train = _LogisticTraining(
+        jnp.asarray((x - middle) @ whitening, dtype), jnp.asarray(y), jnp.asarray(whitening, dtype)
+    )
+    validation = (jnp.asarray((x_val - middle) @ whitening, dtype), jnp.asarray(y_validation))
+    columns = 1 if classes == 2 else classes
+    v = {"weight": jnp.zeros((x.shape[1], columns), dtype), "bias": jnp.zeros(columns, dtype)}
+
+    def metrics(u: Any, v: PyTree) -> dict[str, float]:
+        return {
+            "train_loss": float(_logistic_training_loss(u, v, train)),
+            "validation_loss": float(_logistic_loss(v, *validation)),
+        }
+
+    return Task(LOGISTIC, (jnp.zeros(x.shape[1], dtype), v), Batch(validation, train), metrics)
+
+
+def fit_logistic(strength: Any, X: Any, y: Any) -> LogisticRegression:
+    """Logistic regression with one L2 strength per feature, solved to the end by scikit-learn.
+
+    With features divided by the root of their strength the penalty is uniform, so C = 1 serves;
+    `coef_` is of the features as they came.
+
+    Args:
+        strength: (d,), positive, in units of 1/C.
+        X, y: features (n, d) and labels (n,).
+
+    Example:
+        >>> import numpy as np
+        >>> from bilevax.applications.hyperparameters import fit_logistic
+        >>> X, y = np.array([[0.0, 1.0], [1.0, 0.0], [2.0, 0.5], [3.0, 0.5]]), np.array([0, 0, 1, 1])
+        >>> bool(abs(fit_logistic(np.array([1.0, 1e6]), X, y).coef_[0, 1]) < 1e-4)
+        True
+    """
+    scale = 1 / np.sqrt(np.asarray(strength, np.float64))
+    x = np.asarray(X, np.float64)
+    middle = x.mean(axis=0)
+    model = LogisticRegression(solver="newton-cholesky", max_iter=200, tol=1e-6).fit((x - middle) * scale, y)
+    model.coef_ = model.coef_ * scale
+    model.intercept_ = model.intercept_ - model.coef_ @ middle
+    return model
+
+
+class TunedLogisticRegression(ClassifierMixin, BaseEstimator):
+    """Logistic regression with one L2 strength per feature, tuned by gradient on a validation set.
+
+    The strengths are tuned by `logistic_task`; the coefficients are then fitted to all data with them
+    (`fit_logistic`). Features of one scale help: the strengths start alike.
+
+    Args:
+        validation_fraction: the part of fit's data that is set aside to tune by, stratified by class.
+        steps: of the solver.
+        solver: any solver of bilevax; None for `penalty_solver(0.1)`.
+        random_state: an integer, a NumPy RandomState or None; says which samples are set aside.
+
+    Attributes:
+        coef_: (1, d) for two classes, else (classes, d).
+        intercept_: (1,) or (classes,).
+        alpha_: (d,) the tuned strengths, in units of scikit-learn's 1/C.
+        classes_: the labels, sorted.
+        n_iter_: steps taken.
+        history_: the solve's, an entry per step.
+        n_features_in_: number of features; with a DataFrame also `feature_names_in_`.
+
+    Example:
+        >>> from sklearn.datasets import load_breast_cancer
+        >>> from sklearn.preprocessing import StandardScaler
+        >>> from bilevax.applications.hyperparameters import TunedLogisticRegression
+        >>> X, y = load_breast_cancer(return_X_y=True)
+        >>> model = TunedLogisticRegression(steps=50).fit(StandardScaler().fit_transform(X), y)
+        >>> model.alpha_.shape, bool(model.alpha_.max() > 2 * model.alpha_.min())
+        ((30,), True)
+    """
+
+    def __init__(
+        self,
+        validation_fraction: float = 0.25,
+        steps: int = 200,
+        solver: base.Solver | None = None,
+        random_state: Any = 0,
+    ):
+        self.validation_fraction = validation_fraction
+        self.steps = steps
+        self.solver = solver
+        self.random_state = random_state
+
+    def fit(self, X: Any, y: Any, X_val: Any = None, y_val: Any = None) -> Self:
+        """Tune and train on X (n, d) with labels y (n,); by X_val and y_val where given, else by a part of X.
+
+        Raises:
+            InputError: classes too small for a stratified split; validation labels that y lacks.
+            ValueError: as scikit-learn's validation has it, for features that are not finite numbers, say.
+        """
+        require_count(type(self).__name__, "steps", self.steps)
+        X, y = validate_data(self, X, y, dtype=[np.float64, np.float32])
+        check_classification_targets(y)
+        self.classes_, codes = np.unique(y, return_inverse=True)
+        if len(self.classes_) < 2:
+            raise InputError(
+                f"y has one class only ({listed(self.classes_)}). At least two are needed to learn from: "
+                "check the labels, or add samples of the other classes."
+            )
+        if (X_val is None) != (y_val is None):
+            raise InputError("X_val and y_val go together: pass both, or neither.")
+        if X_val is None:
+            x, x_val, labels, val_labels = self._split(X, codes)
+            all_x, all_labels = X, codes
+        else:
+            x, labels = X, codes
+            x_val, known = validate_data(self, X_val, y_val, dtype=[np.float64, np.float32], reset=False)
+            unknown = sorted(set(np.asarray(known).tolist()) - set(self.classes_.tolist()), key=repr)
+            if unknown:
+                raise InputError(
+                    f"y_val has labels that y lacks: {listed(unknown)}. y has {listed(self.classes_)}. "
+                    "Spell them alike, or leave those samples out."
+                )
+            val_labels = np.searchsorted(self.classes_, known)
+            all_x, all_labels = np.concatenate([x, x_val]), np.concatenate([labels, val_labels])
+        task = logistic_task(x, labels, x_val, val_labels, len(self.classes_))
+        solver = penalty_solver(0.1) if self.solver is None else self.solver
+        result = solve(solver, task.problem, *task.start, task.batches, steps=self.steps, key=jax.random.key(0))
+        self.alpha_ = np.exp(np.asarray(result.u, np.float64))
+        self.n_iter_ = result.steps
+        self.history_ = result.history
+        fitted = fit_logistic(self.alpha_, all_x, all_labels)
+        self.coef_, self.intercept_ = fitted.coef_, fitted.intercept_
+        return self
+
+    def _split(self, X: np.ndarray, codes: np.ndarray) -> Any:
+        if not 0 < self.validation_fraction < 1:
+            raise InputError(f"validation_fraction is {self.validation_fraction}, and must lie between 0 and 1.")
+        sizes = np.bincount(codes)
+        if sizes.min() < 2:
+            few = [f"{c}: {n}" for c, n in zip(self.classes_.tolist(), sizes, strict=True) if n < 2]
+            raise InputError(
+                f"y has classes with fewer than two samples ({listed(few, quote=False)}), so a validation set cannot "
+                "be set aside. Add samples of those, leave them out, or pass X_val and y_val."
+            )
+        # At least one sample of each class on both sides, however small the data.
+        n = int(np.clip(round(self.validation_fraction * len(X)), len(sizes), len(X) - len(sizes)))
+        random_state = check_random_state(self.random_state).randint(2**31 - 1)
+        return train_test_split(X, codes, test_size=n, stratify=codes, random_state=random_state)
+
+    def decision_function(self, X: Any) -> np.ndarray:
+        """Scores (n, classes), or (n,) for two classes: the log-odds of `classes_[1]`."""
+        check_is_fitted(self)
+        X = validate_data(self, X, dtype=[np.float64, np.float32], reset=False)
+        scores = X @ self.coef_.T + self.intercept_
+        return scores[:, 0] if scores.shape[1] == 1 else scores
+
+    def predict_proba(self, X: Any) -> np.ndarray:
+        """The probability of each class, (n, classes), in the order of `classes_`."""
+        scores = self.decision_function(X)
+        if scores.ndim == 1:
+            scores = np.stack([np.zeros_like(scores), scores], axis=1)
+        exponentials = np.exp(scores - scores.max(axis=1, keepdims=True))
+        return exponentials / exponentials.sum(axis=1, keepdims=True)
+
+    def predict(self, X: Any) -> np.ndarray:
+        """The most likely label of each sample, (n,)."""
+        scores = self.decision_function(X)
+        return self.classes_[(scores > 0).astype(int) if scores.ndim == 1 else scores.argmax(axis=1)]
