@@ -30,6 +30,8 @@ class Settings:
         medium: between quick and full size, where an experiment has such a size.
         seeds: how many trials; None for the experiment's own number.
         solver: restrict the run to the method with this label.
+        dataset: restrict the run to this data set, where an experiment has several.
+        noise: restrict the run to this percentage of wrong labels, where an experiment has several.
         out: the directory that results.json and the figures go to.
     """
 
@@ -37,6 +39,8 @@ class Settings:
     medium: bool = False
     seeds: int | None = None
     solver: str | None = None
+    dataset: str | None = None
+    noise: int | None = None
     out: Path = Path("out")
 
 

@@ -271,6 +271,8 @@ class Settings(NamedTuple):
     medium: bool
     seeds: int | None
     solver: str | None
+    dataset: str | None
+    noise: int | None
     out: object
 
 class Experiment(NamedTuple):
@@ -278,7 +280,7 @@ class Experiment(NamedTuple):
     run: object
 
 def _run(settings):
-    (settings.out / "ran.txt").write_text(repr(settings[:4]))
+    (settings.out / "ran.txt").write_text(repr(settings[:6]))
 
 EXPERIMENTS = {"figure1": Experiment("Four examples", _run), "table4": Experiment("Accuracies", _run)}
 """
@@ -307,13 +309,17 @@ def test_reproduce_lists_and_runs(checkout):
     assert "Four examples" in result.stdout
     result = bilevax_command("reproduce", "table4", "--quick", "--seeds", 3, "--solver", "Penalty")
     assert result.exit_code == 0, result.output
-    assert (checkout / "out" / "table4" / "ran.txt").read_text() == "(True, False, 3, 'Penalty')"
+    assert (checkout / "out" / "table4" / "ran.txt").read_text() == "(True, False, 3, 'Penalty', None, None)"
+    result = bilevax_command("reproduce", "table4", "--dataset", "mnist", "--noise", 25)
+    assert result.exit_code == 0, result.output
+    assert (checkout / "out" / "table4" / "ran.txt").read_text() == "(False, False, None, None, 'mnist', 25)"
 
 
 def test_reproduce_refusals(checkout):
     for arguments in (["figure9"], []):
         assert "Pass one of figure1, table4." in refused("reproduce", *arguments)
     assert "Choose one" in refused("reproduce", "table4", "--quick", "--medium")
+    assert bilevax_command("reproduce", "table4", "--noise", 101).exit_code == 2
     (checkout / "file").write_text("")
     assert "cannot be written to" in refused("reproduce", "table4", "--out", checkout / "file")
 
@@ -327,7 +333,7 @@ def test_reproduce_outside_of_a_checkout(tmp_path, monkeypatch):
 def test_table_without_a_test_set_says_how_to_get_one():
     y = np.array(["cat", "dog"])
     data = Labelled("pets.csv", np.eye(2), y, np.eye(2), y, None, None, None, None, ())
-    table = cli._table(data, [cli.Row("Penalty", None, 1, None, None, 2.0)], hold_out=0.0)
+    table = cli.denoise._table(data, [cli.denoise.Row("Penalty", None, 1, None, None, 2.0)], hold_out=0.0)
     assert "--hold-out 0.25" in str(table.caption)
     assert "no test set" in str(table.title)
     assert [next(iter(column.cells)) for column in table.columns] == ["Penalty", "–", "1", "–", "–", "2.0"]

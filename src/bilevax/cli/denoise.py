@@ -1,68 +1,28 @@
-"""The command line: `bilevax denoise` on a user's labels, `bilevax reproduce` for the papers' tables and figures."""
+"""`bilevax denoise`: the wrong labels in a user's data."""
 
-import hashlib
-import importlib
 import json
-import os
-import platform
 import shlex
 import shutil
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from importlib.metadata import version as version_of
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
-import jax
 import numpy as np
+import typer
+from rich.console import Console
+from rich.table import Table
 
-import bilevax
-from bilevax.callbacks import make_writable
+from bilevax.cli._shared import check_writable, complain, digest, figure, in_plain_words, say, surroundings
 from bilevax.problem import InputError
-from bilevax.solve import SolveError
-
-try:
-    import typer
-    from rich.console import Console
-    from rich.table import Table
-except ImportError as error:
-    raise SystemExit(f"The bilevax command needs {error.name}: pip install 'bilevax[apps]'") from error
 
 if TYPE_CHECKING:  # these pull in pandas and scikit-learn, which `--help` need not wait for
     from bilevax.applications.denoising import DenoisingClassifier
     from bilevax.tables import Labelled
 
-SOLVE_FAILED, INPUT_REFUSED, INTERRUPTED = 1, 2, 130
 SHOWN_SUSPECTS = 50
 
-app = typer.Typer(
-    no_args_is_help=True, add_completion=False, rich_markup_mode="markdown", pretty_exceptions_enable=False
-)
 
-
-def main() -> None:
-    """The `bilevax` command. Exit codes: 0 done, 1 the solve failed, 2 bad input, 130 Ctrl-C."""
-    app()
-
-
-def _print_version(wanted: bool) -> None:
-    if wanted:
-        print(f"bilevax {bilevax.__version__}")
-        raise typer.Exit
-
-
-@app.callback()
-def _root(
-    version: Annotated[
-        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and leave.")
-    ] = False,
-) -> None:
-    """Bilevel optimisation in JAX."""
-
-
-@app.command()
 def denoise(
     train: Annotated[
         Path | None,
@@ -109,16 +69,16 @@ def denoise(
     Writes suspects.csv (rows counted from 0, the most suspicious first), weights.png, convergence.png,
     results.json and, where the samples are images, contact_sheet.png.
     """
-    with _in_plain_words():
+    with in_plain_words():
         if train is None:
             for name, value in (("--clean", clean), ("--target", target), ("--test", test)):
                 if value is not None:
                     raise InputError(f"{name} is given without TRAIN. Name the file whose labels are in doubt, too.")
         elif clean is None:
             raise InputError("TRAIN is given without --clean. Pass a file of samples whose labels you trust.")
-        _check_writable(out)
+        check_writable(out)
         files = {"train": train, "clean": clean, "test": test}
-        settings = {name: None if path is None else _digest(name, path) for name, path in files.items()}
+        settings = {name: None if path is None else digest(name, path) for name, path in files.items()}
         settings |= {"target": target, "hold_out": hold_out, "steps": steps, "batch_size": batch_size, "seed": seed}
         checkpoints = out / "checkpoints"
         _check_checkpoints(checkpoints, settings, resume)
@@ -129,87 +89,8 @@ def denoise(
 
             data = tables.from_files(train, clean, test, target, hold_out, seed)
         for note in data.notes:
-            _say(note)
+            say(note)
         _denoise(data, settings, out, checkpoints, resume)
-
-
-@app.command()
-def reproduce(
-    name: Annotated[str | None, typer.Argument(metavar="NAME", help="Which table or figure, see --list.")] = None,
-    list_all: Annotated[bool, typer.Option("--list", help="Name them all.")] = False,
-    quick: Annotated[bool, typer.Option("--quick", help="Under two minutes on two cores.")] = False,
-    medium: Annotated[bool, typer.Option("--medium", help="Between --quick and full size.")] = False,
-    seeds: Annotated[int | None, typer.Option(min=1, help="How many.", show_default="the experiment's")] = None,
-    solver: Annotated[str | None, typer.Option(help="Only this one of the experiment's solvers.")] = None,
-    out: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Where the results go.", show_default="out/NAME")
-    ] = None,
-) -> None:
-    """Run one table or figure of the papers, and compare with the paper's numbers."""
-    with _in_plain_words():
-        if quick and medium:
-            raise InputError("--quick and --medium are both given. Choose one.")
-        catalog = _catalog()
-        experiments = catalog.EXPERIMENTS
-        if list_all:
-            table = Table("name", "what it reproduces", box=None)
-            for key, experiment in experiments.items():
-                table.add_row(key, experiment.title)
-            Console().print(table)
-            return
-        names = ", ".join(experiments)
-        if name is None:
-            raise InputError(f"NAME is missing. Pass one of {names}.")
-        if name not in experiments:
-            raise InputError(f"NAME is {name!r}, which is no experiment. Pass one of {names}.")
-        out = Path("out") / name if out is None else out
-        _check_writable(out)
-        experiments[name].run(catalog.Settings(quick=quick, medium=medium, seeds=seeds, solver=solver, out=out))
-
-
-@contextmanager
-def _in_plain_words() -> Iterator[None]:
-    """What a user can mend ends in a sentence on stderr and an exit code, not in a traceback."""
-    try:
-        yield
-    except InputError as error:
-        _complain(str(error))
-        raise typer.Exit(INPUT_REFUSED) from error
-    except SolveError as error:
-        _complain(f"The solve failed. {error}")
-        raise typer.Exit(SOLVE_FAILED) from error
-    except OSError as error:  # a disk that is full, say
-        _complain(str(error))
-        raise typer.Exit(SOLVE_FAILED) from error
-    except KeyboardInterrupt as error:
-        raise typer.Exit(INTERRUPTED) from error
-
-
-def _say(text: str) -> None:
-    Console().print(text, markup=False, highlight=False, soft_wrap=True)
-
-
-def _complain(text: str) -> None:
-    Console(stderr=True).print(text, markup=False, highlight=False, soft_wrap=True)
-
-
-def _check_writable(out: Path) -> None:
-    try:
-        make_writable(out)
-    except OSError as error:
-        raise InputError(
-            f"--out {out} cannot be written to ({error.strerror}). Pass a directory that you may write to."
-        ) from error
-
-
-def _digest(name: str, path: Path) -> dict[str, str]:
-    """A file's name and contents, so that a resumed run is known to be the same one."""
-    name = "TRAIN" if name == "train" else f"--{name}"
-    try:
-        with path.open("rb") as file:
-            return {"file": str(path), "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
-    except OSError as error:
-        raise InputError(f"{name} ({path}) cannot be opened: {error.strerror}. Check the path.") from error
 
 
 def _check_checkpoints(directory: Path, settings: dict[str, Any], resume: bool) -> None:
@@ -217,7 +98,7 @@ def _check_checkpoints(directory: Path, settings: dict[str, Any], resume: bool) 
     file = directory / "settings.json"
     if not file.is_file():
         if resume:
-            _say(f"There is nothing to resume in {directory}; starting from the beginning.")
+            say(f"There is nothing to resume in {directory}; starting from the beginning.")
         return
     if not resume:
         raise InputError(
@@ -234,18 +115,6 @@ def _check_checkpoints(directory: Path, settings: dict[str, Any], resume: bool) 
             f"--resume: the interrupted run in {directory} had other settings ({', '.join(changed)}). Repeat the same "
             "command, or delete that directory to start over without --resume."
         )
-
-
-def _catalog() -> Any:
-    """`experiments.catalog`, from the checkout in or above which we are."""
-    for place in (Path.cwd(), Path(bilevax.__file__).resolve().parents[2]):
-        if (place / "experiments" / "catalog.py").is_file():
-            sys.path.insert(0, str(place))
-            return importlib.import_module("experiments.catalog")
-    raise InputError(
-        "The directory experiments/ was found neither here nor beside the package: the experiments are part of the "
-        "repository and not of the installed package. Clone the repository and run this command in it."
-    )
 
 
 class Row(NamedTuple):
@@ -279,7 +148,7 @@ def _noisy_digits(seed: int) -> "Labelled":
 
 
 def _denoise(data: "Labelled", settings: dict[str, Any], out: Path, checkpoints: Path, resume: bool) -> None:
-    from bilevax.applications.denoising import approxgrad_solver, penalty_solver
+    from bilevax.applications.importance import approxgrad_solver, penalty_solver
 
     began = time.perf_counter()
     checkpoints.mkdir(exist_ok=True)
@@ -295,21 +164,14 @@ def _denoise(data: "Labelled", settings: dict[str, Any], out: Path, checkpoints:
         if not kept:
             shutil.rmtree(checkpoints)
         if isinstance(error, KeyboardInterrupt):
-            _complain(_how_to_resume(checkpoints) if kept else "Interrupted before there was anything to keep.")
+            complain(_how_to_resume(checkpoints) if kept else "Interrupted before there was anything to keep.")
         raise
     files = _write_results(data, fitted, out)
     report = {
         "settings": settings | {"steps": fitted["Penalty"].steps},
         "seed": settings["seed"],
         "resumed": resume,
-        "versions": {"python": platform.python_version(), "bilevax": bilevax.__version__}
-        | {name: version_of(name) for name in ("jax", "optax", "numpy", "scikit-learn")},
-        "device": {
-            "platform": jax.devices()[0].platform,
-            "kind": jax.devices()[0].device_kind,
-            "machine": platform.machine(),
-            "cores": os.cpu_count(),
-        },
+        **surroundings("jax", "optax", "numpy", "scikit-learn"),
         "wall_seconds": time.perf_counter() - began,
         "data": _sizes(data),
         "methods": [row._asdict() for row in rows],
@@ -317,7 +179,7 @@ def _denoise(data: "Labelled", settings: dict[str, Any], out: Path, checkpoints:
     (out / "results.json").write_text(json.dumps(report, indent=2) + "\n")
     shutil.rmtree(checkpoints)
     Console().print(_table(data, rows, settings["hold_out"]))
-    _say(f"Wrote {', '.join([*files, 'results.json'])} to {out} in {report['wall_seconds']:.1f} s.")
+    say(f"Wrote {', '.join([*files, 'results.json'])} to {out} in {report['wall_seconds']:.1f} s.")
 
 
 def _references(data: "Labelled", seed: int) -> list[Row]:
@@ -454,14 +316,10 @@ def _table(data: "Labelled", rows: list[Row], hold_out: float) -> Table:
     for row in rows:
         table.add_row(
             row.method,
-            _figure(row.test_accuracy, ".1%"),
-            _figure(row.suspects, ",d"),
-            _figure(row.precision, ".3f"),
-            _figure(row.recall, ".3f"),
+            figure(row.test_accuracy, ".1%"),
+            figure(row.suspects, ",d"),
+            figure(row.precision, ".3f"),
+            figure(row.recall, ".3f"),
             f"{row.seconds:.1f}",
         )
     return table
-
-
-def _figure(value: float | None, form: str) -> str:
-    return "–" if value is None else format(value, form)

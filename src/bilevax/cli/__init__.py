@@ -1,0 +1,40 @@
+"""The command line, one file for each command."""
+
+from typing import Annotated
+
+import bilevax
+
+try:
+    import rich as rich
+    import typer
+except ImportError as error:
+    raise SystemExit(f"The bilevax command needs {error.name}: pip install 'bilevax[apps]'") from error
+
+from bilevax.cli import denoise, reproduce, tune
+
+app = typer.Typer(
+    no_args_is_help=True, add_completion=False, rich_markup_mode="markdown", pretty_exceptions_enable=False
+)
+app.command()(denoise.denoise)
+app.command()(tune.tune)
+app.command()(reproduce.reproduce)
+
+
+def main() -> None:
+    """The `bilevax` command. Exit codes: 0 done, 1 the solve failed, 2 bad input, 130 Ctrl-C."""
+    app()
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"bilevax {bilevax.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and leave.")
+    ] = False,
+) -> None:
+    """Bilevel optimisation in JAX."""

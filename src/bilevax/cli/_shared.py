@@ -1,0 +1,88 @@
+"""What the commands share: exit codes, sentences in place of traces, and what a report says of its surroundings."""
+
+import hashlib
+import os
+import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import version as version_of
+from pathlib import Path
+from typing import Any
+
+import jax
+import typer
+from rich.console import Console
+
+import bilevax
+from bilevax.callbacks import make_writable
+from bilevax.problem import InputError
+from bilevax.solve import SolveError
+
+SOLVE_FAILED, INPUT_REFUSED, INTERRUPTED = 1, 2, 130
+
+
+@contextmanager
+def in_plain_words() -> Iterator[None]:
+    """What a user can mend ends in a sentence on stderr and an exit code, not in a traceback."""
+    try:
+        yield
+    except InputError as error:
+        complain(str(error))
+        raise typer.Exit(INPUT_REFUSED) from error
+    except SolveError as error:
+        complain(f"The solve failed. {error}")
+        raise typer.Exit(SOLVE_FAILED) from error
+    except OSError as error:  # a disk that is full, say
+        complain(str(error))
+        raise typer.Exit(SOLVE_FAILED) from error
+    except KeyboardInterrupt as error:
+        raise typer.Exit(INTERRUPTED) from error
+
+
+def say(text: str) -> None:
+    """A line on stdout."""
+    Console().print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def complain(text: str) -> None:
+    """A line on stderr."""
+    Console(stderr=True).print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def check_writable(out: Path) -> None:
+    """Make the directory, or refuse it before anything is computed."""
+    try:
+        make_writable(out)
+    except OSError as error:
+        raise InputError(
+            f"--out {out} cannot be written to ({error.strerror}). Pass a directory that you may write to."
+        ) from error
+
+
+def digest(name: str, path: Path) -> dict[str, str]:
+    """A file's name and contents, so that a resumed run is known to be the same one."""
+    name = "TRAIN" if name == "train" else f"--{name}"
+    try:
+        with path.open("rb") as file:
+            return {"file": str(path), "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+    except OSError as error:
+        raise InputError(f"{name} ({path}) cannot be opened: {error.strerror}. Check the path.") from error
+
+
+def figure(value: float | None, form: str) -> str:
+    """A number for a table; a dash where it is not known."""
+    return "–" if value is None else format(value, form)
+
+
+def surroundings(*packages: str) -> dict[str, Any]:
+    """Versions and device, for results.json."""
+    return {
+        "versions": {"python": platform.python_version(), "bilevax": bilevax.__version__}
+        | {name: version_of(name) for name in packages},
+        "device": {
+            "platform": jax.devices()[0].platform,
+            "kind": jax.devices()[0].device_kind,
+            "machine": platform.machine(),
+            "cores": os.cpu_count(),
+        },
+    }

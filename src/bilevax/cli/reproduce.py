@@ -1,0 +1,69 @@
+"""`bilevax reproduce`: the papers' tables and figures."""
+
+import importlib
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+import bilevax
+from bilevax.cli._shared import check_writable, in_plain_words
+from bilevax.problem import InputError
+
+
+def reproduce(
+    name: Annotated[str | None, typer.Argument(metavar="NAME", help="Which table or figure, see --list.")] = None,
+    list_all: Annotated[bool, typer.Option("--list", help="Name them all.")] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="Under two minutes on two cores.")] = False,
+    medium: Annotated[bool, typer.Option("--medium", help="Between --quick and full size.")] = False,
+    seeds: Annotated[int | None, typer.Option(min=1, help="How many.", show_default="the experiment's")] = None,
+    solver: Annotated[str | None, typer.Option(help="Only this one of the experiment's solvers.")] = None,
+    dataset: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Only this data set, of an experiment on several.")
+    ] = None,
+    noise: Annotated[
+        int | None,
+        typer.Option(min=0, max=100, metavar="PERCENT", help="Only this share of wrong labels, of one on several."),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Where the results go.", show_default="out/NAME")
+    ] = None,
+) -> None:
+    """Run one table or figure of the papers, and compare with the paper's numbers."""
+    with in_plain_words():
+        if quick and medium:
+            raise InputError("--quick and --medium are both given. Choose one.")
+        catalog = _catalog()
+        experiments = catalog.EXPERIMENTS
+        if list_all:
+            table = Table("name", "what it reproduces", box=None)
+            for key, experiment in experiments.items():
+                table.add_row(key, experiment.title)
+            Console().print(table)
+            return
+        names = ", ".join(experiments)
+        if name is None:
+            raise InputError(f"NAME is missing. Pass one of {names}.")
+        if name not in experiments:
+            raise InputError(f"NAME is {name!r}, which is no experiment. Pass one of {names}.")
+        out = Path("out") / name if out is None else out
+        check_writable(out)
+        settings = catalog.Settings(
+            quick=quick, medium=medium, seeds=seeds, solver=solver, dataset=dataset, noise=noise, out=out
+        )
+        experiments[name].run(settings)
+
+
+def _catalog() -> Any:
+    """`experiments.catalog`, from the checkout in or above which we are."""
+    for place in (Path.cwd(), Path(bilevax.__file__).resolve().parents[2]):
+        if (place / "experiments" / "catalog.py").is_file():
+            sys.path.insert(0, str(place))
+            return importlib.import_module("experiments.catalog")
+    raise InputError(
+        "The directory experiments/ was found neither here nor beside the package: the experiments are part of the "
+        "repository and not of the installed package. Clone the repository and run this command in it."
+    )
