@@ -1,0 +1,194 @@
+"""What the denoising experiments share: their data, how weights are learned and judged, and what that costs."""
+
+import dataclasses
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from sklearn.metrics import average_precision_score, f1_score, roc_auc_score
+
+from bilevax import InputError, LearningToReweight, LookAhead, datasets, solve
+from bilevax.applications import Task
+from bilevax.applications.importance import denoising_task, meta_weight_task, reweighting_task, weights
+from bilevax.applications.training import Training, probabilities, train
+from bilevax.datasets import Images, Noisy
+from bilevax.models import Model
+from bilevax.solve import Callback, Visit
+
+DATA_SETS: dict[str, Callable[[], Images]] = {
+    "mnist": datasets.mnist,
+    "fashion_mnist": datasets.fashion_mnist,
+    "cifar10": datasets.cifar10,
+    "svhn": datasets.svhn,
+}
+CLASSES = 10
+
+
+def pick_data_sets(names: Sequence[str], wanted: str | None) -> list[str]:
+    """All names, or the one that --dataset asks for.
+
+    Raises:
+        InputError: the experiment has no such data set.
+    """
+    if wanted is None:
+        return list(names)
+    if wanted not in names:
+        raise InputError(
+            f"--dataset is {wanted!r}, which this experiment does not have. Pass one of {', '.join(names)}."
+        )
+    return [wanted]
+
+
+def pick_noise(levels: Sequence[int], wanted: int | None) -> list[int]:
+    """All percentages of wrong labels, or the one that --noise asks for.
+
+    Raises:
+        InputError: the experiment has no such percentage.
+    """
+    if wanted is None:
+        return list(levels)
+    if wanted not in levels:
+        told = ", ".join(map(str, levels))
+        raise InputError(f"--noise is {wanted}, which this experiment does not have. Pass one of {told}.")
+    return [wanted]
+
+
+class Judged(NamedTuple):
+    """How well a method did in one trial.
+
+    Attributes:
+        accuracy: percent of the test samples.
+        f1: of the right labels among the samples kept, the hyper-cleaning measure; None where nothing was selected.
+        area: under the ROC curve of wrong against right labels, ranked by suspicion; None where nothing was ranked.
+        seconds: wall time of what the method adds to the data, compilation included.
+    """
+
+    accuracy: float
+    f1: float | None
+    area: float | None
+    seconds: float
+
+
+class Trial:
+    """One draw of a data set, its noise and its clean set, on the device; what all methods are run on."""
+
+    def __init__(self, data: Noisy, model: Model, training: Training, seed: int):
+        self.data, self.model, self.training = data, model, training
+        self.x, self.x_clean = jnp.asarray(data.x), jnp.asarray(data.x_clean)
+        self.y, self.y_clean = (jnp.asarray(y, jnp.int32) for y in (data.y, data.y_clean))
+        self.right = data.y == data.y_true
+        self.key = jax.random.key(seed)
+        self._both = jnp.concatenate([self.x, self.x_clean]), jnp.concatenate([self.y, self.y_clean])
+
+    def fit(self, weight: Any) -> Any:
+        """Parameters of a new model, trained on the training samples by weights (n,) and on the clean ones."""
+        weight = jnp.concatenate([jnp.asarray(weight, jnp.float32), jnp.ones(len(self.y_clean))])
+        return jax.block_until_ready(train(self.model, self.training, *self._both, weight, self.key))
+
+    def fit_clean(self) -> Any:
+        """Parameters of a new model, trained on the clean samples alone, in as many moves."""
+        ones = jnp.ones(len(self.y_clean))
+        return jax.block_until_ready(train(self.model, self.training, self.x_clean, self.y_clean, ones, self.key))
+
+    def accuracy(self, v: Any) -> float:
+        """Percent of the test samples that parameters v get right."""
+        p = probabilities(self.model, v, jnp.asarray(self.data.x_test))
+        return 100 * float((p.argmax(1) == self.data.y_test).mean())
+
+    def suspicion(self, v: Any) -> np.ndarray:
+        """The cross-entropy (n,) of the labels as given, under parameters v."""
+        p = probabilities(self.model, v, self.x)
+        of_given = p[np.arange(len(p)), np.asarray(self.data.y)]
+        return -np.log(np.maximum(of_given, np.finfo(p.dtype).tiny))
+
+    def denoising(self, batch: int | None, clean_batch: int | None, **start: Any) -> Task:
+        """The task of Mehra and Hamm."""
+        arrays = self.x, self.y, self.x_clean, self.y_clean
+        sizes = {"batch_size": batch, "clean_batch_size": clean_batch}
+        return denoising_task(self.model, *arrays, key=self.key, training=self.training, **sizes, **start)
+
+    def reweighting(self, batch: int | None, clean_batch: int | None) -> Task:
+        """The task of Ren et al."""
+        arrays = self.x, self.y, self.x_clean, self.y_clean
+        sizes = {"batch_size": batch, "clean_batch_size": clean_batch}
+        return reweighting_task(self.model, *arrays, key=self.key, l2=self.training.l2, **sizes)
+
+    def meta_weight(self, batch: int | None, clean_batch: int | None) -> Task:
+        """The task of Shu et al."""
+        arrays = self.x, self.y, self.x_clean, self.y_clean
+        sizes = {"batch_size": batch, "clean_batch_size": clean_batch}
+        return meta_weight_task(self.model, *arrays, key=self.key, l2=self.training.l2, **sizes)
+
+
+def average_precision(right: np.ndarray, suspicion: np.ndarray) -> float:
+    """Of wrong labels found by a ranking."""
+    return float(average_precision_score(~right, suspicion))
+
+
+def area(right: np.ndarray, suspicion: np.ndarray) -> float:
+    """Under the ROC curve of wrong labels found by a ranking."""
+    return float(roc_auc_score(~right, suspicion))
+
+
+def f1(right: np.ndarray, kept: np.ndarray) -> float:
+    """Of right labels among the samples kept: the hyper-cleaning measure (Shen and Chen 2023, section 6)."""
+    return float(f1_score(right, kept))
+
+
+def unrolled_from_zero(task: Task) -> Task:
+    """The task with v restarted at zero in every step, as RMD trains it (Franceschi et al. 2017, section 5.1)."""
+    start = jax.tree.map(jnp.zeros_like, task.start[1])
+    problem = dataclasses.replace(task.problem, lower_start=lambda u, batch, key: start)
+    return task._replace(problem=problem)
+
+
+class Solved(NamedTuple):
+    """A solve's end: u, v, the state, and its wall seconds, compilation included."""
+
+    u: Any
+    v: Any
+    state: Any
+    seconds: float
+
+
+def run_solver(
+    solver: Any, task: Task, steps: int, seed: int, callbacks: Sequence[Callback | Callable[[Visit], None]] = ()
+) -> Solved:
+    """Solve a task and tell the time."""
+    began = time.perf_counter()
+    result = solve(
+        solver, task.problem, *task.start, task.batches, steps=steps, key=jax.random.key(seed), callbacks=callbacks
+    )
+    jax.block_until_ready(result.v)
+    return Solved(result.u, result.v, result.state, time.perf_counter() - began)
+
+
+def learned_weights(u: Any) -> np.ndarray:
+    """Importance weights (n,) in 0..1."""
+    return np.asarray(weights(u))
+
+
+def readable(solver: Any) -> dict[str, Any]:
+    """A solver's fields in a form that JSON takes; optimizers are closures and are told in the experiment's file."""
+    fields = {name: value for name, value in vars(solver).items() if not hasattr(value, "update")}
+    told = {n: x if isinstance(x, int | float | None) else getattr(x, "__name__", repr(x)) for n, x in fields.items()}
+    return {"method": type(solver).__name__, **told}
+
+
+def evaluations(solver: Any, steps: int) -> dict[str, int]:
+    """Gradients of f and of g, and products with the second derivatives of g, that `steps` steps take on a batch."""
+    moves = getattr(solver, "lower_steps", 1)
+    if isinstance(solver, LearningToReweight):
+        counts = {"f": 1, "g": 2, "products": 1}
+    elif isinstance(solver, LookAhead):
+        counts = {"f": 1, "g": moves + 1, "products": 1}
+    elif type(solver).__name__ == "Penalty":
+        counts = {"f": moves + 1, "g": moves + 1, "products": moves + 1}
+    elif type(solver).__name__ == "Implicit":
+        counts = {"f": 1, "g": moves + 1, "products": 1 + getattr(solver.linear_solve, "steps", 0)}
+    else:  # reverse mode: forward through the moves and back
+        counts = {"f": 1, "g": moves, "products": 2 * moves}
+    return {kind: count * steps for kind, count in counts.items()}
