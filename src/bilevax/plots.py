@@ -1,5 +1,6 @@
-"""Figures of denoising runs and of experiments, drawn without any of pyplot's global state."""
+"""Figures of denoising and tuning runs and of experiments, drawn without any of pyplot's global state."""
 
+import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -42,6 +43,13 @@ class Panel(NamedTuple):
     x: Any
     curves: Any
     log: bool
+
+
+class TimedLosses(NamedTuple):
+    """One curve of `loss_against_time`: `losses` (k,) at `seconds` (k,) since the start."""
+
+    seconds: Any
+    losses: Any
 
 
 def contact_sheet(
@@ -215,6 +223,51 @@ def curve_panels(
                 axes.set_ylabel(y_label)
             if i + columns >= len(panels):
                 axes.set_xlabel(x_label)
+    _save(figure, path)
+
+
+def loss_against_time(
+    curves: Mapping[str, TimedLosses], path: Path, title: str, levels: Mapping[str, float] | None = None
+) -> None:
+    """Loss against seconds since the start, every method on one pair of axes; a loss holds until the next one.
+
+    Args:
+        curves: by the method's name.
+        path: the PNG to write.
+        title: one line above.
+        levels: named losses that do not depend on time, drawn across.
+
+    Raises:
+        InputError: no curves, seconds and losses that do not fit or seconds that are not positive: their axis is
+            logarithmic.
+
+    Example:
+        >>> import tempfile, pathlib
+        >>> from bilevax.plots import TimedLosses, loss_against_time
+        >>> curves = {"Penalty": TimedLosses([0.01, 0.02], [0.5, 0.3]), "search": TimedLosses([1, 9], [0.5, 0.4])}
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     loss_against_time(curves, pathlib.Path(folder) / "tuning.png", "Digits", {"default": 0.6})
+    """
+    if not curves:
+        raise InputError("loss_against_time: no curves. Pass at least one.")
+    with rc_context(STYLE):
+        figure = Figure(figsize=(7, 4.6), layout="constrained")
+        axes = figure.subplots()
+        for colour, (name, curve) in zip(_cycle(len(curves)), curves.items(), strict=True):
+            seconds, losses = np.asarray(curve.seconds, float), np.asarray(curve.losses, float)
+            if seconds.ndim != 1 or seconds.shape != losses.shape or not (seconds > 0).all():
+                raise InputError(
+                    f"loss_against_time: {name!r} has seconds of shape {seconds.shape} and losses of shape "
+                    f"{losses.shape}. Both must be (k,), and the seconds positive."
+                )
+            axes.step(seconds, losses, where="post", color=colour, linewidth=1.8, label=name)
+            axes.plot(seconds, losses, "o", color=colour, markersize=3.5)
+        for style, (name, level) in zip(itertools.cycle(("--", ":", "-.")), (levels or {}).items(), strict=False):
+            axes.axhline(level, color="#666666", linestyle=style, linewidth=1.2, label=name, zorder=1)
+        axes.set_xscale("log")
+        axes.set(xlabel="seconds, compilation apart", ylabel="loss", title=title)
+        # Below the axes: within them the curves leave no corner that is always free.
+        figure.legend(loc="outside lower center", ncols=3)
     _save(figure, path)
 
 

@@ -1,0 +1,524 @@
+"""Hyperparameters by gradient: each piece by another route, the hypergradient against retraining, the estimator."""
+
+import dataclasses
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pandas as pd
+import pytest
+from scipy.special import log_softmax
+from sklearn.base import clone
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import log_loss
+from sklearn.utils.estimator_checks import parametrize_with_checks
+
+from bilevax import Alternating, Implicit, InputError, Penalty, solve
+from bilevax.applications import hyperparameters as hp
+from bilevax.applications.hyperparameters import (
+    BRIGHTNESS,
+    CLASS_WEIGHTS,
+    CONTRAST,
+    FEATURE_L2,
+    INPUT_NOISE,
+    LABEL_SMOOTHING,
+    LAYER_L2,
+    TunedLogisticRegression,
+    classifier_task,
+    fit_logistic,
+    logistic_task,
+    penalty_solver,
+    tune,
+    tuning_task,
+)
+from bilevax.batches import whole
+from bilevax.models import Model, mlp, softmax_regression
+
+SIMPLEST = Alternating(lower_steps=1)
+PIECES = [FEATURE_L2, LAYER_L2, CLASS_WEIGHTS, LABEL_SMOOTHING, INPUT_NOISE, BRIGHTNESS, CONTRAST]
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(0)
+
+
+def blobs(seed, n, features=4, classes=3, informative=2):
+    """Classes that differ in the first features alone."""
+    rng = np.random.default_rng(seed)
+    y = np.arange(n) % classes
+    X = rng.normal(size=(n, features))
+    centres = np.random.default_rng(99).normal(size=(classes, informative))
+    X[:, :informative] += 1.5 * centres[y]
+    return X, y
+
+
+# --- pieces -----------------------------------------------------------------------------------------------------------
+
+
+def losses(scores, targets):
+    return -(targets * log_softmax(scores, axis=1)).sum(1)
+
+
+class Loss:
+    """The training loss of a 4-5-3 network at random parameters, by the task and by hand."""
+
+    def __init__(self, *pieces):
+        self.x, self.y = blobs(1, 21)
+        model = mlp(3, (5,))
+        self.task = classifier_task(model, self.x, self.y, self.x, self.y, pieces, key=jax.random.key(0))
+        rng = np.random.default_rng(2)
+        self.v = jax.tree.map(lambda p: jnp.asarray(rng.normal(size=p.shape)), self.task.start[1])
+        self.scores = np.asarray(model.apply(self.v, jnp.asarray(self.x)))
+        self.plain = losses(self.scores, np.eye(3)[self.y])
+        self.first, self.last = (np.asarray(layer["weight"]) for layer in self.v)
+
+    def at(self, u, key=None):
+        u = jax.tree.map(jnp.asarray, u)
+        data = (jnp.asarray(self.x), jnp.asarray(self.y))
+        return float(self.task.problem.lower(u, self.v, whole(data), jax.random.key(0) if key is None else key))
+
+
+def test_feature_l2_is_a_ridge_by_feature(rng):
+    loss, u = Loss(FEATURE_L2), rng.normal(size=4)
+    expected = loss.plain.mean() + (np.exp(u)[:, None] * loss.first**2).sum() / 2
+    assert loss.at({"feature_l2": u}) == pytest.approx(expected, rel=1e-12)
+
+
+def test_layer_l2_is_a_ridge_by_layer():
+    loss, u = Loss(LAYER_L2), np.array([-1.0, 0.5])
+    expected = loss.plain.mean() + np.exp(-1) * (loss.first**2).sum() / 2 + np.exp(0.5) * (loss.last**2).sum() / 2
+    assert loss.at({"layer_l2": u}) == pytest.approx(expected, rel=1e-12)
+
+
+def test_class_weights_are_those_of_scikit_learn(rng):
+    loss, u = Loss(CLASS_WEIGHTS), rng.normal(size=3)
+    expected = log_loss(loss.y, np.exp(log_softmax(loss.scores, axis=1)), sample_weight=np.exp(u)[loss.y])
+    assert loss.at({"class_weights": u}) == pytest.approx(expected, rel=1e-10)
+    assert loss.at({"class_weights": u + 1}) == pytest.approx(expected, rel=1e-10)  # their ratios alone count
+
+
+def test_label_smoothing_mixes_with_the_uniform_target():
+    loss, part = Loss(LABEL_SMOOTHING), 0.2
+    u = np.log(part / (1 - part))
+    uniform = losses(loss.scores, np.full((21, 3), 1 / 3)).mean()
+    expected = (1 - part) * loss.plain.mean() + part * uniform
+    assert loss.at({"label_smoothing": u}) == pytest.approx(expected, rel=1e-12)
+    assert float(LABEL_SMOOTHING.natural(u)) == pytest.approx(part)
+
+
+def test_pieces_act_together(rng):
+    loss = Loss(CLASS_WEIGHTS, LABEL_SMOOTHING, FEATURE_L2, LAYER_L2)
+    u = {
+        "class_weights": rng.normal(size=3),
+        "label_smoothing": 0.0,
+        "feature_l2": rng.normal(size=4),
+        "layer_l2": rng.normal(size=2),
+    }
+    smoothed = losses(loss.scores, np.eye(3)[loss.y] / 2 + 1 / 6)
+    expected = np.average(smoothed, weights=np.exp(u["class_weights"])[loss.y])
+    expected += (np.exp(u["feature_l2"])[:, None] * loss.first**2).sum() / 2
+    expected += sum(np.exp(a) * (w**2).sum() / 2 for a, w in zip(u["layer_l2"], (loss.first, loss.last), strict=True))
+    assert loss.at(u) == pytest.approx(expected, rel=1e-12)
+    # The validation loss has none of it.
+    data = (jnp.asarray(loss.x), jnp.asarray(loss.y))
+    assert float(loss.task.problem.upper(u, loss.v, whole(data), None)) == pytest.approx(loss.plain.mean(), rel=1e-12)
+    metrics = loss.task.metrics(u, loss.v)
+    assert metrics["validation_loss"] == pytest.approx(loss.plain.mean(), rel=1e-12)
+    assert metrics["train_loss"] == pytest.approx(expected, rel=1e-12)
+
+
+def test_augmentations_have_the_spread_they_promise(key):
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(4000, 6)))
+    noise = INPUT_NOISE.inputs(jnp.log(0.3), x, key) - x
+    assert float(noise.std()) == pytest.approx(0.3, rel=0.02)
+    assert abs(np.corrcoef(noise.T)[0, 1]) < 0.06
+    shift = BRIGHTNESS.inputs(jnp.log(0.3), x, key) - x
+    np.testing.assert_allclose(shift, np.repeat(shift[:, :1], 6, axis=1), atol=1e-12)
+    assert float(shift[:, 0].std()) == pytest.approx(0.3, rel=0.05)
+    stretched = CONTRAST.inputs(jnp.log(0.3), x, key)
+    np.testing.assert_allclose(stretched.mean(1), x.mean(1), atol=1e-12)
+    factor = stretched.std(1) / x.std(1)
+    assert float(jnp.log(factor).std()) == pytest.approx(0.3, rel=0.05)
+    assert abs(float(jnp.log(factor).mean())) < 0.02
+    images = jnp.ones((3, 5, 5, 2)) * jnp.arange(5.0)[:, None, None]
+    for piece in (INPUT_NOISE, BRIGHTNESS, CONTRAST):
+        assert piece.inputs(jnp.zeros(()), images, key).shape == images.shape
+
+
+@pytest.mark.parametrize("piece", PIECES, ids=lambda piece: piece.name)
+def test_every_piece_starts_within_bounds_moves_the_loss_and_is_held_to_them(piece):
+    loss = Loss(piece)
+    start = loss.task.start[0][piece.name]
+    assert (start > piece.low).all()
+    assert (start < piece.high).all()
+    assert (np.asarray(piece.natural(start)) > 0).all()
+    direction = jax.tree.map(jnp.ones_like, loss.task.start[0])
+    u, step = {piece.name: jnp.asarray(start + 1.0)}, 1e-5
+
+    def at(t):
+        return loss.at(jax.tree.map(lambda a, d: a + t * d, u, direction))
+
+    data = whole((jnp.asarray(loss.x), jnp.asarray(loss.y)))
+    slope = jax.grad(lambda u: loss.task.problem.lower(u, loss.v, data, jax.random.key(0)))(u)[piece.name].sum()
+    assert float(slope) == pytest.approx((at(step) - at(-step)) / (2 * step), rel=1e-6, abs=1e-9)
+    # Class weights all alike are the one direction in which the loss must not move.
+    assert (abs(float(slope)) > 1e-4) == (piece is not CLASS_WEIGHTS)
+    for value, bound in ((1e3, piece.high), (-1e3, piece.low)):
+        held = loss.task.problem.project_upper({piece.name: jnp.full_like(start, value)})
+        np.testing.assert_array_equal(held[piece.name], bound)
+
+
+def test_augmentation_is_drawn_anew_in_each_move(key):
+    loss, other = Loss(INPUT_NOISE), jax.random.key(1)
+    u = {"input_noise": np.log(0.5)}
+    assert loss.at(u, key) == loss.at(u, key) != loss.at(u, other)
+
+
+def test_feature_l2_needs_a_matrix_with_a_row_for_each_feature(key):
+    X, y = blobs(0, 12)
+    turned = Model(lambda key, x: {"weight": jnp.zeros((3, 4))}, lambda v, x: x @ v["weight"].T)
+    with pytest.raises(InputError, match=r"no matrix with one row for each of 4 features.*\(3, 4\).*Use layer_l2"):
+        classifier_task(turned, X, y, X, y, [FEATURE_L2], key=key)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"pieces": []}, "pieces are none. Pass at least one"),
+        ({"pieces": [LAYER_L2, LAYER_L2]}, "no two of the same name"),
+        ({"y": np.zeros(11, int)}, "X has 12 samples and 11 labels"),
+        ({"X_validation": np.zeros((0, 4)), "y_validation": np.zeros(0, int)}, "X_validation has 0 samples"),
+        ({"y_validation": np.arange(12)}, "a label 11 and the model gives 3 logits"),
+    ],
+)
+def test_classifier_task_refuses(change, message, key):
+    X, y = blobs(0, 12)
+    arguments = {"X": X, "y": y, "X_validation": X, "y_validation": y, "pieces": [LAYER_L2]} | change
+    with pytest.raises(InputError, match=message):
+        classifier_task(softmax_regression(3), **arguments, key=key)
+
+
+# --- tune and tuning_task ---------------------------------------------------------------------------------------------
+
+
+def test_tuning_task_with_losses_of_ones_own_and_minibatches(key):
+    """The mean of data shrunk by 1 / (1 + e^u), and the validation set wants half of it."""
+    data = jnp.asarray(np.random.default_rng(0).normal(2.0, 0.1, 400))
+    task = tuning_task(
+        lambda u, v, s: jnp.mean((v - s.data) ** 2) + jnp.exp(u) * v**2,
+        lambda u, v, s: jnp.mean((v - s.data) ** 2),
+        jnp.asarray(-2.0),
+        jnp.zeros(()),
+        data,
+        data / 2,
+        project=lambda u: jnp.clip(u, -3.0, 3.0),
+        batch_size=50,
+        validation_batch_size=100,
+    )
+    assert task.batches.at(0, key).lower.data.shape == (50,)
+    assert task.batches.at(0, key).upper.data.shape == (100,)
+    solver = Implicit(optax.adam(0.05), optax.sgd(0.2), lower_steps=10)
+    result = solve(solver, task.problem, *task.start, task.batches, steps=300, key=key)
+    assert float(result.u) == pytest.approx(0.0, abs=0.1)
+    assert task.metrics(result.u, result.v)["validation_loss"] < 0.01
+
+
+@pytest.fixture(scope="module")
+def few():
+    """Few samples, many useless features: without a penalty the model overfits."""
+    return *blobs(3, 45, features=20), *blobs(4, 300, features=20)
+
+
+def ridge(few, log_strength):
+    """Validation loss of scikit-learn's ridge with the strength of LAYER_L2."""
+    X, y, X_validation, y_validation = few
+    C = 1 / (len(y) * np.exp(log_strength))
+    model = LogisticRegression(C=C, solver="newton-cholesky", tol=1e-8).fit(X, y)
+    return log_loss(y_validation, model.predict_proba(X_validation))
+
+
+def test_tune_finds_the_best_strength_of_a_fine_grid(few, key):
+    seen = []
+    arguments = {"key": key, "train_steps": 2000, "callbacks": [lambda visit: seen.append(visit.step)]}
+    tuned = tune(softmax_regression(3), *few, [LAYER_L2], **arguments)
+    start, best = ridge(few, -6.0), min(ridge(few, a) for a in np.linspace(-6, 1, 36))
+    strength = tuned.hyperparameters["layer_l2"]
+    assert strength.shape == (1,)
+    found = ridge(few, np.log(strength[0]))
+    assert found < best + 0.01 * (start - best)
+    # The parameters that come with it are those that scikit-learn finds.
+    scores = few[2] @ tuned.params[0]["weight"] + tuned.params[0]["bias"]
+    loss = losses(np.asarray(scores), np.eye(3)[few[3]]).mean()
+    assert tuned.validation_loss == pytest.approx(loss, rel=1e-10)
+    assert loss == pytest.approx(found, rel=1e-3)
+    assert seen == list(range(2, 201, 2))
+    assert len(tuned.result.history.upper_loss) == 200
+
+
+def test_tune_with_a_strength_for_each_feature_finds_the_useless_ones(few, key):
+    tuned = tune(softmax_regression(3), *few, [FEATURE_L2], key=key)
+    strength = tuned.hyperparameters["feature_l2"]
+    assert strength[:2].max() < np.median(strength[2:]) / 3
+    assert tuned.validation_loss < min(ridge(few, a) for a in np.linspace(-6, 1, 29)) - 0.02
+
+
+def test_tune_strengthens_noise_where_the_model_overfits(few, key):
+    """Noise on whole data, and noise with minibatches: both make g random, so that Penalty is not the default."""
+    tuned = tune(softmax_regression(3), *few, [INPUT_NOISE], key=key)
+    assert 0.5 < tuned.hyperparameters["input_noise"] < 2  # 0.05 at the start
+    assert tuned.validation_loss < 0.6  # fixed noise of exp(-1), exp(0), exp(0.5) gives 1.03, 0.50, 0.57
+    pieces = [INPUT_NOISE, LABEL_SMOOTHING, CLASS_WEIGHTS]
+    runs = [tune(softmax_regression(3), *few, pieces, key=key, steps=100, batch_size=15) for _ in range(2)]
+    found = runs[0].hyperparameters
+    np.testing.assert_array_equal(found["class_weights"], runs[1].hyperparameters["class_weights"])
+    assert {k: v.shape for k, v in found.items()} == {"input_noise": (), "label_smoothing": (), "class_weights": (3,)}
+    assert found["input_noise"] > 0.2
+    assert runs[0].validation_loss < 1.0  # 2.8 with the noise of the start
+
+
+def test_tune_with_another_solver(few, key):
+    solver = hp.implicit_solver(3e-2)
+    assert hp.implicit_solver(3e-2) is solver
+    tuned = tune(softmax_regression(3), *few, [LAYER_L2], key=key, solver=solver, steps=100)
+    assert tuned.validation_loss < ridge(few, -6.0) - 0.1
+    assert "linear_residual" in tuned.result.history.extra
+
+
+def test_tune_refuses_no_training(few, key):
+    with pytest.raises(InputError, match="train_steps is 0"):
+        tune(softmax_regression(3), *few, [LAYER_L2], key=key, train_steps=0)
+
+
+# --- logistic regression ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+@pytest.mark.parametrize("strength", [0.1, 1.0, 30.0])
+def test_fit_logistic_with_one_strength_is_scikit_learns(classes, strength):
+    X, y = blobs(5, 90, classes=classes)
+    X = X * [1.0, 10.0, 0.1, 1.0] + 3
+    ours = fit_logistic(np.full(4, strength), X, y)
+    theirs = LogisticRegression(C=1 / strength, solver="newton-cholesky", tol=1e-10).fit(X, y)
+    np.testing.assert_allclose(ours.coef_, theirs.coef_, atol=1e-5)
+    np.testing.assert_allclose(ours.predict_proba(X), theirs.predict_proba(X), atol=1e-5)
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+def test_fit_logistic_is_stationary_in_the_penalised_loss(classes, rng):
+    X, y = blobs(6, 90, classes=classes)
+    strength = np.exp(rng.uniform(-5, 5, 4))
+    model = fit_logistic(strength, X, y)
+    wrong = model.predict_proba(X) - np.eye(classes)[y]
+    if classes == 2:
+        wrong = wrong[:, 1:]
+    np.testing.assert_allclose(wrong.T @ X + strength * model.coef_, 0, atol=1e-4)
+    np.testing.assert_allclose(wrong.sum(0), 0, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("strength", "message"),
+    [
+        (np.ones(3), r"strength has shape \(3,\) and X \(90, 4\)"),
+        (np.array([1.0, 0.0, np.nan, 2.0]), "2 of 4 entries that are not positive"),
+    ],
+)
+def test_fit_logistic_refuses(strength, message):
+    with pytest.raises(InputError, match=message):
+        fit_logistic(strength, *blobs(5, 90))
+
+
+def optimum(task, X, u, y):
+    """v*(u) of a logistic_task, from scikit-learn's coefficients: w = R z, and the features are centred."""
+    model = fit_logistic(np.exp(u), X, y)
+    whitening = np.asarray(task.batches.lower.whitening)
+    weight = np.linalg.solve(whitening, model.coef_.T)
+    bias = model.intercept_ + model.coef_ @ X.mean(0)
+    return {"weight": jnp.asarray(weight), "bias": jnp.asarray(bias)}
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+def test_logistic_task_states_the_problem_that_scikit_learn_solves(classes, rng):
+    X, y = blobs(7, 60, classes=classes)
+    X_validation, y_validation = blobs(8, 80, classes=classes)
+    X, X_validation = (a @ rng.normal(size=(4, 4)) + 2 for a in (X, X_validation))
+    task = logistic_task(X, y, X_validation, y_validation, classes)
+    assert task.start[1]["weight"].shape == (4, 1 if classes == 2 else 3)
+    u = rng.uniform(-3, 3, 4)
+    v = optimum(task, X, u, y)
+    model = fit_logistic(np.exp(u), X, y)
+    metrics = task.metrics(u, v)
+    penalty = (np.exp(u) * model.coef_**2).sum() / (2 * 60)
+    assert metrics["train_loss"] == pytest.approx(log_loss(y, model.predict_proba(X)) + penalty, rel=1e-9)
+    truth = log_loss(y_validation, model.predict_proba(X_validation))
+    assert metrics["validation_loss"] == pytest.approx(truth, rel=1e-9)
+    gradient = jax.grad(lambda v: task.problem.lower(u, v, task.batches.lower, None))(v)
+    assert float(optax.tree.norm(gradient)) < 1e-5
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+def test_hypergradient_is_that_of_retraining(classes, rng, key):
+    """Implicit's direction at v*(u), and Penalty's where its v has settled, against differences of retrained models."""
+    X, y = blobs(7, 60, classes=classes)
+    X_validation, y_validation = blobs(8, 80, classes=classes)
+    task = logistic_task(X, y, X_validation, y_validation, classes)
+    u, step = rng.uniform(-2, 2, 4), 1e-2
+
+    def validation_loss(u):
+        return log_loss(y_validation, fit_logistic(np.exp(u), X, y).predict_proba(X_validation))
+
+    truth = [(validation_loss(u + step * e) - validation_loss(u - step * e)) / (2 * step) for e in np.eye(4)]
+    assert np.abs(truth).max() > 1e-3
+    v = optimum(task, X, u, y)
+    # Descent by 1 shows the direction as the change of u.
+    implicit = Implicit(optax.sgd(1.0), optax.sgd(0.0), lower_steps=1)
+    moved = solve(implicit, task.problem, jnp.asarray(u), v, task.batches, steps=1, key=key)
+    np.testing.assert_allclose(u - np.asarray(moved.u), truth, rtol=1e-3, atol=1e-6)
+    settled = Penalty(optax.sgd(1e-12), optax.adam(optax.exponential_decay(1e-4, 500, 0.3)), 4000, 1e6, nu=0.0)
+    still = solve(settled, task.problem, jnp.asarray(u), v, task.batches, steps=1, key=key)
+    one = dataclasses.replace(settled, upper_optimizer=optax.sgd(1.0), lower_optimizer=optax.sgd(0.0), lower_steps=1)
+    moved = solve(one, task.problem, jnp.asarray(u), still.v, task.batches, steps=1, key=key)
+    np.testing.assert_allclose(u - np.asarray(moved.u), truth, rtol=2e-2, atol=1e-4)
+
+
+def test_penalty_ends_beside_the_best_of_a_fine_grid(key):
+    """Two strengths, so that a grid can be as fine as one likes."""
+    X, y = blobs(9, 50, features=2, classes=2, informative=1)
+    X_validation, y_validation = blobs(10, 400, features=2, classes=2, informative=1)
+    task = logistic_task(X, y, X_validation, y_validation, 2)
+
+    def validation_loss(*u):
+        return log_loss(y_validation, fit_logistic(np.exp(u), X, y).predict_proba(X_validation))
+
+    default = validation_loss(0.0, 0.0)
+    best = min(itertools.starmap(validation_loss, itertools.product(np.linspace(-5, 5, 21), repeat=2)))
+    result = solve(penalty_solver(0.1), task.problem, *task.start, task.batches, steps=150, key=key)
+    found = validation_loss(*np.asarray(result.u))
+    assert found < best + 0.05 * (default - best)
+    assert default - best > 1e-3
+    assert (np.abs(result.u) <= hp.STRENGTH_RANGE).all()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"y": np.zeros(11, int)}, "X has 12 samples and 11 labels"),
+        ({"X_validation": np.zeros((0, 4)), "y_validation": np.zeros(0, int)}, "X_validation has 0 samples"),
+        ({"X_validation": np.zeros((12, 5))}, r"X has shape \(12, 4\) and X_validation \(12, 5\)"),
+        ({"classes": 2}, "a label 2, and classes is 2"),
+    ],
+)
+def test_logistic_task_refuses(change, message):
+    X, y = blobs(0, 12)
+    arguments = {"X": X, "y": y, "X_validation": X, "y_validation": y, "classes": 3} | change
+    with pytest.raises(InputError, match=message):
+        logistic_task(**arguments)
+
+
+def test_features_that_are_constant_or_repeated_are_no_trouble(key):
+    X, y = blobs(11, 60)
+    X = np.column_stack([X, np.ones(60), X[:, 0]])
+    task = logistic_task(X, y, X, y, 3)
+    result = solve(penalty_solver(0.1), task.problem, *task.start, task.batches, steps=20, key=key)
+    assert np.isfinite(result.u).all()
+    constant = logistic_task(np.ones((6, 2)), np.arange(6) % 2, np.ones((6, 2)), np.arange(6) % 2, 2)
+    assert np.isfinite(constant.metrics(*constant.start)["train_loss"])
+
+
+# --- the estimator ----------------------------------------------------------------------------------------------------
+
+
+# A validation set makes none of scikit-learn's checks impossible: too few samples for one are refused in their words.
+@parametrize_with_checks([TunedLogisticRegression(steps=1)])
+def test_scikit_learns_checks(estimator, check, monkeypatch):
+    # The checks have dozens of shapes, for each of which the simplest solver compiles in a fraction of the time.
+    monkeypatch.setattr(hp, "penalty_solver", lambda rate: SIMPLEST)
+    check(estimator)
+
+
+@pytest.fixture(scope="module")
+def wide():
+    """30 features of which 3 matter."""
+    X, y = blobs(12, 1400, features=30, classes=3, informative=3)
+    return X[:400], y[:400], X[400:], y[400:]
+
+
+@pytest.fixture(scope="module")
+def fitted(wide):
+    return TunedLogisticRegression(validation_fraction=0.5).fit(*wide[:2])
+
+
+def test_estimator_beats_one_strength_for_all_features(fitted, wide):
+    X, y, X_test, y_test = wide
+    assert fitted.alpha_.shape == (30,)
+    assert fitted.alpha_[:3].max() < np.median(fitted.alpha_[3:])
+    assert fitted.n_iter_ == hp.LOGISTIC_STEPS == len(fitted.history_.upper_loss)
+    ours = log_loss(y_test, fitted.predict_proba(X_test))
+    assert ours < log_loss(y_test, LogisticRegression().fit(X, y).predict_proba(X_test)) - 0.01
+    # The coefficients are those of all data with the tuned strengths.
+    np.testing.assert_allclose(fitted.coef_, fit_logistic(fitted.alpha_, X, y).coef_)
+    assert fitted.coef_.shape == (3, 30)
+    np.testing.assert_allclose(
+        fitted.predict_proba(X_test), np.exp(log_softmax(fitted.decision_function(X_test), axis=1)), atol=1e-12
+    )
+    assert fitted.score(X_test, y_test) > 0.8
+
+
+def test_a_validation_set_of_ones_own(wide, key):
+    X, y, X_validation, y_validation = wide
+    names = np.array(["ash", "elm", "oak"])
+    frame = pd.DataFrame(X, columns=[f"leaf {i}" for i in range(30)])
+    validation = pd.DataFrame(X_validation, columns=frame.columns)
+    model = TunedLogisticRegression(steps=5).fit(frame, names[y], validation, names[y_validation])
+    task = logistic_task(X, y, X_validation, y_validation, 3)
+    result = solve(penalty_solver(0.1), task.problem, *task.start, task.batches, steps=5, key=key)
+    np.testing.assert_allclose(model.alpha_, np.exp(result.u), rtol=1e-10)
+    both = np.concatenate([X, X_validation]), np.concatenate([y, y_validation])
+    np.testing.assert_allclose(model.coef_, fit_logistic(model.alpha_, *both).coef_, rtol=1e-8)
+    assert list(model.classes_) == list(names)
+    assert set(model.predict(frame)) <= set(names)
+    assert list(model.feature_names_in_) == list(frame.columns)
+
+
+def test_two_classes_another_solver_and_a_clone():
+    X, y = blobs(13, 80, classes=2)
+    solver = Implicit(optax.adam(0.1), optax.adam(0.1), lower_steps=5)
+    model = TunedLogisticRegression(steps=10, solver=solver, random_state=1).fit(X, y == 1)
+    assert model.coef_.shape == (1, 4)
+    assert model.decision_function(X).shape == (80,)
+    proba = model.predict_proba(X)
+    np.testing.assert_allclose(proba.sum(1), 1)
+    np.testing.assert_array_equal(model.predict(X), proba[:, 1] > 0.5)
+    again = clone(model).fit(X, y == 1)
+    np.testing.assert_array_equal(model.alpha_, again.alpha_)
+    other = clone(model).set_params(random_state=2).fit(X, y == 1)
+    assert not np.array_equal(model.alpha_, other.alpha_)
+
+
+@pytest.mark.parametrize(
+    ("settings", "change", "message"),
+    [
+        ({"steps": 0}, {}, "steps is 0"),
+        ({"validation_fraction": 1.0}, {}, "validation_fraction is 1.0, and must lie between"),
+        ({}, {"y": np.zeros(12, int)}, r"y has one class only \(0\)"),
+        ({}, {"y": np.array([2] + 11 * [0])}, r"fewer than two samples \(2: 1\)"),
+        ({}, {"y": np.array([2] + 5 * [0] + 6 * [1])}, r"fewer than two samples \(2: 1\)"),
+        ({}, {"X_val": np.zeros((2, 4))}, "X_val and y_val go together"),
+        ({}, {"X_val": np.zeros((2, 4)), "y_val": np.array([0, 7])}, "y_val has labels that y lacks: 7"),
+    ],
+)
+def test_estimator_refuses(settings, change, message):
+    X, y = blobs(0, 12)
+    with pytest.raises(InputError, match=message):
+        TunedLogisticRegression(**({"steps": 2} | settings)).fit(**({"X": X, "y": y} | change))
+
+
+@pytest.mark.parametrize("part", [0.01, 0.5, 0.99])
+def test_small_classes_are_on_both_sides_of_the_split(part):
+    X, codes = blobs(14, 20)[0], np.array([0] * 16 + [1, 1, 2, 2])
+    x, x_validation, labels, validation_labels = TunedLogisticRegression(validation_fraction=part)._split(X, codes)
+    assert set(labels) == set(validation_labels) == {0, 1, 2}
+    assert len(x_validation) == {0.01: 3, 0.5: 10, 0.99: 17}[part]
+    np.testing.assert_array_equal(np.sort(np.concatenate([x, x_validation]), axis=0), np.sort(X, axis=0))
