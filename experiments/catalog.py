@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import NamedTuple
 
-from experiments import denoising_small, figure1, figure2, figure7, table4
+from experiments import denoising_small, figure1, figure2, figure7, table2, table4
 from experiments.contract import Settings as Settings
 
 
@@ -19,5 +19,6 @@ EXPERIMENTS: dict[str, Experiment] = {
     "figure2": Experiment(figure2.TITLE, figure2.run),
     "figure7": Experiment(figure7.TITLE, figure7.run),
     "denoising-small": Experiment(denoising_small.TITLE, denoising_small.run),
+    "table2": Experiment(table2.TITLE, table2.run),
     "table4": Experiment(table4.TITLE, table4.run),
 }

@@ -12,7 +12,14 @@ from sklearn.metrics import average_precision_score, f1_score, roc_auc_score
 
 from bilevax import InputError, LearningToReweight, LookAhead, datasets, solve
 from bilevax.applications import Task
-from bilevax.applications.importance import denoising_task, meta_weight_task, reweighting_task, weights
+from bilevax.applications.importance import (
+    AGREES,
+    DISAGREES,
+    denoising_task,
+    meta_weight_task,
+    reweighting_task,
+    weights,
+)
 from bilevax.applications.training import Training, probabilities, train
 from bilevax.datasets import Images, Noisy
 from bilevax.models import Model
@@ -104,6 +111,10 @@ class Trial:
         of_given = p[np.arange(len(p)), np.asarray(self.data.y)]
         return -np.log(np.maximum(of_given, np.finfo(p.dtype).tiny))
 
+    def agreement(self, v: Any) -> np.ndarray:
+        """Whether parameters v predict the label as given, (n,)."""
+        return probabilities(self.model, v, self.x).argmax(1) == np.asarray(self.data.y)
+
     def denoising(self, batch: int | None, clean_batch: int | None, **start: Any) -> Task:
         """The task of Mehra and Hamm."""
         arrays = self.x, self.y, self.x_clean, self.y_clean
@@ -164,6 +175,12 @@ def run_solver(
     )
     jax.block_until_ready(result.v)
     return Solved(result.u, result.v, result.state, time.perf_counter() - began)
+
+
+def start(agrees: np.ndarray, v: Any) -> tuple[Any, Any]:
+    """Where weights start by agreement with a model of parameters v, and v."""
+    weight = jnp.where(jnp.asarray(agrees), AGREES, DISAGREES)
+    return jnp.arctanh(2 * weight - 1), v
 
 
 def learned_weights(u: Any) -> np.ndarray:

@@ -185,6 +185,7 @@ def denoising_task(
     warm_rounds: int = WARM_ROUNDS,
     batch_size: int | None = None,
     clean_batch_size: int | None = None,
+    start: tuple[Any, PyTree] | None = None,
 ) -> Task:
     """Importance learning as a Task. u is (n,), one entry per sample of X; v the model's parameters.
 
@@ -208,6 +209,7 @@ def denoising_task(
         warm_rounds: retrainings at the start; 0 is the authors' start, by a model of the clean set alone.
         batch_size, clean_batch_size: samples per lower and upper minibatch; None for all. Move u by
             `per_sample` of an optimizer then.
+        start: (u, v) to start from in place of all this; nothing is trained then.
 
     Metrics: clean_loss and clean_accuracy of v; suspects, the number of weights below 1/2; mean_weight.
 
@@ -226,22 +228,25 @@ def denoising_task(
         ['clean_accuracy', 'clean_loss', 'mean_weight', 'suspects']
     """
     data = _Data(X, y, X_clean, y_clean)
-
-    def trained(trusted: Any) -> tuple[PyTree, Any]:
-        v = data.train(model, training, trusted, key)
-        return v, probabilities(model, v, data.x).argmax(1) == np.asarray(data.y)
-
-    v, trusted = trained(np.zeros(len(data.y), bool))
-    for _ in range(warm_rounds):
-        v, trusted = trained(trusted)
-    u = jnp.arctanh(2 * jnp.where(trusted, AGREES, DISAGREES).astype(jnp.result_type(float)) - 1)
+    start = _agreement_start(model, data, training, warm_rounds, key) if start is None else start
 
     def metrics(u: Any, v: PyTree) -> dict[str, float]:
         w = np.asarray(weights(u))
         told = {"suspects": float((w < 0.5).sum()), "mean_weight": float(w.mean())}
         return data.on_clean(model, v) | told
 
-    return Task(_importance_problem(model, training.l2), (u, v), data.batches(batch_size, clean_batch_size), metrics)
+    return Task(_importance_problem(model, training.l2), start, data.batches(batch_size, clean_batch_size), metrics)
+
+
+def _agreement_start(model: Model, data: _Data, training: Training, rounds: int, key: Any) -> tuple[Any, PyTree]:
+    def trained(trusted: Any) -> tuple[PyTree, Any]:
+        v = data.train(model, training, trusted, key)
+        return v, probabilities(model, v, data.x).argmax(1) == np.asarray(data.y)
+
+    v, trusted = trained(np.zeros(len(data.y), bool))
+    for _ in range(rounds):
+        v, trusted = trained(trusted)
+    return jnp.arctanh(2 * jnp.where(trusted, AGREES, DISAGREES).astype(jnp.result_type(float)) - 1), v
 
 
 def reweighting_task(
