@@ -304,12 +304,13 @@ def _convolutional(
 
     def init(key: Any, x: Any) -> PyTree:
         x = _images(name, x, jnp.float32)
+        flat = flat_size(x)
         keys = (jax.random.fold_in(key, i) for i in itertools.count())
         channels, convs = x.shape[3], []
         for conv in itertools.chain.from_iterable(blocks):
             convs.append(_layer(next(keys), (conv.side, conv.side, channels, conv.out)))
             channels = conv.out
-        sizes = (flat_size(x), *widths)
+        sizes = (flat, *widths)
         dense = [_layer(next(keys), pair) for pair in itertools.pairwise(sizes)]
         # As in `mlp` the last layer starts at zero.
         dense.append({"weight": jnp.zeros((sizes[-1], classes)), "bias": jnp.zeros(classes)})
@@ -326,7 +327,7 @@ def _convolutional(
                 x = jax.nn.relu(_convolve(x, layer["weight"], conv.padding) + layer["bias"])
             # Bias and ReLU commute with the maximum, and cost a quarter after it.
             layer = next(layers)
-            x = _max_pool(_convolve(x, layer["weight"], block[-1].padding))
+            x = _convolve(x, layer["weight"], block[-1].padding, pooled=True)
             x = _dropout(next(keys), jax.nn.relu(x + layer["bias"]), block_dropout)
         x = jnp.reshape(x, (x.shape[0], -1))
         *hidden, last = params["dense"]
@@ -359,8 +360,8 @@ def _layer(key: Any, shape: tuple[int, ...]) -> dict[str, Any]:
     return {"weight": (2 / into) ** 0.5 * jax.random.normal(key, shape), "bias": jnp.zeros(shape[-1])}
 
 
-def _convolve(x: Any, weight: Any, padding: str, stride: int = 1) -> Any:
-    """Images (n, h, w, c) with windows (side, side, c, out), to (n, h', w', out).
+def _convolve(x: Any, weight: Any, padding: str, stride: int = 1, *, pooled: bool = False) -> Any:
+    """Images (n, h, w, c) with windows (side, side, c, out), to (n, h', w', out), 2x2 max pooling included if asked.
 
     On the CPU it is written as matrix products, elsewhere as XLA's convolution. XLA's CPU convolutions of a batch's
     gradient reach a third of the rate of its matrix products, and inside a compiled loop, where every solver's moves
@@ -371,11 +372,13 @@ def _convolve(x: Any, weight: Any, padding: str, stride: int = 1) -> Any:
 
     def xla(x: Any, weight: Any) -> Any:
         layouts = ("NHWC", "HWIO", "NHWC")
-        return jax.lax.conv_general_dilated(x, weight, (stride, stride), pads, dimension_numbers=layouts)
+        x = jax.lax.conv_general_dilated(x, weight, (stride, stride), pads, dimension_numbers=layouts)
+        return _max_pool(x) if pooled else x
 
-    return jax.lax.platform_dependent(
-        x, weight, cpu=lambda x, weight: _convolve_by_products(x, weight, pads, stride), default=xla
-    )
+    def products(x: Any, weight: Any) -> Any:
+        return _pooled_by_products(x, weight, pads) if pooled else _convolve_by_products(x, weight, pads, stride)
+
+    return jax.lax.platform_dependent(x, weight, cpu=products, default=xla)
 
 
 def _convolve_by_products(x: Any, weight: Any, pads: Any, stride: int) -> Any:
@@ -389,9 +392,57 @@ def _convolve_by_products(x: Any, weight: Any, pads: Any, stride: int) -> Any:
     high, wide = ((size - side) // stride * stride + 1 for size in x.shape[1:3])
     columns = jnp.concatenate([x[:, :, j : j + wide : stride] for j in range(side)], -1)
     rows = [columns[:, i : i + high : stride] for i in range(side)]
-    if side * side * channels <= 256:
-        return jnp.concatenate(rows, -1) @ weight.reshape(-1, out)
-    return sum(row @ kernel.reshape(-1, out) for row, kernel in zip(rows, weight, strict=True))
+    shape = (*rows[0].shape[:3], out)
+    if _few_terms(weight):
+        y = jnp.concatenate(rows, -1).reshape(-1, side * side * channels) @ weight.reshape(-1, out)
+    else:
+        y = _sum_of_products(rows, weight)
+    return y.reshape(shape)
+
+
+def _pooled_by_products(x: Any, weight: Any, pads: Any) -> Any:
+    """The same with 2x2 max pooling; an odd last row or column is left out.
+
+    The convolution's even and odd rows are made apart, so that a maximum over them is one of two arrays entry by
+    entry, whose derivatives need neither strides nor scattering. With the rows' axis first the two are products of
+    the same slices, which are contiguous: half the copies of a convolution that is pooled afterwards.
+    """
+    n, (side, _, channels, out) = x.shape[0], weight.shape
+    x = jnp.pad(x, ((0, 0), *pads, (0, 0)))
+    high, wide = ((size - side + 1) // 2 for size in x.shape[1:3])
+    if _few_terms(weight):
+        columns = jnp.concatenate([x[:, :, j : j + 2 * wide] for j in range(side)], -1)
+        windows = jnp.concatenate([columns[:, i : i + 2 * high] for i in range(side)], -1)
+        corners = windows.reshape(n, high, 2, wide, 2, -1).transpose(2, 4, 0, 1, 3, 5)
+        y = corners.reshape(-1, side * side * channels) @ weight.reshape(-1, out)
+        a, b, c, d = y.reshape(4, n, high, wide, out)
+        return _larger(_larger(a, c), _larger(b, d))
+
+    def columns_of(parity: int) -> Any:
+        x_of = x[:, parity : 2 * high + side - 1 : 2].transpose(1, 0, 2, 3)
+        return jnp.concatenate([x_of[:, :, j : j + 2 * wide] for j in range(side)], -1)
+
+    columns = columns_of(0), columns_of(1)
+    rows = [columns[i % 2][i // 2 : i // 2 + high] for i in range(side + 1)]
+    y = _larger(_sum_of_products(rows[:-1], weight), _sum_of_products(rows[1:], weight))
+    y = y.reshape(high, n, wide, 2, out)
+    return _larger(y[:, :, :, 0], y[:, :, :, 1]).transpose(1, 0, 2, 3)
+
+
+def _few_terms(weight: Any) -> bool:
+    """Whether a window has too few entries for a fast product of each of its rows."""
+    return math.prod(weight.shape[:3]) <= 256
+
+
+def _sum_of_products(rows: list[Any], weight: Any) -> Any:
+    """The products of rows (..., side * c) of windows with those of the weight, summed: (pixels, out)."""
+    total = 0.0
+    for row, kernel in zip(rows, weight.reshape(len(rows), -1, weight.shape[3]), strict=True):
+        # The derivative in `kernel` is a product too, whose natural form is (out, side * c). Were the transposition
+        # not fixed here, XLA would have it the other way around, at the cost of transposing a large factor.
+        kernel = jax.lax.optimization_barrier(kernel.T)
+        total += jax.lax.dot_general(row.reshape(-1, kernel.shape[1]), kernel, (((1,), (1,)), ((), ())))
+    return total
 
 
 def _max_pool(x: Any) -> Any:
@@ -412,12 +463,16 @@ def _larger(a: Any, b: Any) -> Any:
 def _dropout(key: Any, x: Any, rate: float) -> Any:
     """Where there is a key, each entry is zero at the given rate and the others are scaled up.
 
-    One random 16-bit number an entry decides: half the bits of a float, and the rate is met to 1/65,536.
+    A random byte an entry decides where that meets the rate exactly, as it does 1/4 and 1/2; two bytes otherwise, which
+    meet it to 1/65,536. They are cut from words of four, since `jax.random` spends a whole word on each byte it draws.
     """
     if key is None or rate == 0:
         return x
-    kept = jax.random.bits(key, x.shape, jnp.uint16) >= round(rate * 2**16)
-    return jnp.where(kept, x * (1 / (1 - rate)), 0)
+    size = jnp.uint8 if (rate * 2**8).is_integer() else jnp.uint16
+    bits = jnp.iinfo(size).bits
+    words = jax.random.bits(key, (-(-x.size * bits // 32),), jnp.uint32)
+    draws = jax.lax.bitcast_convert_type(words, size).reshape(-1)[: x.size].reshape(x.shape)
+    return jnp.where(draws >= round(rate * 2**bits), x * (1 / (1 - rate)), 0)
 
 
 def augmented(model: Model, augment: Callable[[Any, Any], Any]) -> Model:
