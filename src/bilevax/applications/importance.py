@@ -339,12 +339,17 @@ def meta_weight_task(
         (100,)
     """
     data = _Data(X, y, X_clean, y_clean)
-    into_key, out_key, model_key = jax.random.split(key, 3)
+    *keys, model_key = jax.random.split(key, 5)
+
+    def uniform(key: Any, shape: tuple[int, ...], bound: float) -> Any:
+        return jax.random.uniform(key, shape, minval=-bound, maxval=bound)
+
+    # PyTorch's start of linear layers, which the published code has: of a steeper V all weights may be 1 at first.
     u = {
-        "into": jax.random.normal(into_key, (META_WIDTH,)) * 2**0.5,
-        "bias": jnp.zeros(META_WIDTH),
-        "out": jax.random.normal(out_key, (META_WIDTH,)) / META_WIDTH**0.5,
-        "level": jnp.zeros(()),
+        "into": uniform(keys[0], (META_WIDTH,), 1.0),
+        "bias": uniform(keys[1], (META_WIDTH,), 1.0),
+        "out": uniform(keys[2], (META_WIDTH,), META_WIDTH**-0.5),
+        "level": uniform(keys[3], (), META_WIDTH**-0.5),
     }
     start = u, model.init(model_key, data.x[:1])
 
