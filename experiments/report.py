@@ -49,13 +49,19 @@ def compared(found: dict[str, Any]) -> str:
         lines += [f"**{name}**\n"]
         if all(len(row["where"]) >= 3 for row in rows):
             columns = list(dict.fromkeys(row["where"][2] for row in rows))
-            lines += ["| | | " + " | ".join(f"T = {c}" for c in columns) + " |", "|---" * (len(columns) + 2) + "|"]
+            lines += [
+                "| | | " + " | ".join(f"T = {c}" if c.isdigit() else c for c in columns) + " |",
+                "|---" * (len(columns) + 2) + "|",
+            ]
             cells: dict[tuple[str, str], dict[str, str]] = {}
             for row in rows:
                 cells.setdefault(tuple(row["where"][:2]), {})[row["where"][2]] = cell(row)
             for where, by_column in cells.items():
                 told = [by_column.get(c, "") for c in columns]
                 lines.append(f"| {where[0]} | {where[1]} | " + " | ".join(told) + " |")
+        else:
+            lines += ["| | ours |", "|---|---|"]
+            lines += [f"| {', '.join(row['where'])} | {cell(row)} |" for row in rows]
         lines.append("")
     lines += [f"{i}. {note}" for i, note in enumerate(found["footnotes"], 1)]
     pictures = sorted(Path(__file__).with_name("figures").glob(f"{found['experiment']}*.png"))
@@ -71,7 +77,8 @@ def cell(row: dict[str, Any]) -> str:
         return text
     if isinstance(paper, bool):
         return f"{text} (paper: {'converges' if paper else 'does not'}{'' if row['agrees'] else '; **differs**'})"
-    return f"{text} (paper: {paper['mean']} ± {paper['sd']})"
+    sd = "" if paper["sd"] is None else f" ± {paper['sd']}"
+    return f"{text} (paper: {paper['mean']}{sd})"
 
 
 def denoising(found: dict[str, Any]) -> str:
