@@ -64,6 +64,9 @@ class Penalty:
     Memory: that of u, v, nu and the optimizers; it does not grow with T. The lower problem has the
     square of g's condition number: past about 1e2 use multipliers, per-layer steps, or `Implicit`.
 
+    Where g is random (minibatches, dropout, augmentation), |grad_v g|^2 holds the variance of the gradient, too, and
+    u moves to make it small: keep gamma well below 1 then, or use `Implicit`.
+
     Example:
         >>> import jax, jax.numpy as jnp, optax
         >>> from bilevax import Penalty, Problem, solve
