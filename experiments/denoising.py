@@ -10,20 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 from sklearn.metrics import average_precision_score, f1_score, roc_auc_score
 
-from bilevax import InputError, LearningToReweight, LookAhead, datasets, solve
+from bilevax import Implicit, InputError, LearningToReweight, LookAhead, Penalty, datasets, solve
 from bilevax.applications import Task
-from bilevax.applications.importance import (
-    AGREES,
-    DISAGREES,
-    denoising_task,
-    meta_weight_task,
-    reweighting_task,
-    weights,
-)
+from bilevax.applications.importance import weights
 from bilevax.applications.training import Training, probabilities, train
 from bilevax.datasets import Images, Noisy
 from bilevax.models import Model
-from bilevax.solve import Callback, Visit
 
 DATA_SETS: dict[str, Callable[[], Images]] = {
     "mnist": datasets.mnist,
@@ -115,23 +107,10 @@ class Trial:
         """Whether parameters v predict the label as given, (n,)."""
         return probabilities(self.model, v, self.x).argmax(1) == np.asarray(self.data.y)
 
-    def denoising(self, batch: int | None, clean_batch: int | None, **start: Any) -> Task:
-        """The task of Mehra and Hamm."""
+    def task(self, make: Callable[..., Task], batch: int | None, clean_batch: int | None, **more: Any) -> Task:
+        """One of the tasks of `bilevax.applications.importance` on this trial's samples."""
         arrays = self.x, self.y, self.x_clean, self.y_clean
-        sizes = {"batch_size": batch, "clean_batch_size": clean_batch}
-        return denoising_task(self.model, *arrays, key=self.key, training=self.training, **sizes, **start)
-
-    def reweighting(self, batch: int | None, clean_batch: int | None) -> Task:
-        """The task of Ren et al."""
-        arrays = self.x, self.y, self.x_clean, self.y_clean
-        sizes = {"batch_size": batch, "clean_batch_size": clean_batch}
-        return reweighting_task(self.model, *arrays, key=self.key, l2=self.training.l2, **sizes)
-
-    def meta_weight(self, batch: int | None, clean_batch: int | None) -> Task:
-        """The task of Shu et al."""
-        arrays = self.x, self.y, self.x_clean, self.y_clean
-        sizes = {"batch_size": batch, "clean_batch_size": clean_batch}
-        return meta_weight_task(self.model, *arrays, key=self.key, l2=self.training.l2, **sizes)
+        return make(self.model, *arrays, key=self.key, batch_size=batch, clean_batch_size=clean_batch, **more)
 
 
 def average_precision(right: np.ndarray, suspicion: np.ndarray) -> float:
@@ -165,22 +144,12 @@ class Solved(NamedTuple):
     seconds: float
 
 
-def run_solver(
-    solver: Any, task: Task, steps: int, seed: int, callbacks: Sequence[Callback | Callable[[Visit], None]] = ()
-) -> Solved:
+def run_solver(solver: Any, task: Task, steps: int, seed: int) -> Solved:
     """Solve a task and tell the time."""
     began = time.perf_counter()
-    result = solve(
-        solver, task.problem, *task.start, task.batches, steps=steps, key=jax.random.key(seed), callbacks=callbacks
-    )
+    result = solve(solver, task.problem, *task.start, task.batches, steps=steps, key=jax.random.key(seed))
     jax.block_until_ready(result.v)
     return Solved(result.u, result.v, result.state, time.perf_counter() - began)
-
-
-def start(agrees: np.ndarray, v: Any) -> tuple[Any, Any]:
-    """Where weights start by agreement with a model of parameters v, and v."""
-    weight = jnp.where(jnp.asarray(agrees), AGREES, DISAGREES)
-    return jnp.arctanh(2 * weight - 1), v
 
 
 def learned_weights(u: Any) -> np.ndarray:
@@ -202,9 +171,9 @@ def evaluations(solver: Any, steps: int) -> dict[str, int]:
         counts = {"f": 1, "g": 2, "products": 1}
     elif isinstance(solver, LookAhead):
         counts = {"f": 1, "g": moves + 1, "products": 1}
-    elif type(solver).__name__ == "Penalty":
+    elif isinstance(solver, Penalty):
         counts = {"f": moves + 1, "g": moves + 1, "products": moves + 1}
-    elif type(solver).__name__ == "Implicit":
+    elif isinstance(solver, Implicit):
         counts = {"f": 1, "g": moves + 1, "products": 1 + getattr(solver.linear_solve, "steps", 0)}
     else:  # reverse mode: forward through the moves and back
         counts = {"f": 1, "g": moves, "products": 2 * moves}

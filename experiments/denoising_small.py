@@ -20,7 +20,7 @@ import numpy as np
 import optax
 
 from bilevax import Implicit, LearningToReweight, LookAhead, Penalty, ReverseMode
-from bilevax.applications.importance import per_sample
+from bilevax.applications.importance import denoising_task, meta_weight_task, per_sample, reweighting_task
 from bilevax.applications.training import Training
 from bilevax.datasets import Images, corrupted, mnist
 from bilevax.linear_solve import ByOptimizer
@@ -135,18 +135,18 @@ def one(trial: Trial, label: str, seed: int) -> Judged:
         v = trial.fit(plain[label])
         return Judged(trial.accuracy(v), None, None, time.perf_counter() - began)
     if label == "Ren et al.":
-        task = trial.reweighting(META_BATCH, META_BATCH)
+        task = trial.task(reweighting_task, META_BATCH, META_BATCH, l2=TRAINING.l2)
         solved = denoising.run_solver(REWEIGHT, task, META_STEPS, seed)
         ranking = -np.asarray(solved.state.mean_weight)
         return Judged(trial.accuracy(solved.v), None, denoising.area(trial.right, ranking), solved.seconds)
     if label == "Meta-Weight-Net":
-        task = trial.meta_weight(META_BATCH, META_BATCH)
+        task = trial.task(meta_weight_task, META_BATCH, META_BATCH, l2=TRAINING.l2)
         solved = denoising.run_solver(META_WEIGHT, task, META_STEPS, seed)
         # Its weight is a function of the sample's loss, so it ranks as the loss does.
         area = denoising.area(trial.right, trial.suspicion(solved.v))
         return Judged(trial.accuracy(solved.v), None, area, solved.seconds)
     began = time.perf_counter()
-    task = trial.denoising(None, None, warm_rounds=0)
+    task = trial.task(denoising_task, None, None, training=TRAINING, warm_rounds=0)
     if label == "Agreement":
         kept = np.asarray(task.start[0]) > 0
         seconds = time.perf_counter() - began
@@ -203,7 +203,7 @@ def moves_of_u(size: int) -> dict[str, optax.GradientTransformation]:
 def compare_moves(trial: Trial, seed: int) -> dict[str, Judged]:
     """The figures of Penalty on minibatches, by how u is moved."""
     size = len(trial.right) // PER_PASS
-    task = trial.denoising(size, None, warm_rounds=0)
+    task = trial.task(denoising_task, size, None, training=TRAINING, warm_rounds=0)
     found = {}
     for label, optimizer in moves_of_u(size).items():
         solved = denoising.run_solver(replace(PENALTY, upper_optimizer=optimizer), task, PASSES * PER_PASS, seed)

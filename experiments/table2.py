@@ -19,7 +19,7 @@ import numpy as np
 import optax
 
 from bilevax import Implicit, Penalty
-from bilevax.applications.importance import per_sample
+from bilevax.applications.importance import denoising_task, from_agreement, per_sample
 from bilevax.applications.training import Training
 from bilevax.datasets import Images, corrupted
 from bilevax.linear_solve import ByOptimizer
@@ -44,8 +44,6 @@ PAPER = {
     ("mnist", 50): ((99.3, 0.1), (94.6, 0.3), (60.8, 2.5), (97.27, 0.15), (97.51, 0.07)),
     ("cifar10", 25): ((82.9, 1.1), (70.3, 1.8), (79.1, 0.8), (71.59, 0.87), (79.67, 1.01)),
     ("cifar10", 50): ((80.7, 1.2), (70.3, 1.8), (72.2, 1.8), (68.08, 0.83), (79.03, 1.19)),
-}
-PAPER |= {
     ("svhn", 25): ((91.1, 0.5), (70.6, 1.5), (71.6, 1.4), (80.05, 1.37), (88.12, 0.16)),
     ("svhn", 50): ((89.8, 0.6), (70.6, 1.5), (47.9, 1.3), (74.18, 1.05), (85.21, 0.34)),
 }
@@ -147,7 +145,8 @@ def run_cell(name: str, plan: Plan, noise: int, seed: int, labels: list[str]) ->
         v = trial.fit_clean()
         told("Val-Only", v, time.perf_counter() - began)
     if learning:
-        task = trial.denoising(plan.batch, plan.batch, start=denoising.start(trial.agreement(start_v), start_v))
+        start = from_agreement(trial.agreement(start_v)), start_v
+        task = trial.task(denoising_task, plan.batch, plan.batch, training=training, start=start)
         steps = plan.solve_passes * -(-len(data.y) // plan.batch)
         for label in learning:
             solved = denoising.run_solver(SOLVERS[label](plan, steps), task, steps, seed)

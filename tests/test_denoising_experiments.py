@@ -12,6 +12,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from bilevax import InputError
+from bilevax.applications.importance import denoising_task, from_agreement
 from bilevax.applications.training import Training
 from bilevax.datasets import corrupted, digits
 from bilevax.models import Model, softmax_regression
@@ -76,7 +77,8 @@ def test_start_is_by_agreement():
     data = corrupted(digits(), clean=100, noise=0.3, key=jax.random.key(0), train=400)
     trial = denoising.Trial(data, MODEL, Training(steps=50, batch_size=100), 0)
     v = trial.fit(trial.right)
-    u, same = denoising.start(trial.agreement(v), v)
+    u = from_agreement(trial.agreement(v))
+    u, same = trial.task(denoising_task, None, None, start=(u, v)).start
     assert same is v
     np.testing.assert_allclose(np.unique(denoising.learned_weights(u).round(6)), [0.4, 0.6], atol=1e-5)
     assert denoising.area(trial.right, trial.suspicion(v)) > 0.9

@@ -99,6 +99,11 @@ def weights(u: Any) -> Any:
     return (jnp.tanh(u) + 1) / 2
 
 
+def from_agreement(agrees: Any) -> Any:
+    """U (n,) of the weights that samples start at, by whether a model predicts their given labels (n,)."""
+    return jnp.arctanh(2 * jnp.where(agrees, AGREES, DISAGREES).astype(jnp.result_type(float)) - 1)
+
+
 def _clean_loss(model: Model) -> Any:
     def upper_loss(u: PyTree, v: PyTree, clean: Samples) -> Any:
         return jnp.mean(cross_entropy(model, v, *clean.data))
@@ -246,7 +251,7 @@ def _agreement_start(model: Model, data: _Data, training: Training, rounds: int,
     v, trusted = trained(np.zeros(len(data.y), bool))
     for _ in range(rounds):
         v, trusted = trained(trusted)
-    return jnp.arctanh(2 * jnp.where(trusted, AGREES, DISAGREES).astype(jnp.result_type(float)) - 1), v
+    return from_agreement(trusted), v
 
 
 def reweighting_task(
