@@ -3,7 +3,18 @@
 from collections.abc import Callable
 from typing import NamedTuple
 
-from experiments import denoising_small, figure1, figure2, figure7, table2, table4
+from experiments import (
+    denoising_small,
+    figure1,
+    figure2,
+    figure4a,
+    figure5a,
+    figure7,
+    table2,
+    table4,
+    wrn,
+    wrong_labels,
+)
 from experiments.contract import Settings as Settings
 
 
@@ -17,8 +28,12 @@ class Experiment(NamedTuple):
 EXPERIMENTS: dict[str, Experiment] = {
     "figure1": Experiment(figure1.TITLE, figure1.run),
     "figure2": Experiment(figure2.TITLE, figure2.run),
+    "figure4a": Experiment(figure4a.TITLE, figure4a.run),
+    "figure5a": Experiment(figure5a.TITLE, figure5a.run),
     "figure7": Experiment(figure7.TITLE, figure7.run),
     "denoising-small": Experiment(denoising_small.TITLE, denoising_small.run),
     "table2": Experiment(table2.TITLE, table2.run),
     "table4": Experiment(table4.TITLE, table4.run),
+    "wrn": Experiment(wrn.TITLE, wrn.run),
+    "wrong-labels": Experiment(wrong_labels.TITLE, wrong_labels.run),
 }

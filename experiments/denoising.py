@@ -1,8 +1,11 @@
 """What the denoising experiments share: their data, how weights are learned and judged, and what that costs."""
 
 import dataclasses
+import functools
+import json
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -24,6 +27,12 @@ DATA_SETS: dict[str, Callable[[], Images]] = {
     "svhn": datasets.svhn,
 }
 CLASSES = 10
+
+
+@functools.cache
+def images_of(name: str) -> Images:
+    """A data set, read once."""
+    return DATA_SETS[name]()
 
 
 def pick_data_sets(names: Sequence[str], wanted: str | None) -> list[str]:
@@ -53,6 +62,19 @@ def pick_noise(levels: Sequence[int], wanted: int | None) -> list[int]:
         told = ", ".join(map(str, levels))
         raise InputError(f"--noise is {wanted}, which this experiment does not have. Pass one of {told}.")
     return [wanted]
+
+
+def kept_cell(
+    path: Path, labels: Sequence[str], run: Callable[[list[str]], dict[str, dict[str, float]]]
+) -> dict[str, dict[str, float]]:
+    """A cell's figures by row, from its file; `run` gives the rows that the file lacks, and they are added to it."""
+    kept = json.loads(path.read_text()) if path.is_file() else {}
+    missing = [label for label in labels if label not in kept]
+    if missing:
+        kept |= run(missing)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(kept, indent=1) + "\n")
+    return kept
 
 
 class Judged(NamedTuple):
@@ -150,6 +172,34 @@ def run_solver(solver: Any, task: Task, steps: int, seed: int) -> Solved:
     result = solve(solver, task.problem, *task.start, task.batches, steps=steps, key=jax.random.key(seed))
     jax.block_until_ready(result.v)
     return Solved(result.u, result.v, result.state, time.perf_counter() - began)
+
+
+class Look(NamedTuple):
+    """What was seen of a solve on its way: after so many steps and seconds, compilation and looking apart."""
+
+    step: int
+    seconds: float
+    seen: dict[str, float]
+
+
+def watched_solve(
+    solver: Any, task: Task, steps: int, every: int, seed: int, look: Callable[[Any, Any], dict[str, float]]
+) -> list[Look]:
+    """Solve a task and look at (u, v) after every so many steps; the clock stands still meanwhile."""
+    key = jax.random.key(seed)
+    solve(solver, task.problem, *task.start, task.batches, steps=1, every=every, key=key)  # compiles the stretch
+    looks: list[Look] = []
+    began, standing = 0.0, 0.0
+
+    def visit(visit: Any) -> None:
+        nonlocal standing
+        seconds = time.perf_counter() - began - standing
+        looks.append(Look(visit.step, seconds, look(visit.state.u, visit.state.v)))
+        standing = time.perf_counter() - began - seconds
+
+    began = time.perf_counter()
+    solve(solver, task.problem, *task.start, task.batches, steps=steps, every=every, key=key, callbacks=[visit])
+    return looks
 
 
 def learned_weights(u: Any) -> np.ndarray:

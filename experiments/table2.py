@@ -8,7 +8,6 @@ How u, of full length, is moved by minibatches, and why: see `experiments.denois
 """
 
 import functools
-import json
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -21,7 +20,7 @@ import optax
 from bilevax import Implicit, Penalty
 from bilevax.applications.importance import denoising_task, from_agreement, per_sample
 from bilevax.applications.training import Training
-from bilevax.datasets import Images, corrupted
+from bilevax.datasets import corrupted
 from bilevax.linear_solve import ByOptimizer
 from bilevax.models import (
     Model,
@@ -34,7 +33,7 @@ from bilevax.models import (
 )
 from experiments import denoising
 from experiments.contract import Published, Row, Settings, pick, show, within_noise, write_results
-from experiments.denoising import DATA_SETS, Trial
+from experiments.denoising import Trial
 
 TITLE = "Table 2: data denoising by importance learning, test accuracy %"
 NOISE = (25, 50)
@@ -47,7 +46,7 @@ PAPER = {
     ("svhn", 25): ((91.1, 0.5), (70.6, 1.5), (71.6, 1.4), (80.05, 1.37), (88.12, 0.16)),
     ("svhn", 50): ((89.8, 0.6), (70.6, 1.5), (47.9, 1.3), (74.18, 1.05), (85.21, 0.34)),
 }
-LOWER_RATE, U_RATE = 1e-3, 0.2
+LOWER_RATE, U_RATE = 2e-3, 0.4
 
 
 @dataclass(frozen=True)
@@ -58,8 +57,8 @@ class Plan:
         model: the network.
         clean: samples set aside with right labels.
         train: of the others, how many; None for all.
-        passes: through the data, of the reference rows; the bilevel methods start from Train+Val.
-        solve_passes: of the bilevel methods, a step for each minibatch.
+        passes: through the data. The bilevel methods start from Train+Val's model after all but `solve_passes` of them.
+        solve_passes: of the bilevel methods themselves, a step for each minibatch.
         lower_steps: T; also the steps of ApproxGrad's linear solve.
         batch: samples of a minibatch, noisy and clean alike.
         rate: Adam's for the reference rows, falling to zero by a cosine.
@@ -76,30 +75,43 @@ class Plan:
     rate: float = 1e-3
     seeds: int = 5
 
+    def training(self, passes: int, samples: int) -> Training:
+        """Plain training for so many passes through so many samples."""
+        steps = passes * -(-samples // self.batch)
+        return Training(steps=steps, rate=self.rate, batch_size=self.batch, l2=1e-4)
+
 
 def plans(settings: Settings) -> dict[str, Plan]:
     """The data sets of a size, with their protocols."""
     if settings.quick:
-        return {"mnist": Plan(lenet5(), 500, 2000, 15, 10, 1, rate=2e-3, seeds=1)}
+        return {"mnist": Plan(lenet5(), 500, 2000, 25, 10, 1, rate=2e-3, seeds=1)}
     if settings.medium:
-        plan = Plan(lenet5(), 1000, None, 4, 2, 1, rate=2e-3, seeds=3)
+        plan = Plan(lenet5(), 1000, None, 6, 2, 1, rate=2e-3, seeds=3)
         return {"mnist": plan, "fashion_mnist": plan}
     return {
-        "mnist": Plan(mnist_network(), 1000, None, 100, 100, 20),
-        "cifar10": Plan(augmented(cifar10_network(), crop_and_flip()), 10000, None, 200, 200, 20),
-        "svhn": Plan(svhn_network(), 1000, None, 100, 100, 20),
+        "mnist": Plan(mnist_network(), 1000, None, 100, 90, 20),
+        "cifar10": Plan(augmented(cifar10_network(), crop_and_flip()), 10000, None, 200, 180, 20),
+        "svhn": Plan(svhn_network(), 1000, None, 100, 90, 20),
     }
 
 
 def penalty(plan: Plan, steps: int) -> Penalty:
     """Penalty for networks: v moves down f + lam g with a light penalty, its rate falling as in the reference rows.
 
-    A minibatch's |grad_v g|^2 holds the variance of that gradient, too. With gamma above 1 this part drowns the
-    rest of u's direction; with a small gamma it is a small term that takes weight from samples of a large gradient.
+    A minibatch's gamma grad_v g is mostly noise, and its |grad_v g|^2 holds that noise's variance. So gamma is small,
+    and the multipliers take up gamma grad_v g at each step: they sum it over all minibatches so far, and it is they
+    that tell u where to move. Without them (nu = 0, gamma = 0.1) the F1 of the cleaner ended below that of its start.
     """
     moves = optax.adam(optax.cosine_decay_schedule(LOWER_RATE, steps * plan.lower_steps))
     return Penalty(
-        per_sample(optax.adam(U_RATE)), moves, plan.lower_steps, gamma=0.1, lam=1.0, nu=0.0, eps=1e-2, step_scale=1.0
+        per_sample(optax.adam(U_RATE)),
+        moves,
+        plan.lower_steps,
+        gamma=0.01,
+        lam=3.0,
+        nu=1.0,
+        step_scale=1.0,
+        stage_steps=1,
     )
 
 
@@ -113,40 +125,35 @@ def approxgrad(plan: Plan, steps: int) -> Implicit:
 SOLVERS: dict[str, Callable[[Plan, int], Any]] = {"ApproxGrad": approxgrad, "Penalty": penalty}
 
 
-@functools.cache
-def images_of(name: str) -> Images:
-    """A data set, read once."""
-    return DATA_SETS[name]()
-
-
 def run_cell(name: str, plan: Plan, noise: int, seed: int, labels: list[str]) -> dict[str, dict[str, float]]:
     """Accuracy, seconds and, of methods that learn weights, how well wrong labels are found, by row, in one trial."""
     key = jax.random.key(seed)
-    data = corrupted(images_of(name), clean=plan.clean, train=plan.train, noise=noise / 100, key=key)
-    per_pass = -(-(len(data.y) + plan.clean) // plan.batch)
-    training = Training(steps=plan.passes * per_pass, rate=plan.rate, batch_size=plan.batch, l2=1e-4)
-    trial = Trial(data, plan.model, training, seed)
+    data = corrupted(denoising.images_of(name), clean=plan.clean, train=plan.train, noise=noise / 100, key=key)
+    samples = len(data.y) + plan.clean
+    trial = Trial(data, plan.model, plan.training(plan.passes, samples), seed)
     rows: dict[str, dict[str, float]] = {}
 
     def told(label: str, v: Any, seconds: float, **more: float) -> None:
         rows[label] = {"accuracy": trial.accuracy(v), "seconds": seconds, **more}
 
     plain = {"Oracle": trial.right, "Train+Val": np.ones(len(trial.right))}
-    learning = [label for label in labels if label in SOLVERS]
-    start_v, start_seconds = None, 0.0
     for label, weight in plain.items():
-        if label in labels or (learning and label == "Train+Val"):
+        if label in labels:
             began = time.perf_counter()
             v = trial.fit(weight)
-            start_v, start_seconds = v, time.perf_counter() - began
-            told(label, v, start_seconds)
+            told(label, v, time.perf_counter() - began)
     if "Val-Only" in labels:
         began = time.perf_counter()
         v = trial.fit_clean()
         told("Val-Only", v, time.perf_counter() - began)
+    learning = [label for label in labels if label in SOLVERS]
     if learning:
-        start = from_agreement(trial.agreement(start_v)), start_v
-        task = trial.task(denoising_task, plan.batch, plan.batch, training=training, start=start)
+        began = time.perf_counter()
+        short = Trial(data, plan.model, plan.training(plan.passes - plan.solve_passes, samples), seed)
+        v = short.fit(np.ones(len(trial.right)))
+        start = from_agreement(short.agreement(v)), v
+        start_seconds = time.perf_counter() - began
+        task = short.task(denoising_task, plan.batch, plan.batch, training=short.training, start=start)
         steps = plan.solve_passes * -(-len(data.y) // plan.batch)
         for label in learning:
             solved = denoising.run_solver(SOLVERS[label](plan, steps), task, steps, seed)
@@ -167,19 +174,13 @@ def run(settings: Settings) -> None:
     levels = denoising.pick_noise(NOISE, settings.noise)
     count = max(settings.seeds or all_plans[name].seeds for name in names)
     began = time.perf_counter()
-    cells = settings.out / "cells"
-    cells.mkdir(parents=True, exist_ok=True)
     found: dict[tuple[str, int], list[dict[str, Any]]] = {}
     for seed in range(count):
         for name in names:
             for noise in levels:
-                path = cells / f"{name}-{noise}-{seed}.json"
-                kept = json.loads(path.read_text()) if path.is_file() else {}
-                missing = [label for label in labels if label not in kept]
-                if missing:
-                    kept |= run_cell(name, all_plans[name], noise, seed, missing)
-                    path.write_text(json.dumps(kept, indent=1) + "\n")
-                found.setdefault((name, noise), []).append(kept)
+                path = settings.out / "cells" / f"{name}-{noise}-{seed}.json"
+                run_missing = functools.partial(run_cell, name, all_plans[name], noise, seed)
+                found.setdefault((name, noise), []).append(denoising.kept_cell(path, labels, run_missing))
     seconds = time.perf_counter() - began
     tables = {
         kind: [
@@ -227,10 +228,12 @@ def compared(name: str, noise: int, i: int, field: str, ours: list[float]) -> Ro
 def footnotes(settings: Settings, plan: Plan) -> list[str]:
     """Where our protocol departs from the paper's."""
     notes = [
-        "ApproxGrad and Penalty start from Train+Val's model, and the weights at 0.6 where it predicts the given "
-        "label, else at 0.4; the paper starts from a model of the clean set. They take "
-        f"{plan.solve_passes} passes with T = {plan.lower_steps} and are judged by the model that they train (v).",
-        f"The other rows are trained for {plan.passes} passes by Adam at {plan.rate:g}, falling by a cosine.",
+        f"Every row is {plan.passes} passes long, by Adam at {plan.rate:g} falling by a cosine. ApproxGrad and Penalty "
+        f"have {plan.passes - plan.solve_passes} of them for their start, a shorter Train+Val, with weights at 0.6 "
+        "where it predicts the given label, else at 0.4 (the paper starts from a model of the clean set); then "
+        f"{plan.solve_passes} with T = {plan.lower_steps}. They are judged by the model that they train (v).",
+        "Settings of Penalty were chosen on seeds 100 and 101 of MNIST at 25% and Fashion-MNIST at 25 and 50%, about "
+        "15 of them; the rates of u and v that came out of it are ApproxGrad's, too.",
         "Seconds are those of a cell in which other rows may have been compiled before; the start is included.",
     ]
     if settings.quick or settings.medium:

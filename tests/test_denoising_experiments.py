@@ -65,7 +65,7 @@ def test_f1_is_that_of_right_labels_kept():
 
 
 def test_a_cell_of_table2_ranks_its_rows_on_the_digits(monkeypatch):
-    monkeypatch.setattr(table2, "images_of", lambda name: digits())
+    monkeypatch.setattr(denoising, "images_of", lambda name: digits())
     plan = table2.Plan(MODEL, 100, 1000, 20, 5, 2, batch=100, rate=1e-2)
     rows = table2.run_cell("digits", plan, 50, 0, list(table2.LABELS))
     assert rows.keys() == set(table2.LABELS)

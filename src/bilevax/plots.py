@@ -52,6 +52,23 @@ class TimedLosses(NamedTuple):
     losses: Any
 
 
+class Line(NamedTuple):
+    """One line of a `LinePanel`: `y` (k,), or (trials, k), over `x` (k,)."""
+
+    x: Any
+    y: Any
+
+
+class LinePanel(NamedTuple):
+    """One panel of `line_panels`: lines by their names, and levels that do not depend on x, drawn across."""
+
+    title: str
+    x_label: str
+    y_label: str
+    lines: Mapping[str, Line]
+    levels: Mapping[str, float] = {}
+
+
 def contact_sheet(
     images: Any, titles: Sequence[str], path: Path, heading: str = "", flags: Sequence[bool] | None = None
 ) -> None:
@@ -268,6 +285,49 @@ def loss_against_time(
         axes.set(xlabel="seconds, compilation apart", ylabel="loss", title=title)
         # Below the axes: within them the curves leave no corner that is always free.
         figure.legend(loc="outside lower center", ncols=3)
+    _save(figure, path)
+
+
+def line_panels(panels: Sequence[LinePanel], path: Path) -> None:
+    """Panels side by side with a line for each method: its mean over the trials, and a band from least to largest.
+
+    A method has the same colour in all panels, and the figure one legend.
+
+    Args:
+        panels: what to draw, from left to right.
+        path: the PNG to write.
+
+    Raises:
+        InputError: no panels, or lines whose y do not fit their x.
+
+    Example:
+        >>> import tempfile, pathlib
+        >>> from bilevax.plots import Line, LinePanel, line_panels
+        >>> lines = {"Penalty": Line([1, 5, 20], [[97.0, 98.0, 98.9], [97.2, 98.1, 98.8]])}
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     line_panels([LinePanel("MNIST", "T", "accuracy %", lines)], pathlib.Path(folder) / "lines.png")
+    """
+    if not panels:
+        raise InputError("line_panels: no panels. Pass at least one.")
+    names = list(dict.fromkeys(name for panel in panels for name in panel.lines))
+    colour_of = dict(zip(names, _cycle(len(names)), strict=True))
+    with rc_context(STYLE):
+        figure = Figure(figsize=(max(3.6 * len(panels), 5.0), 4.0), layout="constrained")
+        for axes, panel in zip(figure.subplots(1, len(panels), squeeze=False).flat, panels, strict=True):
+            for name, line in panel.lines.items():
+                x, y = np.asarray(line.x, float), np.atleast_2d(np.asarray(line.y, float))
+                if y.shape[1:] != x.shape:
+                    raise InputError(
+                        f"Panel {panel.title!r}: {name!r} has y of shape {y.shape} and x of shape {x.shape}; y must be "
+                        "(k,) or (trials, k), and x (k,)."
+                    )
+                axes.plot(x, y.mean(0), "o-", color=colour_of[name], linewidth=1.8, markersize=3.5, label=name)
+                axes.fill_between(x, y.min(0), y.max(0), color=colour_of[name], alpha=0.18, linewidth=0)
+            for style, (name, level) in zip(itertools.cycle(("--", ":", "-.")), panel.levels.items(), strict=False):
+                axes.axhline(level, color="#666666", linestyle=style, linewidth=1.2, label=name, zorder=1)
+            axes.set(title=panel.title, xlabel=panel.x_label, ylabel=panel.y_label)
+        entries = {t: h for axes in figure.axes for h, t in zip(*axes.get_legend_handles_labels(), strict=True)}
+        figure.legend(list(entries.values()), list(entries), loc="outside lower center", ncols=4)
     _save(figure, path)
 
 

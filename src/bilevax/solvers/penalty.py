@@ -65,7 +65,8 @@ class Penalty:
     square of g's condition number: past about 1e2 use multipliers, per-layer steps, or `Implicit`.
 
     Where g is random (minibatches, dropout, augmentation), |grad_v g|^2 holds the variance of the gradient, too, and
-    u moves to make it small: keep gamma well below 1 then, or use `Implicit`.
+    u moves to make it small. Then take a gamma well below 1 and let the multipliers move at every step
+    (`stage_steps=1`): nu sums gamma grad_v g over all batches so far, and its noise averages out. Or use `Implicit`.
 
     Example:
         >>> import jax, jax.numpy as jnp, optax
