@@ -50,9 +50,8 @@ def draw(plan: Plan, seed: int) -> Trial:
     return Trial(data, plan.model, plan.training(plan.passes, len(data.y) + plan.clean), seed)
 
 
-def watch(trial: Trial, plan: Plan, label: str, seed: int) -> list[Look]:
-    """A method's accuracies on its way, from a model of the clean set."""
-    v = trial.fit_clean()
+def watch(trial: Trial, v: Any, plan: Plan, label: str, seed: int) -> list[Look]:
+    """A method's accuracies on its way, from a model v of the clean set."""
     start = from_agreement(trial.agreement(v)), v
     task = trial.task(denoising_task, plan.batch, plan.batch, training=trial.training, start=start)
     x, y = trial.x[:LOOKED_AT], np.asarray(trial.y)[:LOOKED_AT]
@@ -77,9 +76,10 @@ def run(settings: Settings) -> None:
     reference = []
     for seed in seeds:
         trial = draw(plan, seed)
+        v = trial.fit_clean()
         reference.append(trial.accuracy(trial.fit(np.ones(len(trial.right)))))
         for label in labels:
-            looks[label].append(watch(trial, plan, label, seed))
+            looks[label].append(watch(trial, v, plan, label, seed))
     seconds = time.perf_counter() - began
 
     tables = {

@@ -30,13 +30,12 @@ def plan_of(settings: Settings) -> Plan:
     if settings.quick:
         return Plan(lenet5(), 500, 2000, 15, 5, 1, rate=2e-3, seeds=1)
     if settings.medium:
-        return Plan(lenet5(), 1000, 10000, 10, 5, 1, rate=2e-3, seeds=1)
+        return Plan(lenet5(), 1000, 5000, 10, 5, 1, rate=2e-3, seeds=1)
     return Plan(mnist_network(), 1000, None, 100, 100, 1)
 
 
-def one(trial: Trial, plan: Plan, label: str, seed: int) -> dict[str, float]:
-    """A method's figures at one T, from a model of the clean set."""
-    v = trial.fit_clean()
+def one(trial: Trial, v: Any, plan: Plan, label: str, seed: int) -> dict[str, float]:
+    """A method's figures at one T, from a model v of the clean set."""
     start = from_agreement(trial.agreement(v)), v
     task = trial.task(denoising_task, plan.batch, plan.batch, training=trial.training, start=start)
     steps = plan.solve_passes * -(-len(trial.right) // plan.batch)
@@ -60,9 +59,10 @@ def run(settings: Settings) -> None:
     found: dict[tuple[str, int], list[dict[str, float]]] = {}
     for seed in seeds:
         trial = draw(plan, seed)
+        v = trial.fit_clean()
         for label in labels:
             for count in moves:
-                figures = one(trial, replace(plan, lower_steps=count), label, seed)
+                figures = one(trial, v, replace(plan, lower_steps=count), label, seed)
                 found.setdefault((label, count), []).append(figures)
     seconds = time.perf_counter() - began
     kinds = {

@@ -59,7 +59,7 @@ def size_of(settings: Settings) -> Size:
     if settings.quick:
         return Size(wide_resnet(depth=10, width=1), 200, 1000, 50, 4, 1)
     if settings.medium:
-        return Size(wide_resnet(depth=10, width=1), 1000, 10000, 100, 6, 1)
+        return Size(wide_resnet(depth=10, width=1), 1000, 5000, 100, 6, 1)
     return Size(augmented(wide_resnet(), crop_and_flip()), 1000, 44000, 100, 120)
 
 
@@ -104,7 +104,7 @@ def run_cell(size: Size, seed: int, labels: list[str]) -> dict[str, dict[str, fl
             half = steps // 2
             short = Trial(data, size.model, Training(steps=half, rate=1e-3, batch_size=size.batch, l2=L2), seed)
             start = short.fit(np.ones(size.train))
-            u = from_agreement(short.agreement(start))
+            u = from_agreement(short.plausible(start))
             task = short.task(denoising_task, size.batch, size.batch, training=short.training, start=(u, start))
             solved = denoising.run_solver(penalty_of(size, steps - half), task, steps - half, seed)
             v = solved.v

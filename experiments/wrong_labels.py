@@ -62,7 +62,7 @@ def plans(settings: Settings) -> dict[str, Plan]:
     if settings.quick:
         return {"mnist": Plan(lenet5(), MANY, 2000, 25, 10, 1, rate=2e-3, seeds=1)}
     if settings.medium:
-        plan = Plan(lenet5(), MANY, 10000, 25, 10, 1, rate=2e-3, seeds=1)
+        plan = Plan(lenet5(), MANY, 10000, 14, 6, 1, rate=2e-3, seeds=1)
         return {"mnist": plan, "fashion_mnist": plan, "cifar10": plan}
     grey = Plan(mnist_network(), MANY, None, 30, 10, 1)
     colour = Plan(augmented(cifar10_network(), crop_and_flip()), MANY, None, 80, 20, 1)
@@ -150,7 +150,7 @@ def run_cell(cell: Cell, plan: Plan, seed: int, labels: list[str]) -> dict[str, 
         seconds = time.perf_counter() - began
         rows["Train+Val"] = ranked(trial.right, trial.suspicion(start), seconds)
         if PENALTY in labels:
-            u = from_agreement(trial.agreement(start))
+            u = from_agreement(trial.plausible(start))
             clean_batch = min(plan.batch, cell.clean)
             task = trial.task(denoising_task, plan.batch, clean_batch, training=trial.training, start=(u, start))
             steps = plan.solve_passes * -(-len(data.y) // plan.batch)

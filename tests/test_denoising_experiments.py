@@ -1,6 +1,7 @@
 """The denoising experiments' own pieces: how u is moved, what is counted, which cells are asked for."""
 
 import sys
+import time
 from pathlib import Path
 
 import jax
@@ -16,8 +17,9 @@ from bilevax.applications.importance import denoising_task, from_agreement
 from bilevax.applications.training import Training
 from bilevax.datasets import corrupted, digits
 from bilevax.models import Model, softmax_regression
-from experiments import denoising, denoising_small, table2
+from experiments import denoising, denoising_small, figure4a, figure5a, table2, wrn, wrong_labels
 from experiments.contract import Settings
+from experiments.denoising import Look
 
 LINEAR = softmax_regression(10)
 MODEL = Model(LINEAR.init, lambda params, x: LINEAR.apply(params, x / 255))
@@ -66,7 +68,7 @@ def test_f1_is_that_of_right_labels_kept():
 
 def test_a_cell_of_table2_ranks_its_rows_on_the_digits(monkeypatch):
     monkeypatch.setattr(denoising, "images_of", lambda name: digits())
-    plan = table2.Plan(MODEL, 100, 1000, 20, 5, 2, batch=100, rate=1e-2)
+    plan = table2.Plan(MODEL, 100, 1000, 20, 10, 2, batch=100, rate=1e-2)
     rows = table2.run_cell("digits", plan, 50, 0, list(table2.LABELS))
     assert rows.keys() == set(table2.LABELS)
     assert rows["Oracle"]["accuracy"] > rows["Penalty"]["accuracy"] > rows["Val-Only"]["accuracy"]
@@ -82,3 +84,119 @@ def test_start_is_by_agreement():
     assert same is v
     np.testing.assert_allclose(np.unique(denoising.learned_weights(u).round(6)), [0.4, 0.6], atol=1e-5)
     assert denoising.area(trial.right, trial.suspicion(v)) > 0.9
+
+
+def test_a_cell_of_wrong_labels_ranks_them_on_the_digits(monkeypatch):
+    monkeypatch.setattr(denoising, "images_of", lambda name: digits())
+    plan = table2.Plan(MODEL, 200, 800, 20, 10, 1, batch=100, rate=1e-2)
+    cell = wrong_labels.Cell("digits", "uniform", 25, 200)
+    rows = wrong_labels.run_cell(cell, plan, 0, list(wrong_labels.LABELS))
+    assert rows.keys() == set(wrong_labels.LABELS)
+    assert all(row["average_precision"] > 0.85 and row["area"] > 0.95 for row in rows.values())
+    assert rows["cleanlab, best score"]["average_precision"] >= rows["cleanlab"]["average_precision"]
+    assert wrong_labels.run_cell(cell, plan, 0, ["Val-Only"]) == {
+        "Val-Only": rows["Val-Only"] | {"seconds": pytest.approx(0, abs=60)}
+    }
+
+
+def test_out_of_sample_probabilities_are_of_models_that_did_not_see_the_sample(monkeypatch):
+    data = corrupted(digits(), clean=100, noise=0.3, key=jax.random.key(0), train=400)
+    trial = denoising.Trial(data, MODEL, Training(steps=20, batch_size=100), 0)
+    held_out = []
+
+    def train(model, training, x, y, weight, key):
+        assert len(x) == 400 - 80 + 100
+        held_out.append({row.tobytes() for row in np.asarray(trial.x)} - {row.tobytes() for row in np.asarray(x)})
+        return len(held_out) - 1
+
+    def probabilities(model, v, x):
+        assert {row.tobytes() for row in np.asarray(x)} <= held_out[v]
+        return np.full((len(x), 10), 0.1)
+
+    monkeypatch.setattr(wrong_labels, "train", train)
+    monkeypatch.setattr(wrong_labels, "probabilities", probabilities)
+    np.testing.assert_allclose(wrong_labels.out_of_sample(trial, 0), 0.1)
+    assert len(held_out) == wrong_labels.FOLDS
+
+
+def test_cells_of_wrong_labels_and_where_another_is_ahead():
+    cells = wrong_labels.cells(["mnist"], [10, 25], quick=False)
+    assert [(c.flips, c.noise, c.clean) for c in cells] == [
+        ("uniform", 10, 1000),
+        ("uniform", 25, 1000),
+        ("pair", 10, 1000),
+        ("pair", 25, 1000),
+        ("uniform", 25, 50),
+        ("uniform", 25, 200),
+        ("pair", 25, 50),
+        ("pair", 25, 200),
+    ]
+    found = {
+        cell: [{"cleanlab": {"average_precision": ours}, "Penalty": {"average_precision": 0.9}} for ours in pair]
+        for cell, pair in zip(cells[:2], [(0.85, 0.93), (0.89, 0.93)], strict=True)
+    }
+    assert wrong_labels.ahead(found, "cleanlab") == ["mnist uniform 25%, 1000 clean (0.9100 against 0.9000)"]
+
+
+def test_a_kept_cell_runs_what_is_missing_alone(tmp_path):
+    path, asked = tmp_path / "cells" / "a.json", []
+
+    def run(labels):
+        asked.append(labels)
+        return {label: {"accuracy": float(len(asked))} for label in labels}
+
+    assert denoising.kept_cell(path, ["a", "b"], run)["b"] == {"accuracy": 1.0}
+    assert denoising.kept_cell(path, ["b", "c"], run) == {
+        "a": {"accuracy": 1.0},
+        "b": {"accuracy": 1.0},
+        "c": {"accuracy": 2.0},
+    }
+    assert asked == [["a", "b"], ["c"]]
+    denoising.kept_cell(path, ["a"], run)
+    assert len(asked) == 2
+
+
+def small_trial(steps=30):
+    data = corrupted(digits(), clean=100, noise=0.25, key=jax.random.key(0), train=400)
+    return denoising.Trial(data, MODEL, Training(steps=steps, batch_size=100), 0)
+
+
+def test_the_clock_of_a_watched_solve_stands_still_while_it_looks():
+    trial = small_trial()
+    task = trial.task(denoising_task, 100, 100, warm_rounds=0)
+    solver = table2.penalty(table2.Plan(MODEL, 100, 400, 2, 1, 1), 6)
+
+    def look(u, v):
+        time.sleep(0.5)
+        return {"accuracy": trial.accuracy(v)}
+
+    looks = denoising.watched_solve(solver, task, 6, 2, 0, look)
+    assert [x.step for x in looks] == [2, 4, 6]
+    assert [x.seconds for x in looks] == sorted(x.seconds for x in looks)
+    result = denoising.run_solver(solver, task, 6, 0)
+    assert looks[-1].seen["accuracy"] == trial.accuracy(result.v)
+    assert looks[-1].seconds < 3 * 0.5
+
+
+def test_figures_4a_and_5a_on_the_digits():
+    trial = small_trial()
+    plan = table2.Plan(MODEL, 100, 400, 10, 10, 2, batch=100)
+    v = trial.fit_clean()
+    looks = figure4a.watch(trial, v, plan, "Penalty", 0)
+    assert len(looks) == figure4a.LOOKS
+    assert set(looks[0].seen) == set(figure4a.KINDS)
+    assert looks[-1].seen["labels as given"] < 80 < looks[-1].seen["test set"]  # a quarter of the labels is wrong
+    assert figure4a.first([Look(1, 0.5, {"test set": 90.0}), Look(2, 1.5, {"test set": 95.0})], 93.0) == 1.5
+    assert figure4a.first(looks, 100.0) == np.inf
+    found = figure5a.one(trial, v, plan, "Penalty", 0)
+    assert found["accuracy"] == looks[-1].seen["test set"]
+    assert found["average_precision"] > 0.8
+
+
+def test_a_trial_of_d12_on_the_digits(monkeypatch):
+    monkeypatch.setattr(denoising, "images_of", lambda name: digits())
+    rows = wrn.run_cell(wrn.Size(MODEL, 100, 800, 100, 20), 0, list(wrn.LABELS))
+    assert rows.keys() == set(wrn.LABELS)
+    assert all(row["accuracy"] > 60 for row in rows.values())
+    assert rows["Oracle"]["accuracy"] == max(row["accuracy"] for row in rows.values())
+    assert rows["Penalty"]["f1"] > 0.8

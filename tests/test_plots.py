@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from bilevax import Info, InputError, plots
-from bilevax.plots import Panel
+from bilevax.plots import Line, LinePanel, Panel
 
 
 @pytest.fixture
@@ -141,3 +141,26 @@ def test_no_global_state_is_touched(tmp_path):
     plots.weight_histogram(np.linspace(0, 1, 9), None, tmp_path / "a.png")
     assert dict(mpl.rcParams) == before
     assert pyplot.get_fignums() == []
+
+
+def test_line_panels_give_a_method_one_colour_and_draw_the_mean_over_trials(tmp_path, drawn):
+    y = np.array([[97.0, 98.0], [99.0, 98.5]])
+    panels = [
+        LinePanel("accuracy", "T", "%", {"Penalty": Line([1, 5], y), "ApproxGrad": Line([1, 5], [90.0, 91.0])}),
+        LinePanel("seconds", "T", "s", {"ApproxGrad": Line([1, 5], [1.0, 4.0])}, {"level": 2.0}),
+    ]
+    plots.line_panels(panels, tmp_path / "a.png")
+    size(tmp_path / "a.png")
+    first, second = drawn[0].axes
+    np.testing.assert_allclose(first.get_lines()[0].get_ydata(), y.mean(0))
+    band = first.collections[0].get_paths()[0].get_extents()
+    assert (band.y0, band.y1) == (97.0, 99.0)
+    assert first.get_lines()[1].get_color() == second.get_lines()[0].get_color() != first.get_lines()[0].get_color()
+    assert [text.get_text() for text in drawn[0].legends[0].get_texts()] == ["Penalty", "ApproxGrad", "level"]
+
+
+def test_line_panels_refuse_what_does_not_fit(tmp_path):
+    with pytest.raises(InputError, match="no panels"):
+        plots.line_panels([], tmp_path / "a.png")
+    with pytest.raises(InputError, match=r"'Penalty' has y of shape \(1, 3\) and x of shape \(2,\)"):
+        plots.line_panels([LinePanel("a", "T", "%", {"Penalty": Line([1, 5], [1, 2, 3])})], tmp_path / "a.png")
