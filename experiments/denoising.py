@@ -133,9 +133,8 @@ class Trial:
     def plausible(self, v: Any) -> np.ndarray:
         """Whether the label as given, (n,), is no less likely under parameters v than nearly all of the clean ones.
 
-        Mere agreement with the prediction rejects right samples that are hard, more than a hundredth of MNIST, and they
-        are worth more to a model than wrong labels kept by mistake: of LeNet-5 trained on what is kept of MNIST with 25%
-        wrong labels, the test accuracy was 98.2% by agreement and 98.6% by this.
+        Mere agreement with the prediction also rejects right samples that are hard; a network trained on what is left
+        lost more by that than by the wrong labels that this keeps.
         """
         p, truth = probabilities(self.model, v, self.x_clean), np.asarray(self.y_clean)
         of_truth = np.maximum(p[np.arange(len(truth)), truth], np.finfo(p.dtype).tiny)

@@ -68,8 +68,8 @@ def test_f1_is_that_of_right_labels_kept():
 
 def test_a_cell_of_table2_ranks_its_rows_on_the_digits(monkeypatch):
     monkeypatch.setattr(denoising, "images_of", lambda name: digits())
-    plan = table2.Plan(MODEL, 100, 1000, 20, 10, 2, batch=100, rate=1e-2)
-    rows = table2.run_cell("digits", plan, 50, 0, list(table2.LABELS))
+    plan = table2.Plan(MODEL, 100, 1000, 30, 10, 2, batch=100, rate=5e-2)
+    rows = table2.run_cell("digits", plan, 50, 0, {}, list(table2.LABELS))
     assert rows.keys() == set(table2.LABELS)
     assert rows["Oracle"]["accuracy"] > rows["Penalty"]["accuracy"] > rows["Val-Only"]["accuracy"]
     assert rows["Penalty"]["average_precision"] > 0.8
@@ -88,7 +88,7 @@ def test_start_is_by_agreement():
 
 def test_a_cell_of_wrong_labels_ranks_them_on_the_digits(monkeypatch):
     monkeypatch.setattr(denoising, "images_of", lambda name: digits())
-    plan = table2.Plan(MODEL, 200, 800, 20, 10, 1, batch=100, rate=1e-2)
+    plan = table2.Plan(MODEL, 200, 800, 30, 10, 1, batch=100, rate=5e-2)
     cell = wrong_labels.Cell("digits", "uniform", 25, 200)
     rows = wrong_labels.run_cell(cell, plan, 0, list(wrong_labels.LABELS))
     assert rows.keys() == set(wrong_labels.LABELS)
