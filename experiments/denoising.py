@@ -66,8 +66,8 @@ def pick_noise(levels: Sequence[int], wanted: int | None) -> list[int]:
 
 
 def kept_cell(
-    path: Path, labels: Sequence[str], run: Callable[[list[str]], dict[str, dict[str, float]]]
-) -> dict[str, dict[str, float]]:
+    path: Path, labels: Sequence[str], run: Callable[[list[str]], dict[str, dict[str, Any]]]
+) -> dict[str, dict[str, Any]]:
     """A cell's figures by row, from its file; `run` gives the rows that the file lacks, and they are added to it."""
     kept = json.loads(path.read_text()) if path.is_file() else {}
     missing = [label for label in labels if label not in kept]

@@ -10,6 +10,7 @@ moves the idle ones on by momentum. `per_sample` keeps them still and counts Ada
 The second table compares the three on minibatches of a fifth of the samples, with the same solver and start.
 """
 
+import functools
 import time
 from dataclasses import replace
 from typing import Any
@@ -76,22 +77,20 @@ def run(settings: Settings) -> None:
     seeds = list(range(settings.seeds or (1 if settings.quick else SEEDS)))
     began = time.perf_counter()
     images, size = mnist(), QUICK_SIZE if settings.quick else SIZE
-    judged: dict[str, list[Judged]] = {label: [] for label in labels}
-    moved: dict[str, list[Judged]] = {label: [] for label in moves_of_u(1)}
-    for seed in seeds:
-        trial = draw(images, seed, size)
-        for label in labels:
-            judged[label].append(one(trial, label, seed))
-        if settings.solver is None:
-            for label, found in compare_moves(trial, seed).items():
-                moved[label].append(found)
+    asked = labels + (list(moves_of_u(1)) if settings.solver is None else [])
+    found = [
+        denoising.kept_cell(
+            settings.out / "cells" / f"{seed}.json", asked, functools.partial(run_cell, images, seed, size)
+        )
+        for seed in seeds
+    ]
     seconds = time.perf_counter() - began
     footnotes: list[str] = list(FOOTNOTES)
     if settings.quick:
         footnotes.append(f"--quick: {QUICK_SIZE} training and clean samples in place of {SIZE}.")
-    tables = tabulate(judged, "")
+    tables = tabulate(found, labels, "")
     if settings.solver is None:
-        tables |= tabulate(moved, "how u is moved: ")
+        tables |= tabulate(found, list(moves_of_u(1)), "how u is moved: ")
     for name, rows in tables.items():
         show(f"{TITLE}: {name}, {len(seeds)} seeds", ("method",), rows, footnotes if name == "seconds" else ())
     write_results(
@@ -127,8 +126,16 @@ def draw(images: Images, seed: int, size: int) -> Trial:
     return Trial(data, softmax_regression(denoising.CLASSES), TRAINING, seed)
 
 
+def run_cell(images: Images, seed: int, size: int, labels: list[str]) -> dict[str, dict[str, Any]]:
+    """The figures of methods, and of ways to move u, in one trial."""
+    trial = draw(images, seed, size)
+    return {label: one(trial, label, seed)._asdict() for label in labels}
+
+
 def one(trial: Trial, label: str, seed: int) -> Judged:
-    """A method's figures in one trial."""
+    """A method's figures in one trial, or Penalty's on minibatches with u moved in one of the ways compared."""
+    if label in moves_of_u(1):
+        return moved(trial, label, seed)
     plain = {"Oracle": trial.right, "Train+Val": np.ones(len(trial.right)), "Val-Only": np.zeros(len(trial.right))}
     if label in plain:
         began = time.perf_counter()
@@ -200,26 +207,24 @@ def moves_of_u(size: int) -> dict[str, optax.GradientTransformation]:
     }
 
 
-def compare_moves(trial: Trial, seed: int) -> dict[str, Judged]:
-    """The figures of Penalty on minibatches, by how u is moved."""
+def moved(trial: Trial, label: str, seed: int) -> Judged:
+    """The figures of Penalty on minibatches, u moved as the label says."""
     size = len(trial.right) // PER_PASS
     task = trial.task(denoising_task, size, None, training=TRAINING, warm_rounds=0)
-    found = {}
-    for label, optimizer in moves_of_u(size).items():
-        solved = denoising.run_solver(replace(PENALTY, upper_optimizer=optimizer), task, PASSES * PER_PASS, seed)
-        found[label] = by_weights(trial, solved.u, solved.seconds)
-    return found
+    solver = replace(PENALTY, upper_optimizer=moves_of_u(size)[label])
+    solved = denoising.run_solver(solver, task, PASSES * PER_PASS, seed)
+    return by_weights(trial, solved.u, solved.seconds)
 
 
-def tabulate(judged: dict[str, list[Judged]], prefix: str) -> dict[str, list[Row]]:
+def tabulate(found: list[dict[str, dict[str, Any]]], labels: list[str], prefix: str) -> dict[str, list[Row]]:
     """A table of rows for each kind of figure."""
     tables: dict[str, list[Row]] = {}
     kinds = (("test accuracy %", "accuracy"), ("F1 of the cleaner", "f1"), ("ROC area", "area"), ("seconds", "seconds"))
     for name, field in kinds:
         rows = []
-        for label, trials in judged.items():
-            values = [getattr(t, field) for t in trials]
-            if values and None not in values:
+        for label in labels:
+            values = [trial[label][field] for trial in found]
+            if None not in values:
                 paper = Published(PAPER[label]) if field == "accuracy" and label in PAPER else None
                 ours = np.asarray(values)
                 rows.append(Row((label,), paper, ours, None if paper is None else within_noise(paper, ours)))

@@ -1,4 +1,4 @@
-"""RESULTS.md from the results.json of the experiments: `python -m experiments.report DIR [DIR ...]`.
+"""RESULTS.md from the results.json of the experiments: `python -m experiments.report RECORD [RECORD ...]`.
 
 Every figure in RESULTS.md comes through here: none is typed in by hand.
 """
@@ -15,15 +15,15 @@ Written by `python -m experiments.report` from what the commands below wrote; no
 
 
 def main() -> None:
-    """Read the directories' results.json and write RESULTS.md beside this file."""
+    """Read the records and write RESULTS.md beside this file."""
     parser = argparse.ArgumentParser(prog="python -m experiments.report", description=__doc__)
-    parser.add_argument("directories", nargs="+", type=Path)
+    parser.add_argument("records", nargs="+", type=Path, help="results.json files, or directories that hold one")
     parser.add_argument("--benchmarks", type=Path, help="what `make bench` printed, taken over as it stands")
     parser.add_argument("--out", type=Path, default=Path(__file__).with_name("RESULTS.md"))
     options = parser.parse_args()
     parts = [HEAD]
-    for directory in options.directories:
-        found = json.loads((directory / "results.json").read_text())
+    for record in options.records:
+        found = json.loads((record / "results.json" if record.is_dir() else record).read_text())
         parts.append(denoising(found) if found["experiment"] == "denoising_digits" else compared(found))
     if options.benchmarks:
         parts.append(f"## `make bench`\n\n```\n{options.benchmarks.read_text().strip()}\n```\n")

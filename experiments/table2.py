@@ -244,9 +244,9 @@ def footnotes(settings: Settings, plan: Plan) -> list[str]:
         f"where the given label is as likely under it as {100 * denoising.PLAUSIBLE:g}% of the clean ones, else at 0.4 "
         "(the paper starts from a model of the clean set, and by its predictions); then "
         f"{plan.solve_passes} with T = {plan.lower_steps}. They are judged by the model that they train (v).",
-        "Settings were chosen on seeds 100 and 101 of MNIST at 25% and Fashion-MNIST at 25 and 50%: about 20 of Penalty, "
-        "3 of ApproxGrad's linear solve; the start and the rates of u and v are the same for both. An earlier look at "
-        "seed 0 of MNIST at 25% (Penalty 98.63 and 98.65, ApproxGrad 98.73 and 98.72) led to the last change of them.",
+        "Settings were chosen on seeds 100 and 101 of MNIST at 25% and Fashion-MNIST at 25 and 50%: about 20 of "
+        "Penalty, 3 of ApproxGrad's linear solve; the start and the rates of u and v are the same for both. An earlier "
+        "look at seed 0 of MNIST at 25% (Penalty 98.63 and 98.65, ApproxGrad 98.73 and 98.72) led to the last change.",
         "Seconds are those of a cell in which other rows may have been compiled before; the start is included.",
     ]
     if settings.quick or settings.medium:
