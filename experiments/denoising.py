@@ -200,15 +200,14 @@ def watched_solve(
     key = jax.random.key(seed)
     solve(solver, task.problem, *task.start, task.batches, steps=1, every=every, key=key)  # compiles the stretch
     looks: list[Look] = []
-    began, standing = 0.0, 0.0
+    standing = 0.0
 
     def visit(visit: Any) -> None:
         nonlocal standing
-        seconds = time.perf_counter() - began - standing
-        looks.append(Look(visit.step, seconds, look(visit.state.u, visit.state.v)))
-        standing = time.perf_counter() - began - seconds
+        began = time.perf_counter()
+        looks.append(Look(visit.step, visit.seconds - standing, look(visit.state.u, visit.state.v)))
+        standing += time.perf_counter() - began
 
-    began = time.perf_counter()
     solve(solver, task.problem, *task.start, task.batches, steps=steps, every=every, key=key, callbacks=[visit])
     return looks
 
