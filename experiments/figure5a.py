@@ -67,7 +67,7 @@ def run(settings: Settings) -> None:
     seconds = time.perf_counter() - began
     kinds = {
         "test accuracy %": "accuracy",
-        "average precision of wrong labels found": "average_precision",
+        "average precision": "average_precision",
         "seconds of an upper iteration": "seconds",
     }
     tables = {

@@ -57,7 +57,7 @@ class Size:
 def size_of(settings: Settings) -> Size:
     """WRN-28-10 with augmentation at full size; narrow and shallow ones without it below."""
     if settings.quick:
-        return Size(wide_resnet(depth=10, width=1), 200, 1000, 50, 4, 1)
+        return Size(wide_resnet(depth=10, width=1), 200, 500, 25, 2, 1)
     if settings.medium:
         return Size(wide_resnet(depth=10, width=1), 1000, 5000, 100, 6, 1)
     return Size(augmented(wide_resnet(), crop_and_flip()), 1000, 44000, 100, 120)
