@@ -122,9 +122,12 @@ class Trial:
 
     def suspicion(self, v: Any) -> np.ndarray:
         """The cross-entropy (n,) of the labels as given, under parameters v."""
-        p = probabilities(self.model, v, self.x)
-        of_given = p[np.arange(len(p)), np.asarray(self.data.y)]
-        return -np.log(np.maximum(of_given, np.finfo(p.dtype).tiny))
+        return self._cross_entropies(v, self.x, self.y)
+
+    def _cross_entropies(self, v: Any, x: Any, y: Any) -> np.ndarray:
+        p = probabilities(self.model, v, x)
+        of_label = p[np.arange(len(p)), np.asarray(y)]
+        return -np.log(np.maximum(of_label, np.finfo(p.dtype).tiny))
 
     def agreement(self, v: Any) -> np.ndarray:
         """Whether parameters v predict the label as given, (n,)."""
@@ -136,9 +139,7 @@ class Trial:
         Mere agreement with the prediction also rejects right samples that are hard; a network trained on what is left
         lost more by that than by the wrong labels that this keeps.
         """
-        p, truth = probabilities(self.model, v, self.x_clean), np.asarray(self.y_clean)
-        of_truth = np.maximum(p[np.arange(len(truth)), truth], np.finfo(p.dtype).tiny)
-        return self.suspicion(v) <= np.quantile(-np.log(of_truth), PLAUSIBLE)
+        return self.suspicion(v) <= np.quantile(self._cross_entropies(v, self.x_clean, self.y_clean), PLAUSIBLE)
 
     def task(self, make: Callable[..., Task], batch: int | None, clean_batch: int | None, **more: Any) -> Task:
         """One of the tasks of `bilevax.applications.importance` on this trial's samples."""

@@ -62,7 +62,7 @@ def watch(trial: Trial, v: Any, plan: Plan, label: str, seed: int) -> list[Look]
         clean = (probabilities(trial.model, v, trial.x_clean).argmax(1) == y_clean).mean()
         return dict(zip(KINDS, (100 * float(given), 100 * float(clean), trial.accuracy(v)), strict=True))
 
-    steps = plan.solve_passes * -(-len(trial.right) // plan.batch)
+    steps = plan.solve_steps(len(trial.right))
     return denoising.watched_solve(SOLVERS[label](plan, steps), task, steps, max(1, steps // LOOKS), seed, look)
 
 

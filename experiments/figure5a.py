@@ -38,7 +38,7 @@ def one(trial: Trial, v: Any, plan: Plan, label: str, seed: int) -> dict[str, fl
     """A method's figures at one T, from a model v of the clean set."""
     start = from_agreement(trial.agreement(v)), v
     task = trial.task(denoising_task, plan.batch, plan.batch, training=trial.training, start=start)
-    steps = plan.solve_passes * -(-len(trial.right) // plan.batch)
+    steps = plan.solve_steps(len(trial.right))
     ends: list[Any] = []
 
     def look(u: Any, v: Any) -> dict[str, float]:

@@ -75,6 +75,15 @@ class Plan:
     rate: float = 1e-3
     seeds: int = 5
 
+    @property
+    def start_passes(self) -> int:
+        """Passes of the model that the bilevel methods start from."""
+        return self.passes - self.solve_passes
+
+    def solve_steps(self, samples: int) -> int:
+        """Steps of a bilevel method on so many training samples."""
+        return self.solve_passes * -(-samples // self.batch)
+
     def training(self, passes: int, samples: int) -> Training:
         """Plain training for so many passes through so many samples."""
         steps = passes * -(-samples // self.batch)
@@ -157,12 +166,12 @@ def run_cell(
     learning = [label for label in labels if label in SOLVERS]
     if learning:
         began = time.perf_counter()
-        short = Trial(data, plan.model, plan.training(plan.passes - plan.solve_passes, samples), seed)
+        short = Trial(data, plan.model, plan.training(plan.start_passes, samples), seed)
         v = short.fit(np.ones(len(trial.right)))
         start = from_agreement(short.plausible(v)), v
         start_seconds = time.perf_counter() - began
         task = short.task(denoising_task, plan.batch, plan.batch, training=short.training, start=start)
-        steps = plan.solve_passes * -(-len(data.y) // plan.batch)
+        steps = plan.solve_steps(len(data.y))
         for label in learning:
             solved = denoising.run_solver(SOLVERS[label](plan, steps), task, steps, seed)
             weight = denoising.learned_weights(solved.u)
@@ -240,7 +249,7 @@ def footnotes(settings: Settings, plan: Plan) -> list[str]:
     """Where our protocol departs from the paper's."""
     notes = [
         f"Every row is {plan.passes} passes long, by Adam at {plan.rate:g} falling by a cosine. ApproxGrad and Penalty "
-        f"have {plan.passes - plan.solve_passes} of them for their start, a shorter Train+Val, with weights at 0.6 "
+        f"have {plan.start_passes} of them for their start, a shorter Train+Val, with weights at 0.6 "
         f"where the given label is as likely under it as {100 * denoising.PLAUSIBLE:g}% of the clean ones, else at 0.4 "
         "(the paper starts from a model of the clean set, and by its predictions); then "
         f"{plan.solve_passes} with T = {plan.lower_steps}. They are judged by the model that they train (v).",

@@ -159,24 +159,14 @@ def run(settings: Settings) -> None:
         )
     for name, rows in tables.items():
         show(f"{TITLE}: {name}", ("method",), rows, notes if name == "seconds" else ())
+    solvers = {label: make(1) for label, (make, _) in META.items()} | {"Penalty": penalty_of(size, 1)}
     write_results(
         "wrn",
         settings,
         seeds,
         seconds,
-        {
-            "Ren et al.": denoising.readable(reweight(1)),
-            "Meta-Weight-Net": denoising.readable(meta_weight(1)),
-            "Penalty": denoising.readable(penalty_of(size, 1)),
-        },
-        {
-            f"{label}, each step": denoising.evaluations(solver, 1)
-            for label, solver in (
-                ("Ren et al.", reweight(1)),
-                ("Meta-Weight-Net", meta_weight(1)),
-                ("Penalty", penalty_of(size, 1)),
-            )
-        },
+        {label: denoising.readable(solver) for label, solver in solvers.items()},
+        {f"{label}, each step": denoising.evaluations(solver, 1) for label, solver in solvers.items()},
         tables,
         notes,
         size={k: x for k, x in asdict(size).items() if k != "model"},

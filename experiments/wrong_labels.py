@@ -69,11 +69,6 @@ def plans(settings: Settings) -> dict[str, Plan]:
     return {"mnist": grey, "fashion_mnist": grey, "cifar10": colour}
 
 
-def start_passes(plan: Plan) -> int:
-    """Of every model but Penalty's last."""
-    return plan.passes - plan.solve_passes
-
-
 def cells(names: list[str], levels: list[int], quick: bool) -> list[Cell]:
     """Every kind and rate of wrong labels with the larger clean set, and a rate in the middle with the smaller ones."""
     flips = ["uniform"] if quick else list(FLIPS)
@@ -130,7 +125,7 @@ def run_cell(cell: Cell, plan: Plan, seed: int, labels: list[str]) -> dict[str, 
         key=key,
         flips=FLIPS[cell.flips],
     )
-    trial = Trial(data, plan.model, plan.training(start_passes(plan), len(data.y) + cell.clean), seed)
+    trial = Trial(data, plan.model, plan.training(plan.start_passes, len(data.y) + cell.clean), seed)
     rows: dict[str, dict[str, float]] = {}
     if "Val-Only" in labels:
         began = time.perf_counter()
@@ -153,7 +148,7 @@ def run_cell(cell: Cell, plan: Plan, seed: int, labels: list[str]) -> dict[str, 
             u = from_agreement(trial.plausible(start))
             clean_batch = min(plan.batch, cell.clean)
             task = trial.task(denoising_task, plan.batch, clean_batch, training=trial.training, start=(u, start))
-            steps = plan.solve_passes * -(-len(data.y) // plan.batch)
+            steps = plan.solve_steps(len(data.y))
             solved = denoising.run_solver(penalty(plan, steps), task, steps, seed)
             rows[PENALTY] = ranked(trial.right, trial.suspicion(solved.v), seconds + solved.seconds)
     return {label: row for label, row in rows.items() if label in labels}
@@ -221,7 +216,7 @@ def footnotes(settings: Settings, plan: Plan, found: Mapping[Cell, list[dict[str
     """What was compared, and where cleanlab is ahead."""
     size = "the whole data set" if plan.train is None else f"{plan.train} samples"
     notes = [
-        f"All rankings are of the training samples ({size}); every model is trained for {start_passes(plan)} passes by "
+        f"All rankings are of the training samples ({size}); every model is trained for {plan.start_passes} passes by "
         f"Adam at {plan.rate:g}, falling by a cosine. Penalty takes {plan.solve_passes} passes more, with T = "
         f"{plan.lower_steps}, from Train+Val's model.",
         f"cleanlab: {FOLDS} folds, the clean set in each model's training data; its default score, self-confidence. "

@@ -279,8 +279,7 @@ def loss_against_time(
                 )
             axes.step(seconds, losses, where="post", color=colour, linewidth=1.8, label=name)
             axes.plot(seconds, losses, "o", color=colour, markersize=3.5)
-        for style, (name, level) in zip(itertools.cycle(("--", ":", "-.")), (levels or {}).items(), strict=False):
-            axes.axhline(level, color="#666666", linestyle=style, linewidth=1.2, label=name, zorder=1)
+        _draw_levels(axes, levels or {})
         axes.set_xscale("log")
         axes.set(xlabel="seconds, compilation apart", ylabel="loss", title=title)
         # Below the axes: within them the curves leave no corner that is always free.
@@ -323,12 +322,16 @@ def line_panels(panels: Sequence[LinePanel], path: Path) -> None:
                     )
                 axes.plot(x, y.mean(0), "o-", color=colour_of[name], linewidth=1.8, markersize=3.5, label=name)
                 axes.fill_between(x, y.min(0), y.max(0), color=colour_of[name], alpha=0.18, linewidth=0)
-            for style, (name, level) in zip(itertools.cycle(("--", ":", "-.")), panel.levels.items(), strict=False):
-                axes.axhline(level, color="#666666", linestyle=style, linewidth=1.2, label=name, zorder=1)
+            _draw_levels(axes, panel.levels)
             axes.set(title=panel.title, xlabel=panel.x_label, ylabel=panel.y_label)
         entries = {t: h for axes in figure.axes for h, t in zip(*axes.get_legend_handles_labels(), strict=True)}
         figure.legend(list(entries.values()), list(entries), loc="outside lower center", ncols=4)
     _save(figure, path)
+
+
+def _draw_levels(axes: Axes, levels: Mapping[str, float]) -> None:
+    for style, (name, level) in zip(itertools.cycle(("--", ":", "-.")), levels.items(), strict=False):
+        axes.axhline(level, color="#666666", linestyle=style, linewidth=1.2, label=name, zorder=1)
 
 
 def _draw_panel(axes: Axes, panel: Panel) -> None:
