@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from bilevax.applications import Task
 from bilevax.applications.importance import denoising_task, from_agreement
 from bilevax.applications.training import probabilities
 from bilevax.datasets import corrupted
@@ -50,10 +51,15 @@ def draw(plan: Plan, seed: int) -> Trial:
     return Trial(data, plan.model, plan.training(plan.passes, len(data.y) + plan.clean), seed)
 
 
+def task_from(trial: Trial, v: Any, plan: Plan) -> Task:
+    """The task started as in appendix E.2: from a model v of the clean set, and weights by what it predicts."""
+    start = from_agreement(trial.agreement(v)), v
+    return trial.task(denoising_task, plan.batch, plan.batch, training=trial.training, start=start)
+
+
 def watch(trial: Trial, v: Any, plan: Plan, label: str, seed: int) -> list[Look]:
     """A method's accuracies on its way, from a model v of the clean set."""
-    start = from_agreement(trial.agreement(v)), v
-    task = trial.task(denoising_task, plan.batch, plan.batch, training=trial.training, start=start)
+    task = task_from(trial, v, plan)
     x, y = trial.x[:LOOKED_AT], np.asarray(trial.y)[:LOOKED_AT]
     y_clean = np.asarray(trial.y_clean)
 

@@ -10,13 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from bilevax.applications.importance import denoising_task, from_agreement
 from bilevax.models import lenet5, mnist_network
 from bilevax.plots import Line, LinePanel, line_panels
 from experiments import denoising
 from experiments.contract import Row, Settings, pick, show, write_results
 from experiments.denoising import Trial
-from experiments.figure4a import draw, samples
+from experiments.figure4a import draw, samples, task_from
 from experiments.table2 import SOLVERS, Plan
 
 TITLE = "Figure 5(a): accuracy and time of an upper iteration against T, denoising MNIST with 25% wrong labels"
@@ -36,8 +35,7 @@ def plan_of(settings: Settings) -> Plan:
 
 def one(trial: Trial, v: Any, plan: Plan, label: str, seed: int) -> dict[str, float]:
     """A method's figures at one T, from a model v of the clean set."""
-    start = from_agreement(trial.agreement(v)), v
-    task = trial.task(denoising_task, plan.batch, plan.batch, training=trial.training, start=start)
+    task = task_from(trial, v, plan)
     steps = plan.solve_steps(len(trial.right))
     ends: list[Any] = []
 
