@@ -15,7 +15,7 @@ from sklearn.metrics import average_precision_score, f1_score, roc_auc_score
 
 from bilevax import Implicit, InputError, LearningToReweight, LookAhead, Penalty, datasets, solve
 from bilevax.applications import Task
-from bilevax.applications.importance import weights
+from bilevax.applications.importance import from_losses, weights
 from bilevax.applications.training import Training, probabilities, train
 from bilevax.datasets import Images, Noisy
 from bilevax.models import Model
@@ -140,6 +140,10 @@ class Trial:
         lost more by that than by the wrong labels that this keeps.
         """
         return self.suspicion(v) <= np.quantile(self._cross_entropies(v, self.x_clean, self.y_clean), PLAUSIBLE)
+
+    def posterior(self, v: Any) -> Any:
+        """U (n,) of weights by how probably a given label is right, from cross-entropies under parameters v."""
+        return from_losses(self.suspicion(v), self._cross_entropies(v, self.x_clean, self.y_clean))
 
     def task(self, make: Callable[..., Task], batch: int | None, clean_batch: int | None, **more: Any) -> Task:
         """One of the tasks of `bilevax.applications.importance` on this trial's samples."""

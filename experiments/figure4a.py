@@ -32,10 +32,10 @@ KINDS = ("labels as given", "clean set", "test set")
 def plan_of(settings: Settings) -> Plan:
     """The protocol of a size."""
     if settings.quick:
-        return Plan(lenet5(), 500, 2000, 15, 10, 5, rate=2e-3, seeds=1)
+        return Plan(lenet5(), 500, 2000, 15, 5, 10, 5, rate=2e-3, seeds=1)
     if settings.medium:
-        return Plan(lenet5(), 1000, None, 4, 2, 5, rate=2e-3, seeds=1)
-    return Plan(mnist_network(), 1000, None, 100, 100, 20)
+        return Plan(lenet5(), 1000, None, 4, 2, 2, 5, rate=2e-3, seeds=1)
+    return Plan(mnist_network(), 1000, None, 100, 0, 100, 20)
 
 
 def samples(plan: Plan) -> str:

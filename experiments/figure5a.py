@@ -27,10 +27,10 @@ STRETCHES = 5
 def plan_of(settings: Settings) -> Plan:
     """The protocol of a size."""
     if settings.quick:
-        return Plan(lenet5(), 500, 2000, 15, 5, 1, rate=2e-3, seeds=1)
+        return Plan(lenet5(), 500, 2000, 15, 10, 5, 1, rate=2e-3, seeds=1)
     if settings.medium:
-        return Plan(lenet5(), 1000, 5000, 10, 5, 1, rate=2e-3, seeds=1)
-    return Plan(mnist_network(), 1000, None, 100, 100, 1)
+        return Plan(lenet5(), 1000, 5000, 10, 5, 5, 1, rate=2e-3, seeds=1)
+    return Plan(mnist_network(), 1000, None, 100, 0, 100, 1)
 
 
 def one(trial: Trial, v: Any, plan: Plan, label: str, seed: int) -> dict[str, float]:

@@ -15,7 +15,7 @@ import numpy as np
 import optax
 
 from bilevax import LearningToReweight, LookAhead
-from bilevax.applications.importance import denoising_task, from_agreement, meta_weight_task, reweighting_task
+from bilevax.applications.importance import denoising_task, meta_weight_task, reweighting_task
 from bilevax.applications.training import Training
 from bilevax.datasets import corrupted
 from bilevax.models import Model, augmented, crop_and_flip, wide_resnet
@@ -104,7 +104,7 @@ def run_cell(size: Size, seed: int, labels: list[str]) -> dict[str, dict[str, fl
             half = steps // 2
             short = Trial(data, size.model, Training(steps=half, rate=1e-3, batch_size=size.batch, l2=L2), seed)
             start = short.fit(np.ones(size.train))
-            u = from_agreement(short.plausible(start))
+            u = short.posterior(start)
             task = short.task(denoising_task, size.batch, size.batch, training=short.training, start=(u, start))
             solved = denoising.run_solver(penalty_of(size, steps - half), task, steps - half, seed)
             v = solved.v
@@ -118,7 +118,7 @@ def run_cell(size: Size, seed: int, labels: list[str]) -> dict[str, dict[str, fl
 
 def penalty_of(size: Size, steps: int) -> Any:
     """Table 2's Penalty, with T = 1."""
-    return penalty(Plan(size.model, size.clean, size.train, size.passes, size.passes, 1, batch=size.batch), steps)
+    return penalty(Plan(size.model, size.clean, size.train, size.passes, 0, size.passes, 1, batch=size.batch), steps)
 
 
 def run(settings: Settings) -> None:

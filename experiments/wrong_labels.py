@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from sklearn.model_selection import StratifiedKFold
 
-from bilevax import InputError
+from bilevax import InputError, Penalty
 from bilevax.applications.importance import denoising_task, from_agreement
 from bilevax.applications.training import probabilities, train
 from bilevax.datasets import corrupted, pair_flips, uniform_flips
@@ -60,13 +60,18 @@ class Cell:
 def plans(settings: Settings) -> dict[str, Plan]:
     """The data sets of a size, with their protocols; `clean` is the cell's."""
     if settings.quick:
-        return {"mnist": Plan(lenet5(), MANY, 2000, 25, 10, 1, rate=2e-3, seeds=1)}
+        return {"mnist": Plan(lenet5(), MANY, 2000, 25, 15, 10, 1, rate=2e-3, seeds=1)}
     if settings.medium:
-        plan = Plan(lenet5(), MANY, 10000, 14, 6, 1, rate=2e-3, seeds=1)
+        plan = Plan(lenet5(), MANY, 10000, 14, 8, 6, 1, rate=2e-3, seeds=1)
         return {"mnist": plan, "fashion_mnist": plan, "cifar10": plan}
-    grey = Plan(mnist_network(), MANY, None, 30, 10, 1)
-    colour = Plan(augmented(cifar10_network(), crop_and_flip()), MANY, None, 80, 20, 1)
+    grey = Plan(mnist_network(), MANY, None, 30, 20, 10, 1)
+    colour = Plan(augmented(cifar10_network(), crop_and_flip()), MANY, None, 80, 60, 20, 1)
     return {"mnist": grey, "fashion_mnist": grey, "cifar10": colour}
+
+
+def solver_of(plan: Plan, steps: int) -> Penalty:
+    """Table 2's Penalty with more of g in the moves of v: v is what ranks here, and f alone fits the clean set."""
+    return penalty(plan, steps, lam=10.0, u_rate=0.4)
 
 
 def cells(names: list[str], levels: list[int], quick: bool) -> list[Cell]:
@@ -149,7 +154,7 @@ def run_cell(cell: Cell, plan: Plan, seed: int, labels: list[str]) -> dict[str, 
             clean_batch = min(plan.batch, cell.clean)
             task = trial.task(denoising_task, plan.batch, clean_batch, training=trial.training, start=(u, start))
             steps = plan.solve_steps(len(data.y))
-            solved = denoising.run_solver(penalty(plan, steps), task, steps, seed)
+            solved = denoising.run_solver(solver_of(plan, steps), task, steps, seed)
             rows[PENALTY] = ranked(trial.right, trial.suspicion(solved.v), seconds + solved.seconds)
     return {label: row for label, row in rows.items() if label in labels}
 
@@ -187,8 +192,8 @@ def run(settings: Settings) -> None:
         settings,
         list(range(count)),
         seconds,
-        {PENALTY: denoising.readable(penalty(all_plans[names[0]], 1))},
-        {f"{name}, {PENALTY}, each step": denoising.evaluations(penalty(all_plans[name], 1), 1) for name in names},
+        {PENALTY: denoising.readable(solver_of(all_plans[names[0]], 1))},
+        {f"{name}, {PENALTY}, each step": denoising.evaluations(solver_of(all_plans[name], 1), 1) for name in names},
         tables,
         notes,
     )

@@ -10,6 +10,7 @@ import bilevax as bx
 from bilevax import InputError
 from bilevax.applications.importance import (
     denoising_task,
+    from_losses,
     meta_weight_task,
     meta_weights,
     per_sample,
@@ -429,3 +430,24 @@ def test_training_refuses(settings, message):
 def test_training_is_one_key_for_equal_settings():
     assert hash(Training(steps=3)) == hash(Training(steps=3))
     assert Training().batch_size is None
+
+
+def test_weights_from_losses_are_the_probability_that_a_label_is_right():
+    """Losses drawn from known densities: Bayes' rule gives the probability in closed form."""
+    rng = np.random.default_rng(0)
+    n, m, wrong = 20_000, 5_000, 0.3
+    is_right = rng.random(n) > wrong
+    losses = np.where(is_right, rng.exponential(0.5, n), 1 + rng.exponential(1.0, n))
+    w = np.asarray(weights(from_losses(losses, rng.exponential(0.5, m))))
+    density_right = (1 - wrong) * 2 * np.exp(-2 * losses)
+    density_wrong = wrong * np.where(losses > 1, np.exp(1 - losses), 0.0)
+    exact = np.clip(density_right / (density_right + density_wrong), 0.02, 0.98)
+    assert np.abs(w - exact).mean() < 0.03
+    assert ((w > 0.5) == (exact > 0.5)).mean() > 0.97
+    assert np.all(np.diff(w[np.argsort(losses)]) <= 1e-6)
+
+
+@pytest.mark.parametrize(("losses", "clean"), [([], [1.0]), ([1.0], []), ([np.nan], [1.0]), ([1.0], [np.inf])])
+def test_losses_that_are_none_or_not_finite_are_refused(losses, clean):
+    with pytest.raises(InputError, match="one finite loss per sample"):
+        from_losses(losses, clean)
