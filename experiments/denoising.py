@@ -74,7 +74,9 @@ def kept_cell(
     if missing:
         kept |= run(missing)
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(kept, indent=1) + "\n")
+        part = path.with_suffix(".part")  # a run that is stopped while it writes loses no finished row
+        part.write_text(json.dumps(kept, indent=1) + "\n")
+        part.replace(path)
     return kept
 
 
