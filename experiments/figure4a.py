@@ -32,10 +32,10 @@ KINDS = ("labels as given", "clean set", "test set")
 def plan_of(settings: Settings) -> Plan:
     """The protocol of a size."""
     if settings.quick:
-        return Plan(lenet5(), 500, 2000, 15, 5, 10, 5, rate=2e-3, seeds=1)
+        return Plan(lenet5(), 500, 2000, 15, 10, 5, rate=2e-3, seeds=1)
     if settings.medium:
-        return Plan(lenet5(), 1000, None, 4, 2, 2, 5, rate=2e-3, seeds=1)
-    return Plan(mnist_network(), 1000, None, 100, 0, 100, 20)
+        return Plan(lenet5(), 1000, None, 4, 2, 5, rate=2e-3, seeds=1)
+    return Plan(mnist_network(), 1000, None, 100, 100, 20)
 
 
 def samples(plan: Plan) -> str:
@@ -69,7 +69,9 @@ def watch(trial: Trial, v: Any, plan: Plan, label: str, seed: int) -> list[Look]
         return dict(zip(KINDS, (100 * float(given), 100 * float(clean), trial.accuracy(v)), strict=True))
 
     steps = plan.solve_steps(len(trial.right))
-    return denoising.watched_solve(SOLVERS[label](plan, steps), task, steps, max(1, steps // LOOKS), seed, look)
+    return denoising.watched_solve(
+        SOLVERS[label](plan.lower_steps, steps), task, steps, max(1, steps // LOOKS), seed, look
+    )
 
 
 def run(settings: Settings) -> None:
@@ -137,8 +139,8 @@ def run(settings: Settings) -> None:
         settings,
         seeds,
         seconds,
-        {label: denoising.readable(SOLVERS[label](plan, 1)) for label in labels},
-        {f"{label}, each step": denoising.evaluations(SOLVERS[label](plan, 1), 1) for label in labels},
+        {label: denoising.readable(SOLVERS[label](plan.lower_steps, 1)) for label in labels},
+        {f"{label}, each step": denoising.evaluations(SOLVERS[label](plan.lower_steps, 1), 1) for label in labels},
         {name: rows for name, rows in tables.items() if rows},
         notes,
         looks={label: [[one._asdict() for one in trial] for trial in trials] for label, trials in looks.items()},

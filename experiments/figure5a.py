@@ -27,10 +27,10 @@ STRETCHES = 5
 def plan_of(settings: Settings) -> Plan:
     """The protocol of a size."""
     if settings.quick:
-        return Plan(lenet5(), 500, 2000, 15, 10, 5, 1, rate=2e-3, seeds=1)
+        return Plan(lenet5(), 500, 2000, 15, 5, 1, rate=2e-3, seeds=1)
     if settings.medium:
-        return Plan(lenet5(), 1000, 5000, 10, 5, 5, 1, rate=2e-3, seeds=1)
-    return Plan(mnist_network(), 1000, None, 100, 0, 100, 1)
+        return Plan(lenet5(), 1000, 5000, 10, 5, 1, rate=2e-3, seeds=1)
+    return Plan(mnist_network(), 1000, None, 100, 100, 1)
 
 
 def one(trial: Trial, v: Any, plan: Plan, label: str, seed: int) -> dict[str, float]:
@@ -43,7 +43,9 @@ def one(trial: Trial, v: Any, plan: Plan, label: str, seed: int) -> dict[str, fl
         ends[:] = [trial.accuracy(v), denoising.average_precision(trial.right, trial.suspicion(v))]
         return {}
 
-    looks = denoising.watched_solve(SOLVERS[label](plan, steps), task, steps, steps // STRETCHES, seed, look)
+    looks = denoising.watched_solve(
+        SOLVERS[label](plan.lower_steps, steps), task, steps, steps // STRETCHES, seed, look
+    )
     seconds = np.diff([0.0, *(x.seconds for x in looks)]) / np.diff([0, *(x.step for x in looks)])
     return {"accuracy": ends[0], "average_precision": ends[1], "seconds": float(np.median(seconds))}
 
@@ -102,11 +104,9 @@ def run(settings: Settings) -> None:
         settings,
         seeds,
         seconds,
-        {label: denoising.readable(SOLVERS[label](plan, 1)) for label in labels},
+        {label: denoising.readable(SOLVERS[label](plan.lower_steps, 1)) for label in labels},
         {
-            f"{label}, T = {count}, each step": denoising.evaluations(
-                SOLVERS[label](replace(plan, lower_steps=count), 1), 1
-            )
+            f"{label}, T = {count}, each step": denoising.evaluations(SOLVERS[label](count, 1), 1)
             for label in labels
             for count in moves
         },

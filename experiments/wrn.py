@@ -22,7 +22,7 @@ from bilevax.models import Model, augmented, crop_and_flip, wide_resnet
 from experiments import denoising
 from experiments.contract import Published, Row, Settings, pick, show, within_noise, write_results
 from experiments.denoising import Trial
-from experiments.table2 import Plan, penalty
+from experiments.table2 import penalty
 
 TITLE = "D.1.2: denoising CIFAR-10 with 36% wrong labels by a wide residual network"
 NOISE, L2 = 0.36, 5e-4
@@ -106,7 +106,7 @@ def run_cell(size: Size, seed: int, labels: list[str]) -> dict[str, dict[str, fl
             start = short.fit(np.ones(size.train))
             u = short.posterior(start)
             task = short.task(denoising_task, size.batch, size.batch, training=short.training, start=(u, start))
-            solved = denoising.run_solver(penalty_of(size, steps - half), task, steps - half, seed)
+            solved = denoising.run_solver(penalty_of(steps - half), task, steps - half, seed)
             v = solved.v
             found["f1"] = denoising.f1(trial.right, denoising.learned_weights(solved.u) > 0.5)
         else:
@@ -116,9 +116,9 @@ def run_cell(size: Size, seed: int, labels: list[str]) -> dict[str, dict[str, fl
     return rows
 
 
-def penalty_of(size: Size, steps: int) -> Any:
+def penalty_of(steps: int) -> Any:
     """Table 2's Penalty, with T = 1."""
-    return penalty(Plan(size.model, size.clean, size.train, size.passes, 0, size.passes, 1, batch=size.batch), steps)
+    return penalty(1, steps)
 
 
 def run(settings: Settings) -> None:
@@ -159,7 +159,7 @@ def run(settings: Settings) -> None:
         )
     for name, rows in tables.items():
         show(f"{TITLE}: {name}", ("method",), rows, notes if name == "seconds" else ())
-    solvers = {label: make(1) for label, (make, _) in META.items()} | {"Penalty": penalty_of(size, 1)}
+    solvers = {label: make(1) for label, (make, _) in META.items()} | {"Penalty": penalty_of(1)}
     write_results(
         "wrn",
         settings,

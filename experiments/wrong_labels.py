@@ -60,18 +60,18 @@ class Cell:
 def plans(settings: Settings) -> dict[str, Plan]:
     """The data sets of a size, with their protocols; `clean` is the cell's."""
     if settings.quick:
-        return {"mnist": Plan(lenet5(), MANY, 2000, 25, 15, 10, 1, rate=2e-3, seeds=1)}
+        return {"mnist": Plan(lenet5(), MANY, 2000, 15, 10, 1, rate=2e-3, seeds=1)}
     if settings.medium:
-        plan = Plan(lenet5(), MANY, 10000, 14, 8, 6, 1, rate=2e-3, seeds=1)
+        plan = Plan(lenet5(), MANY, 10000, 8, 6, 1, rate=2e-3, seeds=1)
         return {"mnist": plan, "fashion_mnist": plan, "cifar10": plan}
-    grey = Plan(mnist_network(), MANY, None, 30, 20, 10, 1)
-    colour = Plan(augmented(cifar10_network(), crop_and_flip()), MANY, None, 80, 60, 20, 1)
+    grey = Plan(mnist_network(), MANY, None, 20, 10, 1)
+    colour = Plan(augmented(cifar10_network(), crop_and_flip()), MANY, None, 60, 20, 1)
     return {"mnist": grey, "fashion_mnist": grey, "cifar10": colour}
 
 
 def solver_of(plan: Plan, steps: int) -> Penalty:
     """Table 2's Penalty with more of g in the moves of v: v is what ranks here, and f alone fits the clean set."""
-    return penalty(plan, steps, lam=10.0, u_rate=0.4)
+    return penalty(plan.lower_steps, steps, lam=10.0, u_rate=0.4)
 
 
 def cells(names: list[str], levels: list[int], quick: bool) -> list[Cell]:
@@ -130,7 +130,7 @@ def run_cell(cell: Cell, plan: Plan, seed: int, labels: list[str]) -> dict[str, 
         key=key,
         flips=FLIPS[cell.flips],
     )
-    trial = Trial(data, plan.model, plan.training(plan.start_passes, len(data.y) + cell.clean), seed)
+    trial = Trial(data, plan.model, plan.training(plan.passes, len(data.y) + cell.clean), seed)
     rows: dict[str, dict[str, float]] = {}
     if "Val-Only" in labels:
         began = time.perf_counter()
@@ -221,7 +221,7 @@ def footnotes(settings: Settings, plan: Plan, found: Mapping[Cell, list[dict[str
     """What was compared, and where cleanlab is ahead."""
     size = "the whole data set" if plan.train is None else f"{plan.train} samples"
     notes = [
-        f"All rankings are of the training samples ({size}); every model is trained for {plan.start_passes} passes by "
+        f"All rankings are of the training samples ({size}); every model is trained for {plan.passes} passes by "
         f"Adam at {plan.rate:g}, falling by a cosine. Penalty takes {plan.solve_passes} passes more, with T = "
         f"{plan.lower_steps}, from Train+Val's model.",
         f"cleanlab: {FOLDS} folds, the clean set in each model's training data; its default score, self-confidence. "

@@ -68,7 +68,7 @@ def test_f1_is_that_of_right_labels_kept():
 
 def test_a_cell_of_table2_ranks_its_rows_on_the_digits(monkeypatch):
     monkeypatch.setattr(denoising, "images_of", lambda name: digits())
-    plan = table2.Plan(MODEL, 100, 1000, 30, 20, 10, 2, batch=100, rate=1e-2)
+    plan = table2.Plan(MODEL, 100, 1000, 30, 10, 2, 20, batch=100, rate=1e-2)
     rows = table2.run_cell("digits", plan, 50, 0, {}, list(table2.LABELS))
     assert rows.keys() == set(table2.LABELS)
     assert all(row["accuracy"] > 75 for row in rows.values())
@@ -93,7 +93,7 @@ def test_start_is_by_agreement():
 
 def test_a_cell_of_wrong_labels_ranks_them_on_the_digits(monkeypatch):
     monkeypatch.setattr(denoising, "images_of", lambda name: digits())
-    plan = table2.Plan(MODEL, 200, 800, 30, 20, 10, 1, batch=100, rate=1e-2)
+    plan = table2.Plan(MODEL, 200, 800, 20, 10, 1, batch=100, rate=1e-2)
     cell = wrong_labels.Cell("digits", "uniform", 25, 200)
     rows = wrong_labels.run_cell(cell, plan, 0, list(wrong_labels.LABELS))
     assert rows.keys() == set(wrong_labels.LABELS)
@@ -168,7 +168,7 @@ def small_trial(steps=30):
 def test_the_clock_of_a_watched_solve_stands_still_while_it_looks():
     trial = small_trial()
     task = trial.task(denoising_task, 100, 100, warm_rounds=0)
-    solver = table2.penalty(table2.Plan(MODEL, 100, 400, 2, 1, 1, 1), 6)
+    solver = table2.penalty(1, 6)
 
     def look(u, v):
         time.sleep(0.5)
@@ -184,7 +184,7 @@ def test_the_clock_of_a_watched_solve_stands_still_while_it_looks():
 
 def test_figures_4a_and_5a_on_the_digits():
     trial = small_trial()
-    plan = table2.Plan(MODEL, 100, 400, 10, 0, 10, 2, batch=100)
+    plan = table2.Plan(MODEL, 100, 400, 10, 10, 2, batch=100)
     v = trial.fit_clean()
     looks = figure4a.watch(trial, v, plan, "Penalty", 0)
     assert len(looks) == figure4a.LOOKS
