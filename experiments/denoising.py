@@ -27,7 +27,6 @@ DATA_SETS: dict[str, Callable[[], Images]] = {
     "svhn": datasets.svhn,
 }
 CLASSES = 10
-PLAUSIBLE = 0.995  # of the clean set: its other labels are less likely than any that is called plausible
 
 
 @functools.cache
@@ -127,21 +126,11 @@ class Trial:
         return self._cross_entropies(v, self.x, self.y)
 
     def _cross_entropies(self, v: Any, x: Any, y: Any) -> np.ndarray:
-        p = probabilities(self.model, v, x)
-        of_label = p[np.arange(len(p)), np.asarray(y)]
-        return -np.log(np.maximum(of_label, np.finfo(p.dtype).tiny))
+        return cross_entropies(probabilities(self.model, v, x), np.asarray(y))
 
     def agreement(self, v: Any) -> np.ndarray:
         """Whether parameters v predict the label as given, (n,)."""
         return probabilities(self.model, v, self.x).argmax(1) == np.asarray(self.data.y)
-
-    def plausible(self, v: Any) -> np.ndarray:
-        """Whether the label as given, (n,), is no less likely under parameters v than nearly all of the clean ones.
-
-        Mere agreement with the prediction also rejects right samples that are hard; a network trained on what is left
-        lost more by that than by the wrong labels that this keeps.
-        """
-        return self.suspicion(v) <= np.quantile(self._cross_entropies(v, self.x_clean, self.y_clean), PLAUSIBLE)
 
     def posterior(self, v: Any) -> Any:
         """U (n,) of weights by how probably a given label is right, from cross-entropies under parameters v."""
@@ -151,6 +140,11 @@ class Trial:
         """One of the tasks of `bilevax.applications.importance` on this trial's samples."""
         arrays = self.x, self.y, self.x_clean, self.y_clean
         return make(self.model, *arrays, key=self.key, batch_size=batch, clean_batch_size=clean_batch, **more)
+
+
+def cross_entropies(p: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Of labels y (n,) under probabilities p (n, classes)."""
+    return -np.log(np.maximum(p[np.arange(len(p)), y], np.finfo(p.dtype).tiny))
 
 
 def average_precision(right: np.ndarray, suspicion: np.ndarray) -> float:

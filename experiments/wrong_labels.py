@@ -2,8 +2,8 @@
 
 Both are given the same samples, the same clean set and the same network, trained in the same way. cleanlab ranks a
 sample by out-of-sample probabilities: five models, each trained on four fifths of the samples and the clean set.
-Penalty starts from one model of everything, learns the weights, and ranks by the cross-entropy of the given label
-under the model trained by them.
+Penalty starts from one model of everything and learns the weights; it ranks by the cross-entropy of the given label,
+the mean of that under the solve's own model and that under five models as cleanlab's, trained by the weights.
 
 Sources: Northcutt, Jiang and Chuang, "Confident learning: estimating uncertainty in dataset labels", JAIR 2021;
 Mehra and Hamm, ACML 2021, eq. 3.
@@ -21,7 +21,7 @@ import numpy as np
 from sklearn.model_selection import StratifiedKFold
 
 from bilevax import InputError, Penalty
-from bilevax.applications.importance import denoising_task, from_agreement
+from bilevax.applications.importance import denoising_task
 from bilevax.applications.training import probabilities, train
 from bilevax.datasets import corrupted, pair_flips, uniform_flips
 from bilevax.models import augmented, cifar10_network, crop_and_flip, lenet5, mnist_network
@@ -90,15 +90,16 @@ def ranked(right: np.ndarray, suspicion: np.ndarray, seconds: float) -> dict[str
     }
 
 
-def out_of_sample(trial: Trial, seed: int) -> np.ndarray:
-    """Probabilities (n, classes) of each sample under a model trained on the other folds and on the clean set."""
+def out_of_sample(trial: Trial, weight: np.ndarray, seed: int) -> np.ndarray:
+    """Probabilities (n, classes) of each sample by a model trained, by weights, on other folds and on the clean set."""
     given = np.asarray(trial.y)
     found = np.empty((len(given), denoising.CLASSES))
     folds = StratifiedKFold(FOLDS, shuffle=True, random_state=seed)
     for rest, held in folds.split(np.zeros(len(given)), given):
         x = jnp.concatenate([trial.x[rest], trial.x_clean])
         y = jnp.concatenate([trial.y[rest], trial.y_clean])
-        v = train(trial.model, trial.training, x, y, jnp.ones(len(y)), trial.key)
+        by = jnp.concatenate([jnp.asarray(weight, jnp.float32)[rest], jnp.ones(len(trial.y_clean))])
+        v = train(trial.model, trial.training, x, y, by, trial.key)
         found[held] = probabilities(trial.model, v, trial.x[held])
     return found / found.sum(1, keepdims=True)
 
@@ -138,7 +139,7 @@ def run_cell(cell: Cell, plan: Plan, seed: int, labels: list[str]) -> dict[str, 
         rows["Val-Only"] = ranked(trial.right, trial.suspicion(v), time.perf_counter() - began)
     if CLEANLAB in labels or BEST in labels:
         began = time.perf_counter()
-        p, given = out_of_sample(trial, seed), np.asarray(trial.y)
+        p, given = out_of_sample(trial, np.ones(len(trial.right)), seed), np.asarray(trial.y)
         rankings = [-quality(given, p, **score) for score in SCORES]
         seconds = time.perf_counter() - began
         scored = [ranked(trial.right, ranking, seconds) for ranking in rankings]
@@ -150,12 +151,15 @@ def run_cell(cell: Cell, plan: Plan, seed: int, labels: list[str]) -> dict[str, 
         seconds = time.perf_counter() - began
         rows["Train+Val"] = ranked(trial.right, trial.suspicion(start), seconds)
         if PENALTY in labels:
-            u = from_agreement(trial.plausible(start))
+            u = trial.posterior(start)
             clean_batch = min(plan.batch, cell.clean)
             task = trial.task(denoising_task, plan.batch, clean_batch, training=trial.training, start=(u, start))
             steps = plan.solve_steps(len(data.y))
             solved = denoising.run_solver(solver_of(plan, steps), task, steps, seed)
-            rows[PENALTY] = ranked(trial.right, trial.suspicion(solved.v), seconds + solved.seconds)
+            own = trial.suspicion(solved.v)
+            p = out_of_sample(trial, denoising.learned_weights(solved.u), seed)
+            suspicion = own + denoising.cross_entropies(p, np.asarray(trial.y))
+            rows[PENALTY] = ranked(trial.right, suspicion, time.perf_counter() - began)
     return {label: row for label, row in rows.items() if label in labels}
 
 
@@ -226,7 +230,8 @@ def footnotes(settings: Settings, plan: Plan, found: Mapping[Cell, list[dict[str
         f"{plan.lower_steps}, from Train+Val's model.",
         f"cleanlab: {FOLDS} folds, the clean set in each model's training data; its default score, self-confidence. "
         f"'Best score' is the best of {len(SCORES)} of its scores on each cell, chosen by the truth: no user can.",
-        "Val-Only, Train+Val and Penalty rank by the cross-entropy of the given label under their model.",
+        "Val-Only and Train+Val rank by the cross-entropy of the given label under their model; Penalty by the sum "
+        f"of those under the solve's own model and under {FOLDS} models as cleanlab's, trained by the learned weights.",
     ]
     for label in (CLEANLAB, BEST):
         cells_ahead = ahead(found, label)

@@ -19,11 +19,11 @@ PREDICTED_AT_ONCE = 2000
 
 @dataclass(frozen=True)
 class Training:
-    """How a classifier is trained: Adam, its rate falling to zero by a cosine.
+    """How a classifier is trained, by Adam.
 
     Args:
         steps: moves of the parameters.
-        rate: Adam's at the start.
+        rate: Adam's: a number falls to zero by a cosine over the steps, an optax schedule is followed as it is.
         batch_size: samples per move, drawn without replacement in each pass; None for all at each move.
         l2: weight of half the squared norm of the model's matrices.
 
@@ -37,7 +37,7 @@ class Training:
     """
 
     steps: int = 200
-    rate: float = 1e-2
+    rate: float | optax.Schedule = 1e-2
     batch_size: int | None = None
     l2: float = 3e-3
 
@@ -45,8 +45,8 @@ class Training:
         require_count("Training", "steps", self.steps)
         if self.batch_size is not None:
             require_count("Training", "batch_size", self.batch_size)
-        if not self.rate > 0:
-            raise InputError(f"Training: rate is {self.rate}, and must be positive.")
+        if not callable(self.rate) and not self.rate > 0:
+            raise InputError(f"Training: rate is {self.rate}, and must be positive, or an optax schedule.")
         if not self.l2 >= 0:
             raise InputError(f"Training: l2 is {self.l2}, and must be zero or positive.")
 
@@ -93,7 +93,8 @@ def train(model: Model, training: Training, x: Any, y: Any, weight: Any, key: An
     init_key, train_key = jax.random.split(key)
     order_key = jax.random.fold_in(train_key, training.steps)
     v, u = model.init(init_key, x[:1]), jnp.zeros(1)
-    optimizer = optax.adam(optax.cosine_decay_schedule(training.rate, training.steps))
+    rate = training.rate if callable(training.rate) else optax.cosine_decay_schedule(training.rate, training.steps)
+    optimizer = optax.adam(rate)
     problem = _training_problem(model, training.l2)
     # None where a batch would hold everything: the same samples without a gather.
     size = training.batch_size if training.batch_size is not None and training.batch_size < len(x) else None
