@@ -12,6 +12,7 @@ from experiments import (
     figure7,
     table2,
     table4,
+    table5,
     wrn,
     wrong_labels,
 )
@@ -34,6 +35,7 @@ EXPERIMENTS: dict[str, Experiment] = {
     "denoising-small": Experiment(denoising_small.TITLE, denoising_small.run),
     "table2": Experiment(table2.TITLE, table2.run),
     "table4": Experiment(table4.TITLE, table4.run),
+    "table5": Experiment(table5.TITLE, table5.run),
     "wrn": Experiment(wrn.TITLE, wrn.run),
     "wrong-labels": Experiment(wrong_labels.TITLE, wrong_labels.run),
 }

@@ -1,0 +1,127 @@
+"""What the poisoning experiments share: their draws of MNIST, their methods, and how an attack is judged."""
+
+import itertools
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from bilevax import solve
+from bilevax.applications import Task
+from bilevax.applications.poisoning import (
+    Points,
+    approxgrad_solver,
+    penalty_solver,
+    retrained,
+    reverse_solver,
+    swapped,
+    targeted_task,
+    untargeted_task,
+    wrongly_labelled,
+)
+from bilevax.applications.training import Training, probabilities
+from bilevax.models import softmax_head
+from experiments.denoising import CLASSES, images_of
+
+UNTARGETED, TARGETED = "untargeted", "targeted"
+SOURCE, AS = 8, 3  # the paper has eights taken for threes
+MODEL = softmax_head(CLASSES)
+TRAINING = Training(steps=2000, rate=2e-2, l2=1e-2)
+SOLVERS: dict[str, Callable[[int, int], Any]] = {
+    "RMD": reverse_solver,
+    "ApproxGrad": approxgrad_solver,
+    "Penalty": penalty_solver,
+}
+
+
+@dataclass(frozen=True)
+class Size:
+    """How many samples there are, and how long methods run.
+
+    Args:
+        train, val, test: samples of each part.
+        steps: K.
+        lower_steps: T; also the steps of ApproxGrad's linear solve.
+    """
+
+    train: int
+    val: int
+    test: int
+    steps: int
+    lower_steps: int = 20
+
+
+class Draw(NamedTuple):
+    """One trial's samples, as floats of 0..1 on the host, and the points that are added."""
+
+    x: np.ndarray
+    y: np.ndarray
+    x_val: np.ndarray
+    y_val: np.ndarray
+    x_test: np.ndarray
+    y_test: np.ndarray
+    points: Points
+    flipped: Points
+
+
+def draw(kind: str, size: Size, percent: int, seed: int) -> Draw:
+    """Samples of D.2: at random for the untargeted attack, as many of each class for the targeted one.
+
+    `points` start from training samples, `flipped`, the baseline, are validation samples; both carry wrong labels.
+    """
+    mnist = images_of("mnist")
+    x = np.concatenate([mnist.x_train, mnist.x_test])
+    y = np.concatenate([mnist.y_train, mnist.y_test]).astype(int)
+    rng = np.random.default_rng(seed)
+    order = rng.permutation(len(y))
+    sizes = (size.train, size.val, size.test)
+    if kind == TARGETED:
+        by_class = [order[y[order] == label] for label in range(CLASSES)]
+        ends = np.cumsum([0, *(n // CLASSES for n in sizes)])
+        parts = [np.concatenate([i[a:b] for i in by_class]) for a, b in itertools.pairwise(ends)]
+    else:
+        ends = np.cumsum([0, *sizes])
+        parts = [order[a:b] for a, b in itertools.pairwise(ends)]
+    (x_train, y_train), (x_val, y_val), (x_test, y_test) = ((x[i] / np.float32(255), y[i]) for i in parts)
+    count = round(percent * size.train / 100)
+    keys = jax.random.split(jax.random.key(seed))
+    if kind == TARGETED:
+        points = swapped(x_train, y_train, count, SOURCE, AS, key=keys[0])
+        flipped = swapped(x_val, y_val, count, SOURCE, AS, key=keys[1])
+    else:
+        points = wrongly_labelled(x_train, y_train, count, key=keys[0])
+        flipped = wrongly_labelled(x_val, y_val, count, key=keys[1])
+    return Draw(x_train, y_train, x_val, y_val, x_test, y_test, points, flipped)
+
+
+def task_of(kind: str, d: Draw) -> Task:
+    """The attack as a Task."""
+    arrays = d.x, d.y, d.x_val, d.y_val, d.points
+    if kind == TARGETED:
+        return targeted_task(MODEL, *arrays, SOURCE, AS, key=jax.random.key(0), training=TRAINING)
+    return untargeted_task(MODEL, *arrays, key=jax.random.key(0), training=TRAINING)
+
+
+def judged(kind: str, d: Draw, points: Points | None) -> float:
+    """Percent, after retraining: test samples that are right; of a targeted attack eights that are taken for threes."""
+    v = retrained(MODEL, TRAINING, d.x, d.y, points, key=jax.random.key(0))
+    if kind == TARGETED:
+        return 100 * float((probabilities(MODEL, v, d.x_test[d.y_test == SOURCE]).argmax(1) == AS).mean())
+    return 100 * float((probabilities(MODEL, v, d.x_test).argmax(1) == d.y_test).mean())
+
+
+class Attacked(NamedTuple):
+    """The points that a solver found, and its wall seconds, compilation included."""
+
+    points: Points
+    seconds: float
+
+
+def attacked(solver: Any, task: Task, labels: Any, steps: int) -> Attacked:
+    """Solve a task."""
+    began = time.perf_counter()
+    u = solve(solver, task.problem, *task.start, task.batches, steps=steps, key=jax.random.key(0)).u
+    return Attacked(Points(np.asarray(u), labels), time.perf_counter() - began)
