@@ -164,3 +164,25 @@ def test_line_panels_refuse_what_does_not_fit(tmp_path):
         plots.line_panels([], tmp_path / "a.png")
     with pytest.raises(InputError, match=r"'Penalty' has y of shape \(1, 3\) and x of shape \(2,\)"):
         plots.line_panels([LinePanel("a", "T", "%", {"Penalty": Line([1, 5], [1, 2, 3])})], tmp_path / "a.png")
+
+
+def test_change_sheet_shows_before_after_and_change(tmp_path, drawn):
+    rng = np.random.default_rng(0)
+    before, after = rng.random((2, 5, 8, 8))
+    plots.change_sheet(before, after, list("34567"), [f"as {i}" for i in range(5)], tmp_path / "a.png", "Points")
+    (figure,) = drawn
+    rows = np.array(figure.axes).reshape(3, 5)
+    for i in range(5):
+        shown = [np.asarray(axes.images[0].get_array()) for axes in rows[:, i]]
+        np.testing.assert_array_equal(shown[0], before[i])
+        np.testing.assert_array_equal(shown[1], after[i])
+        np.testing.assert_allclose(shown[2], after[i] - before[i])
+    assert rows[2, 0].images[0].get_clim()[1] == pytest.approx(np.abs(after - before).max())
+    assert rows[0, 2].get_title() == "5"
+    assert rows[2, 4].get_xlabel() == "as 4"
+
+
+@pytest.mark.parametrize(("n", "texts"), [(0, 0), (13, 13), (3, 2)])
+def test_change_sheet_refuses_what_does_not_fit(tmp_path, n, texts):
+    with pytest.raises(InputError, match="with two texts each, are needed"):
+        plots.change_sheet(np.zeros((n, 8, 8)), np.zeros((n, 8, 8)), ["a"] * texts, ["b"] * n, tmp_path / "a.png")

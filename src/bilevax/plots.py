@@ -128,6 +128,63 @@ def contact_sheet(
     _save(figure, path)
 
 
+def change_sheet(
+    before: Any, after: Any, above: Sequence[str], below: Sequence[str], path: Path, heading: str = ""
+) -> None:
+    """Pictures before and after a change and the change itself, in three rows; red is more, blue is less.
+
+    Args:
+        before, after: (n, height, width) grey, or (n, height, width, 3) colour, with values in 0..1; at most 12.
+        above: n short texts over the pictures before.
+        below: n short texts under the changes.
+        path: the PNG to write.
+        heading: one line above all.
+
+    Raises:
+        InputError: no pictures, or shapes or texts that do not fit.
+
+    Example:
+        >>> import tempfile, pathlib
+        >>> import numpy as np
+        >>> from bilevax.plots import change_sheet
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     pictures = np.zeros((2, 8, 8)), np.full((2, 8, 8), 0.5)
+        ...     change_sheet(*pictures, ["3", "4"], ["as 8", "as 9"], pathlib.Path(folder) / "points.png")
+    """
+    before, after = np.asarray(before, float), np.asarray(after, float)
+    n = len(before)
+    if not n or before.shape != after.shape or before.ndim not in (3, 4) or not n == len(above) == len(below) <= 12:
+        raise InputError(
+            f"change_sheet: pictures of shape {before.shape} and {after.shape}, and {len(above)} and {len(below)} "
+            "texts. At least one and at most 12 pictures of one shape, with two texts each, are needed."
+        )
+    change = after - before if before.ndim == 3 else (after - before).mean(-1)
+    most = max(float(np.abs(change).max()), 1e-3)
+    with rc_context(STYLE):
+        figure = Figure(figsize=(max(0.95 * n + 0.9, 4.0), 3.9), layout="constrained")
+        figure.patch.set_facecolor("white")
+        rows = figure.subplots(3, n, squeeze=False)
+        grey: dict[str, Any] = {"cmap": "gray_r", "vmin": 0, "vmax": 1}
+        looks: tuple[dict[str, Any], ...] = (grey, grey, {"cmap": "RdBu_r", "vmin": -most, "vmax": most})
+        for name, row, pictures, look in zip(
+            ("before", "after", "change"), rows, (before, after, change), looks, strict=True
+        ):
+            for axes, picture in zip(row, pictures, strict=True):
+                axes.imshow(picture, interpolation="nearest", **look)
+                axes.grid(False)
+                axes.set(xticks=[], yticks=[])
+                for spine in axes.spines.values():
+                    spine.set_visible(True)
+                    spine.set_color("#999999")
+            row[0].set_ylabel(name, fontsize=9)
+        for i in range(n):
+            rows[0, i].set_title(above[i], fontsize=8, fontweight="normal", loc="center")
+            rows[2, i].set_xlabel(below[i], fontsize=8)
+        if heading:
+            figure.suptitle(heading, x=0.01, ha="left", fontsize=11, fontweight="bold")
+    _save(figure, path)
+
+
 def weight_histogram(weights: Any, wrong: Any | None, path: Path) -> None:
     """How the samples' weights are spread.
 
@@ -325,7 +382,7 @@ def line_panels(panels: Sequence[LinePanel], path: Path) -> None:
             _draw_levels(axes, panel.levels)
             axes.set(title=panel.title, xlabel=panel.x_label, ylabel=panel.y_label)
         entries = {t: h for axes in figure.axes for h, t in zip(*axes.get_legend_handles_labels(), strict=True)}
-        figure.legend(list(entries.values()), list(entries), loc="outside lower center", ncols=4)
+        figure.legend(list(entries.values()), list(entries), loc="outside lower center", ncols=2 if len(panels) == 1 else 4)
     _save(figure, path)
 
 

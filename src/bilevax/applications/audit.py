@@ -1,0 +1,260 @@
+"""How much could a few added samples hurt a training pipeline? An audit by the untargeted attack of `poisoning`.
+
+The owner of a model hands over what it is trained on; the audit plays someone who can add a small share of samples,
+trains the model anew on what they would add, and reports the accuracy lost and how visible the samples are.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import numpy as np
+from scipy import stats
+from sklearn.model_selection import StratifiedShuffleSplit
+from sklearn.neighbors import NearestNeighbors
+
+from bilevax.applications.poisoning import (
+    SOFTMAX_TRAINING,
+    Points,
+    penalty_solver,
+    retrained,
+    untargeted_task,
+    wrongly_labelled,
+)
+from bilevax.applications.training import Training, probabilities
+from bilevax.models import as_model, softmax_head
+from bilevax.problem import InputError, listed, require_count
+from bilevax.solve import solve
+from bilevax.solvers.base import Solver
+
+LEVELS = 4
+LARGEST_BUDGET = 0.5
+CONFIDENCE = 0.95
+
+
+@dataclass(frozen=True)
+class Report:
+    """What an audit found.
+
+    Attributes:
+        fractions: (k,) added samples over training samples.
+        clean: (s,) test accuracy of the model without added samples, by seed.
+        flipped: (k, s) with as many random samples of wrong labels: what carelessness would cost.
+        attacked: (k, s) with the samples that the attack found.
+        points: those of the largest fraction and the first seed, in the units of X, with labels as in y.
+        base: (m, ...) the samples of X that they started from.
+        base_labels: (m,) these samples' own labels.
+        l2, l_inf: (m,) how far each point is from its base, in the units of X.
+        nearest: (m,) the distance (l2) of each point from the nearest sample of X.
+        usual_nearest: the median distance of a sample of X from its nearest other one; points much further out than
+            this are easy to filter.
+        held_out: how many samples the accuracies are measured on; the attack has not seen them.
+        seconds: wall time.
+
+    Example: see `audit`.
+    """
+
+    fractions: np.ndarray
+    clean: np.ndarray
+    flipped: np.ndarray
+    attacked: np.ndarray
+    points: Points
+    base: np.ndarray
+    base_labels: np.ndarray
+    l2: np.ndarray
+    l_inf: np.ndarray
+    nearest: np.ndarray
+    usual_nearest: float
+    held_out: int
+    seconds: float
+
+    def lost(self, accuracies: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Accuracy lost against the clean model, (k,), and half the width of its 95% confidence interval, (k,).
+
+        The mean over the seeds, and Student's t; with one seed the width is NaN.
+        """
+        lost = self.clean[None] - accuracies
+        count = lost.shape[1]
+        if count < 2:
+            return lost.mean(1), np.full(len(lost), np.nan)
+        width = stats.t.ppf((1 + CONFIDENCE) / 2, count - 1) * lost.std(1, ddof=1) / np.sqrt(count)
+        return lost.mean(1), width
+
+
+def audit(
+    X: Any,
+    y: Any,
+    X_val: Any,
+    y_val: Any,
+    *,
+    model: Any = softmax_head,
+    budget: float = 0.05,
+    levels: int = LEVELS,
+    seeds: int = 5,
+    steps: int = 500,
+    training: Training = SOFTMAX_TRAINING,
+    solver: Callable[[int], Solver] = penalty_solver,
+    key: Any,
+    progress: Callable[[str], None] | None = None,
+) -> Report:
+    """Audit a training pipeline against added samples.
+
+    Half of the validation samples, with as many of each class, drive the attack; accuracies are measured on the other
+    half, which it does not see. Features are scaled together to 0..1, and added samples stay within X's range.
+
+    Args:
+        X, y: training samples (n, ...) and labels (n,) of any one type.
+        X_val, y_val: right samples of the same kind; at least two of each class.
+        model: as for `DenoisingClassifier`; softmax regression by default.
+        budget: the largest share of added samples, of the training samples; above 0, at most 0.5.
+        levels: how many shares, evenly up to the budget.
+        seeds: how many times all is drawn anew: the split, the samples that the attack starts from, the model's start.
+        steps: of the attack.
+        training: how the model is trained, at the start and after each attack.
+        solver: from a number of steps to any solver of bilevax.
+        key: a jax.random key.
+        progress: called with a line of text as each attack begins.
+
+    Raises:
+        InputError: a budget outside (0, 0.5], or of less than one sample; samples or labels that do not fit; a class
+            with fewer than two validation samples; counts that are not positive.
+
+    Example:
+        >>> import jax
+        >>> from bilevax.applications.audit import audit
+        >>> from bilevax.datasets import digits
+        >>> d = digits()
+        >>> report = audit(
+        ...     d.x_train[:200], d.y_train[:200], d.x_test, d.y_test, levels=1, seeds=2, steps=50, key=jax.random.key(0)
+        ... )
+        >>> lost, _ = report.lost(report.attacked)
+        >>> careless, _ = report.lost(report.flipped)
+        >>> bool(lost[0] > careless[0])
+        True
+    """
+    began = time.perf_counter()
+    for name, count in (("levels", levels), ("seeds", seeds), ("steps", steps)):
+        require_count("audit", name, count)
+    x, codes, classes = _samples("X", X, "y", y)
+    x_val, codes_val, _ = _samples("X_val", X_val, "y_val", y_val, classes)
+    if x.shape[1:] != x_val.shape[1:]:
+        raise InputError(f"X has samples of shape {x.shape[1:]}, and X_val of {x_val.shape[1:]}. They must be alike.")
+    if not 0 < budget <= LARGEST_BUDGET:
+        raise InputError(
+            f"budget is {budget:g}, and must be above 0 and at most {LARGEST_BUDGET:g}: the largest share of samples "
+            "that someone could add."
+        )
+    if budget * len(x) < 1:
+        raise InputError(f"budget is {budget:g} of {len(x)} samples, less than one. Raise it.")
+    few = [classes[c] for c in range(len(classes)) if (codes_val == c).sum() < 2]
+    if few:
+        raise InputError(f"X_val has fewer than two samples of class {listed(few)}. Half of them measure: add some.")
+    counts = np.unique([max(1, round(budget * len(x) * level / levels)) for level in range(1, levels + 1)])
+
+    low, high = float(min(x.min(), x_val.min())), float(max(x.max(), x_val.max()))
+    if not low < high:
+        raise InputError(f"All entries of X are {low:g}: there is nothing to learn from. Check the samples.")
+    x, x_val = (x - low) / (high - low), (x_val - low) / (high - low)
+    network = as_model(model, len(classes))
+
+    clean = np.empty(seeds)
+    flipped, attacked = np.empty((len(counts), seeds)), np.empty((len(counts), seeds))
+    kept: tuple[Points, Points] | None = None
+    for seed in range(seeds):
+        keys = jax.random.split(jax.random.fold_in(key, seed), 3)
+        state = int(jax.random.bits(keys[0], (), np.uint32) >> 1)
+        halves = StratifiedShuffleSplit(1, test_size=0.5, random_state=state)
+        seen, unseen = next(halves.split(x_val, codes_val))
+
+        def accuracy(v: Any, unseen: np.ndarray = unseen) -> float:
+            return float((probabilities(network, v, x_val[unseen]).argmax(1) == codes_val[unseen]).mean())
+
+        def judged(points: Points | None, model_key: Any = keys[1], measure: Any = accuracy) -> float:
+            return measure(retrained(network, training, x, codes, points, key=model_key))
+
+        start = retrained(network, training, x, codes, None, key=keys[1])
+        clean[seed] = accuracy(start)
+        for level, count in enumerate(counts):
+            if progress is not None:
+                progress(f"{count} of {len(x)} samples added, trial {seed + 1} of {seeds}")
+            # The smaller sets are parts of the larger ones, so that levels differ by their size alone.
+            drawn = wrongly_labelled(x, codes, int(counts[-1]), key=keys[2])
+            first = Points(drawn.x[:count], drawn.y[:count])
+            flipped[level, seed] = judged(first)
+            task = untargeted_task(
+                network, x, codes, x_val[seen], codes_val[seen], first, key=keys[1], training=training, start=start
+            )
+            u = solve(solver(steps), task.problem, *task.start, task.batches, steps=steps, key=keys[1]).u
+            found = Points(np.asarray(u), first.y)
+            attacked[level, seed] = judged(found)
+            if seed == 0:
+                kept = first, found
+    assert kept is not None
+    return _report(x, codes, classes, low, high, counts / len(x), (clean, flipped, attacked), kept, len(x_val), began)
+
+
+def _report(
+    x: np.ndarray,
+    codes: np.ndarray,
+    classes: np.ndarray,
+    low: float,
+    high: float,
+    fractions: np.ndarray,
+    accuracies: tuple[np.ndarray, np.ndarray, np.ndarray],
+    kept: tuple[Points, Points],
+    validation: int,
+    began: float,
+) -> Report:
+    first, found = kept
+    scale = high - low
+    flat, points = x.reshape(len(x), -1), found.x.reshape(len(found.x), -1)
+    neighbours = NearestNeighbors(n_neighbors=2).fit(flat)
+    moved = np.abs(points - first.x.reshape(len(points), -1))
+    origin = neighbours.kneighbors(first.x.reshape(len(points), -1), 1, return_distance=False)[:, 0]
+    return Report(
+        fractions,
+        *accuracies,
+        Points(low + scale * found.x, classes[found.y]),
+        low + scale * first.x,
+        classes[codes[origin]],
+        scale * np.linalg.norm(moved, axis=1),
+        scale * moved.max(1),
+        scale * neighbours.kneighbors(points, 1)[0][:, 0],
+        scale * float(np.median(neighbours.kneighbors(flat)[0][:, 1])),
+        validation - validation // 2,
+        time.perf_counter() - began,
+    )
+
+
+def _samples(
+    x_name: str, X: Any, y_name: str, y: Any, classes: Sequence[Any] | np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Samples as floats, their labels as places in the sorted classes, and the classes."""
+    labels = np.asarray(y)
+    try:
+        x = np.asarray(X, np.float32)
+    except (TypeError, ValueError) as error:
+        raise InputError(
+            f"{x_name} holds values that are no numbers ({str(error).rstrip('.')}). Encode them as numbers first."
+        ) from error
+    if x.ndim < 2 or 0 in x.shape or labels.shape != x.shape[:1]:
+        raise InputError(
+            f"{x_name} has shape {x.shape} and {y_name} {labels.shape}. One row per sample and one label each are "
+            "needed."
+        )
+    bad = int(x.size - np.isfinite(x).sum())
+    if bad:
+        raise InputError(
+            f"{x_name} holds {bad} NaN or infinite values of {x.size}. Fill them, or leave those rows out."
+        )
+    known = np.unique(labels) if classes is None else np.asarray(classes)
+    unknown = np.setdiff1d(labels, known)
+    if len(unknown):
+        raise InputError(
+            f"{y_name} has labels that y lacks: {listed(unknown)}. y has {listed(known)}. Spell them alike."
+        )
+    if len(known) < 2:
+        raise InputError(f"{y_name} has one class only ({listed(known)}). Two are needed to tell right from wrong.")
+    return x, np.searchsorted(known, labels), known

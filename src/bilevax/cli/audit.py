@@ -1,0 +1,247 @@
+"""`bilevax audit`: what a few added samples could do to a user's own training pipeline."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+
+import numpy as np
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from bilevax.cli._shared import check_writable, digest, in_plain_words, say, surroundings
+from bilevax.problem import InputError
+
+if TYPE_CHECKING:  # scikit-learn, which `--help` need not wait for
+    from bilevax.applications.audit import Report
+
+SHOWN_POINTS = 10
+DIGITS_VALIDATION = 600
+
+
+class Audited(NamedTuple):
+    """The data of an audit: features (n, ...), labels, and whether the features are pictures with values in 0..1."""
+
+    title: str
+    X: np.ndarray
+    y: np.ndarray
+    X_val: np.ndarray
+    y_val: np.ndarray
+    pictures: bool
+
+
+def audit(
+    data: Annotated[
+        Path | None,
+        typer.Argument(
+            metavar="DATA",
+            help="What the model is trained on: NPZ with arrays X and y, CSV or Parquet of numbers.",
+            show_default="scikit-learn's digits",
+        ),
+    ] = None,
+    validation: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Right samples to attack by and to measure on.", show_default="a third of DATA"
+        ),
+    ] = None,
+    target: Annotated[
+        str | None,
+        typer.Option(metavar="COLUMN", help="What holds the labels. For NPZ, an array; y unless told."),
+    ] = None,
+    budget: Annotated[
+        float, typer.Option(metavar="PART", help="The largest share of samples that someone could add.")
+    ] = 0.05,
+    levels: Annotated[int, typer.Option(min=1, help="How many shares up to the budget.")] = 4,
+    hidden: Annotated[
+        int, typer.Option(min=0, help="Width of the model's hidden layer; 0 for softmax regression.")
+    ] = 0,
+    seeds: Annotated[int, typer.Option(min=1, help="How many times all is drawn anew.")] = 5,
+    steps: Annotated[int, typer.Option(min=1, help="Upper steps of each attack.")] = 500,
+    seed: Annotated[int, typer.Option(min=0, help="Of all that is drawn at random.")] = 0,
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Where the results go.")] = Path("audited"),
+) -> None:
+    """Audit your own training pipeline: how much accuracy could someone take who adds a few samples?
+
+    Trains the model on DATA, finds the samples that would hurt it most, trains it again with them, and measures on
+    validation samples that the attack has not seen. Beside it stand as many random samples with wrong labels.
+
+    Writes report.json, curve.png and, where the samples are images, points.png.
+    """
+    with in_plain_words():
+        if data is None and (validation is not None or target is not None):
+            raise InputError("--validation or --target is given without DATA. Name the file of training samples, too.")
+        check_writable(out)
+        files = {"data": data, "validation": validation}
+        settings: dict[str, Any] = {name: None if path is None else _digest(name, path) for name, path in files.items()}
+        settings |= {"target": target, "budget": budget, "levels": levels, "hidden": hidden}
+        settings |= {"seeds": seeds, "steps": steps, "seed": seed}
+        samples = _digits() if data is None else _from_files(data, validation, target, seed)
+        report = _audit(samples, settings)
+        files_written = _write(report, samples, settings, out)
+        Console().print(_table(report))
+        say(_in_words(report))
+        say(f"Wrote {', '.join(files_written)} to {out} in {report.seconds:.1f} s.")
+
+
+def _digest(name: str, path: Path) -> dict[str, str]:
+    try:
+        return digest(name, path)
+    except InputError as error:
+        raise InputError(str(error).replace("--data", "DATA")) from error
+
+
+def _digits() -> Audited:
+    from bilevax import datasets
+
+    d = datasets.digits()
+    x, y = np.concatenate([d.x_train, d.x_test]) / 255, np.concatenate([d.y_train, d.y_test]).astype(int)
+    title = "scikit-learn's handwritten digits"
+    return Audited(
+        title, x[DIGITS_VALIDATION:], y[DIGITS_VALIDATION:], x[:DIGITS_VALIDATION], y[:DIGITS_VALIDATION], True
+    )
+
+
+def _from_files(data: Path, validation: Path | None, target: str | None, seed: int) -> Audited:
+    from sklearn.model_selection import train_test_split
+
+    from bilevax import tables
+
+    def features(table: tables.Table) -> np.ndarray:
+        images = tables.as_images(table)
+        if images is not None:
+            return images
+        others = table.features.columns.difference(table.features.select_dtypes(["number", "bool"]).columns, sort=False)
+        if len(others):
+            raise InputError(
+                f"{table.name} has columns that hold no numbers: {tables.listed(others)}. An added sample is moved by "
+                "gradients: encode them as numbers, or leave them out."
+            )
+        return table.features.to_numpy(np.float32)
+
+    table = tables.read(data, target, "DATA")
+    x, y = features(table), table.labels
+    if validation is None:
+        values, counts = np.unique(y, return_counts=True)
+        if counts.min() < 6:
+            raise InputError(
+                f"{table.name} has fewer than 6 samples of {tables.listed(values[counts < 6])}, too few to set a third "
+                "aside. Pass --validation FILE, or leave those classes out."
+            )
+        places: Any = np.arange(len(y))
+        train, aside = train_test_split(places, test_size=1 / 3, stratify=y, random_state=seed)
+        x, x_val, y, y_val = x[train], x[aside], y[train], y[aside]
+    else:
+        other = tables.read(validation, target, "--validation")
+        x_val, y_val = features(other), other.labels
+    return Audited(str(data), x, y, x_val, y_val, tables.as_images(table) is not None)
+
+
+def _audit(samples: Audited, settings: dict[str, Any]) -> "Report":
+    import jax
+
+    from bilevax.applications.audit import audit
+    from bilevax.models import mlp, softmax_head
+
+    hidden = settings["hidden"]
+    with Console(stderr=True).status("auditing") as status:
+        return audit(
+            samples.X,
+            samples.y,
+            samples.X_val,
+            samples.y_val,
+            model=softmax_head if hidden == 0 else lambda classes: mlp(classes, (hidden,)),
+            budget=settings["budget"],
+            levels=settings["levels"],
+            seeds=settings["seeds"],
+            steps=settings["steps"],
+            key=jax.random.key(settings["seed"]),
+            progress=status.update,
+        )
+
+
+def _table(report: "Report") -> Table:
+    table = Table(title="Accuracy lost, points of a hundred", title_justify="left")
+    for heading in ("samples added", "wrong labels at random", "found by Penalty"):
+        table.add_column(heading, justify="right")
+    columns = [report.lost(accuracies) for accuracies in (report.flipped, report.attacked)]
+    for i, fraction in enumerate(report.fractions):
+        cells = [
+            f"{100 * mean[i]:.1f}" + ("" if np.isnan(width[i]) else f" ± {100 * width[i]:.1f}")
+            for mean, width in columns
+        ]
+        table.add_row(f"{100 * fraction:.1f}%", *cells)
+    return table
+
+
+def _in_words(report: "Report") -> str:
+    lost, _ = report.lost(report.attacked)
+    further = float((report.nearest > 2 * report.usual_nearest).mean())
+    return (
+        f"Without added samples the model is right on {100 * report.clean.mean():.1f}% of {report.held_out} held-out "
+        f"samples. {len(report.points.y)} added samples ({100 * report.fractions[-1]:.1f}%) cost up to "
+        f"{100 * lost[-1]:.1f} points. How visible they are: the median one is {np.median(report.l2):.3g} (l2) from "
+        f"where it started and {np.median(report.nearest):.3g} from its nearest clean neighbour; clean samples are "
+        f"{report.usual_nearest:.3g} from theirs. {100 * further:.0f}% of them lie more than twice as far out, where "
+        "a filter by distance would find them."
+    )
+
+
+def _write(report: "Report", samples: Audited, settings: dict[str, Any], out: Path) -> list[str]:
+    from bilevax import plots
+
+    percents = 100 * report.fractions
+    lines = {
+        "wrong labels at random": plots.Line(percents, 100 * report.flipped.T),
+        "found by Penalty": plots.Line(percents, 100 * report.attacked.T),
+    }
+    levels = {"no added samples": 100 * float(report.clean.mean())}
+    panel = plots.LinePanel(samples.title, "added samples, % of the training set", "held-out accuracy %", lines, levels)
+    plots.line_panels([panel], out / "curve.png")
+    files = ["report.json", "curve.png"]
+    if samples.pictures:
+        chosen = np.argsort(-report.l2, kind="stable")[:SHOWN_POINTS]
+        low = min(samples.X.min(), samples.X_val.min())
+        scale = max(samples.X.max(), samples.X_val.max()) - low
+        plots.change_sheet(
+            (report.base[chosen] - low) / scale,
+            (report.points.x[chosen] - low) / scale,
+            [str(label)[:9] for label in report.base_labels[chosen]],
+            [f"as {str(report.points.y[i])[:6]}\nl2 {report.l2[i]:.2f}" for i in chosen],
+            out / "points.png",
+            f"The {len(chosen)} most changed of {len(report.l2)} added samples",
+        )
+        files.append("points.png")
+    means = {name: report.lost(getattr(report, name)) for name in ("flipped", "attacked")}
+    content = {
+        "data": {"title": samples.title, "train": len(samples.y), "held_out": report.held_out},
+        "settings": settings,
+        **surroundings("jax", "optax", "numpy", "scikit-learn"),
+        "wall_seconds": report.seconds,
+        "clean_accuracy": report.clean.tolist(),
+        "levels": [
+            {
+                "fraction": float(report.fractions[i]),
+                **{
+                    name: {
+                        "accuracy": getattr(report, name)[i].tolist(),
+                        "lost": float(mean[i]),
+                        "half_width_95": None if np.isnan(width[i]) else float(width[i]),
+                    }
+                    for name, (mean, width) in means.items()
+                },
+            }
+            for i in range(len(report.fractions))
+        ],
+        "points": {
+            "label": [str(label) for label in report.points.y],
+            "base_label": [str(label) for label in report.base_labels],
+            "l2": report.l2.tolist(),
+            "l_inf": report.l_inf.tolist(),
+            "nearest_clean": report.nearest.tolist(),
+            "usual_nearest": report.usual_nearest,
+            "x": np.asarray(report.points.x, float).round(6).tolist(),
+        },
+    }
+    (out / "report.json").write_text(json.dumps(content) + "\n")
+    return files

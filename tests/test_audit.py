@@ -1,0 +1,150 @@
+"""The audit of a training pipeline: its figures, its files and its refusals."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+from scipy import stats
+from typer.testing import CliRunner
+
+from bilevax import InputError, cli
+from bilevax.applications.audit import audit
+from bilevax.applications.training import Training
+from bilevax.datasets import digits
+from bilevax.models import mlp
+
+D = digits()
+X, Y = D.x_train[:250] / 255, D.y_train[:250].astype(int)
+X_VAL, Y_VAL = D.x_test[:200] / 255, D.y_test[:200].astype(int)
+SMALL = {"levels": 2, "seeds": 2, "steps": 60, "training": Training(steps=300, rate=5e-2, l2=1e-2)}
+
+
+@pytest.fixture(scope="module")
+def report():
+    return audit(X, Y, X_VAL, Y_VAL, budget=0.08, **SMALL, key=jax.random.key(0))
+
+
+def test_the_attack_costs_more_than_wrong_labels_do(report):
+    np.testing.assert_allclose(report.fractions, [0.04, 0.08])
+    assert report.attacked.shape == report.flipped.shape == (2, 2)
+    lost, _ = report.lost(report.attacked)
+    careless, _ = report.lost(report.flipped)
+    assert lost[1] > careless[1] + 0.03
+    assert lost[1] > lost[0]
+    assert report.held_out == 100
+
+
+def test_the_interval_is_students(report):
+    mean, width = report.lost(report.attacked)
+    lost = report.clean - report.attacked
+    low, high = stats.t.interval(0.95, 1, loc=lost[1].mean(), scale=stats.sem(lost[1]))
+    assert mean[1] - width[1] == pytest.approx(low)
+    assert mean[1] + width[1] == pytest.approx(high)
+
+
+def test_how_visible_the_points_are(report):
+    x, base = report.points.x.reshape(20, -1), report.base.reshape(20, -1)
+    np.testing.assert_allclose(report.l2, np.linalg.norm(x - base, axis=1), rtol=1e-5)
+    np.testing.assert_allclose(report.l_inf, np.abs(x - base).max(1), rtol=1e-5)
+    flat = X.reshape(len(X), -1)
+    nearest = np.linalg.norm(x[:, None] - flat[None], axis=2).min(1)
+    np.testing.assert_allclose(report.nearest, nearest, rtol=1e-4)
+    others = np.linalg.norm(flat[:, None] - flat[None], axis=2) + 1e9 * np.eye(len(flat))
+    assert report.usual_nearest == pytest.approx(np.median(others.min(1)), rel=1e-4)
+    assert (report.points.y != report.base_labels).all()
+    assert x.min() >= X.min() - 1e-6
+    assert x.max() <= X.max() + 1e-6
+
+
+def test_labels_units_and_model_are_the_users():
+    names = np.array(["zero", "one"])
+    two = Y < 2
+    few, val = two.nonzero()[0], (Y_VAL < 2).nonzero()[0]
+    found = audit(
+        50 * X[few] - 7,
+        names[Y[few]],
+        50 * X_VAL[val] - 7,
+        names[Y_VAL[val]],
+        model=lambda classes: mlp(classes, (8,)),
+        budget=0.1,
+        levels=1,
+        seeds=1,
+        steps=20,
+        key=jax.random.key(0),
+    )
+    assert set(found.points.y) <= set(names)
+    assert found.points.x.min() >= -7.001
+    assert found.points.x.max() > 5  # in the units of X, not scaled
+    assert np.isnan(found.lost(found.attacked)[1]).all()
+
+
+REFUSED = {
+    "no budget": ({"budget": 0.0}, "budget is 0, and must be above 0 and at most 0.5"),
+    "too large": ({"budget": 0.7}, r"budget is 0\.7, and must be above 0"),
+    "less than a sample": ({"budget": 0.001}, "less than one. Raise it"),
+    "levels": ({"levels": 0}, "levels is 0"),
+    "unknown label": ({"y_val": Y_VAL + 1}, "y_val has labels that y lacks: 10"),
+    "few": ({"y_val": np.where(Y_VAL == 3, 4, Y_VAL)}, "fewer than two samples of class 3"),
+    "shape": ({"X_val": X_VAL[:, :4]}, "They must be alike"),
+    "one class": ({"y": 0 * Y}, "one class only"),
+    "not finite": ({"X": X * np.nan}, "NaN or infinite"),
+    "constant": ({"X": 0 * X, "X_val": 0 * X_VAL}, "nothing to learn from"),
+}
+
+
+@pytest.mark.parametrize(("change", "sentence"), REFUSED.values(), ids=REFUSED)
+def test_bad_input_is_refused_in_a_sentence(change, sentence):
+    arguments = {"X": X, "y": Y, "X_val": X_VAL, "y_val": Y_VAL, "seeds": 1, "steps": 1} | change
+    with pytest.raises(InputError, match=sentence):
+        audit(**arguments, key=jax.random.key(0))
+
+
+def run(*arguments):
+    return CliRunner().invoke(cli.app, ["audit", *map(str, arguments)])
+
+
+QUICK = ("--levels", 1, "--seeds", 2, "--steps", 30)
+
+
+def test_the_command_writes_what_it_says(tmp_path):
+    np.savez(tmp_path / "mine.npz", X=(255 * X).astype(np.uint8), y=Y)
+    result = run(tmp_path / "mine.npz", *QUICK, "--out", tmp_path / "out")
+    assert result.exit_code == 0, result.output
+    content = json.loads((tmp_path / "out" / "report.json").read_text())
+    (level,) = content["levels"]
+    assert level["fraction"] == pytest.approx(8 / 166)
+    assert level["attacked"]["lost"] == pytest.approx(
+        np.mean(content["clean_accuracy"]) - np.mean(level["attacked"]["accuracy"])
+    )
+    assert len(content["points"]["l2"]) == 8
+    assert np.asarray(content["points"]["x"]).shape == (8, 8, 8)
+    for name in ("curve.png", "points.png"):
+        assert (tmp_path / "out" / name).read_bytes().startswith(b"\x89PNG")
+    assert "held-out samples" in result.output
+
+
+def test_the_command_takes_tables_and_a_validation_file(tmp_path):
+    header = ",".join([*(f"p{i}" for i in range(64)), "digit"])
+    for name, x, y in (("train", X, Y), ("validation", X_VAL, Y_VAL)):
+        rows = np.column_stack([x.reshape(len(x), -1), y])
+        np.savetxt(tmp_path / f"{name}.csv", rows, delimiter=",", header=header, comments="")
+    files = (tmp_path / "train.csv", "--validation", tmp_path / "validation.csv", "--target", "digit")
+    result = run(*files, *QUICK, "--hidden", 8, "--out", tmp_path / "out")
+    assert result.exit_code == 0, result.output
+    assert not (tmp_path / "out" / "points.png").exists()
+    assert json.loads((tmp_path / "out" / "report.json").read_text())["data"]["train"] == 250
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (("--budget", "-0.1"), "budget is -0.1, and must be above 0"),
+        (("--target", "y"), "without DATA"),
+        (("nowhere.npz",), "DATA (nowhere.npz)"),
+    ],
+)
+def test_the_command_refuses_in_a_sentence(arguments, sentence, tmp_path):
+    result = run(*arguments, *QUICK, "--out", tmp_path / "out")
+    assert result.exit_code == 2
+    assert sentence in result.output
