@@ -1,5 +1,7 @@
 """Poisoning: the losses by hand, the hypergradient by retraining, and every refusal."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,7 +10,7 @@ import pytest
 import scipy.optimize
 from scipy.special import log_softmax
 
-from bilevax import Implicit, InputError, solve
+from bilevax import GradientMatching, Implicit, InputError, oracles, solve
 from bilevax.applications.poisoning import (
     FeatureMap,
     Points,
@@ -25,6 +27,7 @@ from bilevax.applications.poisoning import (
     well_classified,
     wrongly_labelled,
 )
+from bilevax.applications.poisoning_rivals import WithinBall, influence_solver, points_alone, poison_frogs
 from bilevax.applications.training import Training, probabilities
 from bilevax.linear_solve import CG
 from bilevax.models import softmax_head, softmax_regression
@@ -182,8 +185,9 @@ def clean_label(**change):
         "base_class": 1,
         "eps": 0.3,
         "features": TANH,
+        "training": TRAINING,
     } | change
-    return clean_label_task(HEAD, arguments.pop("features"), **arguments, training=TRAINING, key=jax.random.key(0))
+    return clean_label_task(HEAD, arguments.pop("features"), **arguments, key=jax.random.key(0))
 
 
 def test_the_bound_holds_where_it_binds(key):
@@ -221,6 +225,81 @@ def test_the_aims_that_are_left_are_named(key):
     right = well_classified(HEAD, TANH, v, X_VAL, Y_VAL)
     p = probabilities(HEAD, v, jnp.tanh(X_VAL @ MAP))
     np.testing.assert_array_equal(right, np.flatnonzero(p.argmax(1) == Y_VAL))
+
+
+def test_projection_and_penalty_reach_the_same_point(key):
+    """Plain descent there: Adam's move of each entry, projected onto a ball, does not rest at the solution."""
+    ball = WithinBall(clean_label(distance=None))
+    solver = dataclasses.replace(clean_label_solver(2000), upper_optimizer=optax.sgd(0.5))
+    projected = solve(solver, ball.task.problem, *ball.task.start, ball.task.batches, steps=2000, key=key)
+    by_projection = ball.task.metrics(projected.u, projected.v)
+    assert by_projection["distance"] <= 0.3 * (1 + 1e-6)
+    task = clean_label()
+    penalised = solve(clean_label_solver(2000), task.problem, *task.start, task.batches, steps=2000, key=key)
+    by_penalty = task.metrics(penalised.u, penalised.v)
+    assert by_penalty["feature_distance"] == pytest.approx(by_projection["feature_distance"], rel=0.02)
+
+
+def test_frogs_collide_and_stay_in_the_ball():
+    base = X[Y == 1][:3]
+    found = poison_frogs(TANH, X_VAL[0], base, eps=0.3)
+    assert np.linalg.norm(found - base, axis=1).max() <= 0.3 * (1 + 1e-6)
+    far, near = (np.linalg.norm(np.tanh(x @ MAP) - np.tanh(X_VAL[0] @ MAP), axis=1) for x in (base, found))
+    assert (near < far).all()
+
+
+def test_one_step_of_frogs_is_algorithm_1():
+    base, rate, beta = X[Y == 1][:2], 0.02, 0.5
+
+    def features(x):
+        return np.tanh(x @ MAP)
+
+    slope = 2 * ((features(base) - features(X_VAL[0])) * (1 - features(base) ** 2)) @ MAP.T
+    forward = base - rate * slope
+    backward = np.clip((forward + rate * beta * base) / (1 + beta * rate), 0, 1)
+    found = poison_frogs(TANH, X_VAL[0], base, eps=10.0, rate=rate, similarity=beta, steps=1)
+    np.testing.assert_allclose(found, backward, rtol=1e-10)
+
+
+def test_gradients_match_and_the_direction_is_that_of_the_cosine(key):
+    """The direction against central differences of 1 - cos, and a solve that raises the cosine."""
+    v = clean_label().start[1]
+    task = clean_label(distance=None, training=Training(l2=0.0), start=v)
+    ball = WithinBall(points_alone(task))
+    problem, batch = ball.task.problem, ball.task.batches.at(0, key)
+    u = 0.1 * jax.random.normal(key, ball.task.start[0].shape)
+
+    def misaligned(u):
+        a = oracles.upper(problem, u, v, batch.upper, None).grad_v.ravel()
+        b = oracles.lower_gradient(problem, u, v, batch.lower, None)[1].ravel()
+        return float(1 - a @ b / jnp.linalg.norm(a) / jnp.linalg.norm(b))
+
+    moved = solve(GradientMatching(optax.sgd(1e-3)), problem, u, v, ball.task.batches, steps=1, key=key).u
+    direction, h = (u - moved) / 1e-3, 1e-5
+    for place in ((0, 0), (1, 2), (2, 3)):
+        step = jnp.zeros_like(u).at[place].set(h)
+        assert direction[place] == pytest.approx((misaligned(u + step) - misaligned(u - step)) / (2 * h), rel=1e-4)
+    result = solve(GradientMatching(optax.adam(0.05)), problem, u, v, ball.task.batches, steps=100, key=key)
+    assert misaligned(result.u) < misaligned(u) - 0.1
+    np.testing.assert_array_equal(result.v, v)
+
+
+def test_influence_moves_by_signs_toward_the_aim(key):
+    task = untargeted()
+    result = solve(influence_solver(), task.problem, *task.start, task.batches, steps=10, key=key)
+    moved = (np.asarray(result.u) - POINTS.x)[(result.u > 0) & (result.u < 1)] / 0.02
+    np.testing.assert_allclose(moved, np.round(moved), atol=1e-6)  # clipped entries apart, in multiples of the rate
+    before, after = (-losses(trained(np.asarray(x), POINTS.y), X_VAL, Y_VAL).mean() for x in (POINTS.x, result.u))
+    assert after < before - 0.02
+
+
+def test_rivals_refuse_what_is_not_theirs():
+    with pytest.raises(InputError, match="constraint on the distance already"):
+        WithinBall(clean_label())
+    with pytest.raises(InputError, match="not one of clean_label_task"):
+        points_alone(untargeted())
+    with pytest.raises(InputError, match="eps is 0"):
+        poison_frogs(TANH, X_VAL[0], X[:1], eps=0.0)
 
 
 WRONG = X_VAL[0] * np.array([-1, 1, 1, 1])

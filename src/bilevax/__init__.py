@@ -18,6 +18,7 @@ from bilevax.solve import Status as Status
 from bilevax.solve import solve as solve
 from bilevax.solvers import Alternating as Alternating
 from bilevax.solvers import ForwardMode as ForwardMode
+from bilevax.solvers import GradientMatching as GradientMatching
 from bilevax.solvers import Implicit as Implicit
 from bilevax.solvers import Info as Info
 from bilevax.solvers import LearningToReweight as LearningToReweight

@@ -382,7 +382,9 @@ def line_panels(panels: Sequence[LinePanel], path: Path) -> None:
             _draw_levels(axes, panel.levels)
             axes.set(title=panel.title, xlabel=panel.x_label, ylabel=panel.y_label)
         entries = {t: h for axes in figure.axes for h, t in zip(*axes.get_legend_handles_labels(), strict=True)}
-        figure.legend(list(entries.values()), list(entries), loc="outside lower center", ncols=2 if len(panels) == 1 else 4)
+        figure.legend(
+            list(entries.values()), list(entries), loc="outside lower center", ncols=2 if len(panels) == 1 else 4
+        )
     _save(figure, path)
 
 

@@ -1,0 +1,84 @@
+"""Gradient matching: u moves until training on it looks, to first order, like training for the upper level's aim."""
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import optax
+
+from bilevax import oracles
+from bilevax.problem import Batch, Problem, PyTree
+from bilevax.solvers import base
+
+
+class GradientMatchingState(NamedTuple):
+    """u and its optimizer's state; v, which stays where it is, and the empty state of its optimizer."""
+
+    u: PyTree
+    v: PyTree
+    upper_opt: Any
+    lower_opt: Any
+
+
+@dataclass(frozen=True)
+class GradientMatching:
+    """Gradient matching of Geiping et al. (ICLR 2021, "Witches' brew", eq. 3), at a trained model v.
+
+    u descends 1 - cos(grad_v f, grad_v g(u)): where the two point the same way, a step of training on g is a step down
+    f. v is not moved, so the problem's g should be the loss of what u changes alone, not of a whole training set, whose
+    gradient is about zero at a trained model. With a = grad_v f and b = grad_v g, u moves along along(p)[0] with
+
+        p = -(a - <a, b> b / |b|^2) / (|a| |b|),
+
+    the derivative of the objective in b. f itself is used for its gradient in v alone.
+
+    Args:
+        upper_optimizer: any optax optimizer; the paper has Adam on the sign of the gradient.
+        curvature: `oracles.exact` or `oracles.finite_difference`.
+
+    Cost of a step: one gradient of f, one of g and a forward pass over the latter. `extra["alignment"]` tells the
+    cosine at the u before the move.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, optax
+        >>> from bilevax import GradientMatching, Problem, solve
+        >>> problem = Problem(
+        ...     upper_loss=lambda u, v: v @ jnp.array([1.0, 0.0]),
+        ...     lower_loss=lambda u, v: u @ v,
+        ... )
+        >>> start = jnp.array([1.0, 1.0]), jnp.zeros(2)
+        >>> result = solve(GradientMatching(optax.adam(0.1)), problem, *start, steps=200, key=jax.random.key(0))
+        >>> print(jnp.round(result.history.extra["alignment"][-1], 2))
+        1.0
+    """
+
+    upper_optimizer: optax.GradientTransformation = optax.adam(1e-2)
+    curvature: oracles.Curvature = oracles.exact
+
+    def check(self, problem: Problem, u: PyTree, v: PyTree, batch: Batch) -> None:
+        """Refuse constraints, and what no solver can treat."""
+        base.refuse_constraints(self, problem)
+        problem.check(u, v, batch)
+
+    def init(self, problem: Problem, u: PyTree, v: PyTree, batch: Batch) -> GradientMatchingState:
+        """The state at (u, v)."""
+        return GradientMatchingState(u, v, self.upper_optimizer.init(u), ())
+
+    def step(
+        self, problem: Problem, state: GradientMatchingState, batch: Batch, key: Any
+    ) -> tuple[GradientMatchingState, base.Info]:
+        """One move of u."""
+        f = oracles.upper(problem, state.u, state.v, batch.upper, key)
+        data = base.lower_data(batch, 0)
+        g = oracles.lower(problem, state.u, state.v, data, key, curvature=self.curvature)
+        tiny = jnp.finfo(jnp.result_type(g.loss)).tiny ** 0.5
+        size_f = jnp.maximum(optax.tree.norm(f.grad_v), tiny)
+        size_g = jnp.maximum(optax.tree.norm(g.grad_v), tiny)
+        along_f, along_g = optax.tree.scale(1 / size_f, f.grad_v), optax.tree.scale(1 / size_g, g.grad_v)
+        alignment = optax.tree.vdot(along_f, along_g)
+        p = optax.tree.scale(-1 / size_g, optax.tree.sub(along_f, optax.tree.scale(alignment, along_g)))
+        direction = g.along(p)[0]
+        u, upper_opt = base.move(self.upper_optimizer, state.upper_opt, state.u, direction, problem.project_upper)
+        extra = {"alignment": alignment}
+        info = base.Info(f.loss, g.loss, optax.tree.norm(direction), optax.tree.norm(g.grad_v), extra)
+        return GradientMatchingState(u, state.v, upper_opt, ()), info
