@@ -1,0 +1,66 @@
+"""Figure 6 (b) and (c): the points of the untargeted and of the targeted attack, beside where they started, MNIST.
+
+Part (a), clean labels, is drawn by `figure3`.
+"""
+
+import time
+from typing import Any
+
+import numpy as np
+
+from bilevax.applications.poisoning import distances
+from bilevax.plots import change_sheet
+from experiments import denoising, poisoning
+from experiments.contract import Row, Settings, pick, show, write_results
+from experiments.poisoning import SOLVERS, UNTARGETED, Draw
+from experiments.table5 import sizes
+
+TITLE = "Figure 6: points of the untargeted and the targeted attack, before and after"
+PERCENT, SEED, SHOWN = 6, 0, 10
+
+
+def shown(kind: str, d: Draw) -> np.ndarray:
+    """Which points are drawn: untargeted, one of each label in order; targeted, five of each of the two labels."""
+    wanted = range(10) if kind == UNTARGETED else (poisoning.AS, poisoning.SOURCE)
+    each = SHOWN // len(wanted)
+    return np.concatenate([np.flatnonzero(d.points.y == label)[:each] for label in wanted])
+
+
+def run(settings: Settings) -> None:
+    """Run both attacks once, draw, write `results.json`."""
+    (label,) = pick(("Penalty",), settings.solver)
+    rows, started = [], time.perf_counter()
+    drawn: list[tuple[str, Draw, np.ndarray, Any]] = []
+    for kind, size in sizes(settings).items():
+        d = poisoning.draw(kind, size, PERCENT, SEED)
+        found = poisoning.attacked(
+            SOLVERS[label](size.steps, size.lower_steps), poisoning.task_of(kind, d), d.points.y, size.steps
+        )
+        for what, points in (("no attack", None), ("where it started", d.points), ("found", found.points)):
+            rows.append(Row((kind, what), None, np.array([poisoning.judged(kind, d, points)]), None))
+        drawn.append((kind, d, shown(kind, d), found.points.x))
+    seconds = time.perf_counter() - started
+    notes = ["Test accuracy in percent; of the targeted attack the share of eights taken for threes.", f"Seed {SEED}."]
+    show(TITLE, ("attack", "points"), rows, notes)
+    size = sizes(settings)[UNTARGETED]
+    write_results(
+        "figure6",
+        settings,
+        [SEED],
+        seconds,
+        {label: denoising.readable(SOLVERS[label](1, size.lower_steps))},
+        {"each attack": denoising.evaluations(SOLVERS[label](1, size.lower_steps), size.steps)},
+        {"test accuracy or success, %": rows},
+        notes,
+    )
+    for kind, d, chosen, x in drawn:
+        before = d.points.x[chosen]
+        far = distances(x[chosen], before)
+        change_sheet(
+            before,
+            x[chosen],
+            [""] * len(chosen),
+            [f"as {y}\nl2 {distance:.1f}" for y, distance in zip(d.points.y[chosen], far, strict=True)],
+            settings.out / f"figure6-{kind}.png",
+            f"{kind.capitalize()} attack, MNIST: some of {len(x)} points",
+        )
