@@ -71,7 +71,8 @@ def test_a_cell_of_table2_ranks_its_rows_on_the_digits(monkeypatch):
     plan = table2.Plan(MODEL, 100, 1000, 30, 10, 2, 20, batch=100, rate=1e-2)
     rows = table2.run_cell("digits", plan, 50, 0, {}, list(table2.LABELS))
     assert rows.keys() == set(table2.LABELS)
-    assert all(row["accuracy"] > 75 for row in rows.values())
+    # At a fixed rate Train+Val fits wrong labels.
+    assert all(row["accuracy"] > (65 if label == "Train+Val" else 75) for label, row in rows.items())
     assert rows["Oracle"]["accuracy"] > max(row["accuracy"] for label, row in rows.items() if label != "Oracle")
     assert all(rows[label]["f1"] > 0.9 and rows[label]["average_precision"] > 0.93 for label in table2.SOLVERS)
     assert all(rows[label]["accuracy"] > rows["Train+Val"]["accuracy"] for label in (table2.START, *table2.SOLVERS))
@@ -110,6 +111,8 @@ def test_out_of_sample_probabilities_are_of_models_that_did_not_see_the_sample(m
 
     def train(model, training, x, y, weight, key):
         assert len(x) == 400 - 80 + 100
+        np.testing.assert_array_equal(x[:320], np.asarray(trial.x)[np.asarray(weight[:320], int)])  # its own weights
+        np.testing.assert_array_equal(weight[320:], 1)
         held_out.append({row.tobytes() for row in np.asarray(trial.x)} - {row.tobytes() for row in np.asarray(x)})
         return len(held_out) - 1
 
@@ -119,7 +122,7 @@ def test_out_of_sample_probabilities_are_of_models_that_did_not_see_the_sample(m
 
     monkeypatch.setattr(wrong_labels, "train", train)
     monkeypatch.setattr(wrong_labels, "probabilities", probabilities)
-    np.testing.assert_allclose(wrong_labels.out_of_sample(trial, 0), 0.1)
+    np.testing.assert_allclose(wrong_labels.out_of_sample(trial, np.arange(400), 0), 0.1)
     assert len(held_out) == wrong_labels.FOLDS
 
 
