@@ -25,3 +25,12 @@ def test_quick_start():
     # v is the minimiser of g at the strengths found: checked by the normal equations.
     exact = jnp.linalg.solve(x.T @ x / 40 + jnp.diag(jnp.exp(result.u)), x.T @ y / 40)
     np.testing.assert_allclose(result.v, exact, atol=5e-3)
+
+
+def test_the_audits_page():
+    (code,) = re.findall(r"```python\n(.*?)```", (README.parent / "docs" / "audit.md").read_text(), flags=re.DOTALL)
+    names: dict = {}
+    exec(code, names)
+    report, lost = names["report"], names["lost"]
+    np.testing.assert_allclose(lost, [report.clean.mean() - report.attacked.mean()])
+    assert len(report.points.y) == 10  # 5% of 200
