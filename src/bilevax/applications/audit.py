@@ -7,7 +7,7 @@ trains the model anew on what they would add, and reports the accuracy lost and 
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -24,7 +24,7 @@ from bilevax.applications.poisoning import (
     wrongly_labelled,
 )
 from bilevax.applications.training import Training, probabilities
-from bilevax.models import as_model, softmax_head
+from bilevax.models import Model, as_model, softmax_head
 from bilevax.problem import InputError, listed, require_count
 from bilevax.solve import solve
 from bilevax.solvers.base import Solver
@@ -159,72 +159,103 @@ def audit(
     x, x_val = (x - low) / (high - low), (x_val - low) / (high - low)
     network = as_model(model, len(classes))
 
-    clean = np.empty(seeds)
-    flipped, attacked = np.empty((len(counts), seeds)), np.empty((len(counts), seeds))
-    kept: tuple[Points, Points] | None = None
+    samples = _Scaled(x, codes, x_val, codes_val)
+    trials = []
     for seed in range(seeds):
-        keys = jax.random.split(jax.random.fold_in(key, seed), 3)
-        state = int(jax.random.bits(keys[0], (), np.uint32) >> 1)
-        halves = StratifiedShuffleSplit(1, test_size=0.5, random_state=state)
-        seen, unseen = next(halves.split(x_val, codes_val))
 
-        def accuracy(v: Any, unseen: np.ndarray = unseen) -> float:
-            return float((probabilities(network, v, x_val[unseen]).argmax(1) == codes_val[unseen]).mean())
-
-        def judged(points: Points | None, model_key: Any = keys[1], measure: Any = accuracy) -> float:
-            return measure(retrained(network, training, x, codes, points, key=model_key))
-
-        start = retrained(network, training, x, codes, None, key=keys[1])
-        clean[seed] = accuracy(start)
-        for level, count in enumerate(counts):
+        def told(count: int, seed: int = seed) -> None:
             if progress is not None:
                 progress(f"{count} of {len(x)} samples added, trial {seed + 1} of {seeds}")
-            # The smaller sets are parts of the larger ones, so that levels differ by their size alone.
-            drawn = wrongly_labelled(x, codes, int(counts[-1]), key=keys[2])
-            first = Points(drawn.x[:count], drawn.y[:count])
-            flipped[level, seed] = judged(first)
-            task = untargeted_task(
-                network, x, codes, x_val[seen], codes_val[seen], first, key=keys[1], training=training, start=start
-            )
-            u = solve(solver(steps), task.problem, *task.start, task.batches, steps=steps, key=keys[1]).u
-            found = Points(np.asarray(u), first.y)
-            attacked[level, seed] = judged(found)
-            if seed == 0:
-                kept = first, found
-    assert kept is not None
-    return _report(x, codes, classes, low, high, counts / len(x), (clean, flipped, attacked), kept, len(x_val), began)
+
+        trials.append(
+            _trial(samples, network, training, solver(steps), steps, counts, jax.random.fold_in(key, seed), told)
+        )
+    return _report(samples, classes, low, high, counts / len(x), trials, time.perf_counter() - began)
+
+
+class _Scaled(NamedTuple):
+    """Samples with entries in 0..1, and labels as places in the classes."""
+
+    x: np.ndarray
+    y: np.ndarray
+    x_val: np.ndarray
+    y_val: np.ndarray
+
+
+class _Trial(NamedTuple):
+    """One draw: accuracy without points and (k,) by their number; of the most points, where they started and ended."""
+
+    clean: float
+    flipped: list[float]
+    attacked: list[float]
+    first: Points
+    found: Points
+
+
+def _trial(
+    samples: _Scaled,
+    model: Model,
+    training: Training,
+    solver: Solver,
+    steps: int,
+    counts: np.ndarray,
+    key: Any,
+    told: Callable[[int], None],
+) -> _Trial:
+    split_key, model_key, points_key = jax.random.split(key, 3)
+    x, y, x_val, y_val = samples
+    halves = StratifiedShuffleSplit(1, test_size=0.5, random_state=int(jax.random.bits(split_key, (), np.uint32) >> 1))
+    seen, unseen = next(halves.split(x_val, y_val))
+
+    def accuracy(v: Any) -> float:
+        return float((probabilities(model, v, x_val[unseen]).argmax(1) == y_val[unseen]).mean())
+
+    start = retrained(model, training, x, y, None, key=model_key)
+    # Smaller sets are parts of the largest one, so that they differ by their size alone.
+    drawn = wrongly_labelled(x, y, int(counts[-1]), key=points_key)
+    first, found, flipped, attacked = drawn, drawn, [], []
+    for count in counts:
+        told(count)
+        first = Points(drawn.x[:count], drawn.y[:count])
+        task = untargeted_task(
+            model, x, y, x_val[seen], y_val[seen], first, key=model_key, training=training, start=start
+        )
+        u = solve(solver, task.problem, *task.start, task.batches, steps=steps, key=model_key).u
+        found = Points(np.asarray(u), first.y)
+        for points, accuracies in ((first, flipped), (found, attacked)):
+            accuracies.append(accuracy(retrained(model, training, x, y, points, key=model_key)))
+    return _Trial(accuracy(start), flipped, attacked, first, found)
 
 
 def _report(
-    x: np.ndarray,
-    codes: np.ndarray,
+    samples: _Scaled,
     classes: np.ndarray,
     low: float,
     high: float,
     fractions: np.ndarray,
-    accuracies: tuple[np.ndarray, np.ndarray, np.ndarray],
-    kept: tuple[Points, Points],
-    validation: int,
-    began: float,
+    trials: list[_Trial],
+    seconds: float,
 ) -> Report:
-    first, found = kept
-    scale = high - low
-    flat, points = x.reshape(len(x), -1), found.x.reshape(len(found.x), -1)
+    """What the trials say, in the units of X."""
+    scale, (_, _, _, first, found) = high - low, trials[0]
+    flat, points, base = (x.reshape(len(x), -1) for x in (samples.x, found.x, first.x))
     neighbours = NearestNeighbors(n_neighbors=2).fit(flat)
-    moved = np.abs(points - first.x.reshape(len(points), -1))
-    origin = neighbours.kneighbors(first.x.reshape(len(points), -1), 1, return_distance=False)[:, 0]
+    moved = np.abs(points - base)
+    origin = neighbours.kneighbors(base, 1, return_distance=False)[:, 0]
     return Report(
         fractions,
-        *accuracies,
+        np.array([trial.clean for trial in trials]),
+        np.array([trial.flipped for trial in trials]).T,
+        np.array([trial.attacked for trial in trials]).T,
         Points(low + scale * found.x, classes[found.y]),
         low + scale * first.x,
-        classes[codes[origin]],
+        classes[samples.y[origin]],
         scale * np.linalg.norm(moved, axis=1),
         scale * moved.max(1),
         scale * neighbours.kneighbors(points, 1)[0][:, 0],
         scale * float(np.median(neighbours.kneighbors(flat)[0][:, 1])),
-        validation - validation // 2,
-        time.perf_counter() - began,
+        len(samples.y_val) - len(samples.y_val) // 2,
+        seconds,
     )
 
 
