@@ -136,6 +136,21 @@ def test_the_command_takes_tables_and_a_validation_file(tmp_path):
     assert json.loads((tmp_path / "out" / "report.json").read_text())["data"]["train"] == 250
 
 
+def test_both_files_are_put_on_one_scale_and_in_one_order(tmp_path):
+    np.savez(tmp_path / "a.npz", X=200 * X, y=Y)
+    np.savez(tmp_path / "b.npz", X=100 * X_VAL, y=Y_VAL)
+    samples = cli.audit._from_files(tmp_path / "a.npz", tmp_path / "b.npz", None, 0)
+    np.testing.assert_allclose(samples.X, X / X.max(), rtol=1e-6)
+    np.testing.assert_allclose(samples.X_val, X_VAL / X.max() / 2, rtol=1e-6)
+    (tmp_path / "a.csv").write_text("p,q,digit\n" + "1,2,0\n3,4,1\n" * 3)
+    (tmp_path / "b.csv").write_text("q,p,digit\n" + "6,5,0\n8,7,1\n" * 3)
+    samples = cli.audit._from_files(tmp_path / "a.csv", tmp_path / "b.csv", "digit", 0)
+    np.testing.assert_array_equal(samples.X_val[:2], [[5, 6], [7, 8]])
+    (tmp_path / "b.csv").write_text("r,p,digit\n" + "6,5,0\n8,7,1\n" * 3)
+    with pytest.raises(InputError, match="other columns than DATA"):
+        cli.audit._from_files(tmp_path / "a.csv", tmp_path / "b.csv", "digit", 0)
+
+
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [

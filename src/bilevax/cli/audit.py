@@ -103,6 +103,7 @@ def _digits() -> Audited:
 
 
 def _from_files(data: Path, validation: Path | None, target: str | None, seed: int) -> Audited:
+    import pandas as pd
     from sklearn.model_selection import train_test_split
 
     from bilevax import tables
@@ -133,7 +134,12 @@ def _from_files(data: Path, validation: Path | None, target: str | None, seed: i
         x, x_val, y, y_val = x[train], x[aside], y[train], y[aside]
     else:
         other = tables.read(validation, target, "--validation")
-        x_val, y_val = features(other), other.labels
+        if set(other.features.columns) != set(table.features.columns):
+            raise InputError(f"{other.name} has other columns than {table.name}. Give both files the same features.")
+        # As one table: columns in one order, and pictures on one scale.
+        both = table._replace(features=pd.concat([table.features, other.features]), labels=[*y, *other.labels])
+        x, x_val = np.split(features(both), [len(y)])
+        y_val = other.labels
     return Audited(str(data), x, y, x_val, y_val, tables.as_images(table) is not None)
 
 
