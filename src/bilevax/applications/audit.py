@@ -23,7 +23,7 @@ from bilevax.applications.poisoning import (
     untargeted_task,
     wrongly_labelled,
 )
-from bilevax.applications.training import Training, probabilities
+from bilevax.applications.training import Training, probabilities, require_finite
 from bilevax.models import Model, as_model, softmax_head
 from bilevax.problem import InputError, listed, require_count
 from bilevax.solve import solve
@@ -275,11 +275,7 @@ def _samples(
             f"{x_name} has shape {x.shape} and {y_name} {labels.shape}. One row per sample and one label each are "
             "needed."
         )
-    bad = int(x.size - np.isfinite(x).sum())
-    if bad:
-        raise InputError(
-            f"{x_name} holds {bad} NaN or infinite values of {x.size}. Fill them, or leave those rows out."
-        )
+    require_finite(x_name, x)
     known = np.unique(labels) if classes is None else np.asarray(classes)
     unknown = np.setdiff1d(labels, known)
     if len(unknown):

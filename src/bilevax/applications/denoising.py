@@ -15,7 +15,7 @@ from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils.validation import check_is_fitted
 
 from bilevax.applications.importance import denoising_task, penalty_solver, weights
-from bilevax.applications.training import Training, probabilities, train
+from bilevax.applications.training import Training, probabilities, require_finite, train
 from bilevax.datasets import overlap
 from bilevax.models import Model, as_model, logits, mlp
 from bilevax.problem import InputError, PyTree, listed, require_count
@@ -314,9 +314,7 @@ def _features(name: str, X: Any) -> np.ndarray:
         ) from error
     if x.ndim < 2 or 0 in x.shape:
         raise InputError(f"{name} has shape {x.shape}, and must have one row per sample and at least one of each.")
-    bad = int(x.size - np.isfinite(x).sum())
-    if bad:
-        raise InputError(f"{name} holds {bad} NaN or infinite values of {x.size}. Fill them, or leave those rows out.")
+    require_finite(name, x)
     return x
 
 

@@ -17,7 +17,7 @@ import numpy as np
 import optax
 
 from bilevax.applications.task import Task
-from bilevax.applications.training import Training, penalised, probabilities, train
+from bilevax.applications.training import Training, penalised, probabilities, require_finite, train
 from bilevax.batches import Epochs, Fixed, Samples, Source
 from bilevax.linear_solve import ByOptimizer
 from bilevax.models import Model, logits
@@ -560,9 +560,7 @@ def _floats(x: Any) -> np.ndarray:
 def _check_samples(name: str, x: np.ndarray, shape: tuple[int, ...], low: float, high: float) -> None:
     if x.shape[1:] != shape:
         raise InputError(f"{name} has samples of shape {x.shape[1:]}, and X of {shape}. They must be alike.")
-    bad = int(x.size - np.isfinite(x).sum())
-    if bad:
-        raise InputError(f"{name} holds {bad} NaN or infinite values of {x.size}. Fill them, or leave those rows out.")
+    require_finite(name, x)
     if x.min() < low or x.max() > high:
         raise InputError(
             f"{name} has entries from {x.min():g} to {x.max():g}, outside {low:g}..{high:g}. Scale the samples, or "

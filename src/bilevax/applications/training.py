@@ -51,6 +51,13 @@ class Training:
             raise InputError(f"Training: l2 is {self.l2}, and must be zero or positive.")
 
 
+def require_finite(name: str, x: np.ndarray) -> None:
+    """Refuse samples with entries that are not finite."""
+    bad = int(x.size - np.isfinite(x).sum())
+    if bad:
+        raise InputError(f"{name} holds {bad} NaN or infinite values of {x.size}. Fill them, or leave those rows out.")
+
+
 def cross_entropy(model: Model, v: PyTree, x: Any, y: Any, key: Any = None) -> Any:
     """The cross-entropy of each sample, (n,); with a key as in training (dropout)."""
     return optax.softmax_cross_entropy_with_integer_labels(logits(model, v, x, key), y)
