@@ -18,6 +18,7 @@ from bilevax.callbacks import make_writable
 from bilevax.problem import InputError
 from bilevax.solve import SolveError
 
+ARGUMENTS = ("train", "data")  # without a flag; all others are options
 SOLVE_FAILED, INPUT_REFUSED, INTERRUPTED = 1, 2, 130
 
 
@@ -61,7 +62,7 @@ def check_writable(out: Path) -> None:
 
 def digest(name: str, path: Path) -> dict[str, str]:
     """A file's name and contents, so that a resumed run is known to be the same one."""
-    name = "TRAIN" if name == "train" else f"--{name}"
+    name = name.upper() if name in ARGUMENTS else f"--{name}"
     try:
         with path.open("rb") as file:
             return {"file": str(path), "sha256": hashlib.file_digest(file, "sha256").hexdigest()}

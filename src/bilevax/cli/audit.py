@@ -73,7 +73,7 @@ def audit(
             raise InputError("--validation or --target is given without DATA. Name the file of training samples, too.")
         check_writable(out)
         files = {"data": data, "validation": validation}
-        settings: dict[str, Any] = {name: None if path is None else _digest(name, path) for name, path in files.items()}
+        settings: dict[str, Any] = {name: None if path is None else digest(name, path) for name, path in files.items()}
         settings |= {"target": target, "budget": budget, "levels": levels, "hidden": hidden}
         settings |= {"seeds": seeds, "steps": steps, "seed": seed}
         samples = _digits() if data is None else _from_files(data, validation, target, seed)
@@ -82,13 +82,6 @@ def audit(
         Console().print(_table(report))
         say(_in_words(report))
         say(f"Wrote {', '.join(files_written)} to {out} in {report.seconds:.1f} s.")
-
-
-def _digest(name: str, path: Path) -> dict[str, str]:
-    try:
-        return digest(name, path)
-    except InputError as error:
-        raise InputError(str(error).replace("--data", "DATA")) from error
 
 
 def _digits() -> Audited:
