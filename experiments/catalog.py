@@ -7,6 +7,7 @@ from experiments import (
     denoising_small,
     figure1,
     figure2,
+    figure3,
     figure4a,
     figure5a,
     figure5c,
@@ -32,6 +33,7 @@ class Experiment(NamedTuple):
 EXPERIMENTS: dict[str, Experiment] = {
     "figure1": Experiment(figure1.TITLE, figure1.run),
     "figure2": Experiment(figure2.TITLE, figure2.run),
+    "figure3": Experiment(figure3.TITLE, figure3.run),
     "figure4a": Experiment(figure4a.TITLE, figure4a.run),
     "figure5a": Experiment(figure5a.TITLE, figure5a.run),
     "figure5c": Experiment(figure5c.TITLE, figure5c.run),

@@ -32,6 +32,7 @@ class Settings:
         solver: restrict the run to the method with this label.
         dataset: restrict the run to this data set, where an experiment has several.
         noise: restrict the run to this percentage of wrong labels, where an experiment has several.
+        features: a file of images and a feature map, where an experiment takes one.
         out: the directory that results.json and the figures go to.
     """
 
@@ -41,6 +42,7 @@ class Settings:
     solver: str | None = None
     dataset: str | None = None
     noise: int | None = None
+    features: Path | None = None
     out: Path = Path("out")
 
 
@@ -154,7 +156,7 @@ def write_results(
     device = jax.devices()[0]
     record = {
         "experiment": name,
-        "settings": {**vars(settings), "out": str(settings.out)},
+        "settings": {k: str(x) if isinstance(x, Path) else x for k, x in vars(settings).items()},
         "versions": {
             "python": platform.python_version(),
             "bilevax": bilevax.__version__,

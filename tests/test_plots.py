@@ -182,6 +182,18 @@ def test_change_sheet_shows_before_after_and_change(tmp_path, drawn):
     assert rows[2, 4].get_xlabel() == "as 4"
 
 
+def test_change_sheet_has_a_row_of_targets_above_all(tmp_path, drawn):
+    before, after, targets = np.random.default_rng(0).random((3, 2, 8, 8, 3))
+    plots.change_sheet(before, after, ["", ""], ["near", "far"], tmp_path / "a.png", targets=targets)
+    (figure,) = drawn
+    rows = np.array(figure.axes).reshape(4, 2)
+    assert [axes.get_ylabel() for axes in rows[:, 0]] == ["target", "before", "after", "change"]
+    np.testing.assert_array_equal(rows[0, 1].images[0].get_array(), targets[1])
+    assert rows[3, 1].get_xlabel() == "far"
+    with pytest.raises(InputError, match=r"\(1, 8, 8, 3\) and \(2, 8, 8, 3\)"):
+        plots.change_sheet(before, after, ["", ""], ["", ""], tmp_path / "b.png", targets=targets[:1])
+
+
 @pytest.mark.parametrize(("n", "texts"), [(0, 0), (13, 13), (3, 2)])
 def test_change_sheet_refuses_what_does_not_fit(tmp_path, n, texts):
     with pytest.raises(InputError, match="with two texts each, are needed"):

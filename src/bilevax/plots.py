@@ -129,7 +129,13 @@ def contact_sheet(
 
 
 def change_sheet(
-    before: Any, after: Any, above: Sequence[str], below: Sequence[str], path: Path, heading: str = ""
+    before: Any,
+    after: Any,
+    above: Sequence[str],
+    below: Sequence[str],
+    path: Path,
+    heading: str = "",
+    targets: Any | None = None,
 ) -> None:
     """Pictures before and after a change and the change itself, in three rows; red is more, blue is less.
 
@@ -139,6 +145,7 @@ def change_sheet(
         below: n short texts under the changes.
         path: the PNG to write.
         heading: one line above all.
+        targets: pictures as `before`, what each was changed for; a row of their own above the others.
 
     Raises:
         InputError: no pictures, or shapes or texts that do not fit.
@@ -152,23 +159,27 @@ def change_sheet(
         ...     change_sheet(*pictures, ["3", "4"], ["as 8", "as 9"], pathlib.Path(folder) / "points.png")
     """
     before, after = np.asarray(before, float), np.asarray(after, float)
-    n = len(before)
-    if not n or before.shape != after.shape or before.ndim not in (3, 4) or not n == len(above) == len(below) <= 12:
+    aims = [] if targets is None else [np.asarray(targets, float)]
+    n, shapes = len(before), {x.shape for x in (before, after, *aims)}
+    if not n or len(shapes) > 1 or before.ndim not in (3, 4) or not n == len(above) == len(below) <= 12:
         raise InputError(
-            f"change_sheet: pictures of shape {before.shape} and {after.shape}, and {len(above)} and {len(below)} "
-            "texts. At least one and at most 12 pictures of one shape, with two texts each, are needed."
+            f"change_sheet: pictures of shape {' and '.join(map(str, sorted(shapes)))}, and {len(above)} and "
+            f"{len(below)} texts. At least one and at most 12 pictures of one shape, with two texts each, are needed."
         )
     change = after - before if before.ndim == 3 else (after - before).mean(-1)
     most = max(float(np.abs(change).max()), 1e-3)
     with rc_context(STYLE):
-        figure = Figure(figsize=(max(0.95 * n + 0.9, 4.0), 3.9), layout="constrained")
-        figure.patch.set_facecolor("white")
-        rows = figure.subplots(3, n, squeeze=False)
         grey: dict[str, Any] = {"cmap": "gray_r", "vmin": 0, "vmax": 1}
-        looks: tuple[dict[str, Any], ...] = (grey, grey, {"cmap": "RdBu_r", "vmin": -most, "vmax": most})
-        for name, row, pictures, look in zip(
-            ("before", "after", "change"), rows, (before, after, change), looks, strict=True
-        ):
+        shown: list[tuple[str, np.ndarray, dict[str, Any]]] = [
+            *(("target", x, grey) for x in aims),
+            ("before", before, grey),
+            ("after", after, grey),
+            ("change", change, {"cmap": "RdBu_r", "vmin": -most, "vmax": most}),
+        ]
+        figure = Figure(figsize=(max(0.95 * n + 0.9, 4.0), 0.9 + len(shown)), layout="constrained")
+        figure.patch.set_facecolor("white")
+        rows = figure.subplots(len(shown), n, squeeze=False)
+        for (name, pictures, look), row in zip(shown, rows, strict=True):
             for axes, picture in zip(row, pictures, strict=True):
                 axes.imshow(picture, interpolation="nearest", **look)
                 axes.grid(False)
@@ -179,7 +190,7 @@ def change_sheet(
             row[0].set_ylabel(name, fontsize=9)
         for i in range(n):
             rows[0, i].set_title(above[i], fontsize=8, fontweight="normal", loc="center")
-            rows[2, i].set_xlabel(below[i], fontsize=8)
+            rows[-1, i].set_xlabel(below[i], fontsize=8)
         if heading:
             figure.suptitle(heading, x=0.01, ha="left", fontsize=11, fontweight="bold")
     _save(figure, path)

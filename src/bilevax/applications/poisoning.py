@@ -128,7 +128,7 @@ def clean_label_solver(steps: int, lower_steps: int = 10) -> Penalty:
         optax.adam(optax.cosine_decay_schedule(1e-2, steps * lower_steps)),
         lower_steps,
         gamma=1.0,
-        lam=10.0,
+        lam=30.0,
         nu=1.0,
         step_scale=1.0,
         stage_steps=10,

@@ -28,6 +28,9 @@ def reproduce(
         int | None,
         typer.Option(min=0, max=100, metavar="PERCENT", help="Only this share of wrong labels, of one on several."),
     ] = None,
+    features: Annotated[
+        Path | None, typer.Option(metavar="FILE.npz", help="Images and a feature map of yours, of figure3.")
+    ] = None,
     out: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Where the results go.", show_default="out/NAME")
     ] = None,
@@ -51,9 +54,7 @@ def reproduce(
             raise InputError(f"NAME is {name!r}, which is no experiment. Pass one of {names}.")
         out = Path("out") / name if out is None else out
         check_writable(out)
-        settings = catalog.Settings(
-            quick=quick, medium=medium, seeds=seeds, solver=solver, dataset=dataset, noise=noise, out=out
-        )
+        settings = catalog.Settings(quick, medium, seeds, solver, dataset, noise, features, out)
         experiments[name].run(settings)
 
 
