@@ -273,6 +273,7 @@ class Settings(NamedTuple):
     solver: str | None
     dataset: str | None
     noise: int | None
+    features: object
     out: object
 
 class Experiment(NamedTuple):
@@ -280,7 +281,7 @@ class Experiment(NamedTuple):
     run: object
 
 def _run(settings):
-    (settings.out / "ran.txt").write_text(repr(settings[:6]))
+    (settings.out / "ran.txt").write_text(repr(settings[:7]))
 
 EXPERIMENTS = {"figure1": Experiment("Four examples", _run), "table4": Experiment("Accuracies", _run)}
 """
@@ -309,10 +310,10 @@ def test_reproduce_lists_and_runs(checkout):
     assert "Four examples" in result.stdout
     result = bilevax_command("reproduce", "table4", "--quick", "--seeds", 3, "--solver", "Penalty")
     assert result.exit_code == 0, result.output
-    assert (checkout / "out" / "table4" / "ran.txt").read_text() == "(True, False, 3, 'Penalty', None, None)"
+    assert (checkout / "out" / "table4" / "ran.txt").read_text() == "(True, False, 3, 'Penalty', None, None, None)"
     result = bilevax_command("reproduce", "table4", "--dataset", "mnist", "--noise", 25)
     assert result.exit_code == 0, result.output
-    assert (checkout / "out" / "table4" / "ran.txt").read_text() == "(False, False, None, None, 'mnist', 25)"
+    assert (checkout / "out" / "table4" / "ran.txt").read_text() == "(False, False, None, None, 'mnist', 25, None)"
 
 
 def test_reproduce_refusals(checkout):

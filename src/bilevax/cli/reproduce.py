@@ -54,7 +54,16 @@ def reproduce(
             raise InputError(f"NAME is {name!r}, which is no experiment. Pass one of {names}.")
         out = Path("out") / name if out is None else out
         check_writable(out)
-        settings = catalog.Settings(quick, medium, seeds, solver, dataset, noise, features, out)
+        settings = catalog.Settings(
+            quick=quick,
+            medium=medium,
+            seeds=seeds,
+            solver=solver,
+            dataset=dataset,
+            noise=noise,
+            features=features,
+            out=out,
+        )
         experiments[name].run(settings)
 
 
