@@ -1,5 +1,11 @@
 """Tests run in float64, with warnings as errors."""
 
+import dataclasses
+import hashlib
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from types import SimpleNamespace
+
 import jax
 import pytest
 
@@ -9,3 +15,71 @@ jax.config.update("jax_enable_x64", True)
 @pytest.fixture
 def key():
     return jax.random.key(0)
+
+
+# --- a server whose manners are the first part of the path ----------------------------------------------------------
+
+
+class Handler(BaseHTTPRequestHandler):
+    def do_GET(self):
+        _, manner, name = self.path.split("/")
+        self.server.log.append((manner, name))
+        content = self.server.files.get(name, b"")
+        if manner == "missing":
+            self.send_error(404)
+            return
+        if manner == "wrong":
+            content = content[:-1] + bytes([content[-1] ^ 1])
+        self.send_response(200)
+        announced = {"boasts": 1000 * len(content), "understates": len(content) - 1}.get(manner, len(content))
+        if manner != "silent":
+            self.send_header("Content-Length", str(announced))
+        self.end_headers()
+        if manner in ("breaks", "stalls"):
+            content = content[: len(content) // 2]
+        if manner == "silent":  # no length announced, and more than is asked for
+            content += b"trailing bytes" * 1000
+        self.wfile.write(content)
+        self.wfile.flush()
+        if manner == "stalls":
+            self.server.released.wait(10)
+
+    def log_message(self, *arguments):
+        pass
+
+
+class Server(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def handle_error(self, request, client_address):
+        pass  # a client that hangs up early
+
+
+@pytest.fixture
+def web(tmp_path, monkeypatch):
+    """A local server, an empty cache, and `put`, which has files served in the place of a data set's published ones."""
+    from bilevax import datasets
+
+    server = Server(("127.0.0.1", 0), Handler)
+    server.files, server.log, server.released = {}, [], threading.Event()
+    thread = threading.Thread(target=server.serve_forever, args=(0.02,))
+    thread.start()
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.delenv("BILEVAX_DATA", raising=False)
+
+    def put(constant, contents, *manners):
+        source = getattr(datasets, constant)
+        folders = tuple(f"http://127.0.0.1:{server.server_port}/{manner}/" for manner in manners)
+        server.files = {file.name: content for file, content in zip(source.files, contents, strict=True)}
+        files = tuple(
+            datasets._Published(name, folders, len(content), hashlib.md5(content).hexdigest())
+            for name, content in server.files.items()
+        )
+        monkeypatch.setattr(datasets, constant, dataclasses.replace(source, files=files))
+
+    yield SimpleNamespace(put=put, server=server, cache=tmp_path / "bilevax", log=server.log)
+    server.released.set()
+    server.shutdown()
+    thread.join()
+    server.server_close()

@@ -2,7 +2,6 @@
 
 import dataclasses
 import gzip
-import hashlib
 import io
 import itertools
 import os
@@ -12,8 +11,6 @@ import tarfile
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -82,74 +79,18 @@ SETS = {
 }
 
 
-# --- a server whose manners are the first part of the path ----------------------------------------------------------
-
-
-class Handler(BaseHTTPRequestHandler):
-    def do_GET(self):
-        _, manner, name = self.path.split("/")
-        self.server.log.append((manner, name))
-        content = self.server.files.get(name, b"")
-        if manner == "missing":
-            self.send_error(404)
-            return
-        if manner == "wrong":
-            content = content[:-1] + bytes([content[-1] ^ 1])
-        self.send_response(200)
-        announced = {"boasts": 1000 * len(content), "understates": len(content) - 1}.get(manner, len(content))
-        if manner != "silent":
-            self.send_header("Content-Length", str(announced))
-        self.end_headers()
-        if manner in ("breaks", "stalls"):
-            content = content[: len(content) // 2]
-        if manner == "silent":  # no length announced, and more than is asked for
-            content += b"trailing bytes" * 1000
-        self.wfile.write(content)
-        self.wfile.flush()
-        if manner == "stalls":
-            self.server.released.wait(10)
-
-    def log_message(self, *arguments):
-        pass
-
-
-class Server(ThreadingHTTPServer):
-    daemon_threads = True
-
-    def handle_error(self, request, client_address):
-        pass  # a client that hangs up early
-
-
 @pytest.fixture
-def web(tmp_path, monkeypatch):
-    """A local server, an empty cache, and `publish`, which puts a small data set in the place of the real one."""
-    server = Server(("127.0.0.1", 0), Handler)
-    server.files, server.log, server.released = {}, [], threading.Event()
-    thread = threading.Thread(target=server.serve_forever, args=(0.02,))
-    thread.start()
-    monkeypatch.setenv("no_proxy", "127.0.0.1")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.delenv("BILEVAX_DATA", raising=False)
+def web(web):
+    """The local server with `publish`, which puts a small data set in the place of the real one."""
 
     def publish(name, *manners, images=None, contents=None):
         constant, pack = SETS[name]
-        source = getattr(datasets, constant)
-        images = pictures(source.shape) if images is None else images
-        folders = tuple(f"http://127.0.0.1:{server.server_port}/{manner}/" for manner in manners)
-        contents = pack(images) if contents is None else contents
-        server.files = {file.name: content for file, content in zip(source.files, contents, strict=True)}
-        files = tuple(
-            datasets._Published(name, folders, len(content), hashlib.md5(content).hexdigest())
-            for name, content in server.files.items()
-        )
-        monkeypatch.setattr(datasets, constant, dataclasses.replace(source, files=files))
+        images = pictures(getattr(datasets, constant).shape) if images is None else images
+        web.put(constant, pack(images) if contents is None else contents, *manners)
         return images
 
-    yield SimpleNamespace(publish=publish, server=server, cache=tmp_path / "bilevax", log=server.log)
-    server.released.set()
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    web.publish = publish
+    return web
 
 
 def same(a, b):
@@ -446,7 +387,7 @@ def test_no_damage_slips_through(tmp_path):
             changed = content[:at] + bytes([content[at] ^ int(rng.integers(1, 256))]) + content[at + 1 :]
             path.write_bytes(content[:at] if trial % 4 == 0 else changed)
             try:
-                found = datasets._read_npz(path, (28, 28), "")
+                found = datasets._read_npz(path, datasets._MNIST, "")
             except InputError:
                 refused += 1
             else:

@@ -1,9 +1,10 @@
 """Data sets, label noise at a known rate, splits by the papers' protocols: and the truth to measure by.
 
-MNIST, Fashion-MNIST, CIFAR-10 and SVHN are looked for in the directory that the environment variable BILEVAX_DATA
-names, then in the user's cache ($XDG_CACHE_HOME/bilevax, or ~/.cache/bilevax), and are else downloaded to that cache.
-In both places a data set is one file (mnist.npz, fashion_mnist.npz, cifar10.npz, svhn.npz) with the arrays x_train,
-y_train, x_test, y_test, all uint8.
+MNIST, Fashion-MNIST, CIFAR-10, SVHN and Omniglot are looked for in the directory that the environment variable
+BILEVAX_DATA names, then in the user's cache ($XDG_CACHE_HOME/bilevax, or ~/.cache/bilevax), and are else downloaded to
+that cache. In both places a data set is one file: mnist.npz, fashion_mnist.npz, cifar10.npz and svhn.npz with the
+arrays x_train, y_train, x_test, y_test, all uint8, and omniglot.npz with images (classes, 20, 28, 28) uint8.
+mini-ImageNet is looked for in both places and not downloaded: its images are under ImageNet's terms.
 """
 
 import gzip
@@ -34,6 +35,7 @@ from bilevax.problem import InputError, listed, require_count
 CLASSES = 10  # of each of the data sets here
 DIGITS = 1797
 DIGITS_TRAIN = 1437
+OMNIGLOT_DRAWERS = 20
 TIMEOUT = 30.0  # seconds without a byte
 BLOCK = 1 << 18  # bytes read at a time
 STALE = 24 * 3600  # seconds; what a killed download left behind is then swept up
@@ -74,7 +76,12 @@ class _Source:
     name: str
     shape: tuple[int, ...]
     files: tuple[_Published, ...]
-    read: Callable[[list[Path]], Images]
+    read: Callable[[list[Path]], Any]
+    kind: type[Any] = Images
+
+    def fault(self, found: Any) -> str:
+        """What is wrong with these arrays, as a sentence; empty where nothing is."""
+        return _fault(found, self.shape) if self.kind is Images else _classes_fault(found, self.shape)
 
 
 def _read_idx(path: Path) -> np.ndarray:
@@ -233,6 +240,194 @@ def svhn() -> Images:
     return _load(_SVHN)
 
 
+class ClassImages(NamedTuple):
+    """As many pictures of each of many classes.
+
+    Attributes:
+        images: (classes, pictures, h, w) or, in colour, (classes, pictures, h, w, 3) uint8, 0..255.
+    """
+
+    images: np.ndarray
+
+
+class ClassSplit(NamedTuple):
+    """Classes apart: to learn from, to choose by, to test on. Each as `ClassImages.images`; val may have no class."""
+
+    train: np.ndarray
+    val: np.ndarray
+    test: np.ndarray
+
+
+def _classes_fault(found: ClassImages, shape: tuple[int, ...]) -> str:
+    x = found.images
+    if x.dtype != np.uint8 or x.shape[2:] != shape or 0 in x.shape:
+        wanted = ", ".join(map(str, shape))
+        return f"images is {x.dtype} {x.shape}, and must be uint8 (classes, pictures, {wanted}) with values 0..255."
+    return ""
+
+
+def _read_omniglot(paths: list[Path]) -> ClassImages:
+    """Two archives of PNG files of 105 x 105, FOLDER/ALPHABET/CHARACTER/NNNN_DD.png, black strokes on white."""
+    from PIL import Image
+
+    drawn: list[np.ndarray] = []
+    for path in paths:
+        with zipfile.ZipFile(path) as archive:
+            names = sorted(name for name in archive.namelist() if name.endswith(".png"))
+            for name in names:
+                with archive.open(name) as stream, Image.open(stream) as picture:
+                    ink = Image.eval(picture.convert("L"), lambda value: 255 - value)
+                    drawn.append(np.asarray(ink.resize((28, 28), Image.Resampling.LANCZOS)))
+    return ClassImages(np.stack(drawn).reshape(-1, OMNIGLOT_DRAWERS, 28, 28))
+
+
+_OMNIGLOT_FOLDERS = (
+    "https://github.com/brendenlake/omniglot/raw/master/python/",
+    "https://raw.githubusercontent.com/brendenlake/omniglot/master/python/",
+)
+_OMNIGLOT = _Source(
+    "omniglot",
+    (28, 28),
+    (
+        _Published("images_background.zip", _OMNIGLOT_FOLDERS, 9464212, "68d2efa1b9178cc56df9314c21c6e718"),
+        _Published("images_evaluation.zip", _OMNIGLOT_FOLDERS, 6462886, "6b91aef0f799c5bb55b94e3f2daec811"),
+    ),
+    _read_omniglot,
+    ClassImages,
+)
+
+
+def omniglot(train: int = 1200, rotations: bool = True) -> ClassSplit:
+    """Characters of 50 alphabets (Lake et al. 2015), 20 drawings of each, 28 x 28, white on black.
+
+    Split as in Mehra and Hamm (2021), section 3.3: the first 1,200 characters to learn from, the other 423 to test on;
+    rotations by 90, 180 and 270 degrees are classes of their own (Santoro et al. 2016). There is no validation part.
+
+    Looked for in $BILEVAX_DATA, then in the user's cache, then downloaded (16 MB) to the cache and reduced from 105 x
+    105 to 28 x 28 by Lanczos' filter.
+
+    Args:
+        train: how many characters to learn from; the others are for tests.
+        rotations: whether there are rotated classes.
+
+    Raises:
+        InputError: BILEVAX_DATA is no directory, or a file found is damaged or holds something else; train leaves
+            no character for either part.
+        DownloadError: it is in neither place, and cannot be downloaded or kept.
+
+    Example:
+        >>> from bilevax.datasets import omniglot
+        >>> omniglot().train.shape  # doctest: +SKIP
+        (4800, 20, 28, 28)
+    """
+    require_count("omniglot", "train", train)
+    images = _load(_OMNIGLOT).images
+    if train >= len(images):
+        raise InputError(f"omniglot: train is {train}, and there are {len(images)} characters. Leave some for tests.")
+    parts = images[:train], images[:0], images[train:]
+    return ClassSplit(*(rotated(part) for part in parts)) if rotations else ClassSplit(*parts)
+
+
+def rotated(images: np.ndarray) -> np.ndarray:
+    """Four times the classes: as they are, then turned by 90, 180 and 270 degrees.
+
+    Example:
+        >>> import numpy as np
+        >>> from bilevax.datasets import rotated
+        >>> rotated(np.zeros((3, 5, 8, 8), np.uint8)).shape
+        (12, 5, 8, 8)
+    """
+    return np.concatenate([np.rot90(images, turns, (2, 3)) for turns in range(4)])
+
+
+def mini_imagenet() -> ClassSplit:
+    """Photographs of 100 classes of ImageNet (Vinyals et al. 2016), 600 of each, 84 x 84 in colour.
+
+    Split by Ravi and Larochelle (2017): 64 classes to learn from, 16 to choose by, 20 to test on. There is no download:
+    mini_imagenet_train.npz, mini_imagenet_val.npz and mini_imagenet_test.npz, each with images (classes, 600, 84, 84,
+    3) uint8, are looked for in $BILEVAX_DATA and in the user's cache.
+
+    Raises:
+        InputError: BILEVAX_DATA is no directory, or a file found is damaged or holds something else.
+        DownloadError: a file is in neither place.
+    """
+    sources = (_Source(f"mini_imagenet_{part}", (84, 84, 3), (), list, ClassImages) for part in ClassSplit._fields)
+    return ClassSplit(*(_load(source).images for source in sources))
+
+
+class ClassFolders(NamedTuple):
+    """Pictures read from a folder of folders.
+
+    Attributes:
+        images: (classes, pictures, h, w[, 3]) uint8, of each class as many as the smallest one has.
+        names: of the classes.
+        unread: the files that could not be read.
+    """
+
+    images: np.ndarray
+    names: list[str]
+    unread: list[str]
+
+
+def class_folders(folder: Path, *, side: int | None = None, strict: bool = False) -> ClassFolders:
+    """Pictures from a folder of folders, one for each class.
+
+    Args:
+        folder: its subfolders are the classes, in the order of their names; hidden ones are left out.
+        side: all pictures are brought to side x side; None leaves them as they are, and they must be alike.
+        strict: a file that cannot be read as a picture is an error; otherwise it is left out and named.
+
+    The pictures are grey where all of them are, and otherwise in colour.
+
+    Raises:
+        InputError: no such folder; no subfolders; one without a readable picture; pictures of several sizes where
+            no side is given; a side that is not positive; a file that cannot be read, where strict.
+    """
+    from PIL import Image, UnidentifiedImageError
+
+    if side is not None:
+        require_count("class_folders", "side", side)
+    if not folder.is_dir():
+        raise InputError(f"{folder} is no folder. Pass a folder that has one subfolder of pictures for each class.")
+    names = sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+    if not names:
+        raise InputError(f"{folder} has no subfolders. Make one for each class, with its pictures in it.")
+    unread: list[str] = []
+    drawn: dict[str, list[np.ndarray]] = {}
+    sizes: Counter[tuple[int, int]] = Counter()
+    grey = True
+    for name in names:
+        drawn[name] = []
+        for path in sorted(path for path in (folder / name).iterdir() if path.is_file()):
+            try:
+                with Image.open(path) as picture:
+                    mode, shown = picture.mode, picture
+                    if mode.startswith("I"):  # 16 bits, which `convert` would cut off at 255
+                        high = np.asarray(picture).clip(0, 65535) >> 8
+                        shown = Image.fromarray(high.astype(np.uint8))
+                    shown = shown.convert("RGB")
+            except (OSError, ValueError, SyntaxError, UnidentifiedImageError, Image.DecompressionBombError) as error:
+                if strict:
+                    raise InputError(
+                        f"{path} cannot be read as a picture ({error}). Remove it, or go on without it (no --strict)."
+                    ) from error
+                unread.append(f"{name}/{path.name}")
+                continue
+            grey &= mode in ("1", "L", "LA") or mode.startswith("I")
+            if side is not None:
+                shown = shown.resize((side, side), Image.Resampling.LANCZOS)
+            sizes[shown.size] += 1
+            drawn[name].append(np.asarray(shown))
+        if not drawn[name]:
+            raise InputError(f"{folder / name} has no picture that can be read. Add some, or remove the folder.")
+    if len(sizes) > 1:
+        told = listed([f"{w} x {h} ({n})" for (w, h), n in sizes.most_common()], quote=False)
+        raise InputError(f"The pictures in {folder} are of several sizes: {told}. Pass the side that all get (--side).")
+    least = min(map(len, drawn.values()))
+    images = np.stack([np.stack(drawn[name][:least]) for name in names])
+    return ClassFolders(images[..., 0] if grey else images, names, unread)
+
+
 def digits() -> Images:
     """scikit-learn's 1,797 handwritten digits of 8 x 8: the first 1,437 to train, the other 360 to test.
 
@@ -251,9 +446,10 @@ def digits() -> Images:
     return Images(x[:DIGITS_TRAIN], y[:DIGITS_TRAIN], x[DIGITS_TRAIN:], y[DIGITS_TRAIN:])
 
 
-def _load(source: _Source) -> Images:
+def _load(source: _Source) -> Any:
     """The data set from the first place that has it."""
     file, looked_at = f"{source.name}.npz", []
+    wanted = listed(source.kind._fields, quote=False)
     folder = os.environ.get("BILEVAX_DATA", "")
     if folder:
         given = Path(folder).expanduser()
@@ -263,18 +459,25 @@ def _load(source: _Source) -> Images:
                 "unset BILEVAX_DATA to use the cache."
             )
         if os.path.isfile(given / file):
-            return _read_npz(given / file, source.shape, "Replace it, or remove it to use the cache or the download.")
+            remedy = "Replace it, or remove it to use the cache" + (" or the download." if source.files else ".")
+            return _read_npz(given / file, source, remedy)
         looked_at.append(f"{given / file} (BILEVAX_DATA)")
     cache = _cache()
     if os.path.isfile(cache / file):
-        return _read_npz(cache / file, source.shape, "Remove it, and it will be downloaded again.")
+        remedy = "Remove it, and it will be downloaded again." if source.files else "Replace it."
+        return _read_npz(cache / file, source, remedy)
     looked_at.append(f"{cache / file} (the cache)")
+    if not source.files:
+        raise DownloadError(
+            f"{source.name} is not in {' nor in '.join(looked_at)}, and has no public home to download it from. Put "
+            f"{file} (arrays {wanted}, all uint8) in a directory and set BILEVAX_DATA to it."
+        )
     try:
         return _download(source, cache)
     except OSError as error:
         raise DownloadError(
             f"{source.name} is not in {' nor in '.join(looked_at)}, and its download failed. {error} Or put {file} "
-            "(arrays x_train, y_train, x_test, y_test, all uint8) in a directory and set BILEVAX_DATA to it."
+            f"(arrays {wanted}, all uint8) in a directory and set BILEVAX_DATA to it."
         ) from error
 
 
@@ -288,23 +491,23 @@ def _cache() -> Path:
         ) from error
 
 
-def _read_npz(path: Path, shape: tuple[int, ...], remedy: str) -> Images:
+def _read_npz(path: Path, source: _Source, remedy: str) -> Any:
     unreadable = (OSError, EOFError, ValueError, TypeError, RuntimeError, zipfile.BadZipFile, zlib.error)
     try:
         with open(path, "rb") as stream, np.load(stream) as file:
-            arrays = {name: np.asarray(file[name]) for name in Images._fields if name in file.files}
+            arrays = {name: np.asarray(file[name]) for name in source.kind._fields if name in file.files}
     except unreadable as error:
         raise InputError(
             f"{path} is damaged or no NPZ file ({str(error) or type(error).__name__}). {remedy}"
         ) from error
-    missing = [name for name in Images._fields if name not in arrays]
+    missing = [name for name in source.kind._fields if name not in arrays]
     if missing:
         raise InputError(f"{path} lacks the arrays {listed(missing, quote=False)}. {remedy}")
-    images = Images(**arrays)
-    fault = _fault(images, shape)
+    found = source.kind(**arrays)
+    fault = source.fault(found)
     if fault:
         raise InputError(f"{path}: {fault} {remedy}")
-    return images
+    return found
 
 
 def _fault(images: Images, shape: tuple[int, ...] | None = None) -> str:
@@ -323,7 +526,7 @@ def _fault(images: Images, shape: tuple[int, ...] | None = None) -> str:
     return ""
 
 
-def _download(source: _Source, cache: Path) -> Images:
+def _download(source: _Source, cache: Path) -> Any:
     """Fetch, check, convert and keep a data set. The cache gets a complete file by a rename, or nothing.
 
     Every download works in a directory of its own, so several at once do not meet before the rename.
@@ -350,15 +553,16 @@ def _download(source: _Source, cache: Path) -> Images:
         ) from error
 
 
-def _convert(source: _Source, paths: list[Path]) -> Images:
-    unreadable = (OSError, EOFError, ValueError, LookupError, TypeError, zlib.error, tarfile.TarError)
+def _convert(source: _Source, paths: list[Path]) -> Any:
+    archive = (zlib.error, tarfile.TarError, zipfile.BadZipFile)
+    unreadable = (OSError, EOFError, ValueError, LookupError, TypeError, *archive)
     names = listed([path.name for path in paths], quote=False)
     try:
         images = source.read(paths)
     except unreadable as error:
         reason = str(error) or type(error).__name__
         raise DownloadError(f"{names} arrived as published and cannot be read ({reason}). Please report it.") from error
-    fault = _fault(images, source.shape)
+    fault = source.fault(images)
     if fault:
         raise DownloadError(f"{names} arrived as published and hold something else: {fault} Please report it.")
     return images

@@ -1,0 +1,367 @@
+"""Few-shot learning: one representation for all tasks, a small classifier on top of it for each.
+
+u are the parameters of the representation, v the heads of a meta-batch of tasks, each trained on a few samples of its
+own; u is to serve the samples that are asked about (Franceschi et al., ICML 2018; Mehra and Hamm 2021, eq. 4).
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from bilevax.applications.episodes import (
+    Adapt,
+    Episode,
+    Episodes,
+    Evaluation,
+    Scores,
+    check_classes,
+    class_means,
+    evaluate,
+)
+from bilevax.applications.task import Task
+from bilevax.linear_solve import ByOptimizer
+from bilevax.models import Representation, omniglot_network
+from bilevax.problem import Batch, InputError, Problem, PyTree, require_count
+from bilevax.solve import solve
+from bilevax.solvers import Alternating, Implicit, Penalty, ReverseMode, base
+
+SCALE = 10.0  # of a cosine, so that a softmax of cosines can be sure of something
+LOWER_STEPS = 20
+ADAPT_STEPS = 100
+HEAD_RATE = 0.1
+SAMPLED = 2000  # training images whose statistics are kept
+
+
+class FewShot(NamedTuple):
+    """A way to learn from few samples.
+
+    Attributes:
+        task: for `solve`; u is what all tasks share.
+        use: way -> (adapt, scores), for tasks of so many classes: adapt(u, samples) -> v, and scores(u, v, queries) ->
+            (tasks, n, way).
+        statistics: (u, images) -> by which a trained representation normalises.
+    """
+
+    task: Task
+    use: Callable[[int], tuple[Adapt, Scores]]
+    statistics: Callable[[PyTree, Any], PyTree]
+
+
+def penalty_solver(steps: int, lower_steps: int = LOWER_STEPS) -> Penalty:
+    """Penalty as used here, for so many steps; without multipliers, since every step has other heads."""
+    return Penalty(
+        optax.adam(optax.cosine_decay_schedule(3e-3, steps)),
+        optax.sgd(HEAD_RATE),
+        lower_steps,
+        gamma=1.0,
+        lam=1.0,
+        nu=0.0,
+        step_scale=1.0,
+    )
+
+
+def approxgrad_solver(steps: int, lower_steps: int = LOWER_STEPS) -> Implicit:
+    """ApproxGrad: as many moves of its linear solve as of v."""
+    solve_by = ByOptimizer(optax.sgd(HEAD_RATE), steps=lower_steps)
+    return Implicit(optax.adam(optax.cosine_decay_schedule(3e-3, steps)), optax.sgd(HEAD_RATE), lower_steps, solve_by)
+
+
+def reverse_solver(steps: int, lower_steps: int = LOWER_STEPS) -> ReverseMode:
+    """RMD: the T moves of the heads are differentiated (Franceschi et al. 2018)."""
+    return ReverseMode(optax.adam(optax.cosine_decay_schedule(3e-3, steps)), optax.sgd(HEAD_RATE), lower_steps)
+
+
+def alternating_solver(steps: int, lower_steps: int = LOWER_STEPS) -> Alternating:
+    """Alternating descent: the representation learns as if the heads did not depend on it."""
+    return Alternating(optax.adam(optax.cosine_decay_schedule(3e-3, steps)), optax.sgd(HEAD_RATE), lower_steps)
+
+
+def features_of(representation: Representation, u: PyTree, samples: Episode) -> Any:
+    """The features (tasks, n, d) of all tasks' samples, in one pass."""
+    x = samples.x.reshape(-1, *samples.x.shape[2:])
+    features = representation.apply(u, x, samples.statistics, samples.key)
+    return features.reshape(*samples.y.shape, -1)
+
+
+def cosine_scores(v: Any, features: Any) -> Any:
+    """Ten times the cosines (tasks, n, way) of features (tasks, n, d) and heads (tasks, way, d) (Luo et al. 2018)."""
+    return SCALE * unit(features) @ jnp.swapaxes(unit(v), 1, 2)
+
+
+def unit(x: Any) -> Any:
+    """Vectors along the last axis, of length one; a zero stays zero."""
+    return x * jax.lax.rsqrt(jnp.maximum(jnp.sum(x * x, -1, keepdims=True), jnp.finfo(x.dtype).tiny ** 0.5))
+
+
+def cross_entropies(scores: Any, y: Any) -> Any:
+    """The mean cross-entropy (tasks,) of each task."""
+    return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(scores, y), 1)
+
+
+@functools.cache
+def _cosine_problem(representation: Representation, way: int) -> tuple[Problem, Adapt, Scores]:
+    """The one problem object of a representation: an equal one is not compiled again."""
+
+    def upper_loss(u: PyTree, v: Any, queries: Episode) -> Any:
+        return jnp.mean(cross_entropies(cosine_scores(v, features_of(representation, u, queries)), queries.y))
+
+    def lower_loss(u: PyTree, v: Any, samples: Episode) -> Any:
+        # The sum: each head descends its own loss, whatever the number of tasks.
+        return jnp.sum(cross_entropies(cosine_scores(v, features_of(representation, u, samples)), samples.y))
+
+    def start(u: PyTree, batch: Batch, key: Any) -> Any:
+        return unit(class_means(features_of(representation, u, batch.lower), batch.lower.y, way))
+
+    problem = Problem(upper_loss, lower_loss, lower_start=start)
+
+    def adapt(u: PyTree, samples: Episode) -> Any:
+        batch, optimizer = Batch(None, samples), optax.sgd(HEAD_RATE)
+        v = start(u, batch, None)
+        descend, key = base.descend(problem, u, batch), jax.random.key(0)
+        return base.lower_moves(descend, optimizer, optimizer.init(v), v, problem, batch, ADAPT_STEPS, key)[0]
+
+    def scores(u: PyTree, v: Any, queries: Episode) -> Any:
+        return cosine_scores(v, features_of(representation, u, queries))
+
+    return problem, adapt, scores
+
+
+def fewshot_task(
+    representation: Representation,
+    images: Any,
+    *,
+    way: int,
+    shot: int,
+    key: Any,
+    queries: int = 15,
+    tasks: int = 30,
+) -> FewShot:
+    """A representation under softmax heads with cosine normalisation (appendix E.3).
+
+    u is the representation's parameters; v (tasks, way, d) the heads, which in each step start at the means of their
+    classes' features and descend. g is the sum over the tasks of the mean cross-entropies of the samples to learn from,
+    f the mean over the tasks of those of the samples that are asked about. The representation is applied to all tasks'
+    samples in one pass; neither loss applies it anew when v moves, since it depends on u and the batch alone: the
+    compiled step has it outside of the loop over the moves.
+
+    Args:
+        representation: maps samples to features, such as `omniglot_network`.
+        images: (classes, pictures, ...) to learn from.
+        way, shot, queries, tasks: as for `Episodes`.
+        key: a jax.random key, for the representation's initialisation.
+
+    Raises:
+        InputError: images are not (classes, pictures, ...); fewer classes than way, or pictures than shot + queries.
+
+    Metrics: loss and accuracy on 100 tasks of the given classes, after 100 moves of the heads.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from bilevax import solve
+        >>> from bilevax.applications.fewshot import fewshot_task, penalty_solver
+        >>> from bilevax.models import omniglot_network
+        >>> images = jax.random.randint(jax.random.key(0), (8, 6, 16, 16), 0, 255).astype(jnp.uint8)
+        >>> method = fewshot_task(omniglot_network(4), images, way=3, shot=1, queries=2, tasks=2, key=jax.random.key(1))
+        >>> result = solve(
+        ...     penalty_solver(3), method.task.problem, *method.task.start, method.task.batches, steps=3,
+        ...     key=jax.random.key(2),
+        ... )
+        >>> result.v.shape
+        (2, 3, 4)
+    """
+    source = sources(images, way, shot, queries, tasks)
+    problem, adapt, scores = _cosine_problem(representation, way)
+    u = representation.init(key, source.images[0])
+    shapes = jax.eval_shape(lambda: features_of(representation, u, source.at(0, key).lower))
+    v = jnp.zeros((tasks, way, shapes.shape[-1]), shapes.dtype)
+    task = Task(problem, (u, v), source, metrics_of(adapt, scores, source))
+    return FewShot(task, lambda way: _cosine_problem(representation, way)[1:], representation.statistics)
+
+
+def sources(images: Any, way: int, shot: int, queries: int, tasks: int) -> Episodes:
+    """Episodes of checked images."""
+    check_classes("images", images)
+    source = Episodes(jnp.asarray(images), way, shot, queries, tasks)
+    source.check()
+    return source
+
+
+def metrics_of(adapt: Adapt, scores: Scores, source: Episodes) -> Callable[[PyTree, PyTree], dict[str, float]]:
+    """Accuracy on tasks of the source's own classes."""
+
+    def metrics(u: PyTree, v: PyTree) -> dict[str, float]:
+        found = evaluate(
+            adapt,
+            scores,
+            u,
+            source.images,
+            way=source.way,
+            shot=source.shot,
+            queries=source.queries,
+            episodes=100,
+            key=jax.random.key(0),
+        )
+        return {"accuracy": found.mean}
+
+    return metrics
+
+
+def statistics_of(method: FewShot, u: PyTree, images: Any, *, key: Any) -> PyTree:
+    """The statistics by which a trained representation normalises: those of 2,000 of its training images."""
+    x = jnp.asarray(images)
+    x = x.reshape(-1, *x.shape[2:])
+    chosen = jax.random.choice(key, len(x), (min(SAMPLED, len(x)),), replace=False)
+    return jax.jit(method.statistics)(u, x[chosen])
+
+
+class FewShotClassifier:
+    """A classifier of the classes of one task; it takes samples (n, ...).
+
+    Attributes:
+        classes_: (classes,) as they were given.
+    """
+
+    def __init__(self, scores: Scores, u: PyTree, v: PyTree, statistics: PyTree, classes: np.ndarray):
+        self.classes_ = classes
+
+        def one(x: Any) -> Any:
+            return jax.nn.softmax(scores(u, v, Episode(x[None], jnp.zeros((1, len(x)), int), None, statistics))[0])
+
+        self._probabilities = jax.jit(one)
+
+    def predict_proba(self, X: Any) -> np.ndarray:
+        """The probability of each class, (n, classes), in the order of `classes_`."""
+        return np.asarray(self._probabilities(jnp.asarray(X)))
+
+    def predict(self, X: Any) -> np.ndarray:
+        """The most probable class of each sample, (n,)."""
+        return self.classes_[self.predict_proba(X).argmax(1)]
+
+
+class FewShotLearner:
+    """Learns a representation from many classes, then new classes from few samples.
+
+    Args:
+        representation: maps samples to features; None for `omniglot_network()`.
+        solver: any solver that takes a problem without constraints; None for `penalty_solver(steps)`.
+        way, shot, queries, tasks: of the episodes it learns from; see `Episodes`.
+        steps: upper iterations.
+        seed: of the initialisation and of all draws.
+
+    Attributes, after `meta_fit`:
+        u_: the representation's parameters.
+        statistics_: by which it normalises from then on: those of 2,000 of the images that it learned from.
+        history_: the solve's.
+
+    Example:
+        >>> import numpy as np
+        >>> from bilevax.applications.fewshot import FewShotLearner
+        >>> from bilevax.models import omniglot_network
+        >>> rng = np.random.default_rng(0)
+        >>> centres = rng.integers(0, 255, (12, 1, 16, 16))
+        >>> images = np.clip(centres + rng.normal(0, 5, (12, 8, 16, 16)), 0, 255).astype(np.uint8)
+        >>> learner = FewShotLearner(omniglot_network(8), way=3, shot=1, queries=3, tasks=2, steps=20)
+        >>> classifier = learner.meta_fit(images[:8]).adapt(images[8:11, 0], ["a", "b", "c"])
+        >>> classifier.predict(images[8:11, 1]).tolist()
+        ['a', 'b', 'c']
+        >>> learner.evaluate(images[8:], episodes=20).mean > 0.8
+        True
+    """
+
+    def __init__(
+        self,
+        representation: Representation | None = None,
+        solver: base.Solver | None = None,
+        *,
+        way: int = 5,
+        shot: int = 5,
+        queries: int = 15,
+        tasks: int = 8,
+        steps: int = 1000,
+        seed: int = 0,
+    ):
+        self.representation, self.solver = representation, solver
+        self.way, self.shot, self.queries, self.tasks = way, shot, queries, tasks
+        self.steps, self.seed = steps, seed
+
+    def meta_fit(self, images: Any, **more: Any) -> "FewShotLearner":
+        """Learn the representation from images (classes, pictures, ...); `more` goes to `solve`.
+
+        Raises:
+            InputError: as for `fewshot_task`; steps is no positive integer.
+        """
+        require_count("FewShotLearner", "steps", self.steps)
+        representation = omniglot_network() if self.representation is None else self.representation
+        keys = jax.random.split(jax.random.key(self.seed), 3)
+        sizes = {"way": self.way, "shot": self.shot, "queries": self.queries, "tasks": self.tasks}
+        method = fewshot_task(representation, images, key=keys[0], **sizes)
+        solver = penalty_solver(self.steps) if self.solver is None else self.solver
+        task = method.task
+        result = solve(solver, task.problem, *task.start, task.batches, steps=self.steps, key=keys[1], **more)
+        self.method_, self.u_, self.history_ = method, result.u, result.history
+        self.statistics_ = statistics_of(method, self.u_, images, key=keys[2])
+        return self
+
+    def adapt(self, X: Any, y: Any) -> FewShotClassifier:
+        """A classifier of new classes, from a few samples X (n, ...) of each and their labels y (n,) of any kind.
+
+        Raises:
+            InputError: `meta_fit` was not called; samples and labels do not fit; one class only.
+        """
+        self._check_fitted()
+        X, y = np.asarray(X), np.asarray(y)
+        if y.ndim != 1 or X.ndim < 2 or len(X) != len(y):
+            raise InputError(f"X has shape {X.shape} and y {y.shape}. One row per sample, and one label, are needed.")
+        classes, labels = np.unique(y, return_inverse=True)
+        if len(classes) < 2:
+            raise InputError(
+                f"y has {len(classes)} classes. At least two are needed, or there is nothing to tell apart."
+            )
+        adapt, scores = self.method_.use(len(classes))
+        given = Episode(jnp.asarray(X)[None], jnp.asarray(labels)[None], None, self.statistics_)
+        return FewShotClassifier(scores, self.u_, jax.jit(adapt)(self.u_, given), self.statistics_, classes)
+
+    def evaluate(
+        self,
+        images: Any,
+        *,
+        way: int | None = None,
+        shot: int | None = None,
+        queries: int | None = None,
+        episodes: int = 600,
+        seed: int = 1,
+    ) -> Evaluation:
+        """Accuracy on tasks of new classes, images (classes, pictures, ...), with its 95% confidence interval.
+
+        Args:
+            images: of classes that were not learned from.
+            way, shot, queries: of a task; as learned from by default.
+            episodes: how many tasks.
+            seed: of their draw.
+
+        Raises:
+            InputError: `meta_fit` was not called; otherwise as for `fewshot_task`.
+        """
+        self._check_fitted()
+        check_classes("images", images)
+        way = self.way if way is None else way
+        return evaluate(
+            *self.method_.use(way),
+            self.u_,
+            images,
+            way=way,
+            shot=self.shot if shot is None else shot,
+            queries=self.queries if queries is None else queries,
+            episodes=episodes,
+            key=jax.random.key(seed),
+            statistics=self.statistics_,
+        )
+
+    def _check_fitted(self) -> None:
+        if not hasattr(self, "u_"):
+            raise InputError("This learner has no representation yet. Call meta_fit first.")
