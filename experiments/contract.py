@@ -32,6 +32,7 @@ class Settings:
         solver: restrict the run to the method with this label.
         dataset: restrict the run to this data set, where an experiment has several.
         noise: restrict the run to this percentage of wrong labels, where an experiment has several.
+        way, shot: restrict the run to tasks of so many classes, and samples of each, where an experiment has several.
         features: a file of images and a feature map, where an experiment takes one.
         out: the directory that results.json and the figures go to.
     """
@@ -42,6 +43,8 @@ class Settings:
     solver: str | None = None
     dataset: str | None = None
     noise: int | None = None
+    way: int | None = None
+    shot: int | None = None
     features: Path | None = None
     out: Path = Path("out")
 

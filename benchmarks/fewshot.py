@@ -1,0 +1,84 @@
+"""One upper iteration of few-shot learning with T = 1 and with T = 20 moves of the heads, alternating.
+
+python -m benchmarks.fewshot
+
+The representation depends on u and the meta-batch alone, so its passes belong outside of the loop over the moves; what
+T adds is the heads' own arithmetic. Beside it stands the floor: the representation's gradient of the same images.
+"""
+
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from bilevax import solve
+from bilevax.applications.fewshot import approxgrad_solver, fewshot_task, penalty_solver
+from bilevax.models import omniglot_network
+
+FILTERS, TASKS, WAY, SHOT, QUERIES = 32, 8, 5, 5, 5
+MOVES = (1, 20)
+STEPS, ROUNDS = 4, 9
+
+
+def main() -> None:
+    """Print milliseconds of an upper iteration and the ratio of T = 20 to T = 1: median and range."""
+    images = np.random.default_rng(0).integers(0, 256, (100, SHOT + QUERIES, 28, 28)).astype(np.uint8)
+    network, key = omniglot_network(FILTERS), jax.random.key(0)
+    method = fewshot_task(network, images, way=WAY, shot=SHOT, queries=QUERIES, tasks=TASKS, key=key)
+    task = method.task
+    x = jnp.asarray(images.reshape(-1, 28, 28)[: TASKS * WAY * (SHOT + QUERIES) // 2])
+
+    @jax.jit
+    def gradients(u: Any) -> Any:
+        """The gradient of two passes, one for the samples to learn from and one for the queries."""
+
+        def one(u: Any, _: None) -> tuple[Any, None]:
+            for _part in range(2):
+                slope = jax.grad(lambda u: jnp.sum(jnp.tanh(network.apply(u, x))))(u)
+                u = jax.tree.map(lambda p, d: p - 1e-9 * d, u, slope)
+            return u, None
+
+        return jax.lax.scan(one, u, None, length=STEPS)[0]
+
+    def floor() -> float:
+        began = time.perf_counter()
+        jax.block_until_ready(gradients(task.start[0]))
+        return (time.perf_counter() - began) / STEPS
+
+    def timed(solver: Any) -> Callable[[], float]:
+        def run() -> float:
+            seconds: list[float] = []
+            solve(
+                solver,
+                task.problem,
+                *task.start,
+                task.batches,
+                steps=2 * STEPS,
+                every=STEPS,
+                key=key,
+                callbacks=[lambda visit: seconds.append(visit.seconds)],
+            )
+            return (seconds[1] - seconds[0]) / STEPS
+
+        return run
+
+    print(f"{TASKS} tasks of {WAY}-way {SHOT}-shot with {QUERIES} queries a class, {FILTERS} filters")
+    for name, make in (("Penalty", penalty_solver), ("ApproxGrad", approxgrad_solver)):
+        runs = [timed(make(100, count)) for count in MOVES]
+        for run in (*runs, floor):
+            run()
+        rounds = [[run() for run in (*runs, floor)] for _ in range(ROUNDS)]
+        for label, values in zip((*(f"T = {n}" for n in MOVES), "floor"), zip(*rounds, strict=True), strict=True):
+            each = [1e3 * value for value in values]
+            print(f"{name:10s} {label:6s} {statistics.median(each):7.1f} ms ({min(each):.1f} to {max(each):.1f})")
+        for label, place in (("T = 20 to T = 1", (1, 0)), ("T = 20 to floor", (1, 2))):
+            ratios = [found[place[0]] / found[place[1]] for found in rounds]
+            print(f"{name:10s} {label}: {statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})")
+
+
+if __name__ == "__main__":
+    main()
