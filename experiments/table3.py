@@ -49,12 +49,12 @@ def cells(settings: Settings) -> list[tuple[str, int, int]]:
         InputError: no cell is as asked for.
     """
     names = denoising.pick_data_sets(tuple(fewshot.sizes(settings)), settings.dataset)
-    small = settings.quick or settings.medium
+    way_asked = 5 if settings.way is None and (settings.quick or settings.medium) else settings.way
     found = [
         (name, way, shot)
         for name in names
         for way, shot in CELLS[name]
-        if settings.way in (None, way) and settings.shot in (None, shot) and not (small and way > 5 != settings.way)
+        if way_asked in (None, way) and settings.shot in (None, shot)
     ]
     if not found:
         raise InputError(

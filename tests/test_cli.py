@@ -273,6 +273,8 @@ class Settings(NamedTuple):
     solver: str | None
     dataset: str | None
     noise: int | None
+    way: int | None
+    shot: int | None
     features: object
     out: object
 
@@ -281,7 +283,7 @@ class Experiment(NamedTuple):
     run: object
 
 def _run(settings):
-    (settings.out / "ran.txt").write_text(repr(settings[:7]))
+    (settings.out / "ran.txt").write_text(repr(settings[:9]))
 
 EXPERIMENTS = {"figure1": Experiment("Four examples", _run), "table4": Experiment("Accuracies", _run)}
 """
@@ -310,10 +312,14 @@ def test_reproduce_lists_and_runs(checkout):
     assert "Four examples" in result.stdout
     result = bilevax_command("reproduce", "table4", "--quick", "--seeds", 3, "--solver", "Penalty")
     assert result.exit_code == 0, result.output
-    assert (checkout / "out" / "table4" / "ran.txt").read_text() == "(True, False, 3, 'Penalty', None, None, None)"
+    assert (
+        checkout / "out" / "table4" / "ran.txt"
+    ).read_text() == "(True, False, 3, 'Penalty', None, None, None, None, None)"
     result = bilevax_command("reproduce", "table4", "--dataset", "mnist", "--noise", 25)
     assert result.exit_code == 0, result.output
-    assert (checkout / "out" / "table4" / "ran.txt").read_text() == "(False, False, None, None, 'mnist', 25, None)"
+    assert (
+        checkout / "out" / "table4" / "ran.txt"
+    ).read_text() == "(False, False, None, None, 'mnist', 25, None, None, None)"
 
 
 def test_reproduce_refusals(checkout):

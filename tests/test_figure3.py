@@ -169,9 +169,9 @@ def test_the_search_finds_the_least_bound_and_keeps_to_it(tmp_path, file, monkey
         assert curve == sorted(curve)
     assert rows["at most 4", PENALTY] == 100
     assert all(rows[f"at most {eps:g}", PENALTY] >= rows[f"at most {eps:g}", FROGS] for eps in BOUNDS)
-    violation = {
-        row["where"][2]: row["ours"]["mean"] for row in record["results"]["largest violation of a bound, relative"]
-    }
+    results = record["results"]
+    told = next(rows for title, rows in results.items() if title.startswith("largest violation of its bound"))
+    violation = {row["where"][2]: row["ours"]["mean"] for row in told}
     assert violation[PENALTY] < 1e-3
     assert violation[BALL] < 1e-5
     assert {path.name for path in (tmp_path / "out").glob("*.png")} == {"figure3.png", "figure6a.png"}

@@ -198,3 +198,46 @@ def test_change_sheet_has_a_row_of_targets_above_all(tmp_path, drawn):
 def test_change_sheet_refuses_what_does_not_fit(tmp_path, n, texts):
     with pytest.raises(InputError, match="with two texts each, are needed"):
         plots.change_sheet(np.zeros((n, 8, 8)), np.zeros((n, 8, 8)), ["a"] * texts, ["b"] * n, tmp_path / "a.png")
+
+
+def test_task_sheet_has_a_row_for_each_class(tmp_path, drawn):
+    rng = np.random.default_rng(0)
+    given, asked = rng.random((3, 2, 8, 8)), rng.random((3, 4, 8, 8))
+    right = rng.random((3, 4)) < 0.5
+    names = ["cat", r"$\x$", "fox"]  # no formula
+    answers = [[f"{i}{j} $\\y$" for j in range(4)] for i in range(3)]
+    plots.task_sheet(given, asked, names, answers, right, tmp_path / "a.png", "A task")
+    size(tmp_path / "a.png")
+    (figure,) = drawn
+    rows = np.array(figure.axes).reshape(3, 7)
+    assert [axes.get_ylabel() for axes in rows[:, 0]] == names
+    colours = set()
+    for i in range(3):
+        shown = [np.asarray(axes.images[0].get_array()) for axes in np.delete(rows[i], 2)]
+        np.testing.assert_array_equal(shown, [*given[i], *asked[i]])
+        assert [axes.get_title() for axes in rows[i, 3:]] == answers[i]
+        for axes, known in zip(rows[i, 3:], right[i], strict=True):
+            colours.add((bool(known), axes.spines["left"].get_edgecolor()))
+    assert len(colours) == 2
+    assert figure.get_suptitle() == "A task"
+    plots.task_sheet(
+        rng.random((1, 1, 8, 6, 3)), rng.random((1, 1, 8, 6, 3)), ["a"], [["a"]], [[1]], tmp_path / "b.png"
+    )
+    size(tmp_path / "b.png")
+
+
+@pytest.mark.parametrize(
+    ("given", "asked", "names", "answers", "right", "sentence"),
+    [
+        ((2, 0, 8, 8), (2, 1, 8, 8), 2, [1, 1], (2, 1), r"shape \(2, 0, 8, 8\)"),
+        ((2, 1, 8, 8), (2, 1, 8, 9), 2, [1, 1], (2, 1), r"and \(2, 1, 8, 9\)"),
+        ((2, 1, 8, 8), (3, 1, 8, 8), 3, [1, 1, 1], (3, 1), r"and \(3, 1, 8, 8\)"),
+        ((2, 1, 8, 8), (2, 3, 8, 8), 2, [3, 3], (2, 1), r"truth values of shape \(2, 1\)"),
+        ((2, 1, 8, 8), (2, 1, 8, 8), 1, [1, 1], (2, 1), "1 names and answers to 2 classes"),
+        ((2, 1, 8, 8), (2, 1, 8, 8), 2, [1, 2], (2, 1), "an answer for each picture"),
+    ],
+)
+def test_task_sheet_refuses_what_does_not_fit(tmp_path, given, asked, names, answers, right, sentence):
+    texts = [["a"] * n for n in answers]
+    with pytest.raises(InputError, match=sentence):
+        plots.task_sheet(np.zeros(given), np.zeros(asked), ["a"] * names, texts, np.ones(right), tmp_path / "a.png")

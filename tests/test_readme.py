@@ -34,3 +34,13 @@ def test_the_audits_page():
     report, lost = names["report"], names["lost"]
     np.testing.assert_allclose(lost, [report.clean.mean() - report.attacked.mean()])
     assert len(report.points.y) == 10  # 5% of 200
+
+
+def test_the_few_shot_page():
+    (code,) = re.findall(r"```python\n(.*?)```", (README.parent / "docs" / "fewshot.md").read_text(), flags=re.DOTALL)
+    names: dict = {}
+    exec(code, names)
+    learner, classifier, classes = names["learner"], names["classifier"], names["classes"]
+    assert set(classifier.predict(classes[6:9, 2])) <= {"six", "seven", "eight"}
+    # With one class in three right by chance.
+    assert learner.evaluate(classes[6:], way=3, shot=2, episodes=50).mean > 0.6

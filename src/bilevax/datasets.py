@@ -297,7 +297,7 @@ _OMNIGLOT = _Source(
 )
 
 
-def omniglot(train: int = 1200, rotations: bool = True) -> ClassSplit:
+def omniglot(train: int = 1200, rotations: bool = True, *, download: bool = True) -> ClassSplit:
     """Characters of 50 alphabets (Lake et al. 2015), 20 drawings of each, 28 x 28, white on black.
 
     Split as in Mehra and Hamm (2021), section 3.3: the first 1,200 characters to learn from, the other 423 to test on;
@@ -309,11 +309,12 @@ def omniglot(train: int = 1200, rotations: bool = True) -> ClassSplit:
     Args:
         train: how many characters to learn from; the others are for tests.
         rotations: whether there are rotated classes.
+        download: whether it may be downloaded.
 
     Raises:
         InputError: BILEVAX_DATA is no directory, or a file found is damaged or holds something else; train leaves
             no character for either part.
-        DownloadError: it is in neither place, and cannot be downloaded or kept.
+        DownloadError: it is in neither place, and may not be downloaded, or cannot be downloaded or kept.
 
     Example:
         >>> from bilevax.datasets import omniglot
@@ -321,7 +322,7 @@ def omniglot(train: int = 1200, rotations: bool = True) -> ClassSplit:
         (4800, 20, 28, 28)
     """
     require_count("omniglot", "train", train)
-    images = _load(_OMNIGLOT).images
+    images = _load(_OMNIGLOT, download).images
     if train >= len(images):
         raise InputError(f"omniglot: train is {train}, and there are {len(images)} characters. Leave some for tests.")
     parts = images[:train], images[:0], images[train:]
@@ -362,11 +363,13 @@ class ClassFolders(NamedTuple):
         images: (classes, pictures, h, w[, 3]) uint8, of each class as many as the smallest one has.
         names: of the classes.
         unread: the files that could not be read.
+        counts: of each class, how many could be read.
     """
 
     images: np.ndarray
     names: list[str]
     unread: list[str]
+    counts: list[int]
 
 
 def class_folders(folder: Path, *, side: int | None = None, strict: bool = False) -> ClassFolders:
@@ -398,7 +401,7 @@ def class_folders(folder: Path, *, side: int | None = None, strict: bool = False
     grey = True
     for name in names:
         drawn[name] = []
-        for path in sorted(path for path in (folder / name).iterdir() if path.is_file()):
+        for path in sorted(p for p in (folder / name).iterdir() if p.is_file() and not p.name.startswith(".")):
             try:
                 with Image.open(path) as picture:
                     mode, shown = picture.mode, picture
@@ -423,9 +426,9 @@ def class_folders(folder: Path, *, side: int | None = None, strict: bool = False
     if len(sizes) > 1:
         told = listed([f"{w} x {h} ({n})" for (w, h), n in sizes.most_common()], quote=False)
         raise InputError(f"The pictures in {folder} are of several sizes: {told}. Pass the side that all get (--side).")
-    least = min(map(len, drawn.values()))
-    images = np.stack([np.stack(drawn[name][:least]) for name in names])
-    return ClassFolders(images[..., 0] if grey else images, names, unread)
+    counts = [len(drawn[name]) for name in names]
+    images = np.stack([np.stack(drawn[name][: min(counts)]) for name in names])
+    return ClassFolders(images[..., 0] if grey else images, names, unread, counts)
 
 
 def digits() -> Images:
@@ -446,7 +449,7 @@ def digits() -> Images:
     return Images(x[:DIGITS_TRAIN], y[:DIGITS_TRAIN], x[DIGITS_TRAIN:], y[DIGITS_TRAIN:])
 
 
-def _load(source: _Source) -> Any:
+def _load(source: _Source, download: bool = True) -> Any:
     """The data set from the first place that has it."""
     file, looked_at = f"{source.name}.npz", []
     wanted = listed(source.kind._fields, quote=False)
@@ -467,10 +470,11 @@ def _load(source: _Source) -> Any:
         remedy = "Remove it, and it will be downloaded again." if source.files else "Replace it."
         return _read_npz(cache / file, source, remedy)
     looked_at.append(f"{cache / file} (the cache)")
-    if not source.files:
+    if not source.files or not download:
+        reason = "download is False" if source.files else "has no public home to download it from"
         raise DownloadError(
-            f"{source.name} is not in {' nor in '.join(looked_at)}, and has no public home to download it from. Put "
-            f"{file} (arrays {wanted}, all uint8) in a directory and set BILEVAX_DATA to it."
+            f"{source.name} is not in {' nor in '.join(looked_at)}, and {reason}. Put {file} (arrays {wanted}, all "
+            "uint8) in a directory and set BILEVAX_DATA to it."
         )
     try:
         return _download(source, cache)

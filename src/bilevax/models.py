@@ -747,6 +747,16 @@ def _representation(
     return Representation(init, apply, statistics)
 
 
+def _images_for_four_poolings(name: str, x: Any, dtype: Any) -> Any:
+    x = _images(name, x, dtype)
+    if min(x.shape[1:3]) < 16:
+        raise InputError(
+            f"{name}: images of {x.shape[1]}x{x.shape[2]} are too small for four poolings. Pass images of at least "
+            "16x16."
+        )
+    return x
+
+
 @functools.cache
 def omniglot_network(filters: int = 64) -> Representation:
     """The representation for Omniglot of Mehra and Hamm (ACML 2021), appendix E.3.
@@ -767,12 +777,7 @@ def omniglot_network(filters: int = 64) -> Representation:
         raise InputError(f"omniglot_network: filters is {filters!r}, and must be a positive integer.")
 
     def init(key: Any, x: Any) -> PyTree:
-        x = _images("omniglot_network", x, jnp.float32)
-        if min(x.shape[1:3]) < 16:
-            raise InputError(
-                f"omniglot_network: images of {x.shape[1]}x{x.shape[2]} are too small for four poolings. Pass images "
-                "of at least 16x16."
-            )
+        x = _images_for_four_poolings("omniglot_network", x, jnp.float32)
         channels = (x.shape[3], filters, filters, filters)
         keys = jax.random.split(key, len(channels))
         return tuple(
@@ -781,7 +786,7 @@ def omniglot_network(filters: int = 64) -> Representation:
         )
 
     def run(params: PyTree, x: Any, norms: _Norms, key: Any) -> Any:
-        x = _images("omniglot_network", x, params[0]["weight"].dtype)
+        x = _images_for_four_poolings("omniglot_network", x, params[0]["weight"].dtype)
         for i, block in enumerate(params):
             x = _convolve(x, block["weight"], "SAME")
             x = norms(x, _max_pool(x), block["shift"])  # normalisation and ReLU commute with the maximum
@@ -814,12 +819,7 @@ def mini_imagenet_network(features: int = 512) -> Representation:
         raise InputError(f"mini_imagenet_network: features is {features!r}, and must be a positive integer.")
 
     def init(key: Any, x: Any) -> PyTree:
-        x = _images("mini_imagenet_network", x, jnp.float32)
-        if min(x.shape[1:3]) < 16:
-            raise InputError(
-                f"mini_imagenet_network: images of {x.shape[1]}x{x.shape[2]} are too small for four poolings. Pass "
-                "images of at least 16x16."
-            )
+        x = _images_for_four_poolings("mini_imagenet_network", x, jnp.float32)
         keys = (jax.random.fold_in(key, i) for i in itertools.count())
 
         def conv(side: int, into: int, out: int) -> Any:
@@ -835,7 +835,7 @@ def mini_imagenet_network(features: int = 512) -> Representation:
         return {"blocks": tuple(blocks), "wide": wide, "last": last}
 
     def run(params: PyTree, x: Any, norms: _Norms, key: Any) -> Any:
-        x = _images("mini_imagenet_network", x, params["last"]["bias"].dtype)
+        x = _images_for_four_poolings("mini_imagenet_network", x, params["last"]["bias"].dtype)
         keys = itertools.repeat(None) if key is None else (jax.random.fold_in(key, i) for i in itertools.count())
         for block in params["blocks"]:
             short = _convolve(x, block["shortcut"], "SAME")

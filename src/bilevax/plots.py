@@ -196,6 +196,86 @@ def change_sheet(
     _save(figure, path)
 
 
+def task_sheet(
+    given: Any,
+    asked: Any,
+    names: Sequence[str],
+    answers: Sequence[Sequence[str]],
+    right: Any,
+    path: Path,
+    heading: str = "",
+) -> None:
+    """A task of few-shot learning, a row for each class: pictures learned from, then those asked about, answered.
+
+    Above a picture that was asked about stands the answer; it is framed in blue where that is right, otherwise in
+    red-orange.
+
+    Args:
+        given: (classes, k, height, width[, 3]) pictures learned from, with values in 0..1.
+        asked: (classes, n, height, width[, 3]) pictures asked about.
+        names: of the classes.
+        answers: n short texts for each class.
+        right: (classes, n) truth values.
+        path: the PNG to write.
+        heading: one line above all.
+
+    Raises:
+        InputError: no pictures, or shapes or texts that do not fit.
+
+    Example:
+        >>> import tempfile, pathlib
+        >>> import numpy as np
+        >>> from bilevax.plots import task_sheet
+        >>> given, asked = np.zeros((2, 5, 8, 8)), np.ones((2, 1, 8, 8))
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = pathlib.Path(folder) / "task.png"
+        ...     task_sheet(given, asked, ["cat", "dog"], [["cat"], ["cat"]], [[True], [False]], path)
+    """
+    given, asked, right = np.asarray(given), np.asarray(asked), np.asarray(right, bool)
+    fits = given.ndim in (4, 5) and given.shape[:1] + given.shape[2:] == asked.shape[:1] + asked.shape[2:]
+    if not fits or 0 in given.shape + asked.shape or right.shape != asked.shape[:2]:
+        raise InputError(
+            f"task_sheet: pictures of shape {given.shape} and {asked.shape}, and truth values of shape {right.shape}. "
+            "Pictures (classes, k, ...) and (classes, n, ...), at least one each, and truth values (classes, n) are "
+            "needed."
+        )
+    if len(names) != len(asked) or [len(row) for row in answers] != [asked.shape[1]] * len(asked):
+        raise InputError(
+            f"task_sheet: {len(names)} names and answers to {len(answers)} classes for pictures of shape "
+            f"{asked.shape}. A name for each class and an answer for each picture are needed."
+        )
+    classes, columns = len(given), [1.0] * given.shape[1] + [0.2] + [1.0] * asked.shape[1]
+    top = 0.35 if heading else 0.05
+    width, height = max(sum(columns) + 0.4, 4.0), 1.2 * classes + top
+    figure = Figure(figsize=(width, height))
+    figure.patch.set_facecolor("white")
+    with rc_context(STYLE):
+        place = {"left": 0.35 / width, "right": 0.99, "bottom": 0.05 / height, "top": 1 - (top + 0.2) / height}
+        spaces = {"hspace": 0.25, "wspace": 0.1, "width_ratios": columns}
+        grid = figure.subplots(classes, len(columns), squeeze=False, gridspec_kw=place | spaces)
+    for i, row in enumerate(grid):
+        gap = given.shape[1]
+        for axes, picture in zip(np.delete(row, gap), [*given[i], *asked[i]], strict=True):
+            axes.imshow(picture, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+            axes.grid(False)
+            axes.set(xticks=[], yticks=[])
+            for spine in axes.spines.values():
+                spine.set_visible(True)
+                spine.set_color("#999999")
+        row[gap].axis("off")
+        # A user's names: a dollar in them starts no formula.
+        row[0].set_ylabel(names[i], fontsize=8, parse_math=False)
+        for axes, answer, known in zip(row[gap + 1 :], answers[i], right[i], strict=True):
+            axes.set_title(answer, fontsize=7.5, fontweight="normal", loc="center", pad=3, parse_math=False)
+            for spine in axes.spines.values():
+                spine.set_color(BLUE if known else RED)
+                spine.set_linewidth(2.0)
+    grid[0, 0].set_title("learned from", fontsize=7.5, fontweight="normal", pad=3)
+    if heading:
+        figure.suptitle(heading, x=0.01, y=1 - 0.1 / height, ha="left", va="top", fontsize=11, fontweight="bold")
+    _save(figure, path)
+
+
 def weight_histogram(weights: Any, wrong: Any | None, path: Path) -> None:
     """How the samples' weights are spread.
 

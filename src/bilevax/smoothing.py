@@ -386,9 +386,9 @@ class Oscar:
 
     The SPNBO text smooths max(a, b) = (a + b + |a - b|) / 2 by sqrt((a - b)^2 + mu^2) (without its factor 1/2), which
     takes all d^2 pairs and keeps the corners of a = |w_j|. Here a_j = sqrt(w_j^2 + mu^2), and |t| is smoothed by a
-    function of Huber's, h(t) = |t| where |t| >= mu and (t^2 / mu + mu) / 2 below: it differs from |t| for pairs closer than mu
-    alone, whose sums of t and t^2 come from running sums over the sorted entries. So the smoothed value, which is the
-    sum over all pairs and no approximation of it, costs O(d log d) as well, as does its gradient. It is once
+    function of Huber's, h(t) = |t| where |t| >= mu and (t^2 / mu + mu) / 2 below: it differs from |t| for pairs closer
+    than mu alone, whose sums of t and t^2 come from running sums over the sorted entries. So the smoothed value, which
+    is the sum over all pairs and no approximation of it, costs O(d log d) as well, as does its gradient. It is once
     continuously differentiable, with a Lipschitz gradient; its second derivative jumps where a pair is mu apart.
 
     a_j <= |w_j| + mu and h(t) <= |t| + mu / 2 give a gap of single mu d + pair (5 / 4) mu d (d - 1) / 2. In float32 the

@@ -48,8 +48,8 @@ class Episodes:
         tasks: how many a batch holds.
 
     Raises:
-        InputError: by `check`: fewer classes than way; fewer pictures than shot and queries; a count that is not
-            positive.
+        InputError: by `check`: images are not (classes, pictures, ...); fewer classes than way; fewer pictures than
+            shot and queries; a count that is not positive.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -72,6 +72,7 @@ class Episodes:
             require_count("Episodes", name, getattr(self, name))
         if self.way < 2:
             raise InputError("Episodes: way is 1, and with one class there is nothing to tell apart. Take at least 2.")
+        check_classes("images", self.images)
         classes, pictures = np.shape(self.images)[:2]
         if classes < self.way:
             raise InputError(f"There are {classes} classes, fewer than the {self.way} of a task. Lower way.")
@@ -152,7 +153,7 @@ def evaluate(
         way, shot, queries: as for `Episodes`.
         key: a jax.random key.
         episodes: how many tasks.
-        statistics: by which the representation normalises; None for those of each task's own samples.
+        statistics: by which the representation normalises; None for those of the samples that it sees in one pass.
 
     Raises:
         InputError: as by `Episodes.check`; episodes is no positive integer.

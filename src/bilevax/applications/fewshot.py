@@ -34,6 +34,7 @@ SCALE = 10.0  # of a cosine, so that a softmax of cosines can be sure of somethi
 LOWER_STEPS = 20
 ADAPT_STEPS = 100
 HEAD_RATE = 0.1
+UPPER_RATE = 1e-2
 SAMPLED = 2000  # training images whose statistics are kept
 
 
@@ -54,31 +55,27 @@ class FewShot(NamedTuple):
 
 def penalty_solver(steps: int, lower_steps: int = LOWER_STEPS) -> Penalty:
     """Penalty as used here, for so many steps; without multipliers, since every step has other heads."""
-    return Penalty(
-        optax.adam(optax.cosine_decay_schedule(3e-3, steps)),
-        optax.sgd(HEAD_RATE),
-        lower_steps,
-        gamma=1.0,
-        lam=1.0,
-        nu=0.0,
-        step_scale=1.0,
-    )
+    return Penalty(_upper(steps), optax.sgd(HEAD_RATE), lower_steps, gamma=1.0, lam=1.0, nu=0.0, step_scale=1.0)
 
 
 def approxgrad_solver(steps: int, lower_steps: int = LOWER_STEPS) -> Implicit:
     """ApproxGrad: as many moves of its linear solve as of v."""
-    solve_by = ByOptimizer(optax.sgd(HEAD_RATE), steps=lower_steps)
-    return Implicit(optax.adam(optax.cosine_decay_schedule(3e-3, steps)), optax.sgd(HEAD_RATE), lower_steps, solve_by)
+    linear_solve = ByOptimizer(optax.sgd(HEAD_RATE), steps=lower_steps)
+    return Implicit(_upper(steps), optax.sgd(HEAD_RATE), lower_steps, linear_solve)
 
 
 def reverse_solver(steps: int, lower_steps: int = LOWER_STEPS) -> ReverseMode:
     """RMD: the T moves of the heads are differentiated (Franceschi et al. 2018)."""
-    return ReverseMode(optax.adam(optax.cosine_decay_schedule(3e-3, steps)), optax.sgd(HEAD_RATE), lower_steps)
+    return ReverseMode(_upper(steps), optax.sgd(HEAD_RATE), lower_steps)
 
 
 def alternating_solver(steps: int, lower_steps: int = LOWER_STEPS) -> Alternating:
     """Alternating descent: the representation learns as if the heads did not depend on it."""
-    return Alternating(optax.adam(optax.cosine_decay_schedule(3e-3, steps)), optax.sgd(HEAD_RATE), lower_steps)
+    return Alternating(_upper(steps), optax.sgd(HEAD_RATE), lower_steps)
+
+
+def _upper(steps: int) -> optax.GradientTransformation:
+    return optax.adam(optax.cosine_decay_schedule(UPPER_RATE, steps))
 
 
 def features_of(representation: Representation, u: PyTree, samples: Episode) -> Any:
@@ -158,7 +155,7 @@ def fewshot_task(
     Raises:
         InputError: images are not (classes, pictures, ...); fewer classes than way, or pictures than shot + queries.
 
-    Metrics: loss and accuracy on 100 tasks of the given classes, after 100 moves of the heads.
+    Metrics: accuracy on 100 tasks of the given classes, after 100 moves of the heads.
 
     Example:
         >>> import jax, jax.numpy as jnp

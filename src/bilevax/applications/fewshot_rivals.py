@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import optax
 
 from bilevax.applications.episodes import Adapt, Episode, Scores, class_means
-from bilevax.applications.fewshot import FewShot, cross_entropies, features_of, metrics_of, sources
+from bilevax.applications.fewshot import UPPER_RATE, FewShot, cross_entropies, features_of, metrics_of, sources
 from bilevax.applications.task import Task
 from bilevax.linear_solve import CG
 from bilevax.models import Representation
@@ -44,7 +44,7 @@ def imaml_solver(steps: int) -> Implicit:
 
 def metric_solver(steps: int) -> Implicit:
     """For `prototypical_task` and `relation_task`, whose lower level is solved at its start and has the Hessian 1."""
-    upper = optax.adam(optax.cosine_decay_schedule(3e-3, steps))
+    upper = optax.adam(optax.cosine_decay_schedule(UPPER_RATE, steps))
     return Implicit(upper, optax.sgd(1.0), 1, CG(steps=1))
 
 

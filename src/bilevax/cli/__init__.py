@@ -10,7 +10,7 @@ try:
 except ImportError as error:
     raise SystemExit(f"The bilevax command needs {error.name}: pip install 'bilevax[apps]'") from error
 
-from bilevax.cli import audit, denoise, reproduce, tune
+from bilevax.cli import audit, denoise, fewshot, reproduce, tune
 
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, rich_markup_mode="markdown", pretty_exceptions_enable=False
@@ -18,6 +18,7 @@ app = typer.Typer(
 app.command()(denoise.denoise)
 app.command()(tune.tune)
 app.command()(audit.audit)
+app.command()(fewshot.fewshot)
 app.command()(reproduce.reproduce)
 
 
