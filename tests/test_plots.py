@@ -241,3 +241,10 @@ def test_task_sheet_refuses_what_does_not_fit(tmp_path, given, asked, names, ans
     texts = [["a"] * n for n in answers]
     with pytest.raises(InputError, match=sentence):
         plots.task_sheet(np.zeros(given), np.zeros(asked), ["a"] * names, texts, np.ones(right), tmp_path / "a.png")
+
+
+def test_texts_of_sheets_are_no_formulas(tmp_path):
+    pictures = np.zeros((1, 8, 8))
+    plots.contact_sheet(pictures, [r"$\x$"], tmp_path / "a.png")
+    plots.change_sheet(pictures, pictures, [r"$\x$"], [r"as $\y$"], tmp_path / "b.png")
+    assert (tmp_path / "b.png").stat().st_size > 0

@@ -43,4 +43,4 @@ def test_the_few_shot_page():
     learner, classifier, classes = names["learner"], names["classifier"], names["classes"]
     assert set(classifier.predict(classes[6:9, 2])) <= {"six", "seven", "eight"}
     # With one class in three right by chance.
-    assert learner.evaluate(classes[6:], way=3, shot=2, episodes=50).mean > 0.6
+    assert learner.evaluate(classes[6:], way=3, shot=2, episodes=50).mean > 0.45

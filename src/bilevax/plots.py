@@ -118,7 +118,8 @@ def contact_sheet(
             axes.axis("off")
             continue
         axes.imshow(images[i], cmap="gray_r", vmin=0, vmax=max(1.0, float(images.max())), interpolation="nearest")
-        axes.set_title(titles[i], fontsize=7.5, fontweight="normal", loc="center", pad=3, linespacing=1.1)
+        look: dict[str, Any] = {"fontsize": 7.5, "fontweight": "normal", "linespacing": 1.1}
+        axes.set_title(titles[i], loc="center", pad=3, parse_math=False, **look)
         for spine in axes.spines.values():
             spine.set_visible(True)
             spine.set_color("#999999" if flags is None else RED if flags[i] else BLUE)
@@ -189,8 +190,8 @@ def change_sheet(
                     spine.set_color("#999999")
             row[0].set_ylabel(name, fontsize=9)
         for i in range(n):
-            rows[0, i].set_title(above[i], fontsize=8, fontweight="normal", loc="center")
-            rows[-1, i].set_xlabel(below[i], fontsize=8)
+            rows[0, i].set_title(above[i], fontsize=8, fontweight="normal", loc="center", parse_math=False)
+            rows[-1, i].set_xlabel(below[i], fontsize=8, parse_math=False)
         if heading:
             figure.suptitle(heading, x=0.01, ha="left", fontsize=11, fontweight="bold")
     _save(figure, path)
