@@ -31,6 +31,7 @@ SOLVERS = [
     bx.ReverseMode(UPPER, optax.sgd(2e-2, momentum=0.8), 100, segment=10),
     bx.ReverseMode(UPPER, LOWER, 100, last=60, segment=7),
     bx.ForwardMode(UPPER, LOWER, 100),
+    bx.SPNBO(UPPER, ADAM, 10, beta=Geometric(1.0, 1.1), step_scale=Geometric(1.0, 0.9), stage_steps=100),
     bx.LookAhead(UPPER, LOWER, 5e-2),
     bx.LookAhead(UPPER, LOWER, 5e-2, 10, oracles.finite_difference),
 ]

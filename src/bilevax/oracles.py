@@ -117,6 +117,29 @@ def lower(
     return Lower(loss, grad_v, lambda p: along(p)[1])
 
 
+def lower_rows(problem: Problem, u: PyTree, v: PyTree, data: PyTree, key: Any, leaf: int, *, mu: Any = 1e-3) -> Lower:
+    """As `lower`, of the rows of one leaf of v alone: `grad_v` is that leaf's, and so is the p that `along` takes.
+
+    Only these rows are differentiated: backwards no further than to the leaf, and along p from the leaf on, so a
+    layer's rows cost less than all of them; for p zero elsewhere `along` is that of `lower`.
+    """
+    leaves, form = jax.tree.flatten(v)
+
+    def loss(u: PyTree, v: PyTree, x: Any) -> Any:
+        rest = jax.tree.leaves(v)
+        return problem.lower(u, jax.tree.unflatten(form, [*rest[:leaf], x, *rest[leaf + 1 :]]), data, key, mu)
+
+    value, rows = jax.value_and_grad(loss, 2)(u, v, leaves[leaf])
+
+    def along(p: PyTree) -> PyTree:
+        def slope(u: PyTree, v: PyTree) -> Any:
+            return jax.jvp(lambda x: loss(u, v, x), (jax.tree.leaves(v)[leaf],), (p,))[1]
+
+        return jax.grad(slope, (0, 1))(u, v)
+
+    return Lower(value, rows, along)
+
+
 def lower_gradient(
     problem: Problem, u: PyTree, v: PyTree, data: PyTree, key: Any, *, mu: Any = 1e-3
 ) -> tuple[Any, PyTree]:

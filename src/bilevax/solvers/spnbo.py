@@ -1,0 +1,274 @@
+"""Smoothing and penalty method for non-smooth lower levels, by doubly stochastic gradients."""
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.flatten_util import ravel_pytree
+
+from bilevax import oracles, schedules
+from bilevax.problem import Batch, InputError, Problem, PyTree, require_count
+from bilevax.schedules import Geometric, Schedule
+from bilevax.solvers import base
+
+
+class Rows(Protocol):
+    """How the rows of the constraint grad_v g = 0 are sampled."""
+
+    def along(self, rows: "Constraint", key: Any) -> tuple[PyTree, PyTree]:
+        """An unbiased estimate of (grad2_uv g . p, grad2_vv g . p), p = beta grad_v g + alpha."""
+        ...
+
+
+class Constraint(NamedTuple):
+    """grad_v g = 0 at a point, and what weighs it."""
+
+    problem: Problem
+    u: PyTree
+    v: PyTree
+    data: PyTree
+    key: Any
+    mu: Any
+    beta: Any
+    alpha: PyTree
+
+    def full(self) -> oracles.Lower:
+        """All rows."""
+        return oracles.lower(self.problem, self.u, self.v, self.data, self.key, mu=self.mu)
+
+    def weights(self, gradient: PyTree, alpha: PyTree) -> PyTree:
+        """P = beta grad_v g + alpha."""
+        return jax.tree.map(lambda c, a: (self.beta * c + a).astype(c.dtype), gradient, alpha)
+
+
+@dataclass(frozen=True)
+class AllRows:
+    """All rows: nothing is sampled."""
+
+    def along(self, rows: Constraint, key: Any) -> tuple[PyTree, PyTree]:
+        """The products themselves."""
+        g = rows.full()
+        return g.along(rows.weights(g.grad_v, rows.alpha))
+
+
+@dataclass(frozen=True)
+class Layers:
+    """The rows of one leaf of v at a time, each as likely, weighted by how many there are.
+
+    Only those rows are differentiated (see `oracles.lower_rows`): the cost falls with the leaf's share of the network.
+    """
+
+    def along(self, rows: Constraint, key: Any) -> tuple[PyTree, PyTree]:
+        """The products of the drawn leaf's rows."""
+        alphas = jax.tree.leaves(rows.alpha)
+
+        def of_leaf(leaf: int) -> tuple[PyTree, PyTree]:
+            g = oracles.lower_rows(rows.problem, rows.u, rows.v, rows.data, rows.key, leaf, mu=rows.mu)
+            p = rows.weights(g.grad_v, alphas[leaf])
+            return g.along(optax.tree.scale(len(alphas), p))
+
+        branches = [lambda leaf=leaf: of_leaf(leaf) for leaf in range(len(alphas))]
+        return jax.lax.switch(jax.random.randint(key, (), 0, len(alphas)), branches)
+
+
+@dataclass(frozen=True)
+class Coordinates:
+    """The rows of so many entries of v, drawn anew at each move, weighted by their share.
+
+    An entry's row alone is no cheaper than the gradient that it is part of: this saves nothing, and is for problems
+    whose v is one vector. To save there, cut the vector into leaves, and sample `Layers`.
+
+    Args:
+        count: entries; at most as many as v has.
+    """
+
+    count: int
+
+    def __post_init__(self) -> None:
+        require_count("Coordinates", "count", self.count)
+
+    def along(self, rows: Constraint, key: Any) -> tuple[PyTree, PyTree]:
+        """The products of the drawn entries' rows."""
+        g = rows.full()
+        p, unravel = ravel_pytree(rows.weights(g.grad_v, rows.alpha))
+        chosen = jax.lax.top_k(jax.random.uniform(key, (p.size,)), self.count)[1]
+        return g.along(unravel(jnp.zeros_like(p).at[chosen].set(p.size / self.count * p[chosen])))
+
+
+class SPNBOState(NamedTuple):
+    """u, v, their optimizers' states, the stage, the multipliers, and what the last test of a stage's end found."""
+
+    u: PyTree
+    v: PyTree
+    upper_opt: Any
+    lower_opt: Any
+    stage: Any
+    stage_steps: Any
+    alpha: PyTree
+    found: Any
+
+
+@dataclass(frozen=True)
+class SPNBO:
+    """SPNBO (ICLR 2022 submission), Algorithm 1: `Penalty`'s idea on a lower level whose corners are smoothed by stage.
+
+    The regulariser of the problem is smoothed by mu_k (see `bilevax.smoothing`), c = grad_v g = 0 is its first-order
+    condition, and u and v descend, v T times and u once, on the augmented Lagrangian
+
+        f + alpha . c + beta_k / 2 |c|^2,
+
+    whose gradient is that of f plus along(p), p = beta_k c + alpha. Both f and c are estimated: by the minibatches of
+    the source, and by some rows of c (`rows`), which leaves the direction unbiased. The stage ends when, with all rows,
+
+        |grad_u|^2 + |grad_v|^2 <= eps_1^2,   |alpha . c + beta / 2 |c|^2| <= eps_2,   |c|^2 <= eps_3      (3) to (5)
+
+    and then alpha += beta c, mu and the tolerances are halved and beta is doubled. Their limit is a stationary point of
+    the problem with its corners (Theorem 1).
+
+    Where the text is ambiguous or wrong, this was decided:
+    - its Psi is 1/d times the sum over the d rows; here it is the sum, as in `Penalty`, so that the multipliers tend to
+      -(grad2_vv g)^-1 grad_v f whatever d is. With a row drawn among d the text's single-row gradient is unbiased for
+      its mean; ours is weighted for the sum.
+    - line 11 gives lambda_{k+1} an index that also counts stages, and lines 13 to 16 leave mu_{k+1} undefined where the
+      conditions fail: here mu, beta and the tolerances belong to a stage, which ends when the conditions hold.
+    - its gradient in the upper variable is printed with grad_w Psi, which must be grad_lambda Psi.
+    - multipliers are vectors of v's shape and start at zero; "alpha_1" is an input there, without a value.
+
+    Args:
+        upper_optimizer, lower_optimizer: any optax optimizers; published: descent.
+        lower_steps: T, moves of v per move of u.
+        rows: `AllRows()`, `Layers()` or `Coordinates(count)`.
+        mu, beta, eps_1, eps_2, eps_3: by stage; as published by default.
+        step_scale: factor on both optimizers' updates, by stage: the problem grows stiffer with beta and 1 / mu.
+        test_every: the conditions are tested on the batch at hand after every so many steps; a test costs one gradient
+            of f, one of g and one forward pass over the latter.
+        stage_steps: end a stage after this many steps even if the conditions fail. Off (None) by default.
+
+    With mu = 1e-3 from the start the smoothed problem has curvatures of 1e3 beside those of g, whose square the penalty
+    has: a mu that starts where entries of v are (0.1 to 1) and falls by a quarter a stage, the steps with it, gets to
+    the same limit in far fewer steps.
+
+    Cost of a step: T + 1 times (gradient of f, the sampled rows of c and their derivatives). Memory: that of u, v,
+    alpha and the optimizers. `lower_grad_norm` is |c| at the last test.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from bilevax import SPNBO, Problem, solve
+        >>> from bilevax.schedules import Geometric
+        >>> from bilevax.smoothing import L1
+        >>> problem = Problem(
+        ...     upper_loss=lambda u, v: jnp.sum((v - jnp.array([1.0, 0.0])) ** 2),
+        ...     lower_loss=lambda u, v: jnp.sum((v - jnp.array([2.0, 0.5])) ** 2) / 2,
+        ...     regularizer=lambda u, v, mu: jnp.sum(u) * L1()(v, mu),
+        ... )
+        >>> solver = SPNBO(
+        ...     mu=Geometric(0.3, 0.75),
+        ...     beta=Geometric(1.0, 1.2),
+        ...     step_scale=Geometric(1.0, 0.75),
+        ...     stage_steps=300,
+        ... )
+        >>> result = solve(solver, problem, jnp.full(1, 0.2), jnp.ones(2), steps=6000, key=jax.random.key(0))
+        >>> print(jnp.round(result.u, 1), jnp.round(result.v, 1))
+        [1.] [1. 0.]
+    """
+
+    upper_optimizer: optax.GradientTransformation = optax.adam(1e-2)
+    lower_optimizer: optax.GradientTransformation = optax.adam(1e-2)
+    lower_steps: int = 20
+    rows: Rows = AllRows()
+    mu: Schedule | float = Geometric(1e-3, 0.5)
+    beta: Schedule | float = Geometric(1.0, 2.0)
+    eps_1: Schedule | float = Geometric(1e-2, 0.5)
+    eps_2: Schedule | float = Geometric(1e-2, 0.5)
+    eps_3: Schedule | float = Geometric(1e-2, 0.5)
+    step_scale: Schedule | float = Geometric(1.0, 0.5**0.5)
+    test_every: int = 10
+    stage_steps: int | None = None
+
+    def __post_init__(self) -> None:
+        require_count("SPNBO", "lower_steps", self.lower_steps)
+        require_count("SPNBO", "test_every", self.test_every)
+        if self.stage_steps is not None:
+            require_count("SPNBO", "stage_steps", self.stage_steps)
+        for name in ("mu", "beta", "eps_1", "eps_2", "eps_3", "step_scale"):
+            schedules.require_positive("SPNBO", name, getattr(self, name))
+        schedules.require_rising("SPNBO", "beta", self.beta)
+
+    def check(self, problem: Problem, u: PyTree, v: PyTree, batch: Batch) -> None:
+        """Refuse constraints, more coordinates than v has, and what no solver can treat."""
+        base.refuse_constraints(self, problem)
+        problem.check(u, v, batch)
+        entries = sum(jnp.size(x) for x in jax.tree.leaves(v))
+        if isinstance(self.rows, Coordinates) and self.rows.count > entries:
+            raise InputError(
+                f"SPNBO: Coordinates asks for {self.rows.count} rows, and v has {entries} entries. Ask for fewer."
+            )
+
+    def init(self, problem: Problem, u: PyTree, v: PyTree, batch: Batch) -> SPNBOState:
+        """The state at (u, v): stage 0, multipliers zero."""
+        counts = jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32)
+        opts = self.upper_optimizer.init(u), self.lower_optimizer.init(v)
+        return SPNBOState(u, v, *opts, *counts, optax.tree.zeros_like(v), jnp.full(4, jnp.inf))
+
+    def step(self, problem: Problem, state: SPNBOState, batch: Batch, key: Any) -> tuple[SPNBOState, base.Info]:
+        """T moves of v and one of u by doubly stochastic gradients, and every so often the test that ends a stage."""
+        start_key, lower_key, upper_key, row_key = jax.random.split(key, 4)
+        mu, beta, scale = (schedules.at(x, state.stage) for x in (self.mu, self.beta, self.step_scale))
+        u = state.u
+
+        def constraint(v: PyTree, data: PyTree, key: Any) -> Constraint:
+            return Constraint(problem, u, v, data, key, mu, beta, state.alpha)
+
+        def direction(v: PyTree, data: PyTree, key: Any) -> tuple[PyTree, tuple[()]]:
+            f = oracles.upper(problem, u, v, batch.upper, key)
+            along_v = self.rows.along(constraint(v, data, key), jax.random.fold_in(key, 1))[1]
+            return optax.tree.add(f.grad_v, along_v), ()
+
+        v, lower_opt, _ = base.lower_moves(
+            direction,
+            self.lower_optimizer,
+            state.lower_opt,
+            base.start_of_step(problem, state, batch, start_key),
+            problem,
+            batch,
+            self.lower_steps,
+            lower_key,
+            scale,
+        )
+        data = base.lower_data(batch, self.lower_steps - 1)
+        here = constraint(v, data, upper_key)
+        f = oracles.upper(problem, u, v, batch.upper, upper_key)
+        grad_u = optax.tree.add(f.grad_u, self.rows.along(here, row_key)[0])
+        moved_u, upper_opt = base.move(self.upper_optimizer, state.upper_opt, u, grad_u, problem.project_upper, scale)
+
+        def test() -> tuple[Any, PyTree]:
+            """(stationarity, Psi, |c|^2, g) with all rows, and beta c."""
+            g = here.full()
+            along_u, along_v = g.along(here.weights(g.grad_v, state.alpha))
+            squares = [
+                optax.tree.norm(optax.tree.add(a, b), squared=True)
+                for a, b in ((f.grad_u, along_u), (f.grad_v, along_v))
+            ]
+            size = optax.tree.norm(g.grad_v, squared=True)
+            psi = optax.tree.vdot(state.alpha, g.grad_v) + beta / 2 * size
+            found = jnp.stack([jnp.sqrt(sum(squares)), psi, size, g.loss]).astype(state.found.dtype)
+            return found, here.weights(g.grad_v, optax.tree.zeros_like(g.grad_v))
+
+        last = state.stage_steps + 1
+        due = last % self.test_every == 0
+        forced = jnp.zeros((), bool) if self.stage_steps is None else last >= self.stage_steps
+        found, taken = jax.lax.cond(
+            due | forced | jnp.isinf(state.found[0]), test, lambda: (state.found, optax.tree.zeros_like(v))
+        )
+        limits = (schedules.at(x, state.stage) for x in (self.eps_1, self.eps_2, self.eps_3))
+        met = due
+        for value, limit in zip(jnp.abs(found[:3]), limits, strict=True):
+            met &= value <= limit
+        done = met | forced
+        alpha = jax.tree.map(lambda a, c: jnp.where(done, a + c, a), state.alpha, taken)
+        extra = {"stage": state.stage, "mu": jnp.asarray(mu), "beta": jnp.asarray(beta), "stationarity": found[0]}
+        info = base.Info(f.loss, found[3], optax.tree.norm(grad_u), jnp.sqrt(found[2]), extra)
+        after = SPNBOState(moved_u, v, upper_opt, lower_opt, state.stage + done, jnp.where(done, 0, last), alpha, found)
+        return after, info
