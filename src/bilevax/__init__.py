@@ -26,6 +26,7 @@ from bilevax.solvers import LearningToReweight as LearningToReweight
 from bilevax.solvers import LookAhead as LookAhead
 from bilevax.solvers import Penalty as Penalty
 from bilevax.solvers import ReverseMode as ReverseMode
+from bilevax.solvers import SparseHO as SparseHO
 from bilevax.solvers import Vectorized as Vectorized
 
 __version__ = "0.1.0"

@@ -1,0 +1,105 @@
+"""SparseHO on the lasso and the weighted lasso: derivatives of the true problem, and the strengths that grids find."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from sklearn.linear_model import Lasso
+
+from bilevax import Batch, Implicit, InputError, Problem, SparseHO, solve
+from bilevax.linear_solve import CG
+from bilevax.smoothing import L1
+
+KEY = jax.random.key(0)
+RNG = np.random.default_rng(0)
+D = 30
+TRUE = np.zeros(D)
+TRUE[:5] = 2 * RNG.normal(size=5)
+X, X_VAL = RNG.normal(size=(2, 100, D))
+Y, Y_VAL = X @ TRUE + RNG.normal(size=100), X_VAL @ TRUE + RNG.normal(size=100)
+RATE = 1 / np.linalg.norm(X.T @ X / 100, 2)
+BATCH = Batch((jnp.asarray(X_VAL), jnp.asarray(Y_VAL)), (jnp.asarray(X), jnp.asarray(Y)))
+
+
+def error(u, v, data):
+    return 0.5 * jnp.mean((data[0] @ v - data[1]) ** 2)
+
+
+def strengths(u):
+    return jnp.broadcast_to(jnp.exp(u), (D,))  # one, or one for each entry
+
+
+def proximal(u, v, step):
+    return jnp.sign(v) * jnp.maximum(jnp.abs(v) - step * strengths(u), 0)
+
+
+PROBLEM = Problem(error, error, regularizer=lambda u, v, mu: jnp.sum(strengths(u) * jnp.sqrt(v**2 + mu**2)))
+
+
+def lasso(u):
+    """The true solution, by scikit-learn: the columns divided by their strengths."""
+    weights = np.exp(np.broadcast_to(u, (D,)))
+    fitted = Lasso(1.0, fit_intercept=False, tol=1e-13, max_iter=1_000_000).fit(X / weights, Y)
+    return fitted.coef_ / weights
+
+
+def held_out(u):
+    return float(error(None, lasso(u), (X_VAL, Y_VAL)))
+
+
+def direction(solver, u):
+    """How a step of descent by 1 moves u, at the true lower solution."""
+    result = solve(solver, PROBLEM, jnp.asarray(u), jnp.asarray(lasso(u)), BATCH, steps=1, key=KEY)
+    return np.asarray(u - result.u), result
+
+
+@pytest.mark.parametrize("entries", [1, D])
+def test_the_direction_is_the_derivative_of_the_true_problem(entries):
+    u = np.full(entries, np.log(0.1)) + 0.1 * np.random.default_rng(1).normal(size=entries)
+    found, result = direction(SparseHO(optax.sgd(1.0), proximal, RATE, 100), u)
+    wanted = np.array([(held_out(u + h) - held_out(u - h)) / 2e-5 for h in 1e-5 * np.eye(entries)])
+    np.testing.assert_allclose(found, wanted, atol=1e-5 * max(1, np.abs(wanted).max()))
+    assert 0.1 < float(result.history.extra["support"][0]) < 0.9
+    # On all entries, with the corner smoothed by the usual 1e-3 or less, the same system goes wrong.
+    whole = Implicit(optax.sgd(1.0), optax.sgd(1e-12), 1, CG(100))
+    wrong, _ = direction(whole, u)
+    assert np.abs(wrong - wanted).max() > 100 * np.abs(found - wanted).max()
+
+
+def test_the_strength_is_that_of_a_grid_of_a_thousand():
+    grid = np.linspace(np.log(1e-3), np.log(2.0), 1000)
+    losses = [held_out(np.array([u])) for u in grid]
+    best = grid[int(np.argmin(losses))]
+    solver = SparseHO(optax.adam(optax.cosine_decay_schedule(3e-2, 600)), proximal, RATE, 100)
+    result = solve(solver, PROBLEM, jnp.full(1, -4.0), jnp.zeros(D), BATCH, steps=600, key=KEY)
+    assert abs(float(result.u[0]) - best) <= grid[1] - grid[0]
+
+
+def test_a_strength_for_each_entry_beats_the_best_single_one():
+    single = min(held_out(np.array([u])) for u in np.linspace(-4, 0, 60))
+    solver = SparseHO(optax.adam(3e-2), proximal, RATE, 100)
+    result = solve(solver, PROBLEM, jnp.full(D, -3.0), jnp.zeros(D), BATCH, steps=400, key=KEY)
+    assert held_out(np.asarray(result.u)) < 0.95 * single
+    np.testing.assert_allclose(result.v, lasso(np.asarray(result.u)), atol=1e-3)
+
+
+def test_an_empty_support_moves_u_by_f_alone():
+    u = np.full(1, 5.0)
+    problem = Problem(lambda u, v, d: error(u, v, d) + u[0], error, regularizer=PROBLEM.regularizer)
+    solver = SparseHO(optax.sgd(1.0), proximal, RATE, 5)
+    result = solve(solver, problem, jnp.asarray(u), jnp.zeros(D), BATCH, steps=1, key=KEY)
+    np.testing.assert_allclose(u - result.u, [1.0])
+    assert float(result.history.extra["support"][0]) == 0
+    assert (result.v == 0).all()
+
+
+def test_refusals():
+    with pytest.raises(InputError, match="has no regularizer"):
+        SparseHO(optax.sgd(1.0), proximal).check(Problem(error, error), jnp.zeros(1), jnp.zeros(D), BATCH)
+    with pytest.raises(InputError, match="rate is 0"):
+        SparseHO(optax.sgd(1.0), proximal, rate=0)
+    with pytest.raises(InputError, match=r"proximal is .L1."):
+        SparseHO(optax.sgd(1.0), L1.__name__)
+    with pytest.raises(InputError, match="lower_steps"):
+        SparseHO(optax.sgd(1.0), proximal, lower_steps=0)
