@@ -155,6 +155,9 @@ def test_each_class_and_picture_is_drawn_as_often_as_any_in_every_place(key):
             for i in range(each):
                 pictures = np.bincount(drawn[:, place, i] % 100, minlength=8)
                 assert np.abs(pictures - n / 8).max() < 4.5 * (n / 8 * 7 / 8) ** 0.5
+        # The pictures of one class know nothing of those of another.
+        same = (drawn[:, 0, 0] % 100 == drawn[:, 1, 0] % 100).sum()
+        assert abs(same - n / 8) < 4.5 * (n / 8 * 7 / 8) ** 0.5
 
 
 def episodes(images=NAMED, **change):
@@ -705,6 +708,21 @@ def test_maml_starts_undecided_and_refuses_another_number_of_classes():
     np.testing.assert_array_equal(method.use(3)[1](*method.task.start, batch.upper), 0)
     with pytest.raises(InputError, match=r"3 logits was learned, and tasks of 4 classes are asked for. Learn .* way=4"):
         method.use(4)
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"proximal": -0.5}, "maml_task: proximal is -0.5, and must be zero or positive"),
+        ({"proximal": float("nan")}, "proximal is nan"),
+        ({"adapt_steps": 0}, "maml_task: adapt_steps is 0, and must be a positive integer"),
+        ({"way": 11}, "There are 10 classes, fewer than the 11"),
+    ],
+    ids=str,
+)
+def test_maml_refuses_in_a_sentence(change, sentence):
+    with pytest.raises(InputError, match=sentence):
+        maml(**change)
 
 
 def metric(make):

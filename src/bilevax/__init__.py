@@ -16,6 +16,7 @@ from bilevax.solve import SolveError as SolveError
 from bilevax.solve import SolveInterrupted as SolveInterrupted
 from bilevax.solve import Status as Status
 from bilevax.solve import solve as solve
+from bilevax.solvers import BVFIM as BVFIM
 from bilevax.solvers import SPNBO as SPNBO
 from bilevax.solvers import Alternating as Alternating
 from bilevax.solvers import ForwardMode as ForwardMode

@@ -145,3 +145,11 @@ def lower_gradient(
 ) -> tuple[Any, PyTree]:
     """g(u, v) and its gradient in v alone: what a plain descent of g needs."""
     return jax.value_and_grad(problem.lower, 1)(u, v, data, key, mu)
+
+
+def lower_slopes(
+    problem: Problem, u: PyTree, v: PyTree, data: PyTree, key: Any, *, mu: Any = 1e-3
+) -> tuple[Any, PyTree, PyTree]:
+    """g(u, v) and its gradients in u and in v: what methods on the value function min over v of g need."""
+    loss, (grad_u, grad_v) = jax.value_and_grad(problem.lower, (0, 1))(u, v, data, key, mu)
+    return loss, grad_u, grad_v

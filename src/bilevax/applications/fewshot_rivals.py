@@ -15,7 +15,7 @@ from bilevax.applications.fewshot import UPPER_RATE, FewShot, cross_entropies, f
 from bilevax.applications.task import Task
 from bilevax.linear_solve import CG
 from bilevax.models import Representation
-from bilevax.problem import Batch, InputError, Problem, PyTree
+from bilevax.problem import Batch, InputError, Problem, PyTree, require_count
 from bilevax.solvers import Alternating, Implicit, ReverseMode, base
 
 INNER_RATE = 0.4  # of MAML on Omniglot
@@ -75,9 +75,13 @@ def maml_task(
         adapt_rate, adapt_steps: of the descent by which a new task is learned.
 
     Raises:
-        InputError: as for `fewshot_task`; in use, tasks of another number of classes.
+        InputError: as for `fewshot_task`; proximal is negative, or adapt_steps no positive integer; in use, tasks of
+            another number of classes.
     """
     source = sources(images, way, shot, queries, tasks)
+    require_count("maml_task", "adapt_steps", adapt_steps)
+    if not proximal >= 0:
+        raise InputError(f"maml_task: proximal is {proximal}, and must be zero or positive.")
     problem, adapt, scores = _maml_problem(representation, float(proximal), float(adapt_rate), adapt_steps)
     x = source.images[0]
     u: PyTree = {"representation": representation.init(key, x)}

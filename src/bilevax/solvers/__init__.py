@@ -3,6 +3,7 @@
 from bilevax.solvers.alternating import Alternating as Alternating
 from bilevax.solvers.base import Info as Info
 from bilevax.solvers.base import Solver as Solver
+from bilevax.solvers.bvfim import BVFIM as BVFIM
 from bilevax.solvers.gradient_matching import GradientMatching as GradientMatching
 from bilevax.solvers.implicit import Implicit as Implicit
 from bilevax.solvers.learning_to_reweight import LearningToReweight as LearningToReweight

@@ -1,0 +1,125 @@
+"""The value-function interior-point method."""
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from bilevax import oracles, schedules
+from bilevax.problem import Batch, Problem, PyTree, require_count
+from bilevax.schedules import Geometric, Schedule
+from bilevax.solvers import base
+
+
+class BVFIMState(NamedTuple):
+    """u, v, their optimizers' states, the minimiser z of g with its optimizer's state, and the count of steps."""
+
+    u: PyTree
+    v: PyTree
+    upper_opt: Any
+    lower_opt: Any
+    z: PyTree
+    z_opt: Any
+    count: Any
+
+
+@dataclass(frozen=True)
+class BVFIM:
+    """BVFIM: a value-function-based interior-point method for non-convex lower levels (Liu et al., ICML 2021).
+
+    The lower level is the constraint g(u, v) <= min over z of g(u, z), held by a barrier. With z near the minimiser,
+
+        value = g(u, z) + damping / 2 |z|^2 + slack,
+        v minimises f(u, v) + damping / 2 |v|^2 - barrier ln(value - g(u, v)),
+        u moves along grad_u f(u, v) + barrier (grad_u g(u, v) - grad_u g(u, z)) / (value - g(u, v)),
+
+    and slack, damping and barrier fall to zero. No second derivative is taken, and g need not be
+    convex in v, nor its minimiser unique: among several the one best for f is meant.
+
+    Args:
+        upper_optimizer, lower_optimizer: any optax optimizers; z moves by the lower one, too.
+        lower_steps: T, moves of z and then of v per move of u.
+        slack, damping, barrier: by step k, positive. v ends about sqrt(slack) from a minimiser of g; with a barrier of
+            about that size, too, the inner problem is no stiffer than g.
+
+    v goes on from where it stopped if that is inside still, and else from z, which always is. A move that leaves the
+    inside is answered by the barrier's slope at a hundredth of the slack, which points back in.
+
+    Cost of a step: 2 T + 2 gradients of g and T + 1 of f. Memory: that of u, v, z and the optimizers.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, optax
+        >>> from bilevax import BVFIM, Problem, solve
+        >>> problem = Problem(lambda u, v: jnp.sum((v - 1) ** 2), lambda u, v: jnp.sum((v - 2 * u) ** 2))
+        >>> solver = BVFIM(optax.adam(optax.cosine_decay_schedule(1e-2, 2000)))
+        >>> result = solve(solver, problem, jnp.zeros(2), jnp.zeros(2), steps=2000, key=jax.random.key(0))
+        >>> print(jnp.round(result.u, 1), jnp.round(result.v, 1))
+        [0.5 0.5] [1. 1.]
+    """
+
+    upper_optimizer: optax.GradientTransformation = optax.adam(1e-2)
+    lower_optimizer: optax.GradientTransformation = optax.sgd(5e-2)
+    lower_steps: int = 20
+    slack: Schedule | float = Geometric(1e-2, 0.998, low=1e-4)
+    damping: Schedule | float = Geometric(0.1, 0.995, low=1e-6)
+    barrier: Schedule | float = Geometric(0.1, 0.999, low=1e-2)
+
+    def __post_init__(self) -> None:
+        require_count("BVFIM", "lower_steps", self.lower_steps)
+        for name in ("slack", "damping", "barrier"):
+            schedules.require_positive("BVFIM", name, getattr(self, name))
+
+    def check(self, problem: Problem, u: PyTree, v: PyTree, batch: Batch) -> None:
+        """Refuse constraints, and what no solver can treat."""
+        base.refuse_constraints(self, problem)
+        problem.check(u, v, batch)
+
+    def init(self, problem: Problem, u: PyTree, v: PyTree, batch: Batch) -> BVFIMState:
+        """The state at (u, v), z = v."""
+        make = self.lower_optimizer.init
+        z = jax.tree.map(jnp.copy, v)
+        return BVFIMState(u, v, self.upper_optimizer.init(u), make(v), z, make(z), jnp.zeros((), jnp.int32))
+
+    def step(self, problem: Problem, state: BVFIMState, batch: Batch, key: Any) -> tuple[BVFIMState, base.Info]:
+        """T moves of z down g, T of v inside the barrier, one of u."""
+        start_key, z_key, v_key, upper_key = jax.random.split(key, 4)
+        slack, damping, barrier = (schedules.at(x, state.count) for x in (self.slack, self.damping, self.barrier))
+        u = state.u
+
+        def damped(gradient: PyTree, x: PyTree) -> PyTree:
+            return jax.tree.map(lambda d, a: (d + damping * a).astype(d.dtype), gradient, x)
+
+        def to_value(z: PyTree, data: PyTree, key: Any) -> tuple[PyTree, tuple[()]]:
+            return damped(oracles.lower_gradient(problem, u, z, data, key)[1], z), ()
+
+        moves = problem, batch, self.lower_steps
+        z = base.start_of_step(problem, state._replace(v=state.z), batch, start_key)
+        z, z_opt, _ = base.lower_moves(to_value, self.lower_optimizer, state.z_opt, z, *moves, z_key)
+        data = base.lower_data(batch, self.lower_steps - 1)
+        least, least_u, least_v = oracles.lower_slopes(problem, u, z, data, upper_key)
+        value = least + damping / 2 * optax.tree.norm(z, squared=True) + slack
+
+        def weight(loss: Any) -> Any:
+            return barrier / jnp.maximum(value - loss, 1e-2 * slack)
+
+        def inside(v: PyTree, data: PyTree, key: Any) -> tuple[PyTree, tuple[()]]:
+            f = oracles.upper(problem, u, v, batch.upper, key)
+            loss, slope = oracles.lower_gradient(problem, u, v, data, key)
+            w = weight(loss)
+            # Over 1 + w, which leaves the minimiser where it is: a step that suits g suits the sum, too.
+            pushed = jax.tree.map(lambda a, b, x: (a + w * b + damping * x) / (1 + w), f.grad_v, slope, v)
+            return jax.tree.map(lambda d, x: d.astype(x.dtype), pushed, v), ()
+
+        before = base.start_of_step(problem, state, batch, start_key)
+        within = oracles.lower_gradient(problem, u, before, data, upper_key)[0] < value
+        v = jax.tree.map(lambda a, b: jnp.where(within, a, b), before, z)
+        v, lower_opt, _ = base.lower_moves(inside, self.lower_optimizer, state.lower_opt, v, *moves, v_key)
+        f = oracles.upper(problem, u, v, batch.upper, upper_key)
+        loss, at_v, _ = oracles.lower_slopes(problem, u, v, data, upper_key)
+        direction = jax.tree.map(lambda d, a, b: (d + weight(loss) * (a - b)).astype(d.dtype), f.grad_u, at_v, least_u)
+        moved, upper_opt = base.move(self.upper_optimizer, state.upper_opt, u, direction, problem.project_upper)
+        extra = {"gap": value - loss}
+        info = base.Info(f.loss, loss, optax.tree.norm(direction), optax.tree.norm(least_v), extra)
+        return BVFIMState(moved, v, upper_opt, lower_opt, z, z_opt, state.count + 1), info
