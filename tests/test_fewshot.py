@@ -14,7 +14,7 @@ import pytest
 import scipy.optimize
 from scipy.special import log_softmax
 
-from bilevax import Alternating, Implicit, InputError, Penalty, ReverseMode, solve
+from bilevax import Alternating, Implicit, InputError, Penalty, ReverseMode
 from bilevax.applications.episodes import Episode, Episodes, class_means, evaluate
 from bilevax.applications.fewshot import (
     ADAPT_STEPS,
@@ -82,8 +82,13 @@ def noise(classes=10, pictures=8, shape=(2, 2), seed=0):
 
 def direction(solver, problem, u, v, batch):
     """What one step by `PLAIN` descent takes away from u, and the state that it leaves."""
-    state, info = jax.jit(solver.step, static_argnums=0)(problem, solver.init(problem, u, v, batch), batch, KEY)
+    state, info = step_of(solver, problem, solver.init(problem, u, v, batch), batch)
     return optax.tree.sub(u, state.u), state, info
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def step_of(solver, problem, state, batch):
+    return solver.step(problem, state, batch, KEY)
 
 
 draw = jax.jit(lambda source, step, key: source.at(step, key))
@@ -129,7 +134,7 @@ def test_an_episode_holds_what_it_says(key):
 
 
 def test_the_same_key_and_step_give_the_same_bits(key):
-    source = Episodes(NAMED, way=3, shot=1, queries=2, tasks=4)
+    source = Episodes(NAMED, way=4, shot=3, queries=5, tasks=6)
 
     def bits(step, key):
         batch = draw(source, step, key)
@@ -212,9 +217,9 @@ def means(u, samples):
     return class_means(u * samples.x[:, :, 0, :1], samples.y, 4)
 
 
-@pytest.mark.parametrize(("count", "at_once"), [(60, 20), (26, 13)])
-def test_an_evaluation_is_recounted_by_numpy(count, at_once, key):
-    """Whatever the number of tasks: not in rounds of 20 alone."""
+def test_an_evaluation_is_recounted_by_numpy(key):
+    """By a number of tasks that is not one of rounds of 20."""
+    count, at_once = 26, 13
     images, u = noise(seed=3) + jnp.arange(10.0)[:, None, None, None], jnp.asarray(1.5)
     found = evaluate(means, nearest, u, images, way=4, shot=2, key=key, queries=3, episodes=count)
     source, shares = Episodes(images, 4, 2, 3, at_once), []
@@ -584,6 +589,8 @@ def test_that_would_be_seen_if_they_did(make):
 
 CURVED = dense(4, 3)
 RATE = 0.3
+INNER = optax.sgd(RATE)
+TWICE = dataclasses.replace(maml_solver(10, 2), upper_optimizer=PLAIN, lower_optimizer=INNER)
 
 
 def random_like(tree, scale, seed=2):
@@ -614,16 +621,14 @@ def maml(**change):
     return method, u, draw(method.task.batches, 0, jax.random.key(1))
 
 
-@pytest.mark.parametrize("steps", [1, 2])
-def test_reverse_mode_is_maml(steps):
-    """The derivative of the query loss at theta - rate * gradient, second derivatives included."""
+def test_reverse_mode_is_maml():
+    """The derivative of the query loss at theta - rate * gradient, twice, second derivatives included."""
     method, u, batch = maml()
-    solver = dataclasses.replace(maml_solver(10, steps), upper_optimizer=PLAIN, lower_optimizer=optax.sgd(RATE))
-    found, _, info = direction(solver, method.task.problem, u, method.task.start[1], batch)
+    found, _, info = direction(TWICE, method.task.problem, u, method.task.start[1], batch)
 
     def objective(u):
         def one(x, y, asked, answers):
-            return network_loss(descended(u, x, y, RATE, steps), asked, answers)
+            return network_loss(descended(u, x, y, RATE, 2), asked, answers)
 
         return jnp.mean(jax.vmap(one)(batch.lower.x, batch.lower.y, batch.upper.x, batch.upper.y))
 
@@ -635,8 +640,7 @@ def test_reverse_mode_is_maml(steps):
 def test_alternating_descent_is_first_order_maml():
     """The gradient at the adapted parameters; the full one is another."""
     method, u, batch = maml()
-    change = {"upper_optimizer": PLAIN, "lower_optimizer": optax.sgd(RATE)}
-    solver = dataclasses.replace(first_order_maml_solver(10, 2), **change)
+    solver = dataclasses.replace(first_order_maml_solver(10, 2), upper_optimizer=PLAIN, lower_optimizer=INNER)
     found, *_ = direction(solver, method.task.problem, u, method.task.start[1], batch)
 
     def one(x, y, asked, answers):
@@ -644,8 +648,7 @@ def test_alternating_descent_is_first_order_maml():
 
     expected = jax.jit(jax.vmap(one))(batch.lower.x, batch.lower.y, batch.upper.x, batch.upper.y)
     agree(found, jax.tree.map(lambda d: d.mean(0), expected))
-    second = dataclasses.replace(maml_solver(10, 2), **change)
-    other, *_ = direction(second, method.task.problem, u, method.task.start[1], batch)
+    other, *_ = direction(TWICE, method.task.problem, u, method.task.start[1], batch)
     assert optax.tree.norm(optax.tree.sub(other, found)) > 0.05 * optax.tree.norm(found)
 
 
@@ -686,7 +689,7 @@ def test_maml_learns_a_new_task_by_its_own_moves_and_normalises_tasks_apart():
     adapt, scores = method.use(3)
     v = jax.jit(adapt)(u, batch.lower)
     for task in range(2):
-        expected = descended(u, batch.lower.x[task], batch.lower.y[task], 0.2, 5)
+        expected = jax.jit(descended, static_argnums=4)(u, batch.lower.x[task], batch.lower.y[task], 0.2, 5)
         agree(jax.tree.map(lambda p, v, task=task: p + v[task], u, v), expected)
     calls = []
 
@@ -736,7 +739,7 @@ def two_directions(method, u):
     first, second = (draw(method.task.batches, step, KEY) for step in (0, 1))
     found, state, info = direction(solver, problem, u, method.task.start[1], first)
     assert float(info.extra["linear_residual"]) < 1e-12
-    again, _ = jax.jit(solver.step, static_argnums=0)(problem, state, second, KEY)
+    again, _ = step_of(solver, problem, state, second)
     return (found, u, first), (optax.tree.sub(state.u, again.u), state.u, second)
 
 
@@ -786,10 +789,10 @@ def test_a_metric_is_asked_about_another_number_of_classes(make):
     method, u = metric(make)
     adapt, scores = method.use(5)
     batch = draw(Episodes(noise(), 5, 3, 2, 4), 0, KEY)
-    v = adapt(u, batch.lower)
+    v = jax.jit(adapt)(u, batch.lower)
     expected = CURVED.apply(u["representation"], batch.lower.x.reshape(60, 2, 2)).reshape(4, 5, 3, 3).mean(2)
     np.testing.assert_allclose(v, expected, rtol=1e-9, atol=1e-12)
-    assert scores(u, v, batch.upper).shape == (4, 10, 5)
+    assert jax.eval_shape(scores, u, v, batch.upper).shape == (4, 10, 5)
 
 
 @pytest.mark.parametrize("make", [maml_task, prototypical_task, relation_task])
@@ -816,16 +819,6 @@ def told_apart(method, u, images, statistics=None, key=KEY):
     return evaluate(*method.use(3), u, images, **sizes, key=key, statistics=statistics)
 
 
-def test_maml_learns_to_learn():
-    """Classes that were not seen are told apart better than at the start, and better than by chance."""
-    images, steps = clusters(60), 400
-    method = maml_task(dense(5), images[:40], way=3, shot=3, queries=5, tasks=4, key=KEY)
-    task = method.task
-    u = solve(maml_solver(steps), task.problem, *task.start, task.batches, steps=steps, key=KEY).u
-    before, after = (told_apart(method, at, images[40:]) for at in (task.start[0], u))
-    assert after.mean - after.half_width > max(before.mean + before.half_width, 0.4)
-
-
 def normalised():
     """One layer, each feature of zero mean over the samples that it sees in one pass, or by `statistics`."""
     plain = dense(5)
@@ -837,7 +830,7 @@ def normalised():
     return Representation(plain.init, apply, lambda params, x: plain.apply(params, x).mean(0))
 
 
-LEARNER = FewShotLearner(normalised(), penalty_solver(400), way=3, shot=3, queries=5, tasks=4, steps=400)
+LEARNER = FewShotLearner(normalised(), penalty_solver(200), way=3, shot=3, queries=5, tasks=4, steps=200)
 
 
 @functools.cache
@@ -855,7 +848,7 @@ def test_a_learner_tells_new_classes_apart():
     before = told_apart(learner.method_, u, images, known)
     assert found.mean > 0.9
     assert before.mean < 0.7
-    assert learner.history_.upper_loss.shape == (400,)
+    assert learner.history_.upper_loss.shape == (200,)
     assert np.mean(learner.history_.upper_loss[-50:]) < 0.7 * np.mean(learner.history_.upper_loss[:50])
     expected = told_apart(learner.method_, learner.u_, images, learner.statistics_, jax.random.key(3))
     assert found.mean == expected.mean

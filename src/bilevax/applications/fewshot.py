@@ -19,12 +19,11 @@ from bilevax.applications.episodes import (
     Episodes,
     Evaluation,
     Scores,
-    check_classes,
     class_means,
     evaluate,
 )
 from bilevax.applications.task import Task
-from bilevax.linear_solve import ByOptimizer
+from bilevax.linear_solve import ByOptimizer, quadratic
 from bilevax.models import Representation, omniglot_network
 from bilevax.problem import Batch, InputError, Problem, PyTree, require_count
 from bilevax.solve import solve
@@ -59,8 +58,8 @@ def penalty_solver(steps: int, lower_steps: int = LOWER_STEPS) -> Penalty:
 
 
 def approxgrad_solver(steps: int, lower_steps: int = LOWER_STEPS) -> Implicit:
-    """ApproxGrad: as many moves of its linear solve as of v."""
-    linear_solve = ByOptimizer(optax.sgd(HEAD_RATE), steps=lower_steps)
+    """ApproxGrad: as many moves of its linear solve, on the quadratic form, as of v."""
+    linear_solve = ByOptimizer(optax.sgd(HEAD_RATE), steps=lower_steps, form=quadratic)
     return Implicit(_upper(steps), optax.sgd(HEAD_RATE), lower_steps, linear_solve)
 
 
@@ -144,7 +143,7 @@ def fewshot_task(
     classes' features and descend. g is the sum over the tasks of the mean cross-entropies of the samples to learn from,
     f the mean over the tasks of those of the samples that are asked about. The representation is applied to all tasks'
     samples in one pass; neither loss applies it anew when v moves, since it depends on u and the batch alone: the
-    compiled step has it outside of the loop over the moves.
+    compiled step has it outside of the loop over the moves. `ReverseMode` alone goes back through it in each move.
 
     Args:
         representation: maps samples to features, such as `omniglot_network`.
@@ -182,7 +181,6 @@ def fewshot_task(
 
 def sources(images: Any, way: int, shot: int, queries: int, tasks: int) -> Episodes:
     """Episodes of checked images."""
-    check_classes("images", images)
     source = Episodes(jnp.asarray(images), way, shot, queries, tasks)
     source.check()
     return source
@@ -345,7 +343,6 @@ class FewShotLearner:
             InputError: `meta_fit` was not called; otherwise as for `fewshot_task`.
         """
         self._check_fitted()
-        check_classes("images", images)
         way = self.way if way is None else way
         return evaluate(
             *self.method_.use(way),
