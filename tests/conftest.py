@@ -4,12 +4,26 @@ import dataclasses
 import hashlib
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from types import SimpleNamespace
 
 import jax
 import pytest
 
 jax.config.update("jax_enable_x64", True)
+
+MAPPINGS = Path("/proc/self/maps")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def programs_are_dropped():
+    """Compiled programs go before they are too many for one process.
+
+    Each takes mappings of memory, of which a process has 65,530 on Linux; at the end of them the compiler crashes.
+    """
+    yield
+    if MAPPINGS.is_file() and len(MAPPINGS.read_bytes().splitlines()) > 25_000:
+        jax.clear_caches()
 
 
 @pytest.fixture
