@@ -6,16 +6,16 @@ The representation depends on u and the meta-batch alone, so its passes belong o
 T adds is the heads' own arithmetic. Beside it stands the floor: the representation's gradient of the same images.
 """
 
+import functools
 import statistics
 import time
-from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bilevax import solve
+from benchmarks.stretch import seconds_of_a_step
 from bilevax.applications.fewshot import approxgrad_solver, fewshot_task, penalty_solver
 from bilevax.models import omniglot_network
 
@@ -49,26 +49,9 @@ def main() -> None:
         jax.block_until_ready(gradients(task.start[0]))
         return (time.perf_counter() - began) / STEPS
 
-    def timed(solver: Any) -> Callable[[], float]:
-        def run() -> float:
-            seconds: list[float] = []
-            solve(
-                solver,
-                task.problem,
-                *task.start,
-                task.batches,
-                steps=2 * STEPS,
-                every=STEPS,
-                key=key,
-                callbacks=[lambda visit: seconds.append(visit.seconds)],
-            )
-            return (seconds[1] - seconds[0]) / STEPS
-
-        return run
-
     print(f"{TASKS} tasks of {WAY}-way {SHOT}-shot with {QUERIES} queries a class, {FILTERS} filters")
     for name, make in (("Penalty", penalty_solver), ("ApproxGrad", approxgrad_solver)):
-        runs = [timed(make(100, count)) for count in MOVES]
+        runs = [functools.partial(seconds_of_a_step, make(100, count), task, STEPS, key) for count in MOVES]
         for run in (*runs, floor):
             run()
         rounds = [[run() for run in (*runs, floor)] for _ in range(ROUNDS)]

@@ -7,6 +7,7 @@ per lower move and for the move of u, two of the validation samples (forward and
 (the same, and their derivatives along p).
 """
 
+import functools
 import statistics
 import time
 from typing import Any
@@ -15,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bilevax import solve
+from benchmarks.stretch import seconds_of_a_step
 from bilevax.applications.poisoning import Points, penalty_solver, untargeted_task
 from bilevax.applications.training import Training
 from bilevax.models import softmax_head
@@ -50,30 +51,18 @@ def main() -> None:
     v, residual = jnp.ones((CLASSES, FEATURES)), jnp.ones((CLASSES, SAMPLES))
     device_x, device_val = jnp.asarray(x), jnp.asarray(x_val)
 
-    def attack() -> float:
-        seconds: list[float] = []
-        solve(
-            solver,
-            task.problem,
-            *task.start,
-            task.batches,
-            steps=2 * STEPS,
-            every=STEPS,
-            key=key,
-            callbacks=[lambda visit: seconds.append(visit.seconds)],
-        )
-        return seconds[1] - seconds[0]
+    attack = functools.partial(seconds_of_a_step, solver, task, STEPS, key)
 
     def floor() -> float:
         began = time.perf_counter()
         products(device_x, device_val, v, residual).block_until_ready()
-        return time.perf_counter() - began
+        return (time.perf_counter() - began) / STEPS
 
     attack()
     floor()
     rounds = [(attack(), floor()) for _ in range(ROUNDS)]
     for name, values in zip(("attack", "floor"), zip(*rounds, strict=True), strict=True):
-        each = [1e3 * value / STEPS for value in values]
+        each = [1e3 * value for value in values]
         print(f"{name:7s} {statistics.median(each):6.1f} ms ({min(each):.1f} to {max(each):.1f}) an upper iteration")
     ratios = [a / b for a, b in rounds]
     print(f"ratio   {statistics.median(ratios):6.2f} ({min(ratios):.2f} to {max(ratios):.2f})")

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from bilevax import datasets
-from bilevax.applications.episodes import Adapt, Episode, Evaluation, Scores, class_means, evaluate
+from bilevax.applications.episodes import Adapt, Evaluation, Scores, evaluate, pixel_means
 from bilevax.applications.fewshot import (
     LOWER_STEPS,
     FewShot,
@@ -110,18 +110,6 @@ def split_of(name: str) -> ClassSplit:
     return DATA_SETS[name]()
 
 
-def pixel_means(way: int) -> tuple[Any, Any]:
-    """What nothing was learned for: the class whose mean picture is nearest."""
-
-    def flat(samples: Episode) -> Any:
-        return samples.x.reshape(*samples.y.shape, -1) / 255
-
-    def scores(u: Any, means: Any, queries: Episode) -> Any:
-        return -jnp.sum(jnp.square(flat(queries)[:, :, None] - means[:, None]), -1)
-
-    return lambda u, samples: class_means(flat(samples), samples.y, way), scores
-
-
 def run_cell(
     name: str, size: Size, way: int, shot: int, lower_steps: int, seed: int, labels: list[str]
 ) -> dict[str, dict[str, Any]]:
@@ -147,17 +135,7 @@ def run_cell(
             def look(u: Any, v: Any, method: FewShot = method, last: dict[str, Any] = last) -> dict[str, float]:
                 statistics = statistics_of(method, u, images, key=keys[1])
                 last |= {"u": jax.tree.map(jnp.copy, u), "statistics": statistics}
-                found = evaluate(
-                    *method.use(way),
-                    u,
-                    test,
-                    way=way,
-                    shot=shot,
-                    episodes=LOOKED_AT,
-                    key=keys[2],
-                    statistics=statistics,
-                )
-                return {"accuracy": 100 * found.mean}
+                return {"accuracy": 100 * measured(*method.use(way), u, statistics, LOOKED_AT).mean}
 
             looks = denoising.watched_solve(
                 solver, method.task, size.steps, max(1, size.steps // size.looks), seed, look
@@ -181,6 +159,19 @@ def cell_of(
     """A cell's rows, run where they are not there yet."""
     path = settings.out / "cells" / f"{name}-{way}-{shot}-T{lower_steps}-{seed}.json"
     return denoising.kept_cell(path, labels, functools.partial(run_cell, name, size, way, shot, lower_steps, seed))
+
+
+def cells_of(
+    settings: Settings, cells: list[tuple[str, int, int]], seeds: list[int], labels: list[str]
+) -> dict[tuple[str, int, int], list[dict[str, dict[str, Any]]]]:
+    """The rows of each cell (data set, way, shot) and seed, at the usual T, run where they are not there yet."""
+    of_name = sizes(settings)
+    return {
+        (name, way, shot): [
+            cell_of(settings, name, of_name[name], way, shot, LOWER_STEPS, seed, labels) for seed in seeds
+        ]
+        for name, way, shot in cells
+    }
 
 
 def readable(label: str, lower_steps: int = LOWER_STEPS) -> dict[str, Any]:

@@ -23,13 +23,7 @@ def run(settings: Settings) -> None:
     seeds = list(range(settings.seeds or 1))
     wanted, all_sizes = table3.cells(settings), fewshot.sizes(settings)
     began = time.perf_counter()
-    found = {
-        cell: [
-            fewshot.cell_of(settings, cell[0], all_sizes[cell[0]], *cell[1:], LOWER_STEPS, seed, labels)
-            for seed in seeds
-        ]
-        for cell in wanted
-    }
+    found = fewshot.cells_of(settings, wanted, seeds, labels)
     seconds = time.perf_counter() - began
     rows, panels = [], []
     for (name, way, shot), trials in found.items():

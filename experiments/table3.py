@@ -74,13 +74,7 @@ def run(settings: Settings) -> None:
         else pick((PIXELS, *BILEVEL, *OTHERS), settings.solver)
     )
     began = time.perf_counter()
-    found = {
-        cell: [
-            fewshot.cell_of(settings, cell[0], all_sizes[cell[0]], *cell[1:], LOWER_STEPS, seed, labels)
-            for seed in seeds
-        ]
-        for cell in wanted
-    }
+    found = fewshot.cells_of(settings, wanted, seeds, labels)
     seconds = time.perf_counter() - began
 
     def rows_of(field: str) -> list[Row]:

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 import bilevax
 from bilevax import InputError, cli, datasets, plots
-from bilevax.applications.episodes import evaluate
+from bilevax.applications.episodes import evaluate, pixel_means
 from bilevax.cli import fewshot
 
 TINY = ("--way", 3, "--shot", 2, "--steps", 25, "--tasks", 2, "--filters", 4, "--episodes", 20)
@@ -404,6 +404,6 @@ def test_pixels_of_colour_pictures():
     images = np.zeros((3, 4, 16, 16, 3), np.uint8)
     for c in range(3):
         images[c, ..., c] = np.array([100, 120, 140, 160])[:, None, None]
-    adapt, scores = fewshot._pixel_means(3)
+    adapt, scores = pixel_means(3)
     found = evaluate(adapt, scores, None, images, way=3, shot=1, queries=2, episodes=3, key=jax.random.key(0))
     assert found.mean == 1.0

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from bilevax import InputError
+from bilevax.applications.episodes import Episode, pixel_means
 from bilevax.datasets import ClassSplit
 from bilevax.models import omniglot_network
 from experiments import contract, fewshot, figure4b, figure5b, table3
@@ -64,10 +65,10 @@ def test_every_paper_number_belongs_to_a_cell_and_a_method():
 def test_pixels_are_the_nearest_class_mean():
     images = clusters(3, 5)
     given, asked = images[:, :2].reshape(6, 16, 16), images[:, 2:5].reshape(9, 16, 16)
-    adapt, scores = fewshot.pixel_means(3)
+    adapt, scores = pixel_means(3)
     labels = np.repeat(np.arange(3), 2)[None]
-    means = adapt(None, fewshot.Episode(given[None], labels))
-    found = np.asarray(scores(None, means, fewshot.Episode(asked[None], np.zeros((1, 9), int))))[0]
+    means = adapt(None, Episode(given[None], labels))
+    found = np.asarray(scores(None, means, Episode(asked[None], np.zeros((1, 9), int))))[0]
     by_hand = np.stack([(given[labels[0] == c] / 255).mean(0).ravel() for c in range(3)])
     distance = ((asked.reshape(9, 1, -1) / 255 - by_hand) ** 2).sum(-1)
     np.testing.assert_allclose(found, -distance, rtol=1e-5)

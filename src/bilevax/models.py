@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from bilevax.problem import InputError, PyTree
+from bilevax.problem import InputError, PyTree, require_count
 
 
 class Model(NamedTuple):
@@ -251,8 +251,7 @@ def wide_resnet(classes: int = 10, depth: int = 28, width: int = 10) -> Model:
     _require_classes("wide_resnet", classes)
     if isinstance(depth, bool) or not isinstance(depth, int) or depth < 10 or depth % 6 != 4:
         raise InputError(f"wide_resnet: depth is {depth!r}, and must be 6 k + 4 for k = 1, 2, ...: 10, 16, 22, 28, ...")
-    if isinstance(width, bool) or not isinstance(width, int) or width < 1:
-        raise InputError(f"wide_resnet: width is {width!r}, and must be a positive integer.")
+    require_count("wide_resnet", "width", width)
     # Of each block: its channels, and the stride of its first convolution.
     plan = [
         (channels * width, 2 if group > 0 and block == 0 else 1)
@@ -772,8 +771,7 @@ def omniglot_network(filters: int = 64) -> Representation:
     Raises:
         InputError: filters is no positive integer; in use, images of another rank, or too small.
     """
-    if isinstance(filters, bool) or not isinstance(filters, int) or filters < 1:
-        raise InputError(f"omniglot_network: filters is {filters!r}, and must be a positive integer.")
+    require_count("omniglot_network", "filters", filters)
 
     def init(key: Any, x: Any) -> PyTree:
         x = _images_for_four_poolings("omniglot_network", x, jnp.float32)
@@ -814,8 +812,7 @@ def mini_imagenet_network(features: int = 512) -> Representation:
     Raises:
         InputError: features is no positive integer; in use, images of another rank, or too small.
     """
-    if isinstance(features, bool) or not isinstance(features, int) or features < 1:
-        raise InputError(f"mini_imagenet_network: features is {features!r}, and must be a positive integer.")
+    require_count("mini_imagenet_network", "features", features)
 
     def init(key: Any, x: Any) -> PyTree:
         x = _images_for_four_poolings("mini_imagenet_network", x, jnp.float32)

@@ -187,6 +187,21 @@ def class_means(features: Any, y: Any, way: int) -> Any:
     return members @ features / jnp.maximum(members.sum(-1, keepdims=True), 1)
 
 
+def pixel_means(way: int) -> tuple[Adapt, Scores]:
+    """What nothing was learned for: a picture belongs to the class whose mean picture is nearest; (adapt, scores)."""
+
+    def flat(samples: Episode) -> Any:
+        return samples.x.reshape(*samples.y.shape, -1) / 255
+
+    def scores(u: Any, means: Any, queries: Episode) -> Any:
+        x = flat(queries)
+        # Minus the squared distance, by its products, so that no array holds all the differences.
+        across = 2 * x @ jnp.swapaxes(means, 1, 2)
+        return across - jnp.sum(means**2, -1)[:, None] - jnp.sum(x**2, -1)[:, :, None]
+
+    return lambda u, samples: class_means(flat(samples), samples.y, way), scores
+
+
 def check_classes(name: str, images: Any) -> None:
     """Refuse what is no pictures of classes.
 

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import typer
 from rich.console import Console
@@ -16,7 +15,7 @@ from bilevax.cli._shared import check_writable, in_plain_words, say, surrounding
 from bilevax.problem import InputError, listed
 
 if TYPE_CHECKING:  # what pulls in solvers and networks, for which `--help` need not wait
-    from bilevax.applications.episodes import Adapt, Episode, Scores
+    from bilevax.applications.episodes import Adapt, Scores
     from bilevax.applications.fewshot import FewShotLearner
 
 SMALLEST = 16  # pixels: of less, the network's four poolings leave nothing
@@ -274,7 +273,7 @@ def _queries(pictures: Pictures, shot: int, queries: int | None) -> int:
 
 def _compare(pictures: Pictures, parts: Parts, settings: dict[str, Any]) -> tuple["FewShotLearner", list[Row]]:
     """Train, then measure pixels, the untrained and the trained representation on the same tasks."""
-    from bilevax.applications.episodes import evaluate
+    from bilevax.applications.episodes import evaluate, pixel_means
     from bilevax.applications.fewshot import FewShotLearner, statistics_of
     from bilevax.callbacks import Progress
     from bilevax.models import omniglot_network
@@ -309,28 +308,11 @@ def _compare(pictures: Pictures, parts: Parts, settings: dict[str, Any]) -> tupl
     with Console(stderr=True).status(f"testing on {settings['episodes']:,} tasks of new classes"):
         known = statistics_of(method, first, train, key=jax.random.key(seed))
         rows = [
-            row("nearest class mean, pixels", _pixel_means(settings["way"]), None, None),
+            row("nearest class mean, pixels", pixel_means(settings["way"]), None, None),
             row("representation, untrained", use, first, known),
             row("representation, by Penalty", use, learner.u_, learner.statistics_, trained),
         ]
     return learner, rows
-
-
-def _pixel_means(way: int) -> "tuple[Adapt, Scores]":
-    """What needs no learning: a picture belongs to the class whose mean is nearest to it, pixel by pixel."""
-    from bilevax.applications.episodes import class_means
-
-    def pixels(samples: "Episode") -> Any:
-        return samples.x.reshape(*samples.y.shape, -1) / 255
-
-    def adapt(u: Any, samples: "Episode") -> Any:
-        return class_means(pixels(samples), samples.y, way)
-
-    def scores(u: Any, means: Any, queries: "Episode") -> Any:
-        # Minus the squared distance, less what all classes share; so no array holds all the differences.
-        return 2 * pixels(queries) @ jnp.swapaxes(means, 1, 2) - jnp.sum(means**2, -1)[:, None]
-
-    return adapt, scores
 
 
 def _draw(learner: "FewShotLearner", pictures: Pictures, parts: Parts, settings: dict[str, Any], out: Path) -> None:

@@ -1,0 +1,22 @@
+"""The time of a stretch of a solve, compilation apart."""
+
+from typing import Any
+
+from bilevax import solve
+from bilevax.applications import Task
+
+
+def seconds_of_a_step(solver: Any, task: Task, steps: int, key: Any) -> float:
+    """Seconds of a step, over the second stretch of `steps` steps."""
+    seconds: list[float] = []
+    solve(
+        solver,
+        task.problem,
+        *task.start,
+        task.batches,
+        steps=2 * steps,
+        every=steps,
+        key=key,
+        callbacks=[lambda visit: seconds.append(visit.seconds)],
+    )
+    return (seconds[1] - seconds[0]) / steps
