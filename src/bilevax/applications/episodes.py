@@ -206,7 +206,7 @@ def check_classes(name: str, images: Any) -> None:
     """Refuse what is no pictures of classes.
 
     Raises:
-        InputError: not (classes, pictures, ...), or empty.
+        InputError: not (classes, pictures, ...), empty, or not finite.
     """
     shape = np.shape(images)
     if len(shape) < 3 or 0 in shape:
@@ -214,3 +214,5 @@ def check_classes(name: str, images: Any) -> None:
             f"{name} has shape {shape}, and must be (classes, pictures, ...): of each class as many samples."
         )
     leading_size(name, images)
+    if jnp.issubdtype(jnp.result_type(images), jnp.inexact) and (bad := int(jnp.sum(~jnp.isfinite(images)))):
+        raise InputError(f"{name} holds {bad} NaN or infinite values of {jnp.size(images)}. Leave those pictures out.")

@@ -23,6 +23,7 @@ from bilevax.applications.episodes import (
     evaluate,
 )
 from bilevax.applications.task import Task
+from bilevax.applications.training import require_finite
 from bilevax.linear_solve import ByOptimizer, quadratic
 from bilevax.models import Representation, omniglot_network
 from bilevax.problem import Batch, InputError, Problem, PyTree, require_count
@@ -217,8 +218,10 @@ class FewShotClassifier:
         classes_: (classes,) as they were given.
     """
 
-    def __init__(self, scores: Scores, u: PyTree, v: PyTree, statistics: PyTree, classes: np.ndarray):
-        self.classes_ = classes
+    def __init__(
+        self, scores: Scores, u: PyTree, v: PyTree, statistics: PyTree, classes: np.ndarray, shape: tuple[int, ...]
+    ):
+        self.classes_, self._shape = classes, shape
 
         def one(x: Any) -> Any:
             return jax.nn.softmax(scores(u, v, Episode(x[None], jnp.zeros((1, len(x)), int), None, statistics))[0])
@@ -226,11 +229,15 @@ class FewShotClassifier:
         self._probabilities = jax.jit(one)
 
     def predict_proba(self, X: Any) -> np.ndarray:
-        """The probability of each class, (n, classes), in the order of `classes_`."""
-        return np.asarray(self._probabilities(jnp.asarray(X)))
+        """The probability of each class, (n, classes), in the order of `classes_`.
+
+        Raises:
+            InputError: X is not (n, ...) of the shape that was learned from, or has entries that are not finite.
+        """
+        return np.asarray(self._probabilities(jnp.asarray(_checked(X, self._shape))))
 
     def predict(self, X: Any) -> np.ndarray:
-        """The most probable class of each sample, (n,)."""
+        """The most probable class of each sample, (n,); raises as `predict_proba`."""
         return self.classes_[self.predict_proba(X).argmax(1)]
 
 
@@ -246,6 +253,7 @@ class FewShotLearner:
 
     Attributes, after `meta_fit`:
         u_: the representation's parameters.
+        shape_: of one sample.
         statistics_: by which it normalises from then on: those of 2,000 of the images that it learned from.
         history_: the solve's.
 
@@ -293,6 +301,7 @@ class FewShotLearner:
         task = method.task
         result = solve(solver, task.problem, *task.start, task.batches, steps=self.steps, key=keys[1], **more)
         self.method_, self.u_, self.history_ = method, result.u, result.history
+        self.shape_ = np.shape(images)[2:]
         self.statistics_ = statistics_of(method, self.u_, images, key=keys[2])
         return self
 
@@ -300,11 +309,12 @@ class FewShotLearner:
         """A classifier of new classes, from a few samples X (n, ...) of each and their labels y (n,) of any kind.
 
         Raises:
-            InputError: `meta_fit` was not called; samples and labels do not fit; one class only.
+            InputError: `meta_fit` was not called; samples are not of the shape that was learned from, are not finite, or
+                do not fit their labels; one class only.
         """
         self._check_fitted()
-        X, y = np.asarray(X), np.asarray(y)
-        if y.ndim != 1 or X.ndim < 2 or len(X) != len(y):
+        X, y = _checked(X, self.shape_), np.asarray(y)
+        if y.ndim != 1 or len(X) != len(y):
             raise InputError(f"X has shape {X.shape} and y {y.shape}. One row per sample, and one label, are needed.")
         classes, labels = np.unique(y, return_inverse=True)
         if len(classes) < 2:
@@ -313,7 +323,8 @@ class FewShotLearner:
             )
         adapt, scores = self.method_.use(len(classes))
         given = Episode(jnp.asarray(X)[None], jnp.asarray(labels)[None], None, self.statistics_)
-        return FewShotClassifier(scores, self.u_, jax.jit(adapt)(self.u_, given), self.statistics_, classes)
+        v = jax.jit(adapt)(self.u_, given)
+        return FewShotClassifier(scores, self.u_, v, self.statistics_, classes, self.shape_)
 
     def evaluate(
         self,
@@ -353,3 +364,17 @@ class FewShotLearner:
     def _check_fitted(self) -> None:
         if not hasattr(self, "u_"):
             raise InputError("This learner has no representation yet. Call meta_fit first.")
+
+
+def _checked(X: Any, shape: tuple[int, ...]) -> np.ndarray:
+    """Samples (n, *shape) of finite numbers, or a sentence."""
+    X = np.asarray(X)
+    if X.shape[1:] != shape or X.ndim != len(shape) + 1:
+        wanted = ", ".join(["n", *map(str, shape)])
+        raise InputError(
+            f"X has shape {X.shape}. The representation was learned from samples of shape {shape}: ({wanted}) is needed."
+        )
+    if X.dtype.kind not in "biuf":
+        raise InputError(f"X holds {X.dtype}. Numbers are needed.")
+    require_finite("X", X)
+    return X
