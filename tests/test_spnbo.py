@@ -8,10 +8,11 @@ import pytest
 from sklearn.linear_model import Lasso
 
 from bilevax import SPNBO, Batch, InputError, Penalty, Problem, oracles, solve
+from bilevax.diagnostics import nonsmooth_stationarity
 from bilevax.models import mlp
 from bilevax.schedules import Geometric
-from bilevax.smoothing import L1
-from bilevax.solvers.spnbo import AllRows, Constraint, Coordinates, Layers
+from bilevax.smoothing import L1, Given, GroupLasso, Lp, Oscar, removed_share, zero_share
+from bilevax.solvers.spnbo import AllRows, Constraint, Coordinates, Layers, layers_of
 
 KEY = jax.random.key(0)
 X = jax.random.normal(jax.random.key(1), (12, 5))
@@ -34,20 +35,29 @@ PROBLEM = Problem(upper_loss, lower_loss, regularizer=lambda u, v, mu: jnp.exp(u
 CONSTRAINT = Constraint(PROBLEM, U, V, X, KEY, 0.1, 2.0, ALPHA)
 
 
-def test_the_rows_of_a_leaf_are_the_full_products_of_a_p_that_is_zero_elsewhere():
+@pytest.mark.parametrize("places", [[0], [3], [1, 2], [2, 3, 4, 5]])
+def test_the_rows_of_some_leaves_are_the_full_products_of_a_p_that_is_zero_elsewhere(places):
     full = oracles.lower(PROBLEM, U, V, X, KEY, mu=0.1)
     leaves, form = jax.tree.flatten(V)
-    for i, leaf in list(enumerate(leaves))[::2]:
-        part = oracles.lower_rows(PROBLEM, U, V, X, KEY, i, mu=0.1)
-        np.testing.assert_allclose(part.grad_v, jax.tree.leaves(full.grad_v)[i], rtol=1e-12)
-        assert float(part.loss) == pytest.approx(float(full.loss))
-        p = jax.random.normal(jax.random.key(i), leaf.shape)
-        alone = jax.tree.unflatten(form, [p if j == i else jnp.zeros_like(x) for j, x in enumerate(leaves)])
-        for a, b in zip(*map(jax.tree.leaves, (part.along(p), full.along(alone))), strict=True):
-            np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-12)
+    part = oracles.lower_rows(PROBLEM, U, V, X, KEY, places, mu=0.1)
+    assert float(part.loss) == pytest.approx(float(full.loss))
+    p = [jax.random.normal(jax.random.key(i), leaves[i].shape) for i in places]
+    alone = [jnp.zeros_like(x) for x in leaves]
+    for i, x, slope in zip(places, p, part.grad_v, strict=True):
+        np.testing.assert_allclose(slope, jax.tree.leaves(full.grad_v)[i], rtol=1e-12)
+        alone[i] = x
+    wanted = full.along(jax.tree.unflatten(form, alone))
+    for a, b in zip(*map(jax.tree.leaves, (part.along(p), wanted)), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-12)
 
 
-@pytest.mark.parametrize("rows", [Layers(), Coordinates(5), Coordinates(1)])
+def test_layers_are_the_leaves_under_one_name():
+    assert layers_of(V) == [[0, 1], [2, 3], [4, 5]]
+    assert layers_of({"a": {"b": 1.0, "c": 2.0}, "d": 3.0, "e": 4.0}) == [[0, 1], [2], [3]]
+    assert layers_of(jnp.zeros(3)) == [[0]]
+
+
+@pytest.mark.parametrize("rows", [Layers(), Layers(2), Coordinates(5), Coordinates(1)])
 def test_the_mean_over_ten_thousand_draws_is_the_full_direction(rows):
     draws = jax.jit(jax.vmap(lambda key: rows.along(CONSTRAINT, key)))(jax.random.split(jax.random.key(3), 10_000))
     full = AllRows().along(CONSTRAINT, KEY)
@@ -61,26 +71,29 @@ def test_the_mean_over_ten_thousand_draws_is_the_full_direction(rows):
     assert wide <= 0.03 * total
 
 
+def test_all_layers_are_all_rows():
+    for a, b in zip(
+        *map(jax.tree.leaves, (Layers(3).along(CONSTRAINT, KEY), AllRows().along(CONSTRAINT, KEY))), strict=True
+    ):
+        np.testing.assert_allclose(a, b, rtol=1e-9)
+
+
 def test_the_last_layers_rows_cost_less_than_all():
-    v = mlp(10, (256, 256)).init(KEY, jnp.zeros((1, 400)))
-    x = jnp.zeros((64, 400))
     net = mlp(10, (256, 256))
+    x = jnp.zeros((64, 400))
+    v = net.init(KEY, x)
     problem = Problem(lambda u, v: jnp.sum(u), lambda u, v, x: jnp.mean(net.apply(v, x) ** 2) * jnp.sum(u))
-    last = len(jax.tree.leaves(v)) - 1
 
-    def cost(make):
-        compiled = jax.jit(make).lower(jnp.ones(1), v, x).compile()
-        return compiled.cost_analysis()["flops"]
+    def cost(places):
+        def products(u, v, x):
+            g = oracles.lower_rows(problem, u, v, x, None, places)
+            return g.along(g.grad_v)
 
-    def full(u, v, x):
-        g = oracles.lower(problem, u, v, x, None)
-        return g.along(g.grad_v)[0], g.along(g.grad_v)[1]
+        return jax.jit(products).lower(jnp.ones(1), v, x).compile().cost_analysis()["flops"]
 
-    def part(u, v, x):
-        g = oracles.lower_rows(problem, u, v, x, None, last)
-        return g.along(g.grad_v)
-
-    assert cost(part) < 0.75 * cost(full)
+    full, middle, last = (cost(range(first, 6)) for first in (0, 2, 4))
+    assert last < 0.75 * full
+    assert last < middle < full
 
 
 def test_with_all_rows_and_no_corner_a_step_is_that_of_penalty():
@@ -112,30 +125,86 @@ def test_stages_end_where_all_three_conditions_hold():
     assert int(solve(solver, PROBLEM, U, V, Batch(X, X), steps=6, key=KEY).state.stage) == 3
 
 
-def test_the_strength_of_a_lasso_is_that_of_a_fine_grid():
-    rng = np.random.default_rng(0)
-    true = np.zeros(30)
-    true[:5] = 2 * rng.normal(size=5)
-    (x, y), (x_val, y_val) = ((a, a @ true + rng.normal(size=100)) for a in rng.normal(size=(2, 100, 30)))
+SOLVER = SPNBO(
+    optax.adam(0.1, b2=0.99),
+    mu=Geometric(0.3, 0.75),
+    beta=Geometric(1.0, 1.1),
+    step_scale=Geometric(1.0, 0.75),
+    stage_steps=250,
+)
+D = 30
+FIVE = np.where(np.arange(D) < 5, 2.0, 0.0) * np.random.default_rng(0).normal(size=D)
 
-    def error(v, data):
-        return 0.5 * jnp.mean((data[0] @ v - data[1]) ** 2)
 
-    grid = np.linspace(-5, 1, 300)
-    losses = [error(Lasso(np.exp(a), fit_intercept=False, tol=1e-10).fit(x, y).coef_, (x_val, y_val)) for a in grid]
-    best = grid[int(np.argmin(losses))]
-    problem = Problem(
+def error(v, data):
+    return 0.5 * jnp.mean((data[0] @ v - data[1]) ** 2)
+
+
+def regression(true, seed, noise=1.0, rows=100):
+    """A batch of a linear model's samples: a validation and a training half."""
+    rng = np.random.default_rng(seed)
+    lower, upper = ((x, x @ true + noise * rng.normal(size=rows)) for x in rng.normal(size=(2, rows, len(true))))
+    return jax.tree.map(jnp.asarray, Batch(upper, lower))
+
+
+def regularised(penalty):
+    return Problem(
         lambda u, v, data: error(v, data),
         lambda u, v, data: error(v, data),
-        regularizer=lambda u, v, mu: jnp.exp(u[0]) * L1()(v, mu),
+        regularizer=lambda u, v, mu: jnp.exp(u[0]) * penalty(v, mu),
     )
-    solver = SPNBO(mu=Geometric(0.3, 0.75), beta=Geometric(1.0, 1.2), step_scale=Geometric(1.0, 0.75), stage_steps=300)
-    batch = Batch((jnp.asarray(x_val), jnp.asarray(y_val)), (jnp.asarray(x), jnp.asarray(y)))
-    result = solve(solver, problem, jnp.full(1, -3.0), jnp.zeros(30), batch, steps=6000, key=KEY)
-    assert abs(float(result.u[0]) - best) < 0.08
-    exact = Lasso(np.exp(float(result.u[0])), fit_intercept=False, tol=1e-10).fit(x, y).coef_
-    np.testing.assert_allclose(result.v, exact, atol=0.02)
-    assert error(exact, (x_val, y_val)) < min(losses) + 1e-3
+
+
+@pytest.mark.parametrize("weights", [np.ones(D), np.random.default_rng(5).uniform(0.5, 2.0, D)], ids=["equal", "given"])
+def test_the_strength_of_a_lasso_is_that_of_a_grid_of_a_thousand(weights):
+    batch = regression(FIVE, 1)
+    (x, y), held_out = batch.lower, batch.upper
+
+    def exact(strength):
+        lasso = Lasso(np.exp(strength), fit_intercept=False, tol=1e-10, max_iter=100_000)
+        return lasso.fit(x / weights, np.asarray(y)).coef_ / weights
+
+    grid = np.linspace(np.log(1e-3), np.log(2.0), 1000)
+    losses = [float(error(exact(a), held_out)) for a in grid]
+    problem = regularised(lambda v, mu: jnp.sum(weights * jnp.sqrt(v**2 + mu**2)))
+    result = solve(SOLVER, problem, jnp.full(1, -3.0), jnp.zeros(D), batch, steps=11_000, key=KEY)
+    assert abs(float(result.u[0]) - grid[int(np.argmin(losses))]) <= grid[1] - grid[0]
+    np.testing.assert_allclose(result.v, exact(float(result.u[0])), atol=1e-3)
+
+
+# At a strength where an entry just enters or leaves, the hypergradient jumps, and no residual of it vanishes: these
+# have their optimum elsewhere.
+TWO_GROUPS = np.where(np.isin(np.arange(D) // 5, [0, 2]), 1.0, 0.0) * np.random.default_rng(0).normal(size=D)
+TIED = np.repeat([2.0, -1.0, 0.0], [8, 6, D - 14])
+KINDS = {
+    "group": (GroupLasso(Given([range(i, i + 5) for i in range(0, D, 5)])), TWO_GROUPS, 2, 2.0, 80),
+    "l_0.6": (Lp(0.6), FIVE, 2, 1.0, 100),
+    "oscar": (Oscar(1.0, 0.1), TIED, 1, 1.0, 100),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_limit_is_stationary_for_the_problem_with_corners(kind):
+    penalty, true, seed, noise, rows = KINDS[kind]
+    problem, batch = regularised(penalty), regression(true, seed, noise, rows)
+    x = np.asarray(batch.lower[0])
+    rate = (1e-3 if kind == "l_0.6" else 0.1) / float(np.linalg.norm(x.T @ x / len(x), 2))
+
+    def look(u, v):
+        def proximal(u, v, step):
+            return penalty.proximal(v, step * float(jnp.exp(u[0])))
+
+        return nonsmooth_stationarity(problem, u, v, batch, proximal=proximal, rate=rate)
+
+    start = jnp.full(1, -3.0), jnp.zeros(D)
+    result = solve(SOLVER, problem, *start, batch, steps=11_000, key=KEY)
+    before, found = look(*start), look(result.u, result.v)
+    assert max(before.lower, before.upper) > 0.05
+    assert found.lower < 1e-3
+    assert found.upper < 1e-3
+    assert zero_share(found.v) >= 0.1
+    if kind == "group":
+        assert removed_share(penalty.groups, found.v) >= 0.3
 
 
 @pytest.mark.parametrize(

@@ -2,8 +2,9 @@
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -170,13 +171,13 @@ def report(
 
     data = base.lower_data(batch, 0)
     f, g_loss, grad_g, values, jacobian_u, jacobian_v = _values(problem, u, v, batch.upper, data, key)
-    _require_finite("a loss, a constraint or a gradient", (f, g_loss, grad_g, values, jacobian_u, jacobian_v))
+    _require_finite("report: a loss, a constraint or a gradient", (f, g_loss, grad_g, values, jacobian_u, jacobian_v))
     # Row 0 is f, the others are the entries of the constraints.
     b = jnp.concatenate([ravel_pytree(f.grad_v)[0][None], jacobian_v])
     grad_u = np.concatenate([ravel_pytree(f.grad_u)[0][None], jacobian_u])
     if b.shape[1] <= max(dense_limit, 1):
         hessian = np.asarray(_hessian(problem, u, v, data, key))
-        _require_finite("the Hessian of lower_loss in v", hessian)
+        _require_finite("report: the Hessian of lower_loss in v", hessian)
         smallest, q = _dense(hessian, np.asarray(b))
         q = jnp.asarray(q, b.dtype)
     else:
@@ -184,7 +185,7 @@ def report(
         q = _iterate(problem, CG(min(10 * b.shape[1], MOST_CG_STEPS), tolerance), u, v, data, key, b)
         smallest = _smallest_eigenvalue(problem, u, v, data, key, b.shape[1], b.dtype)
     along_u, along_v = _products(problem, u, v, data, key, q)
-    _require_finite("a second derivative of lower_loss", (along_u, along_v))
+    _require_finite("report: a second derivative of lower_loss", (along_u, along_v))
     reduced = grad_u - np.asarray(along_u)
     hypergradient = ravel_pytree(u)[1](jnp.asarray(reduced[0]))
 
@@ -224,10 +225,108 @@ def report(
     )
 
 
+class NonSmooth(NamedTuple):
+    """What `nonsmooth_stationarity` found.
+
+    Attributes:
+        lower: how far v is from stationary for the lower level with its corners.
+        upper: the norm of the hypergradient at the nearby point `v`.
+        v: v after one proximal move, which sits exactly on the corners that it is close to.
+    """
+
+    lower: float
+    upper: float
+    v: PyTree
+
+
+def nonsmooth_stationarity(
+    problem: Problem,
+    u: PyTree,
+    v: PyTree,
+    batch: Batch | None = None,
+    *,
+    proximal: Callable[[PyTree, PyTree, Any], PyTree],
+    rate: float,
+    key: Any = None,
+    limit: int = 5000,
+) -> NonSmooth:
+    """Tell how far (u, v) is from stationary for a problem whose lower level has corners.
+
+    The two residuals are of the conditions (6) to (8) of the SPNBO text (ICLR 2022 submission), G = g + regulariser:
+
+        lower = |v - v+| / rate,    v+ = prox(v - rate grad_v g),                                     (8)
+        upper = |grad_u f - grad2_uv G q|  at v+,  (grad2_vv G) q = grad_v f                          (6), (7)
+
+    Where the regulariser is convex the first vanishes at minimisers alone. Where it is not (l_p), a small rate is
+    needed to see the local ones, at which the text's condition holds. At v+ the entries, groups or ties that rest on a
+    corner rest on it exactly; there the regulariser, smoothed by a tiny mu, has a curvature of about 1 / mu that takes
+    q to zero across the corner, and along it none, which is the system restricted to the active manifold up to O(mu).
+
+    Args:
+        problem: with a `regularizer`, and without constraints.
+        u, v: the point.
+        batch: the data, as a step takes them.
+        proximal: (u, v, step) -> v, the proximal map of the true regulariser, as for `SparseHO`.
+        rate: of the proximal move; at most 1 over the Lipschitz constant of grad_v g.
+        key: for losses that draw; any fixed one by default.
+        limit: entries that v may have, since the Hessian is formed.
+
+    Raises:
+        InputError: no regulariser; constraints; rate is not positive; v is too large.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from bilevax import Problem
+        >>> from bilevax.diagnostics import nonsmooth_stationarity
+        >>> from bilevax.smoothing import L1
+        >>> problem = Problem(
+        ...     upper_loss=lambda u, v: jnp.sum((v - jnp.array([1.0, 0.0])) ** 2),
+        ...     lower_loss=lambda u, v: jnp.sum((v - jnp.array([2.0, 0.5])) ** 2) / 2,
+        ...     regularizer=lambda u, v, mu: u[0] * L1()(v, mu),
+        ... )
+        >>> prox = lambda u, v, step: L1().proximal(v, step * u[0])
+        >>> found = nonsmooth_stationarity(problem, jnp.ones(1), jnp.array([1.0, 0.0]), proximal=prox, rate=0.5)
+        >>> found.lower, found.upper
+        (0.0, 0.0)
+    """
+    if problem.regularizer is None:
+        raise InputError(
+            "nonsmooth_stationarity: the problem has no regularizer. Where nothing has corners use report."
+        )
+    if problem.constraints:
+        raise InputError("nonsmooth_stationarity: the problem has constraints, which it cannot treat.")
+    if not rate > 0:
+        raise InputError(f"nonsmooth_stationarity: rate is {rate}, and must be positive.")
+    batch = Batch() if batch is None else batch
+    problem.check(u, v, batch)
+    u, v = jax.tree.map(jnp.asarray, (u, v))
+    size = ravel_pytree(v)[0].size
+    if size > limit:
+        raise InputError(
+            f"nonsmooth_stationarity: v has {size} entries, and their Hessian is formed, for at most {limit}. "
+            "Raise limit if the memory is there, or look at a smaller problem of the same kind."
+        )
+    key = jax.random.key(0) if key is None else key
+    data = base.lower_data(batch, 0)
+    smooth = Problem(problem.upper_loss, problem.lower_loss)
+    slope = oracles.lower_gradient(smooth, u, v, data, key)[1]
+    moved = jax.tree.map(jnp.asarray, proximal(u, jax.tree.map(lambda x, d: x - rate * d, v, slope), rate))
+    lower = float(optax.tree.norm(optax.tree.sub(v, moved)) / rate)
+    f = oracles.upper(problem, u, moved, batch.upper, key)
+    b = ravel_pytree(f.grad_v)[0]
+    mu = float(jnp.finfo(b.dtype).eps) ** 0.4
+    hessian = np.asarray(_hessian(problem, u, moved, data, key, mu))
+    _require_finite("nonsmooth_stationarity: the Hessian of the lower level in v", hessian)
+    q = _dense(hessian, np.asarray(b)[None])[1]
+    along_u = _products(problem, u, moved, data, key, jnp.asarray(q, b.dtype), mu)[0][0]
+    upper = float(jnp.linalg.norm(ravel_pytree(f.grad_u)[0] - along_u))
+    return NonSmooth(lower, upper, moved)
+
+
 def _require_finite(name: str, tree: PyTree) -> None:
     if not base.all_finite(jax.tree.map(jnp.asarray, tree)):
         raise InputError(
-            f"report: {name} is not finite at this (u, v). Look for a log, a square root or a norm at zero, "
+            f"{name} is not finite at this (u, v). Look for a log, a square root or a norm at zero, "
             "or hand over an earlier iterate."
         )
 
@@ -295,9 +394,11 @@ def _values(problem: Problem, u: PyTree, v: PyTree, upper_data: PyTree, data: Py
 
 
 @functools.partial(jax.jit, static_argnames=("problem",))
-def _products(problem: Problem, u: PyTree, v: PyTree, data: PyTree, key: Any, rows: Any) -> tuple[Any, Any]:
+def _products(
+    problem: Problem, u: PyTree, v: PyTree, data: PyTree, key: Any, rows: Any, mu: Any = 1e-3
+) -> tuple[Any, Any]:
     """`along` of each row (k, |v|): flat, (k, |u|) and (k, |v|)."""
-    g, unravel = oracles.lower(problem, u, v, data, key), ravel_pytree(v)[1]
+    g, unravel = oracles.lower(problem, u, v, data, key, mu=mu), ravel_pytree(v)[1]
 
     def along(row: Any) -> tuple[Any, Any]:
         along_u, along_v = g.along(unravel(row))
@@ -307,9 +408,9 @@ def _products(problem: Problem, u: PyTree, v: PyTree, data: PyTree, key: Any, ro
 
 
 @functools.partial(jax.jit, static_argnames=("problem",))
-def _hessian(problem: Problem, u: PyTree, v: PyTree, data: PyTree, key: Any) -> Any:
+def _hessian(problem: Problem, u: PyTree, v: PyTree, data: PyTree, key: Any, mu: Any = 1e-3) -> Any:
     flat, _ = ravel_pytree(v)
-    return _products(problem, u, v, data, key, jnp.eye(flat.size, dtype=flat.dtype))[1]
+    return _products(problem, u, v, data, key, jnp.eye(flat.size, dtype=flat.dtype), mu)[1]
 
 
 @functools.partial(jax.jit, static_argnames=("problem", "solve"))

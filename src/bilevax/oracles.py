@@ -9,7 +9,7 @@ forward mode over the gradient, with one evaluation of the gradient in common (P
 `finite_difference` by two more gradients, with no stored linearization.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -117,23 +117,29 @@ def lower(
     return Lower(loss, grad_v, lambda p: along(p)[1])
 
 
-def lower_rows(problem: Problem, u: PyTree, v: PyTree, data: PyTree, key: Any, leaf: int, *, mu: Any = 1e-3) -> Lower:
-    """As `lower`, of the rows of one leaf of v alone: `grad_v` is that leaf's, and so is the p that `along` takes.
+def lower_rows(
+    problem: Problem, u: PyTree, v: PyTree, data: PyTree, key: Any, places: Sequence[int], *, mu: Any = 1e-3
+) -> Lower:
+    """As `lower`, of the rows of some leaves of v alone: `grad_v`, and the p that `along` takes, are lists of theirs.
 
-    Only these rows are differentiated: backwards no further than to the leaf, and along p from the leaf on, so a
-    layer's rows cost less than all of them; for p zero elsewhere `along` is that of `lower`.
+    Only these rows are differentiated: backwards no further than to the first of the leaves, and along p from there
+    on, so the last layers' rows cost less than all of them; for p zero elsewhere `along` is that of `lower`.
     """
     leaves, form = jax.tree.flatten(v)
+    chosen = [leaves[i] for i in places]
 
-    def loss(u: PyTree, v: PyTree, x: Any) -> Any:
+    def loss(u: PyTree, v: PyTree, chosen: list[Any]) -> Any:
         rest = jax.tree.leaves(v)
-        return problem.lower(u, jax.tree.unflatten(form, [*rest[:leaf], x, *rest[leaf + 1 :]]), data, key, mu)
+        for i, x in zip(places, chosen, strict=True):
+            rest[i] = x
+        return problem.lower(u, jax.tree.unflatten(form, rest), data, key, mu)
 
-    value, rows = jax.value_and_grad(loss, 2)(u, v, leaves[leaf])
+    value, rows = jax.value_and_grad(loss, 2)(u, v, chosen)
 
     def along(p: PyTree) -> PyTree:
         def slope(u: PyTree, v: PyTree) -> Any:
-            return jax.jvp(lambda x: loss(u, v, x), (jax.tree.leaves(v)[leaf],), (p,))[1]
+            at = [jax.tree.leaves(v)[i] for i in places]
+            return jax.jvp(lambda x: loss(u, v, x), (at,), (p,))[1]
 
         return jax.grad(slope, (0, 1))(u, v)
 

@@ -309,7 +309,7 @@ class FewShotLearner:
         """A classifier of new classes, from a few samples X (n, ...) of each and their labels y (n,) of any kind.
 
         Raises:
-            InputError: `meta_fit` was not called; samples are not of the shape that was learned from, are not finite, or
+            InputError: `meta_fit` was not called; samples are not of the shape learned from, are not finite, or
                 do not fit their labels; one class only.
         """
         self._check_fitted()
@@ -372,7 +372,7 @@ def _checked(X: Any, shape: tuple[int, ...]) -> np.ndarray:
     if X.shape[1:] != shape or X.ndim != len(shape) + 1:
         wanted = ", ".join(["n", *map(str, shape)])
         raise InputError(
-            f"X has shape {X.shape}. The representation was learned from samples of shape {shape}: ({wanted}) is needed."
+            f"X has shape {X.shape}. The representation learned from samples of shape {shape}: ({wanted}) is needed."
         )
     if X.dtype.kind not in "biuf":
         raise InputError(f"X holds {X.dtype}. Numbers are needed.")

@@ -1,5 +1,6 @@
 """Smoothing and penalty method for non-smooth lower levels, by doubly stochastic gradients."""
 
+import functools
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
@@ -16,6 +17,10 @@ from bilevax.solvers import base
 
 class Rows(Protocol):
     """How the rows of the constraint grad_v g = 0 are sampled."""
+
+    def check(self, v: PyTree) -> None:
+        """Refuse, in a sentence, a v with fewer rows than are asked for."""
+        ...
 
     def along(self, rows: "Constraint", key: Any) -> tuple[PyTree, PyTree]:
         """An unbiased estimate of (grad2_uv g . p, grad2_vv g . p), p = beta grad_v g + alpha."""
@@ -47,6 +52,9 @@ class Constraint(NamedTuple):
 class AllRows:
     """All rows: nothing is sampled."""
 
+    def check(self, v: PyTree) -> None:
+        """Nothing to refuse."""
+
     def along(self, rows: Constraint, key: Any) -> tuple[PyTree, PyTree]:
         """The products themselves."""
         g = rows.full()
@@ -55,22 +63,52 @@ class AllRows:
 
 @dataclass(frozen=True)
 class Layers:
-    """The rows of one leaf of v at a time, each as likely, weighted by how many there are.
+    """The rows of so many layers of v, drawn anew at each move, weighted by their share of the layers.
 
-    Only those rows are differentiated (see `oracles.lower_rows`): the cost falls with the leaf's share of the network.
+    A layer is the leaves that v has under one name (a leaf at its top is one alone), in the order of the tree. The
+    gradient goes back to the first of the drawn layers, and the derivative along p from there on: that is what is
+    saved, so it pays most where few are drawn, and where the last of them cost much. Each first layer has a branch of
+    its own in the compiled step.
+
+    Args:
+        count: layers; at most as many as v has. Published: 4 of 10, and 2 of 4 for few-shot learning.
     """
 
+    count: int = 1
+
+    def __post_init__(self) -> None:
+        require_count("Layers", "count", self.count)
+
+    def check(self, v: PyTree) -> None:
+        """Refuse fewer layers than are to be drawn."""
+        found = len(layers_of(v))
+        if self.count > found:
+            raise InputError(f"SPNBO: Layers asks for {self.count} layers, and v has {found}. Ask for fewer.")
+
     def along(self, rows: Constraint, key: Any) -> tuple[PyTree, PyTree]:
-        """The products of the drawn leaf's rows."""
-        alphas = jax.tree.leaves(rows.alpha)
+        """The products of the drawn layers' rows."""
+        layers, alphas = layers_of(rows.alpha), jax.tree.leaves(rows.alpha)
+        order = jax.random.permutation(key, len(layers))
+        drawn = jnp.zeros(len(layers)).at[order[: self.count]].set(len(layers) / self.count)
 
-        def of_leaf(leaf: int) -> tuple[PyTree, PyTree]:
-            g = oracles.lower_rows(rows.problem, rows.u, rows.v, rows.data, rows.key, leaf, mu=rows.mu)
-            p = rows.weights(g.grad_v, alphas[leaf])
-            return g.along(optax.tree.scale(len(alphas), p))
+        def from_layer(first: int) -> tuple[PyTree, PyTree]:
+            above = range(first, len(layers)) if self.count > 1 else [first]
+            places = [place for layer in above for place in layers[layer]]
+            shares = [drawn[layer] for layer in above for _ in layers[layer]]
+            g = oracles.lower_rows(rows.problem, rows.u, rows.v, rows.data, rows.key, places, mu=rows.mu)
+            p = rows.weights(g.grad_v, [alphas[place] for place in places])
+            return g.along([(share * x).astype(x.dtype) for share, x in zip(shares, p, strict=True)])
 
-        branches = [lambda leaf=leaf: of_leaf(leaf) for leaf in range(len(alphas))]
-        return jax.lax.switch(jax.random.randint(key, (), 0, len(alphas)), branches)
+        branches = [functools.partial(from_layer, first) for first in range(len(layers) - self.count + 1)]
+        return jax.lax.switch(jnp.min(order[: self.count]), branches)
+
+
+def layers_of(v: PyTree) -> list[list[int]]:
+    """The places of each layer's leaves among those of a tree: leaves under one name are one layer."""
+    found: dict[Any, list[int]] = {}
+    for place, (path, _) in enumerate(jax.tree_util.tree_flatten_with_path(v)[0]):
+        found.setdefault(path[:-1] or path, []).append(place)
+    return list(found.values())
 
 
 @dataclass(frozen=True)
@@ -78,7 +116,7 @@ class Coordinates:
     """The rows of so many entries of v, drawn anew at each move, weighted by their share.
 
     An entry's row alone is no cheaper than the gradient that it is part of: this saves nothing, and is for problems
-    whose v is one vector. To save there, cut the vector into leaves, and sample `Layers`.
+    whose v is one vector. To save there, cut the vector into named parts, and sample `Layers`.
 
     Args:
         count: entries; at most as many as v has.
@@ -88,6 +126,14 @@ class Coordinates:
 
     def __post_init__(self) -> None:
         require_count("Coordinates", "count", self.count)
+
+    def check(self, v: PyTree) -> None:
+        """Refuse fewer entries than are to be drawn."""
+        found = sum(jnp.size(x) for x in jax.tree.leaves(v))
+        if self.count > found:
+            raise InputError(
+                f"SPNBO: Coordinates asks for {self.count} rows, and v has {found} entries. Ask for fewer."
+            )
 
     def along(self, rows: Constraint, key: Any) -> tuple[PyTree, PyTree]:
         """The products of the drawn entries' rows."""
@@ -139,7 +185,7 @@ class SPNBO:
     Args:
         upper_optimizer, lower_optimizer: any optax optimizers; published: descent.
         lower_steps: T, moves of v per move of u.
-        rows: `AllRows()`, `Layers()` or `Coordinates(count)`.
+        rows: `AllRows()`, `Layers(count)` or `Coordinates(count)`.
         mu, beta, eps_1, eps_2, eps_3: by stage; as published by default.
         step_scale: factor on both optimizers' updates, by stage: the problem grows stiffer with beta and 1 / mu.
         test_every: the conditions are tested on the batch at hand after every so many steps; a test costs one gradient
@@ -147,8 +193,18 @@ class SPNBO:
         stage_steps: end a stage after this many steps even if the conditions fail. Off (None) by default.
 
     With mu = 1e-3 from the start the smoothed problem has curvatures of 1e3 beside those of g, whose square the penalty
-    has: a mu that starts where entries of v are (0.1 to 1) and falls by a quarter a stage, the steps with it, gets to
-    the same limit in far fewer steps.
+    has. Far fewer steps lead to the limit where mu starts at the size of v's entries and falls with the steps:
+
+        SPNBO(
+            optax.adam(0.1, b2=0.99),
+            mu=Geometric(0.3, 0.75),
+            beta=Geometric(1.0, 1.1),
+            step_scale=Geometric(1.0, 0.75),
+            stage_steps=250,
+        )
+
+    finds the strengths of lassos of 30 features as a grid of a thousand does, and points of group-lasso, l_0.6 and
+    OSCAR problems whose residual (`diagnostics.nonsmooth_stationarity`) is below 1e-3, in 11,000 steps.
 
     Cost of a step: T + 1 times (gradient of f, the sampled rows of c and their derivatives). Memory: that of u, v,
     alpha and the optimizers. `lower_grad_norm` is |c| at the last test.
@@ -197,14 +253,10 @@ class SPNBO:
         schedules.require_rising("SPNBO", "beta", self.beta)
 
     def check(self, problem: Problem, u: PyTree, v: PyTree, batch: Batch) -> None:
-        """Refuse constraints, more coordinates than v has, and what no solver can treat."""
+        """Refuse constraints, more rows than v has, and what no solver can treat."""
         base.refuse_constraints(self, problem)
         problem.check(u, v, batch)
-        entries = sum(jnp.size(x) for x in jax.tree.leaves(v))
-        if isinstance(self.rows, Coordinates) and self.rows.count > entries:
-            raise InputError(
-                f"SPNBO: Coordinates asks for {self.rows.count} rows, and v has {entries} entries. Ask for fewer."
-            )
+        self.rows.check(v)
 
     def init(self, problem: Problem, u: PyTree, v: PyTree, batch: Batch) -> SPNBOState:
         """The state at (u, v): stage 0, multipliers zero."""
