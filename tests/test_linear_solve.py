@@ -16,6 +16,7 @@ DAMPING = 0.3
 PATIENT = {
     "cg": ls.CG(60, 1e-14, DAMPING),
     "gmres": ls.GMRES(30, 1e-14, DAMPING, restart=12),
+    "direct": ls.Direct(DAMPING),
     "neumann": ls.Neumann(400, 0.3, DAMPING),
     "least_squares": ls.ByOptimizer(optax.sgd(0.06), 1500, DAMPING),
     "quadratic": ls.ByOptimizer(optax.sgd(0.3), 400, DAMPING, ls.quadratic),
@@ -24,6 +25,7 @@ PATIENT = {
 HASTY = {
     "cg": ls.CG(),
     "gmres": ls.GMRES(),
+    "direct": ls.Direct(),
     "neumann": ls.Neumann(),
     "least_squares": ls.ByOptimizer(),
     "quadratic": ls.ByOptimizer(optax.sgd(0.1), form=ls.quadratic),
@@ -134,7 +136,7 @@ def test_gmres_solves_the_indefinite_system():
     assert residual < 1e-9
 
 
-@pytest.mark.parametrize("solve", [s for s in PATIENT.values() if not isinstance(s, ls.Neumann)])
+@pytest.mark.parametrize("solve", [s for s in PATIENT.values() if not isinstance(s, ls.Neumann | ls.Direct)])
 def test_a_start_at_the_solution_stays_there(solve):
     a, b = matrix()
     wanted = np.linalg.solve(a + DAMPING * np.eye(12), b)
@@ -168,6 +170,7 @@ def test_neumann_is_its_series():
         (lambda: ls.GMRES(steps=True), "GMRES: steps is True"),
         (lambda: ls.GMRES(tolerance=-1e-3), "GMRES: tolerance is -0.001"),
         (lambda: ls.GMRES(restart=0), "GMRES: restart is 0"),
+        (lambda: ls.Direct(damping=-1.0), "Direct: damping is -1.0"),
         (lambda: ls.Neumann(terms=-1), "Neumann: terms is -1"),
         (lambda: ls.Neumann(scale=0.0), "Neumann: scale is 0.0"),
         (lambda: ls.ByOptimizer(steps=0), "ByOptimizer: steps is 0"),

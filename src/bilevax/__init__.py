@@ -17,6 +17,7 @@ from bilevax.solve import SolveInterrupted as SolveInterrupted
 from bilevax.solve import Status as Status
 from bilevax.solve import solve as solve
 from bilevax.solvers import BVFIM as BVFIM
+from bilevax.solvers import SMNBP as SMNBP
 from bilevax.solvers import SPNBO as SPNBO
 from bilevax.solvers import Alternating as Alternating
 from bilevax.solvers import ForwardMode as ForwardMode

@@ -129,13 +129,43 @@ class GMRES:
         return _safeguarded(product, b, _by_lineax(solver, product, b, start, ()), start)
 
 
+@dataclass(frozen=True)
+class Direct:
+    """H formed from its products, and factorised by lineax (LU): n products for n entries, and n^2 numbers of memory.
+
+    Args:
+        damping: solve (H + damping I) q = b.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from bilevax.linear_solve import Direct
+        >>> h = jnp.array([[2.0, 1.0], [1.0, -1.0]])
+        >>> q, residual = Direct()(lambda q: h @ q, jnp.array([3.0, 0.0]), jnp.zeros(2))
+        >>> print(q)
+        [1. 1.]
+    """
+
+    damping: float = 0.0
+
+    def __post_init__(self) -> None:
+        _check("Direct", {}, self.damping)
+
+    def __call__(self, product: Product, b: PyTree, start: PyTree) -> tuple[PyTree, Any]:
+        """q, |(H + damping) q - b|; 0 or `start` where H is singular."""
+        import lineax
+
+        product = _damped(product, self.damping)
+        return _safeguarded(product, b, _by_lineax(lineax.LU(), product, b, start, ()), start)
+
+
 def _by_lineax(solver: Any, product: Product, b: PyTree, start: PyTree, tags: tuple[object, ...]) -> PyTree:
     import lineax  # imported when first used: it takes a third of the time that jax itself takes
 
     shapes = jax.eval_shape(lambda: b)
     operator = lineax.FunctionLinearOperator(product, shapes, tags=frozenset(tags))
     # A zero right-hand side (or start) makes relative tests meaningless; _safeguarded picks up the pieces.
-    return lineax.linear_solve(operator, b, solver, options={"y0": start}, throw=False).value
+    options = {} if isinstance(solver, lineax.LU) else {"y0": start}
+    return lineax.linear_solve(operator, b, solver, options=options, throw=False).value
 
 
 @dataclass(frozen=True)

@@ -275,7 +275,7 @@ def solve(
         ) from error
     state = solver.init(problem, u, v, first_batch)
     # Strong types from the start, or the second stretch would find other types and compile again.
-    state = jax.tree.map(lambda x: jax.lax.convert_element_type(x, jnp.result_type(x)), state)
+    state = jax.tree.map(lambda x: jax.lax.convert_element_type(x, jnp.result_type(x)), _apart(state))
     _, info = jax.eval_shape(functools.partial(_step, solver, problem), state, first_batch, jax.random.key(0))
     fingerprint = functools.cache(functools.partial(_fingerprint, solver, problem, state, first_batch, source, key))
     step, chunks = 0, [jax.tree.map(lambda x: np.zeros((0, *x.shape), x.dtype), info)]
@@ -389,6 +389,19 @@ def _stream_stretch(
         return carry, jax.tree.map(lambda x: x[:0], before), 0
     told, taken = jax.device_get((told, taken))
     return carry, jax.tree.map(lambda *x: np.concatenate(x), *told), int(sum(taken))
+
+
+def _apart(state: Any) -> Any:
+    """A state in which no array stands twice, as it may in a fresh optimizer's (L-BFGS): both would be donated."""
+    seen: set[int] = set()
+
+    def own(x: Any) -> Any:
+        if id(x) in seen:
+            return jnp.array(x, copy=True)
+        seen.add(id(x))
+        return x
+
+    return jax.tree.map(own, state)
 
 
 def _check_key(key: Any) -> None:

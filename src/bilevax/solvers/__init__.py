@@ -9,6 +9,7 @@ from bilevax.solvers.implicit import Implicit as Implicit
 from bilevax.solvers.learning_to_reweight import LearningToReweight as LearningToReweight
 from bilevax.solvers.look_ahead import LookAhead as LookAhead
 from bilevax.solvers.penalty import Penalty as Penalty
+from bilevax.solvers.smnbp import SMNBP as SMNBP
 from bilevax.solvers.sparse_ho import SparseHO as SparseHO
 from bilevax.solvers.spnbo import SPNBO as SPNBO
 from bilevax.solvers.unrolled import ForwardMode as ForwardMode

@@ -1,0 +1,144 @@
+"""SMNBP: the points of scipy's SLSQP on the smoothed problem, and those of the problem with corners as mu falls."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import scipy.optimize
+from sklearn.linear_model import Lasso
+
+from bilevax import SMNBP, Batch, Equality, InputError, Penalty, Problem, solve
+from bilevax.diagnostics import nonsmooth_stationarity
+from bilevax.linear_solve import CG, Direct
+from bilevax.smoothing import L1, ElasticNet, Given, GroupLasso
+
+KEY = jax.random.key(0)
+D = 20
+RNG = np.random.default_rng(3)
+TRUE = np.repeat([1.5, 0.0, -1.0, 0.2], 5)
+X, X_VAL = RNG.normal(size=(2, 60, D))
+Y, Y_VAL = X @ TRUE + 1.5 * RNG.normal(size=60), X_VAL @ TRUE + 1.5 * RNG.normal(size=60)
+BATCH = Batch((jnp.asarray(X_VAL), jnp.asarray(Y_VAL)), (jnp.asarray(X), jnp.asarray(Y)))
+START = jnp.full(1, -3.0), jnp.zeros(D)
+
+
+def error(u, v, data):
+    return 0.5 * jnp.mean((data[0] @ v - data[1]) ** 2)
+
+
+def problem_of(penalty, **more):
+    return Problem(error, error, regularizer=lambda u, v, mu: jnp.exp(u[0]) * penalty(v, mu), **more)
+
+
+@pytest.mark.parametrize("linear_solve", [Direct(), CG(100)], ids=["direct", "cg"])
+def test_at_a_fixed_mu_it_ends_where_slsqp_does(linear_solve):
+    mu, problem = 0.05, problem_of(L1())
+    result = solve(SMNBP(linear_solve=linear_solve, mu=mu), problem, *START, BATCH, steps=60, key=KEY)
+
+    def split(z):
+        return jnp.asarray(z[:1]), jnp.asarray(z[1:])
+
+    f = jax.jit(jax.value_and_grad(lambda z: problem.upper(*split(z), BATCH.upper, None)))
+
+    def c(z):
+        return jax.grad(lambda v: problem.lower(z[:1], v, BATCH.lower, None, mu))(z[1:])
+
+    found = scipy.optimize.minimize(
+        lambda z: [np.asarray(part, float) for part in f(z)],
+        np.concatenate(START),
+        jac=True,
+        method="SLSQP",
+        constraints={"type": "eq", "fun": jax.jit(c), "jac": jax.jit(jax.jacobian(c))},
+        options={"ftol": 1e-14, "maxiter": 300},
+    )
+    assert found.success
+    np.testing.assert_allclose(np.concatenate([result.u, result.v]), found.x, atol=2e-6)
+    assert result.history.upper_grad_norm[-1] < 1e-7
+    assert result.history.lower_grad_norm[-1] < 1e-7
+    assert result.history.extra["linear_residual"][-1] < 1e-5
+
+
+GROUPS = GroupLasso(Given([range(i, i + 5) for i in range(0, D, 5)]))
+
+
+@pytest.mark.parametrize("penalty", [L1(), GROUPS, ElasticNet(0.5)], ids=["l1", "group", "elastic net"])
+def test_the_limit_is_stationary_for_the_problem_with_corners(penalty):
+    problem = problem_of(penalty)
+    result = solve(SMNBP(linear_solve=Direct()), problem, *START, BATCH, steps=150, key=KEY)
+    found = nonsmooth_stationarity(
+        problem,
+        result.u,
+        result.v,
+        BATCH,
+        proximal=lambda u, v, step: penalty.proximal(v, step * float(jnp.exp(u[0]))),
+        rate=0.1 / float(np.linalg.norm(X.T @ X / 60, 2)),
+    )
+    assert result.history.extra["mu"][-1] < 1e-5
+    assert found.lower < 1e-3
+    assert found.upper < 1e-3
+
+
+def test_the_strength_of_a_lasso_is_that_of_a_grid_of_a_thousand():
+    grid = np.linspace(np.log(1e-3), np.log(2.0), 1000)
+
+    def held_out(a):
+        v = Lasso(np.exp(a), fit_intercept=False, tol=1e-10, max_iter=100_000).fit(X, Y).coef_
+        return float(error(None, v, (X_VAL, Y_VAL)))
+
+    best = grid[int(np.argmin([held_out(a) for a in grid]))]
+    result = solve(SMNBP(), problem_of(L1()), *START, BATCH, steps=150, key=KEY)
+    assert abs(float(result.u[0]) - best) <= grid[1] - grid[0]
+
+
+def test_a_strength_that_would_be_negative_ends_at_zero():
+    """Here the lower level is right as it is, and any shrinkage is too much."""
+    problem = Problem(
+        lambda u, v: jnp.sum((v - 2.0) ** 2),
+        lambda u, v: jnp.sum((v - 1.0) ** 2) / 2,
+        regularizer=lambda u, v, mu: u[0] * L1()(v, mu),
+        project_upper=lambda u: jnp.maximum(u, 0.0),
+    )
+    result = solve(SMNBP(), problem, jnp.full(1, 0.5), jnp.ones(2), steps=60, key=KEY)
+    assert float(result.u[0]) == 0
+    np.testing.assert_allclose(result.v, 1, atol=1e-6)
+    assert int(result.state.stage) > 10
+
+
+def test_a_stage_ends_by_its_tolerance_alone():
+    stages = solve(SMNBP(eps=1e-30), problem_of(L1()), *START, BATCH, steps=20, key=KEY).history.extra["stage"]
+    assert stages.max() == 0
+    stages = solve(SMNBP(eps=1e9), problem_of(L1()), *START, BATCH, steps=20, key=KEY).history.extra["stage"]
+    np.testing.assert_array_equal(stages, np.arange(20))
+
+
+def test_it_descends_by_any_optimizer_of_u():
+    for optimizer in (optax.sgd(0.5), optax.adam(0.3)):
+        result = solve(SMNBP(optimizer, mu=0.1), problem_of(L1()), *START, BATCH, steps=60, key=KEY)
+        assert result.history.upper_loss[-1] < result.history.upper_loss[0]
+        assert result.history.lower_grad_norm[-1] < 1e-2 * result.history.lower_grad_norm[0]
+
+
+def test_an_optimizer_whose_state_holds_an_array_twice_works_in_any_solver():
+    """L-BFGS makes its memories of one array of zeros, and what is donated must not be donated twice."""
+    solver = Penalty(optax.chain(optax.scale_by_lbfgs(3), optax.scale(-0.01)))
+    problem = Problem(lambda u, v: jnp.sum((v - 1) ** 2), lambda u, v: jnp.sum((v - u) ** 2))
+    result = solve(solver, problem, jnp.zeros(2), jnp.zeros(2), steps=10, key=KEY)
+    assert np.isfinite(result.u).all()
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: SMNBP(mu=-1.0), "mu is -1 at stage 0, and must be positive"),
+        (lambda: SMNBP(eps=0.0), "eps is 0 at stage 0"),
+        (lambda: SMNBP(halvings=0), "halvings is 0"),
+        (
+            lambda: SMNBP().check(problem_of(L1(), constraints=(Equality(lambda u, v: u),)), *START, BATCH),
+            "SMNBP cannot treat upper-level constraints",
+        ),
+    ],
+)
+def test_refusals(make, words):
+    with pytest.raises(InputError, match=words):
+        make()
