@@ -480,6 +480,45 @@ def line_panels(panels: Sequence[LinePanel], path: Path) -> None:
     _save(figure, path)
 
 
+def bars(names: Sequence[str], values: Mapping[str, Any], path: Path, title: str, label: str) -> None:
+    """Horizontal bars beside each other: a row for each name, a bar in it for each method.
+
+    Args:
+        names: of the rows, the first on top.
+        values: (rows,) for each method.
+        path: the PNG to write.
+        title: one line above.
+        label: of the values' axis.
+
+    Raises:
+        InputError: no method, or values that do not fit the names.
+
+    Example:
+        >>> import tempfile, pathlib
+        >>> from bilevax.plots import bars
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     bars(["age", "size"], {"LassoCV": [1.0, -2.0]}, pathlib.Path(folder) / "b.png", "Chosen", "coefficient")
+    """
+    if not values or any(np.shape(v) != (len(names),) for v in values.values()):
+        raise InputError(
+            f"bars: there are {len(names)} names and values of shapes {[np.shape(v) for v in values.values()]}. Pass "
+            "at least one method, with one value for each name."
+        )
+    thick = 0.8 / len(values)
+    with rc_context(STYLE):
+        figure = Figure(figsize=(7, 1.4 + 0.28 * max(len(names), 4)), layout="constrained")
+        axes = figure.subplots()
+        for i, (colour, (method, value)) in enumerate(zip(_cycle(len(values)), values.items(), strict=True)):
+            axes.barh(np.arange(len(names)) + (i + 0.5) * thick - 0.4, value, thick, color=colour, label=method)
+        axes.set_yticks(np.arange(len(names)), names)
+        axes.invert_yaxis()
+        axes.grid(axis="y", visible=False)
+        axes.axvline(0, color="#666666", linewidth=0.8)
+        axes.set(xlabel=label, title=title)
+        figure.legend(loc="outside lower center", ncols=2)
+    _save(figure, path)
+
+
 def _draw_levels(axes: Axes, levels: Mapping[str, float]) -> None:
     for style, (name, level) in zip(itertools.cycle(("--", ":", "-.")), levels.items(), strict=False):
         axes.axhline(level, color="#666666", linestyle=style, linewidth=1.2, label=name, zorder=1)

@@ -87,6 +87,30 @@ def read(path: Path, target: str | None, role: str) -> Table:
         >>> table.labels.tolist(), list(table.features.columns)
         (['cat', 'dog'], ['weight'])
     """
+    table = _read(path, target, role)
+    _check_labels(table)
+    return table
+
+
+def read_quantities(path: Path, target: str | None, role: str) -> Table:
+    """As `read`, where the target is a quantity: `labels` are then numbers (n,).
+
+    Raises:
+        InputError: as for `read`; the target holds no numbers, or one number alone.
+    """
+    table = _read(path, target, role)
+    if not (np.issubdtype(table.labels.dtype, np.number) or table.labels.dtype == bool):
+        raise InputError(
+            f"{table.name}: the target holds {table.labels.dtype} (such as {table.labels.tolist()[0]!r}), and a "
+            "quantity is needed. Pass a column of numbers as --target, or leave out --lasso to tune a classifier."
+        )
+    labels = table.labels.astype(np.float64)
+    if np.ptp(labels) == 0:
+        raise InputError(f"{table.name}: the target is {labels[0]:g} in all rows: there is nothing to learn.")
+    return table._replace(labels=labels)
+
+
+def _read(path: Path, target: str | None, role: str) -> Table:
     name = f"{role} ({path})"
     if not path.is_file():
         found = "is a directory" if path.is_dir() else "does not exist"
@@ -98,7 +122,6 @@ def read(path: Path, target: str | None, role: str) -> Table:
     if not len(table.labels) or not table.features.shape[1]:
         raise InputError(f"{name} holds {len(table.labels)} samples of {table.features.shape[1]} features. Check it.")
     _check_complete(table, "the labels" if path.suffix == ".npz" else repr(target))
-    _check_labels(table)
     return table
 
 
@@ -164,7 +187,8 @@ def _check_complete(table: Table, target: str) -> None:
     missing = {repr(c): int(n) for c, n in table.features.isna().sum().items() if n}
     numbers = table.features.select_dtypes("number")
     missing |= {repr(c): int(n) for c, n in (~np.isfinite(numbers)).sum().items() if n}
-    if without_label := int(pd.isna(table.labels).sum()):
+    infinite = np.isinf(table.labels) if np.issubdtype(table.labels.dtype, np.floating) else False
+    if without_label := int((pd.isna(table.labels) | infinite).sum()):
         missing[target] = without_label
     if missing:
         counts = [f"{column}: {n}" for column, n in missing.items()]
@@ -240,6 +264,29 @@ def encode(train: Table, *others: Table) -> Encoded:
         [("numbers", StandardScaler(), [c for c in columns if c not in text]), ("categories", one_hot, text)]
     ).fit(frames[0])
     return Encoded(tuple(np.asarray(transformer.transform(f), np.float32) for f in frames), tuple(notes))
+
+
+def encoded_names(train: Table) -> tuple[list[str], list[str]]:
+    """A name for each column that `encode` makes of the training table, in its order, and the column it is made of.
+
+    Example:
+        >>> import numpy as np, pandas as pd
+        >>> from bilevax.tables import Table, encoded_names
+        >>> table = Table("TRAIN", pd.DataFrame({"kind": ["a", "b"], "size": [1.0, 3.0]}), np.array([0, 1]), None)
+        >>> encoded_names(table)
+        (['size', 'kind = a', 'kind = b'], ['size', 'kind', 'kind'])
+    """
+    frame = train.features.drop(columns="Unnamed: 0", errors="ignore")
+    numbers = [c for c in frame.columns if _is_numeric(frame[c])]
+    text = frame.drop(columns=numbers).astype(str)
+    names, columns = list(numbers), list(numbers)
+    settings: Any = {"feature_name_combiner": lambda column, value: f"{column} = {value}"}
+    for column in text.columns:
+        encoder = OneHotEncoder(handle_unknown="infrequent_if_exist", max_categories=MOST_CATEGORIES, **settings)
+        found = encoder.fit(text[[column]]).get_feature_names_out().tolist()
+        names += found
+        columns += [column] * len(found)
+    return names, columns
 
 
 def _aligned(table: Table, train: Table, columns: Sequence[str], text: Sequence[str]) -> pd.DataFrame:

@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from bilevax.cli._shared import check_writable, digest, figure, in_plain_words, say, surroundings
+from bilevax.cli.lasso import tune_lasso
 from bilevax.problem import InputError, listed
 from bilevax.solve import solve
 
@@ -65,6 +66,21 @@ def tune(
         int | None, typer.Option(min=1, help="Upper steps of Penalty.", show_default="the estimator's own")
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of all that is drawn at random.")] = 0,
+    lasso: Annotated[
+        bool,
+        typer.Option(
+            "--lasso",
+            help="Choose a lasso's strength for a target that is a quantity, beside LassoCV. Without TRAIN: on "
+            "scikit-learn's diabetes data. Without --validation: by 5-fold cross-validation.",
+        ),
+    ] = False,
+    per_feature: Annotated[
+        bool, typer.Option("--per-feature", help="With --lasso: a strength for each feature, or group, as well.")
+    ] = False,
+    groups: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="With --lasso: a group lasso as well; a CSV with columns feature, group."),
+    ] = None,
     out: Annotated[Path, typer.Option(metavar="DIR", help="Where the results go.")] = Path("tuned"),
 ) -> None:
     """Tune one L2 strength per feature of logistic regression: by gradient, by random and by Bayesian search.
@@ -72,15 +88,23 @@ def tune(
     Columns of text are one-hot encoded, numeric ones are scaled. Every row of the table is trained to the end on the
     same training samples with the strengths that its method found.
 
-    Writes strengths.csv (Penalty's), tuning.png (validation loss against time) and results.json.
+    Writes strengths.csv (Penalty's), tuning.png (validation loss against time) and results.json; with --lasso
+    lasso.csv and lasso.png (coefficients of the chosen features) and results.json.
     """
     with in_plain_words():
         files = {"train": train, "validation": validation, "test": test}
+        given = {"--target": target, "--validation": validation, "--test": test, "--groups": groups}
         if train is None:
-            for name, value in (("--target", target), ("--validation", validation), ("--test", test)):
+            for name, value in given.items():
                 if value is not None:
                     raise InputError(f"{name} is given without TRAIN. Name the file to train on, too.")
+        if not lasso and (per_feature or groups is not None):
+            name = "--per-feature" if per_feature else "--groups"
+            raise InputError(f"{name} is given without --lasso, which it belongs to. Add --lasso.")
         check_writable(out)
+        if lasso:
+            tune_lasso(files, target, groups, per_feature, hold_out, steps, seed, out)
+            return
         began = time.perf_counter()
         settings = {name: None if path is None else digest(name, path) for name, path in files.items()}
         jobs = _ready_made(hold_out, seed) if train is None else [_from_files(files, target, hold_out, seed)]
@@ -203,7 +227,19 @@ def _split(train: "tables.Table", others: dict[str, "tables.Table"], hold_out: f
     labels = [table.labels for table in (train, validation, test)]
     classes, codes = np.unique(np.concatenate(labels), return_inverse=True)
     y, y_validation, y_test = np.split(codes, np.cumsum([len(part) for part in labels])[:-1])
-    return Data(title, "", _names(train), len(classes), X, y, X_validation, y_validation, X_test, y_test, encoded.notes)
+    return Data(
+        title,
+        "",
+        tables.encoded_names(train)[0],
+        len(classes),
+        X,
+        y,
+        X_validation,
+        y_validation,
+        X_test,
+        y_test,
+        encoded.notes,
+    )
 
 
 def _set_aside(
@@ -233,23 +269,6 @@ def _set_aside(
 def _rows(table: "tables.Table", rows: Any, part: str) -> "tables.Table":
     features = table.features.iloc[rows].reset_index(drop=True)
     return table._replace(name=f"{table.name}, {part} part", features=features, labels=table.labels[rows])
-
-
-def _names(train: "tables.Table") -> list[str]:
-    """A name for each column that `tables.encode` makes of the training table, in its order."""
-    import pandas as pd
-    from sklearn.preprocessing import OneHotEncoder
-
-    from bilevax.tables import MOST_CATEGORIES
-
-    frame = train.features.drop(columns="Unnamed: 0", errors="ignore")
-    numbers = [c for c in frame.columns if pd.api.types.is_numeric_dtype(frame[c])]
-    text = frame.drop(columns=numbers).astype(str)
-    if not text.shape[1]:
-        return numbers
-    settings: Any = {"feature_name_combiner": lambda column, value: f"{column} = {value}"}
-    encoder = OneHotEncoder(handle_unknown="infrequent_if_exist", max_categories=MOST_CATEGORIES, **settings)
-    return [*numbers, *encoder.fit(text).get_feature_names_out().tolist()]
 
 
 def _tune(data: Data, trials: int, steps: int | None, seed: int, out: Path) -> tuple[dict[str, Any], list[str]]:

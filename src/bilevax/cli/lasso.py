@@ -1,0 +1,321 @@
+"""`bilevax tune --lasso`: strengths of a lasso or group lasso by gradient, beside scikit-learn's LassoCV."""
+
+import json
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from bilevax.cli._shared import digest, figure, say, surroundings
+from bilevax.problem import InputError, listed
+
+if TYPE_CHECKING:  # these pull in pandas and scikit-learn, which `--help` need not wait for
+    import pandas as pd
+
+    from bilevax import tables
+
+FOLDS = 5
+ONE, EACH = "one strength", "a strength each"
+MOST_SHOWN = 30
+
+
+class Data(NamedTuple):
+    """A job: features and targets, which samples are held out to tune by, and samples that no method sees.
+
+    Attributes:
+        title: what the data are, in a few words.
+        names: of the features, as they are after encoding.
+        columns: the column of the file that each feature comes from.
+        X, y: to tune and train on, features on one scale.
+        held: boolean masks (n,), one for each fold.
+        X_test, y_test: to measure on.
+        notes: what was done to the data, in sentences.
+    """
+
+    title: str
+    names: list[str]
+    columns: list[str]
+    X: np.ndarray
+    y: np.ndarray
+    held: list[np.ndarray]
+    X_test: np.ndarray
+    y_test: np.ndarray
+    notes: tuple[str, ...]
+
+
+class Row(NamedTuple):
+    """One line of the table."""
+
+    method: str
+    held_out_error: float | None
+    test_error: float
+    chosen: int
+    seconds: float | None
+
+
+class Fit(NamedTuple):
+    """A method's coefficients (d,), intercept, strengths (one, or one each), held-out error and seconds."""
+
+    coefficients: np.ndarray
+    intercept: float
+    strengths: np.ndarray
+    held_out_error: float | None
+    seconds: float | None
+
+
+def tune_lasso(
+    files: dict[str, Path | None],
+    target: str | None,
+    groups: Path | None,
+    per_feature: bool,
+    hold_out: float,
+    steps: int | None,
+    seed: int,
+    out: Path,
+) -> None:
+    """Run all methods, print the table and the chosen features, write lasso.csv, lasso.png and results.json.
+
+    Raises:
+        InputError: files that cannot be used.
+    """
+    began = time.perf_counter()
+    settings = {
+        name: None if path is None else digest(name, path) for name, path in (files | {"groups": groups}).items()
+    }
+    data = _ready_made(hold_out, seed) if files["train"] is None else _from_files(files, target, hold_out, seed)
+    for note in data.notes:
+        say(note)
+    labels = None if groups is None else _read_groups(groups, data)
+    say(
+        f"{data.title}: {len(data.y):,} samples of {len(data.names)} features, tuned by "
+        f"{'samples of their own' if len(data.held) == 1 else f'{FOLDS}-fold cross-validation'} ..."
+    )
+    fits = _fits(data, labels, per_feature, steps)
+    rows = [Row("the mean alone", None, _error(np.full(len(data.y_test), data.y.mean()), data), 0, None)]
+    for method, fit in fits.items():
+        error = _error(data.X_test @ fit.coefficients + fit.intercept, data)
+        chosen = int((fit.coefficients != 0).sum())
+        rows.append(Row(method, fit.held_out_error, error, chosen, fit.seconds))
+    _print(data, rows, fits, labels)
+    names = _write(data, fits, labels, out)
+    told = {
+        "settings": settings
+        | {"target": target, "per_feature": per_feature, "hold_out": hold_out, "steps": steps, "seed": seed},
+        **surroundings("jax", "optax", "numpy", "scikit-learn"),
+        "wall_seconds": time.perf_counter() - began,
+        "title": data.title,
+        "samples": len(data.y),
+        "test": len(data.y_test),
+        "features": len(data.names),
+        "groups": None if labels is None else len(set(labels.tolist())),
+        "methods": [row._asdict() for row in rows],
+        "strengths": {method: fit.strengths.tolist() for method, fit in fits.items()},
+    }
+    (out / "results.json").write_text(json.dumps(told, indent=2) + "\n")
+    say(f"Wrote {', '.join([*names, 'results.json'])} to {out} in {told['wall_seconds']:.1f} s.")
+
+
+def _ready_made(hold_out: float, seed: int) -> Data:
+    """The diabetes data with all products of two features, after Efron et al., "Least angle regression", 2004."""
+    from sklearn.datasets import load_diabetes
+    from sklearn.preprocessing import PolynomialFeatures
+
+    bunch: Any = load_diabetes(scaled=False)
+    products = PolynomialFeatures(2, include_bias=False)
+    X = products.fit_transform((bunch.data - bunch.data.mean(0)) / bunch.data.std(0))
+    names = [name.replace(" ", " x ") for name in products.get_feature_names_out(bunch.feature_names)]
+    test = _aside(len(X), hold_out, seed)
+    middle, spread = X[~test].mean(0), X[~test].std(0)
+    X = (X - middle) / spread
+    held = _folds(int((~test).sum()), seed)
+    title = "scikit-learn's diabetes data, products included"
+    return Data(title, names, names, X[~test], bunch.target[~test], held, X[test], bunch.target[test], ())
+
+
+def _from_files(files: dict[str, Path | None], target: str | None, hold_out: float, seed: int) -> Data:
+    from bilevax import tables
+
+    paths = {name: path for name, path in files.items() if path is not None}
+    read = {
+        name: tables.read_quantities(path, target, "TRAIN" if name == "train" else f"--{name}")
+        for name, path in paths.items()
+    }
+    train = read.pop("train")
+    if "test" not in read:
+        test = _aside(len(train.labels), hold_out, seed)
+        read["test"], train = _rows(train, test, "test"), _rows(train, ~test, "training")
+    parts = [train, *([read["validation"]] if "validation" in read else []), read["test"]]
+    encoded = tables.encode(*parts)
+    X, *_ = encoded.matrices
+    X_test, y_test = encoded.matrices[-1], read["test"].labels
+    y, held = train.labels, []
+    if "validation" in read:
+        X, y = np.concatenate(encoded.matrices[:2]), np.concatenate([y, read["validation"].labels])
+        held = [np.arange(len(y)) >= len(train.labels)]
+    else:
+        held = _folds(len(y), seed)
+    names, columns = tables.encoded_names(train)
+    return Data(str(files["train"]), names, columns, X, y, held, X_test, y_test, encoded.notes)
+
+
+def _aside(n: int, part: float, seed: int) -> np.ndarray:
+    count = int(np.clip(round(part * n), 1, n - 1))
+    return np.isin(np.arange(n), np.random.default_rng(seed).permutation(n)[:count])
+
+
+def _folds(n: int, seed: int) -> list[np.ndarray]:
+    from sklearn.model_selection import KFold
+
+    if n < 2 * FOLDS:
+        raise InputError(
+            f"There are {n} samples to tune by {FOLDS} folds, and at least {2 * FOLDS} are needed. Add samples, or "
+            "pass samples to tune by as --validation."
+        )
+    splits = KFold(FOLDS, shuffle=True, random_state=seed).split(np.zeros(n))
+    return [np.isin(np.arange(n), aside) for _, aside in splits]
+
+
+def _rows(table: "tables.Table", rows: np.ndarray, part: str) -> "tables.Table":
+    features = table.features[rows].reset_index(drop=True)
+    return table._replace(name=f"{table.name}, {part} part", features=features, labels=table.labels[rows])
+
+
+def _read_groups(path: Path, data: Data) -> np.ndarray:
+    """The group of each feature: that of its column, or of its own where the file does not name it."""
+    import pandas as pd
+
+    try:
+        frame = pd.read_csv(path, dtype=str)
+    except (OSError, ValueError) as error:
+        raise InputError(f"--groups ({path}) cannot be read as CSV: {error}. Check the file.") from error
+    if list(frame.columns) != ["feature", "group"]:
+        raise InputError(f"--groups ({path}) has the columns {listed(frame.columns)}. Two are needed: feature, group.")
+    unknown = sorted(set(frame["feature"]) - set(data.columns))
+    if unknown:
+        raise InputError(
+            f"--groups ({path}) names columns that the data lack: {listed(unknown)}. Spell them as the header does."
+        )
+    twice = sorted(set(frame.loc[frame["feature"].duplicated(), "feature"]))
+    if twice:
+        raise InputError(f"--groups ({path}) names {listed(twice)} more than once. A column belongs to one group.")
+    group_of = dict(zip(frame["feature"], frame["group"].astype(str), strict=True))
+    return np.array([f"group {group_of[c]}" if c in group_of else f"alone {c}" for c in data.columns])
+
+
+def _fits(data: Data, labels: np.ndarray | None, per_feature: bool, steps: int | None) -> dict[str, Fit]:
+    from sklearn.linear_model import LassoCV
+
+    from bilevax.applications.sparse import STEPS
+
+    indices = np.arange(len(data.y))
+    splits = [(indices[~mask], indices[mask]) for mask in data.held]
+    steps = STEPS if steps is None else steps
+    began = time.perf_counter()
+    grid = LassoCV(cv=splits, max_iter=20_000).fit(data.X, data.y)
+    seconds = time.perf_counter() - began
+    error = float(grid.mse_path_.reshape(len(grid.alphas_), -1).mean(1).min())  # one split is squeezed out
+    found = {"LassoCV": Fit(grid.coef_, float(grid.intercept_), np.array([grid.alpha_]), error, seconds)}
+    found[f"lasso, {ONE}"] = _tuned(data, None, False, steps)
+    if per_feature:
+        found[f"lasso, {EACH}"] = _tuned(data, None, True, steps)
+    if labels is not None:
+        found[f"group lasso, {ONE}"] = _tuned(data, labels, False, steps)
+        if per_feature:
+            found[f"group lasso, {EACH}"] = _tuned(data, labels, True, steps)
+    return found
+
+
+def _tuned(data: Data, labels: np.ndarray | None, each: bool, steps: int) -> Fit:
+    import jax
+
+    from bilevax.applications.sparse import fit_lasso, lasso_task
+    from bilevax.solve import solve
+
+    began = time.perf_counter()
+    job = lasso_task(data.X, data.y, data.held, groups=labels, per_group=each, steps=steps)
+    task = job.task
+    result = solve(job.solver, task.problem, *task.start, task.batches, steps=steps, key=jax.random.key(0))
+    strengths = np.exp(np.asarray(result.u, np.float64))
+    coefficients, intercept = fit_lasso(strengths, data.X, data.y, labels)
+    seconds = time.perf_counter() - began
+    return Fit(coefficients, intercept, strengths, task.metrics(result.u, result.v)["held_out_error"], seconds)
+
+
+def _error(predicted: np.ndarray, data: Data) -> float:
+    return float(np.mean((predicted - data.y_test) ** 2))
+
+
+def _print(data: Data, rows: list[Row], fits: dict[str, Fit], labels: np.ndarray | None) -> None:
+    table = Table(
+        title=f"{data.title}: {len(data.y):,} samples, {len(data.y_test):,} to test, {len(data.names)} features",
+        caption="Mean squared errors: of the samples held out to tune by, and of those that no method saw. Seconds "
+        "with compilation.",
+    )
+    table.add_column("method", no_wrap=True)
+    for name in ("held-out\nerror", "test\nerror", "features\nchosen", "seconds"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for row in rows:
+        table.add_row(
+            row.method,
+            figure(row.held_out_error, ".5g"),
+            figure(row.test_error, ".5g"),
+            str(row.chosen),
+            figure(row.seconds, ".1f"),
+        )
+    Console().print(table)
+    chosen = _chosen(data, fits, labels)
+    features = Table(title="Features chosen, with their coefficients (of features on one scale)")
+    features.add_column("feature")
+    for method in fits:
+        features.add_column(method.replace(", ", "\n"), justify="right")
+    for line in chosen.head(MOST_SHOWN).to_dict("records"):
+        features.add_row(str(line["feature"]), *(figure(float(line[method]) or None, ".4g") for method in fits))
+    Console().print(features)
+    if len(chosen) > MOST_SHOWN:
+        say(f"... and {len(chosen) - MOST_SHOWN} more, in lasso.csv.")
+    if any(EACH in method for method in fits):
+        say(
+            "Strengths of their own fit the held-out samples in part: the test error tells what they are worth, and a "
+            "feature that is out in all folds stays out."
+        )
+
+
+def _chosen(data: Data, fits: dict[str, Fit], labels: np.ndarray | None) -> "pd.DataFrame":
+    """A line for each feature that any method chose, the largest coefficients first."""
+    frame = _coefficients(data, fits, labels)
+    sizes = frame[list(fits)].abs().max(axis=1)
+    return frame[sizes > 0].assign(size=sizes).sort_values("size", ascending=False, kind="stable")
+
+
+def _coefficients(data: Data, fits: dict[str, Fit], labels: np.ndarray | None) -> "pd.DataFrame":
+    import pandas as pd
+
+    frame = pd.DataFrame({"feature": data.names})
+    if labels is not None:
+        frame["group"] = [label.split(" ", 1)[1] for label in labels]
+    for method, fit in fits.items():
+        frame[method] = fit.coefficients
+    for method, fit in fits.items():
+        if EACH in method:
+            whose = data.names if labels is None or "group" not in method else labels
+            index = np.unique(whose, return_inverse=True)[1] if "group" in method else np.arange(len(whose))
+            frame[f"{method}: strength"] = fit.strengths[index]
+    return frame
+
+
+def _write(data: Data, fits: dict[str, Fit], labels: np.ndarray | None, out: Path) -> list[str]:
+    from bilevax import plots
+
+    _coefficients(data, fits, labels).to_csv(out / "lasso.csv", index=False)
+    shown = _chosen(data, fits, labels).head(MOST_SHOWN)
+    plots.bars(
+        shown["feature"].astype(str).tolist(),
+        {method: shown[method].to_numpy() for method in fits},
+        out / "lasso.png",
+        f"Features chosen: {Path(data.title).name}",
+        "coefficient, features on one scale",
+    )
+    return ["lasso.csv", "lasso.png"]

@@ -1,0 +1,271 @@
+"""Lassos tuned by gradient: against scikit-learn's grid, optimality conditions, and what is refused; `tune --lasso`."""
+
+import importlib.machinery
+import importlib.util
+import json
+import sys
+import types
+
+import jax
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+from sklearn.linear_model import Lasso, LassoCV
+from sklearn.model_selection import KFold
+from sklearn.utils.estimator_checks import parametrize_with_checks
+from typer.testing import CliRunner
+
+from bilevax import InputError, cli, solve
+from bilevax.applications.sparse import TunedLasso, fit_lasso, lasso_task
+
+RNG = np.random.default_rng(0)
+N, D = 120, 24
+X = RNG.normal(size=(N, D)) + 0.5 * RNG.normal(size=(N, 1)) + 3
+TRUE = np.repeat([2.0, 0.0, -1.0, 0.0], D // 4) * RNG.uniform(0.5, 1.5, D)
+Y = X @ TRUE + 4 * RNG.normal(size=N) - 7
+HELD = [np.isin(np.arange(N), aside) for _, aside in KFold(4).split(X)]
+GROUPS = np.repeat(["a", "b", "c", "d", "e", "f"], 4)
+
+
+def tuned(**change):
+    job = lasso_task(X, Y, HELD, **change)
+    task = job.task
+    return task, solve(job.solver, task.problem, *task.start, task.batches, steps=150, key=jax.random.key(0))
+
+
+def test_one_strength_is_that_of_a_fine_grid():
+    task, result = tuned()
+    splits = [(np.flatnonzero(~mask), np.flatnonzero(mask)) for mask in HELD]
+    alphas = np.geomspace(0.02, 5, 1000)
+    grid = LassoCV(cv=splits, alphas=alphas, tol=1e-8, max_iter=100_000).fit(X, Y)
+    assert abs(float(result.u[0]) - np.log(grid.alpha_)) <= np.log(alphas[1] / alphas[0])
+    found = task.metrics(result.u, result.v)
+    assert found["held_out_error"] == pytest.approx(grid.mse_path_.mean(1).min(), rel=1e-4)
+    coefficients, intercept = fit_lasso(np.exp(result.u), X, Y)
+    np.testing.assert_allclose(coefficients, grid.coef_, atol=0.02)
+    assert intercept == pytest.approx(grid.intercept_, abs=0.3)
+    assert found["chosen"] == pytest.approx((np.asarray(result.v) != 0).mean())
+
+
+def test_strengths_of_their_own_hold_out_better_and_keep_the_true_features():
+    task, result = tuned(per_group=True)
+    assert result.u.shape == (D,)
+    first = task.metrics(task.start[0], task.problem.lower_start(task.start[0], task.batches, None))
+    assert task.metrics(result.u, result.v)["held_out_error"] < 0.9 * first["held_out_error"]
+    coefficients, _ = fit_lasso(np.exp(result.u), X, Y)
+    assert (coefficients[TRUE != 0] != 0).mean() > 0.9
+    assert (coefficients[TRUE == 0] != 0).mean() < (fit_lasso(np.exp(task.start[0]), X, Y)[0][TRUE == 0] != 0).mean()
+
+
+def test_the_group_lasso_meets_its_optimality_conditions():
+    strength = np.linspace(0.2, 3.0, 6)
+    v, intercept = fit_lasso(strength, X, Y, GROUPS)
+    x, y = X - X.mean(0), Y - Y.mean()
+    slope = x.T @ (x @ v - y) / N
+    out = 0
+    for g, weight in enumerate(strength * 2):  # the root of four
+        rows = slice(4 * g, 4 * g + 4)
+        size = np.linalg.norm(v[rows])
+        if size:
+            np.testing.assert_allclose(slope[rows], -weight * v[rows] / size, atol=1e-3)
+        else:
+            out += 1
+            assert np.linalg.norm(slope[rows]) <= weight + 1e-4
+    assert 1 <= out <= 4
+    assert intercept == pytest.approx(Y.mean() - X.mean(0) @ v)
+
+
+def test_groups_of_one_are_the_lasso():
+    strength = np.exp(np.random.default_rng(1).normal(size=D) - 1)
+    alone, _ = fit_lasso(strength, X, Y)
+    grouped, _ = fit_lasso(strength, X, Y, np.arange(D))
+    np.testing.assert_allclose(grouped, alone, atol=2e-3)
+    scaled = Lasso(1.0, tol=1e-10, max_iter=100_000).fit(X / strength, Y)
+    np.testing.assert_allclose(alone, scaled.coef_ / strength, atol=2e-3)
+
+
+def test_a_group_lasso_is_tuned():
+    task, result = tuned(groups=GROUPS)
+    exact = jax.jit(lambda u: task.problem.lower_start(u, task.batches, None))
+    errors = [task.metrics(u, exact(u))["held_out_error"] for u in np.linspace(-3, 2, 60)[:, None]]
+    assert task.metrics(result.u, result.v)["held_out_error"] <= min(errors) * (1 + 1e-4)
+    _, each = tuned(groups=GROUPS, per_group=True)
+    assert each.u.shape == (6,)
+    assert each.history.upper_loss[-1] < result.history.upper_loss[-1]
+
+
+def test_the_estimator_by_folds_and_by_samples_of_their_own():
+    by_folds = TunedLasso(folds=4, random_state=3).fit(X, Y)
+    again = TunedLasso(folds=4, random_state=3).fit(X, Y)
+    np.testing.assert_array_equal(by_folds.coef_, again.coef_)
+    assert by_folds.alpha_.shape == (1,)
+    np.testing.assert_allclose(by_folds.predict(X), X @ by_folds.coef_ + by_folds.intercept_)
+    assert by_folds.score(X, Y) > 0.5
+    assert by_folds.support_.sum() == (by_folds.coef_ != 0).sum()
+    held = np.arange(N) >= 80
+    own = TunedLasso().fit(X[:80], Y[:80], X[80:], Y[80:])
+    best = min(
+        np.mean((Y[held] - model.predict(X[held])) ** 2)
+        for model in (Lasso(a, max_iter=100_000).fit(X[:80], Y[:80]) for a in np.geomspace(0.02, 5, 200))
+    )
+    assert own.held_out_error_ == pytest.approx(best, rel=1e-3)
+
+
+def test_targets_that_do_not_vary_leave_the_mean():
+    model = TunedLasso(steps=2).fit(X, np.full(N, 3.0))
+    assert not model.support_.any()
+    np.testing.assert_allclose(model.predict(X[:4]), 3.0)
+
+
+def test_celer_is_used_where_it_is_installed(monkeypatch):
+    seen = []
+
+    class Fake(Lasso):
+        def __init__(self, alpha, fit_intercept=False, tol=1e-4):
+            super().__init__(alpha, fit_intercept=fit_intercept, tol=tol)
+            seen.append(alpha)
+
+    module: types.ModuleType = types.ModuleType("celer")
+    module.__spec__ = importlib.machinery.ModuleSpec("celer", None)
+    module.Lasso = Fake
+    monkeypatch.setitem(sys.modules, "celer", module)
+    coefficients, _ = fit_lasso(np.array([0.5]), X, Y)
+    assert len(seen) == 1
+    monkeypatch.delitem(sys.modules, "celer")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    np.testing.assert_allclose(fit_lasso(np.array([0.5]), X, Y)[0], coefficients, atol=1e-3)
+    assert len(seen) == 1
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda: lasso_task(X, Y[:5], HELD), r"y \(5,\)"),
+        (lambda: lasso_task(X, Y, HELD[0]), r"held \(120,\)"),
+        (lambda: lasso_task(np.where(X > 4, np.nan, X), Y, HELD), "NaN or infinite values"),
+        (lambda: lasso_task(X, Y, [np.zeros(N, bool)]), "Fold 0 holds out 0 of 120"),
+        (lambda: lasso_task(X, Y, [HELD[0], np.arange(N) > 0]), "Fold 1 holds out 119 of 120"),
+        (lambda: lasso_task(X, Y, HELD, groups=GROUPS[:3]), r"groups has shape \(3,\), and X 24 features"),
+        (lambda: lasso_task(X, Y, HELD, steps=0), "steps is 0"),
+        (lambda: fit_lasso(np.ones(3), X, Y), r"strength has shape \(3,\)"),
+        (lambda: fit_lasso(np.zeros(1), X, Y), "must be positive"),
+        (lambda: TunedLasso(folds=1).fit(X, Y), "folds is 1, and there are 120 samples"),
+        (lambda: TunedLasso(folds=61).fit(X, Y), "between 2 and 60"),
+        (lambda: TunedLasso().fit(X, Y, X), "X_val and y_val go together"),
+    ],
+)
+def test_refusals(call, words):
+    with pytest.raises(InputError, match=words):
+        call()
+
+
+@pytest.mark.slow
+@parametrize_with_checks([TunedLasso(steps=5, folds=2)])
+def test_the_estimator_passes_scikit_learns_checks(estimator, check):
+    check(estimator)
+
+
+# --- bilevax tune --lasso ---------------------------------------------------------------------------------------------
+
+
+def bilevax_command(*arguments):
+    return CliRunner().invoke(cli.app, [str(a) for a in arguments])
+
+
+def refused(*arguments) -> str:
+    result = bilevax_command("tune", "--lasso", *arguments)
+    assert result.exit_code == 2, result.output
+    assert "Traceback" not in result.output
+    return " ".join(result.stderr.split())
+
+
+def houses(seed, n):
+    rng = np.random.default_rng(seed)
+    frame = pd.DataFrame(rng.normal(size=(n, 6)), columns=["rooms", "age", "a", "b", "c", "d"])
+    frame["street"] = rng.choice(["east", "west", "north"], n)
+    frame["price"] = 3 * frame["rooms"] - 2 * frame["age"] + (frame["street"] == "east") + rng.normal(size=n)
+    return frame
+
+
+@pytest.fixture
+def files(tmp_path):
+    paths = [tmp_path / f"{name}.csv" for name in ("train", "validation", "test", "groups")]
+    for seed, (path, n) in enumerate(zip(paths[:3], (60, 50, 40), strict=True)):
+        houses(seed, n).to_csv(path, index=False)
+    groups = pd.DataFrame({"feature": ["rooms", "age", "a", "b", "street"], "group": ["true", "true", "no", "no", "s"]})
+    groups.to_csv(paths[3], index=False)
+    return paths
+
+
+def test_the_table_the_files_and_the_chosen_features(files, tmp_path):
+    out = tmp_path / "out"
+    arguments = ["--validation", files[1], "--test", files[2], "--groups", files[3], "--per-feature", "--out", out]
+    result = bilevax_command("tune", files[0], "--target", "price", "--lasso", "--steps", 60, *arguments)
+    assert result.exit_code == 0, result.output
+    report = json.loads((out / "results.json").read_text())
+    rows = {row["method"]: row for row in report["methods"]}
+    assert list(rows) == [
+        "the mean alone",
+        "LassoCV",
+        "lasso, one strength",
+        "lasso, a strength each",
+        "group lasso, one strength",
+        "group lasso, a strength each",
+    ]
+    test = pd.read_csv(files[2])
+    train = pd.read_csv(files[0])
+    frame = pd.read_csv(out / "lasso.csv")
+    assert frame["feature"].tolist() == [*test.columns[:6], "street = east", "street = north", "street = west"]
+    assert frame["group"].tolist() == ["true", "true", "no", "no", "c", "d", "s", "s", "s"]
+    for method, row in list(rows.items())[1:]:
+        assert row["chosen"] == (frame[method] != 0).sum()
+        assert row["test_error"] < 0.3 * rows["the mean alone"]["test_error"]
+        assert method.replace(",", "") in " ".join(result.output.split()).replace(",", "")
+    # A line's error, by hand: features on the scale of the training samples.
+    x = (test.iloc[:, :6] - train.iloc[:, :6].mean()) / train.iloc[:, :6].std(ddof=0)
+    x = np.column_stack([x, *(test["street"] == s for s in ("east", "north", "west"))])
+    residual = test["price"] - x @ frame["LassoCV"]
+    assert residual.var(ddof=0) <= rows["LassoCV"]["test_error"] <= residual.var(ddof=0) + 0.5
+    assert rows["lasso, one strength"]["held_out_error"] <= rows["LassoCV"]["held_out_error"] * 1.001
+    assert rows["lasso, a strength each"]["held_out_error"] < rows["lasso, one strength"]["held_out_error"]
+    assert {f"{m}, a strength each: strength" for m in ("lasso", "group lasso")} <= set(frame.columns)
+    with Image.open(out / "lasso.png") as picture:
+        assert picture.width > 800
+    assert "street: 3" not in result.output
+    assert "One-hot encoded" in result.output
+
+
+def test_without_a_file_it_is_the_diabetes_data(tmp_path):
+    result = bilevax_command("tune", "--lasso", "--steps", 20, "--out", tmp_path)
+    assert result.exit_code == 0, result.output
+    report = json.loads((tmp_path / "results.json").read_text())
+    rows = {row["method"]: row for row in report["methods"]}
+    assert report["features"] == 65
+    assert rows["lasso, one strength"]["held_out_error"] <= 1.001 * rows["LassoCV"]["held_out_error"]
+    assert 2000 < rows["lasso, one strength"]["test_error"] < 4000
+
+
+def test_it_refuses_in_a_sentence(files, tmp_path):
+    train, _, _, groups = files
+    assert "has no column 'cost'" in refused(train, "--target", "cost")
+    assert "the target holds" in refused(train, "--target", "street")
+    assert "--groups is given without TRAIN" in refused("--groups", groups)
+    houses(0, 12).to_csv(tmp_path / "few.csv", index=False)
+    assert "at least 10 are needed" in refused(tmp_path / "few.csv", "--target", "price")
+    houses(0, 40).assign(price=3.0).to_csv(tmp_path / "flat.csv", index=False)
+    assert "the target is 3 in all rows" in refused(tmp_path / "flat.csv", "--target", "price")
+    houses(0, 40).assign(price=np.inf).to_csv(tmp_path / "inf.csv", index=False)
+    assert "'price': 40" in refused(tmp_path / "inf.csv", "--target", "price")
+    (tmp_path / "g.csv").write_text("feature,group\nrooms,a\nattic,a\n")
+    assert "names columns that the data lack: 'attic'" in refused(
+        train, "--target", "price", "--groups", tmp_path / "g.csv"
+    )
+    (tmp_path / "g.csv").write_text("feature,group\nrooms,a\nrooms,b\n")
+    assert "names 'rooms' more than once" in refused(train, "--target", "price", "--groups", tmp_path / "g.csv")
+    (tmp_path / "g.csv").write_text("name,of\nrooms,a\n")
+    assert "Two are needed: feature, group" in refused(train, "--target", "price", "--groups", tmp_path / "g.csv")
+    for option in (["--per-feature"], ["--groups", groups]):
+        result = bilevax_command("tune", train, "--target", "street", *option)
+        assert result.exit_code == 2
+        assert f"{option[0]} is given without --lasso" in result.stderr
