@@ -44,6 +44,7 @@ class Size:
         batch: of noisy and of clean samples.
         passes: through the data, of each method; Penalty has half of them for its start and half for itself.
         seeds: how many trials.
+        test: how many of the test samples; None for all.
     """
 
     model: Model
@@ -52,12 +53,13 @@ class Size:
     batch: int
     passes: int
     seeds: int = 5
+    test: int | None = None
 
 
 def size_of(settings: Settings) -> Size:
     """WRN-28-10 with augmentation at full size; narrow and shallow ones without it below."""
     if settings.quick:
-        return Size(wide_resnet(depth=10, width=1), 200, 500, 25, 2, 1)
+        return Size(wide_resnet(depth=10, width=1), 200, 500, 25, 2, 1, test=2000)
     if settings.medium:
         return Size(wide_resnet(depth=10, width=1), 1000, 5000, 100, 6, 1)
     return Size(augmented(wide_resnet(), crop_and_flip()), 1000, 44000, 100, 120)
@@ -89,6 +91,7 @@ def run_cell(size: Size, seed: int, labels: list[str]) -> dict[str, dict[str, fl
     data = corrupted(
         denoising.images_of("cifar10"), clean=size.clean, train=size.train, noise=NOISE, key=jax.random.key(seed)
     )
+    data = data._replace(x_test=data.x_test[: size.test], y_test=data.y_test[: size.test])
     per_pass = -(-size.train // size.batch)
     steps = size.passes * per_pass
     trial = Trial(data, size.model, Training(steps=steps, rate=1e-3, batch_size=size.batch, l2=L2), seed)
@@ -152,6 +155,8 @@ def run(settings: Settings) -> None:
         "CIFAR-10 may come JPEG re-encoded: then compare with the Oracle beside it. The figures of Ren et al. and of "
         "Meta-Weight-Net are those that the paper cites.",
     ]
+    if size.test is not None:
+        notes.append(f"Accuracy is of the first {size.test} test samples: the network takes its time on all of them.")
     if settings.quick or settings.medium:
         notes.append(
             "WRN-10-1 on a part of the data without augmentation, in place of WRN-28-10 on the whole: the paper's "
