@@ -44,7 +44,8 @@ def per_sample(optimizer: optax.GradientTransformation) -> optax.GradientTransfo
     would be that of the whole solve and not of the sample's visits. On full batches this is `optimizer` itself.
 
     Args:
-        optimizer: any that treats entries one by one, such as optax.adam; not one that takes norms. u is (n,).
+        optimizer: any that treats entries one by one, such as optax.adam; not one that takes norms. u is (n,), or a
+            tree of such arrays.
 
     Example:
         >>> import jax.numpy as jnp, optax
@@ -60,10 +61,10 @@ def per_sample(optimizer: optax.GradientTransformation) -> optax.GradientTransfo
 
     def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
         def one(gradient: Any, state: Any, x: Any) -> tuple[Any, Any]:
-            moved: Any
             moved, new = optimizer.update(gradient, state, x)
-            seen = gradient != 0
-            return jnp.where(seen, moved, 0.0), jax.tree.map(lambda a, b: jnp.where(seen, a, b), new, state)
+            seen = jnp.any(jnp.stack(jax.tree.leaves(gradient)) != 0)
+            moved = jax.tree.map(lambda a: jnp.where(seen, a, jnp.zeros_like(a)), moved)
+            return moved, jax.tree.map(lambda a, b: jnp.where(seen, a, b), new, state)
 
         return jax.vmap(one)(updates, state, params)
 
