@@ -222,6 +222,26 @@ def svhn_network(classes: int = 10) -> Model:
 
 
 @functools.cache
+def six_and_four(classes: int = 10) -> Model:
+    """Six convolutions and four dense layers, the network of the SPNBO text (ICLR 2022 submission, section 5.2).
+
+    It prints neither widths nor kernels: here three blocks of 32, 64 and 128 channels, each of two 3x3 convolutions
+    and 2x2 max pooling, then dense layers of 256, 128 and 64 and the last. 853,354 parameters on 32x32x3 images.
+
+    Args, images and errors as for `lenet5`.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from bilevax.models import six_and_four
+        >>> shapes = jax.eval_shape(six_and_four().init, jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
+        >>> sum(leaf.size for leaf in jax.tree.leaves(shapes))
+        853354
+    """
+    blocks = tuple((_Conv(out, 3, "SAME"), _Conv(out, 3, "SAME")) for out in (32, 64, 128))
+    return _convolutional("six_and_four", blocks, (256, 128, 64), classes)
+
+
+@functools.cache
 def wide_resnet(classes: int = 10, depth: int = 28, width: int = 10) -> Model:
     """Wide residual network (Zagoruyko and Komodakis 2016), WRN-28-10 by default, with group normalisation.
 

@@ -1,0 +1,56 @@
+"""A step of SPNBO against how many layers' constraints it samples, beside Penalty's, alternating.
+
+python -m benchmarks.spnbo
+
+Each set of layers is timed as it is drawn, so the spread over rounds is that of the draws, too: a set whose first layer
+lies deep costs little, one with the first layer nearly all.
+"""
+
+import functools
+import statistics
+
+import jax
+import numpy as np
+import optax
+
+from benchmarks.stretch import seconds_of_a_step
+from bilevax import SPNBO, Penalty
+from bilevax.applications.sparse_networks import sparse_reweighting_task
+from bilevax.models import six_and_four
+from bilevax.solvers.spnbo import AllRows, Layers, layers_of
+
+BATCH, LOWER_STEPS = 128, 20
+STEPS, ROUNDS = 2, 5
+COUNTS = (8, 4, 2, 1)
+
+
+def main() -> None:
+    """Print milliseconds of a step and ratios to Penalty's: median and range."""
+    rng = np.random.default_rng(0)
+    x = rng.random((BATCH, 28, 28)).astype(np.float32)
+    y, key = rng.integers(0, 10, BATCH), jax.random.key(0)
+    task = sparse_reweighting_task(six_and_four(), x, y, x, y, key=key)
+    optimizers = optax.sgd(1e-3), optax.sgd(1e-3)
+    solvers = {
+        "Penalty": Penalty(*optimizers, LOWER_STEPS),
+        "SPNBO, all rows": SPNBO(*optimizers, LOWER_STEPS, AllRows(), test_every=1000),
+    }
+    solvers |= {
+        f"SPNBO, {count} layers": SPNBO(*optimizers, LOWER_STEPS, Layers(count), test_every=1000) for count in COUNTS
+    }
+    runs = [functools.partial(seconds_of_a_step, solver, task, STEPS, key) for solver in solvers.values()]
+    print(f"{len(layers_of(task.start[1]))} layers, batches of {BATCH}, T = {LOWER_STEPS}")
+    for run in runs:
+        run()
+    rounds = [[run() for run in runs] for _ in range(ROUNDS)]
+    for name, values in zip(solvers, zip(*rounds, strict=True), strict=True):
+        each = [1e3 * value for value in values]
+        ratios = [value / found[0] for value, found in zip(values, rounds, strict=True)]
+        print(
+            f"{name:18s} {statistics.median(each):8.1f} ms ({min(each):.1f} to {max(each):.1f}), "
+            f"{statistics.median(ratios):.2f} of Penalty's"
+        )
+
+
+if __name__ == "__main__":
+    main()

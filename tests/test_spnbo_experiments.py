@@ -1,0 +1,111 @@
+"""The tables of the SPNBO text on a few random images: cells, rows, what is kept, said and drawn."""
+
+import json
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from bilevax.datasets import ClassSplit, Images
+from bilevax.models import mlp, omniglot_network
+from experiments import fewshot, spnbo, spnbo_table3, spnbo_table4, spnbo_table5
+from experiments.contract import Published, Settings
+from experiments.spnbo import LABELS, PENALTY, SPNBO_ROW, Size
+
+KINDS = {kind.name: kind for kind in (spnbo_table3.KIND, spnbo_table4.KIND, spnbo_table5.KIND)}
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch):
+    rng = np.random.default_rng(0)
+    centres = rng.integers(0, 256, (10, 8, 8))
+    y = rng.integers(0, 10, 200)
+    x = np.clip(centres[y] + rng.normal(0, 40, (200, 8, 8)), 0, 255).astype(np.uint8)
+    images = Images(x[:150], y[:150].astype(np.uint8), x[150:], y[150:].astype(np.uint8))
+    monkeypatch.setattr(spnbo_table3, "images_of", lambda name: images)
+    monkeypatch.setattr(spnbo, "BATCH", 20)
+    spnbo_table3.split.cache_clear()
+    for module in (spnbo_table3, spnbo_table4):
+        monkeypatch.setattr(module, "network", lambda settings: mlp(10, (8,)))
+    pictures = np.clip(rng.integers(0, 256, (12, 1, 16, 16)) + rng.normal(0, 60, (12, 22, 16, 16)), 0, 255).astype(
+        np.uint8
+    )
+    split = ClassSplit(pictures[:7], pictures[:0], pictures[7:])
+    monkeypatch.setattr(fewshot, "split_of", lambda name: split)
+    monkeypatch.setattr(spnbo_table5, "omniglot_network", lambda filters: omniglot_network(4))
+    yield
+    spnbo_table3.split.cache_clear()
+
+
+def test_the_papers_numbers_belong_to_rows_and_cells():
+    for kind in KINDS.values():
+        assert set(kind.paper) == set(LABELS)
+        cells = kind.size(Settings()).cells
+        for row in kind.paper.values():
+            assert set(row) == set(cells)
+        for settings in (Settings(quick=True), Settings(medium=True)):
+            assert set(kind.size(settings).cells) <= set(cells)
+    assert spnbo_table3.PAPER["SPNBO"][("mnist",)] == Published(98.53, 0.23)
+    assert spnbo_table4.PAPER["Robo"][("svhn",)] == Published(55.29, 0.42)
+    assert spnbo_table5.PAPER["RMD"][("omniglot", "5-way 1-shot")] == Published(81.79, 0.57)
+
+
+@pytest.mark.parametrize("label", ["Random", "SMNBP"])
+def test_a_method_runs_on_the_re_weighting(label):
+    cell = spnbo_table3.draw(Settings(quick=True), ("mnist",), 0)
+    size = Size((("mnist",),), 4, 5, 1, 2, 3, 1, looks=2)
+    found = spnbo.run_method(label, cell, size, 0)
+    figures = cell.judge(found.u, found.v)
+    assert 0 <= figures["figure"] <= 100
+    assert {"zeros", "removed"} <= set(figures)
+    assert found.looks[-1][0] > 0
+    assert spnbo.readable(label, cell.rates, 5)["method"] in {
+        "Random", "TPE", "Implicit", "ReverseMode", "Penalty", "SMNBP", "SPNBO",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_a_table_is_kept_told_and_drawn(name, tmp_path, monkeypatch):
+    kind = KINDS[name]
+    first = kind.size(Settings(quick=True)).cells[0]
+    size = Size((first,), 2, 5, 1, 2, 2, 1, looks=2)
+    monkeypatch.setattr(
+        spnbo, "pick", lambda labels, solver: [PENALTY, SPNBO_ROW] if name == "spnbo-table3" else [SPNBO_ROW]
+    )
+    changed = spnbo.Kind(**{**vars(kind), "size": lambda settings: size})
+    spnbo.run(changed, Settings(quick=True, out=tmp_path))
+    record = json.loads((tmp_path / "results.json").read_text())
+    assert record["experiment"] == name
+    rows = record["results"][kind.figure]
+    assert rows[-1]["where"] == [" ".join(first), SPNBO_ROW]
+    assert rows[-1]["paper"] is not None
+    assert rows[-1]["agrees"] is None  # a small run is not measured by the paper
+    assert (tmp_path / f"{name}.png").stat().st_size > 5000
+    assert len(list((tmp_path / "cells").glob("*.json"))) == 1
+    monkeypatch.setattr(spnbo, "run_cell", lambda *arguments: pytest.fail("it was kept"))
+    spnbo.run(changed, Settings(quick=True, out=tmp_path))
+    told = " ".join(record["footnotes"])
+    assert ("claim" in told) == (name == "spnbo-table3")
+
+
+def test_the_order_is_told_as_it_is():
+    kind = SimpleNamespace(lower_is_better=False)
+
+    def trials(**means):
+        return {("mnist",): [{label: {"figure": value} for label, value in means.items()}]}
+
+    labels = ["Penalty", "SPNBO"]
+    (good,) = spnbo.order_of(kind, trials(Penalty=90.0, SPNBO=91.0), labels)
+    assert "holds in the means of every cell" in good
+    (bad,) = spnbo.order_of(kind, trials(Penalty=92.0, SPNBO=91.0), labels)
+    assert "mnist: Penalty (92.00) before SPNBO (91.00)" in bad
+    (low,) = spnbo.order_of(SimpleNamespace(lower_is_better=True), trials(Penalty=92.0, SPNBO=91.0), labels)
+    assert "holds" in low
+    assert spnbo.order_of(kind, trials(SPNBO=91.0), ["SPNBO"]) == []
+
+
+def test_seconds_to_a_level():
+    looks = [(1.0, {"figure": 50.0}), (2.0, {"figure": 80.0}), (3.0, {"figure": 70.0})]
+    assert spnbo.seconds_to(looks, 75.0, lower=False) == 2.0
+    assert spnbo.seconds_to(looks, 95.0, lower=False) is None
+    assert spnbo.seconds_to(looks, 55.0, lower=True) == 1.0
