@@ -240,7 +240,8 @@ def footnotes(settings: Settings, plan: Plan, found: Mapping[Cell, list[dict[str
     if any(cell.clean < MANY for cell in found):
         notes.append(
             "Where the clean set is small, the learned weights follow its chance samples, and what they take from "
-            "right ones costs more than they gain; cleanlab, and Train+Val's cross-entropy, lean on all samples. Pair "
-            "flips are the reverse: a network trained on them learns them, out of sample, too, and only clean samples tell."
+            "right ones costs more than they gain; cleanlab, and Train+Val's cross-entropy, lean on all samples. "
+            "Pair flips are the reverse: a network trained on them learns them, out of sample, too, and only clean "
+            "samples tell."
         )
     return notes
