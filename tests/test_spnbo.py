@@ -183,7 +183,7 @@ KINDS = {
 }
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ["group", "l_0.6", pytest.param("oscar", marks=pytest.mark.slow)])
 def test_the_limit_is_stationary_for_the_problem_with_corners(kind):
     penalty, true, seed, noise, rows = KINDS[kind]
     problem, batch = regularised(penalty), regression(true, seed, noise, rows)

@@ -97,11 +97,11 @@ def lasso_task(
         >>> rng = np.random.default_rng(0)
         >>> X = rng.normal(size=(80, 20))
         >>> y = X[:, 0] - 2 * X[:, 1] + rng.normal(size=80)
-        >>> job = lasso_task(X, y, [np.arange(80) % 2 == 0], steps=50)
+        >>> job = lasso_task(X, y, [np.arange(80) % 4 == fold for fold in range(4)], steps=50)
         >>> task = job.task
         >>> result = solve(job.solver, task.problem, *task.start, task.batches, steps=50, key=jax.random.key(0))
-        >>> bool(np.exp(result.u[0]) > 0.05), task.metrics(result.u, result.v)["held_out_error"] < 1.5
-        (True, True)
+        >>> bool(task.metrics(result.u, result.v)["held_out_error"] < 0.4 * y.var())
+        True
     """
     require_count("lasso_task", "steps", steps)
     x, y, masks = _checked(X, y, held)
