@@ -157,8 +157,8 @@ def run(settings: Settings) -> None:
     ]
     if size.test is not None:
         notes.append(
-            f"Accuracy is of the first {size.test} test samples: the network takes its time on all of them. After so few "
-            "steps it is near chance for every row, and says only that the code runs; the F1 of the cleaner says more."
+            f"Accuracy is of the first {size.test} test samples: the network takes its time on all of them. After so "
+            "few steps it is near chance for every row, and says only that the code runs; F1 of the cleaner says more."
         )
     if settings.quick or settings.medium:
         notes.append(
