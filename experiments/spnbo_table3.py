@@ -11,9 +11,9 @@ import optax
 from bilevax.applications.sparse_networks import LOG_RANGE, log_adam, sparse_reweighting_task, sparsity
 from bilevax.applications.training import probabilities
 from bilevax.models import Model, lenet5, mlp, six_and_four
-from bilevax.search import trained
+from bilevax.search import train_lower
 from experiments import spnbo
-from experiments.contract import Published, Settings
+from experiments.contract import Settings
 from experiments.denoising import images_of
 from experiments.spnbo import Cell, Kind, Rates, Size
 
@@ -30,10 +30,15 @@ PRINTED = {
     "SMNBP": ((84.92, 0.24), (71.81, 0.63), (88.22, 0.59), (98.49, 0.04)),
     "SPNBO": ((85.21, 0.59), (72.12, 0.56), (88.52, 0.23), (98.53, 0.23)),
 }
-PAPER = {
-    label: {(name,): Published(*figures) for name, figures in zip(NAMES, row, strict=True)}
-    for label, row in PRINTED.items()
-}
+PAPER = spnbo.published([(name,) for name in NAMES], PRINTED)
+
+
+def upper() -> optax.GradientTransformation:
+    """Each sample's weight with moments of its own."""
+    return log_adam(0.05)
+
+
+RATES = Rates(upper, 1e-3, 0.05)
 
 
 def size(settings: Settings) -> Size:
@@ -68,9 +73,6 @@ def split(name: str, count: int | None, seed: int) -> tuple[np.ndarray, ...]:
     return tuple(a for part in parts for a in (x[part].astype(np.float32) / 255, y[part]))
 
 
-_train = jax.jit(trained, static_argnames=("problem", "optimizer", "steps"))
-
-
 def draw(settings: Settings, cell: tuple[str, ...], seed: int) -> Cell:
     """One trial."""
     x, y, x_val, y_val, x_test, y_test = split(cell[0], samples(settings), seed)
@@ -79,7 +81,7 @@ def draw(settings: Settings, cell: tuple[str, ...], seed: int) -> Cell:
         model, x, y, x_val, y_val, key=key, single=1e-5, group=1e-5, batch_size=spnbo.BATCH, val_batch_size=spnbo.BATCH
     )
     u, v = task.start
-    v = _train(task.problem, optax.adam(1e-3), size(settings).trial_steps, u, v, task.batches, key)[0]
+    v = train_lower(task.problem, spnbo.TRAINING, size(settings).trial_steps, u, v, task.batches, key)[0]
     task, test = task._replace(start=(u, v)), jnp.asarray(x_test)
 
     def look(u: Any, v: Any) -> dict[str, float]:
@@ -90,12 +92,7 @@ def draw(settings: Settings, cell: tuple[str, ...], seed: int) -> Cell:
 
     start = task.start[0]
     bounds = tuple(jax.tree.map(lambda x, edge=edge: jnp.full_like(x, edge), start) for edge in (-LOG_RANGE, LOG_RANGE))
-    return Cell(task, Rates(upper, 1e-3, 0.05), (bounds[0], bounds[1]), look, judge)
-
-
-def upper() -> optax.GradientTransformation:
-    """Each sample's weight with moments of its own."""
-    return log_adam(0.05)
+    return Cell(task, RATES, (bounds[0], bounds[1]), look, judge)
 
 
 def notes(settings: Settings) -> list[str]:
@@ -111,5 +108,5 @@ def notes(settings: Settings) -> list[str]:
     return told
 
 
-KIND = Kind("spnbo-table3", TITLE, FIGURE, False, PAPER, size, draw, notes)
+KIND = Kind("spnbo-table3", TITLE, FIGURE, False, PAPER, size, draw, RATES, notes)
 run = functools.partial(spnbo.run, KIND)

@@ -13,7 +13,7 @@ from bilevax.applications.sparse_networks import ZERO, sparse_fewshot_task
 from bilevax.models import mini_imagenet_network, omniglot_network
 from bilevax.smoothing import zero_share
 from experiments import fewshot, spnbo
-from experiments.contract import Published, Settings
+from experiments.contract import Settings
 from experiments.fewshot import MINI, OMNIGLOT
 from experiments.spnbo import Cell, Kind, Rates, Size
 
@@ -31,10 +31,9 @@ PRINTED = {
     "SMNBP": ((44.28, 0.31), (61.13, 0.31), (96.63, 0.34), (99.15, 0.46)),
     "SPNBO": ((44.66, 0.03), (61.28, 0.90), (96.70, 0.32), (99.15, 0.60)),
 }
-PAPER = {
-    label: {cell: Published(*figures) for cell, figures in zip(CELLS, row, strict=True)}
-    for label, row in PRINTED.items()
-}
+PAPER = spnbo.published(CELLS, PRINTED)
+
+RATES = Rates(functools.partial(optax.adam, UPPER_RATE), HEAD_RATE, HEAD_RATE)
 
 
 def size(settings: Settings) -> Size:
@@ -83,8 +82,7 @@ def draw(settings: Settings, cell: tuple[str, ...], seed: int) -> Cell:
 
     start = method.task.start[0]
     bounds = tuple(jax.tree.map(lambda x, by=by: x + by, start) for by in (-AROUND, AROUND))
-    upper = functools.partial(optax.adam, UPPER_RATE)
-    return Cell(method.task, Rates(upper, HEAD_RATE, HEAD_RATE), (bounds[0], bounds[1]), look, judge)
+    return Cell(method.task, RATES, (bounds[0], bounds[1]), look, judge)
 
 
 def notes(settings: Settings) -> list[str]:
@@ -99,5 +97,5 @@ def notes(settings: Settings) -> list[str]:
     return told
 
 
-KIND = Kind("spnbo-table5", TITLE, FIGURE, False, PAPER, size, draw, notes)
+KIND = Kind("spnbo-table5", TITLE, FIGURE, False, PAPER, size, draw, RATES, notes)
 run = functools.partial(spnbo.run, KIND)

@@ -192,6 +192,10 @@ def trained(
     return v, problem.upper(u, v, first.upper, start_key), losses[-1], norms[-1]
 
 
+train_lower = jax.jit(trained, static_argnames=("problem", "optimizer", "steps"))
+"""`trained`, compiled."""
+
+
 @functools.partial(jax.jit, static_argnames=("problem", "optimizer", "steps"))
 def _trials(
     problem: Problem, optimizer: Any, steps: int, u: PyTree, v: PyTree, source: Source, key: Any

@@ -226,6 +226,12 @@ def check_known_labels(table: Table, train: Table) -> None:
         )
 
 
+def part_of(table: Table, rows: Any, part: str) -> Table:
+    """Some rows of a table, by their places or a mask, named as its part."""
+    features = table.features.iloc[rows].reset_index(drop=True)
+    return table._replace(name=f"{table.name}, {part} part", features=features, labels=table.labels[rows])
+
+
 def encode(train: Table, *others: Table) -> Encoded:
     """Features as numbers on a common scale, learned from `train` alone.
 

@@ -169,10 +169,7 @@ def fewshot_task(
     """
     source = sources(images, way, shot, queries, tasks)
     problem, adapt, scores = _cosine_problem(representation, way)
-    u = representation.init(key, source.images[0])
-    shapes = jax.eval_shape(lambda: features_of(representation, u, source.at(0, key).lower))
-    v = jnp.zeros((tasks, way, shapes.shape[-1]), shapes.dtype)
-    task = Task(problem, (u, v), source, metrics_of(adapt, scores, source))
+    task = Task(problem, start_of(representation, source, key), source, metrics_of(adapt, scores, source))
     return FewShot(task, lambda way: _cosine_problem(representation, way)[1:], representation.statistics)
 
 
@@ -181,6 +178,13 @@ def sources(images: Any, way: int, shot: int, queries: int, tasks: int) -> Episo
     source = Episodes(jnp.asarray(images), way, shot, queries, tasks)
     source.check()
     return source
+
+
+def start_of(representation: Representation, source: Episodes, key: Any) -> tuple[PyTree, Any]:
+    """A new representation, and heads (tasks, way, d) of zeros."""
+    u = representation.init(key, source.images[0])
+    shapes = jax.eval_shape(lambda: features_of(representation, u, source.at(0, key).lower))
+    return u, jnp.zeros((source.tasks, source.way, shapes.shape[-1]), shapes.dtype)
 
 
 def metrics_of(adapt: Adapt, scores: Scores, source: Episodes) -> Callable[[PyTree, PyTree], dict[str, float]]:

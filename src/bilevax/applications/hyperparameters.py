@@ -27,7 +27,7 @@ from bilevax.batches import Epochs, Samples, whole
 from bilevax.linear_solve import CG
 from bilevax.models import Model, logits
 from bilevax.problem import Batch, InputError, Problem, PyTree, identity, listed, require_count
-from bilevax.search import trained
+from bilevax.search import train_lower
 from bilevax.solve import Result, solve
 from bilevax.solvers import Implicit, Penalty, base
 
@@ -357,9 +357,6 @@ class Tuned(NamedTuple):
     result: Result
 
 
-_train = jax.jit(trained, static_argnames=("problem", "optimizer", "steps"))
-
-
 def tune(
     model: Model,
     X: Any,
@@ -410,7 +407,9 @@ def tune(
     result = solve(
         solver, task.problem, *task.start, task.batches, steps=steps, key=solve_key, callbacks=tuple(callbacks)
     )
-    v, loss, _, _ = _train(task.problem, train_optimizer, train_steps, result.u, task.start[1], task.batches, train_key)
+    v, loss, _, _ = train_lower(
+        task.problem, train_optimizer, train_steps, result.u, task.start[1], task.batches, train_key
+    )
     natural = {piece.name: np.asarray(piece.natural(result.u[piece.name])) for piece in pieces}
     return Tuned(natural, v, float(loss), result)
 

@@ -25,7 +25,7 @@ from sklearn.utils.validation import check_is_fitted, check_random_state, valida
 from bilevax.applications.task import Task
 from bilevax.linear_solve import CG
 from bilevax.problem import Batch, InputError, Problem, require_count
-from bilevax.solve import solve
+from bilevax.solve import Result, solve
 from bilevax.solvers import SparseHO
 
 GRID = 30  # strengths tried for the start, as many decades down as scikit-learn's LassoCV goes
@@ -112,20 +112,13 @@ def lasso_task(
     rate = 1 / max(float(np.linalg.norm(a.T @ (a * w[:, None]), 2)) for a, w in zip(folds.x, folds.train, strict=True))
     dtype = jnp.result_type(float)
     on_device = jax.tree.map(lambda a: jnp.asarray(a, dtype), folds)
-    root = jnp.asarray(np.sqrt(sizes), dtype)
-
-    def norms(v: Any) -> Any:
-        """Squared norms (folds, groups)."""
-        squares = v**2
-        return squares if groups is None else jax.ops.segment_sum(squares.T, index, len(sizes)).T
+    root, members = jnp.asarray(np.sqrt(sizes), dtype), None if groups is None else index
 
     def weights(u: Any) -> Any:
         return jnp.exp(jnp.broadcast_to(u, (len(sizes),))) * root
 
     def proximal(u: Any, v: Any, step: Any) -> Any:
-        size = jnp.sqrt(norms(v))
-        kept = jnp.maximum(1 - step * weights(u) / jnp.where(size > 0, size, 1.0), 0.0)
-        return v * (kept if groups is None else kept[:, index])
+        return _shrunk(v, step * weights(u), members)
 
     def residuals(v: Any, data: Folds) -> Any:
         return jnp.einsum("knd,kd->kn", data.x, v) - data.y
@@ -145,7 +138,7 @@ def lasso_task(
     problem = Problem(
         held_out,
         training,
-        regularizer=lambda u, v, mu: jnp.sum(weights(u) * jnp.sqrt(norms(v) + mu**2)),
+        regularizer=lambda u, v, mu: jnp.sum(weights(u) * jnp.sqrt(_squares(v, members, len(sizes)) + mu**2)),
         project_upper=lambda u: jnp.clip(u, low, high),
         lower_start=exact,
     )
@@ -162,6 +155,40 @@ def lasso_task(
     # Log strengths move alike in their first steps, whatever the units of the error.
     solver = SparseHO(optax.adam(optax.cosine_decay_schedule(0.1, steps)), proximal, rate, 1, CG(200))
     return Sparse(Task(problem, (u, v), batch, metrics), solver)
+
+
+class Chosen(NamedTuple):
+    """What `choose_strengths` found.
+
+    Attributes:
+        strengths: (1,) or (groups,).
+        coefficients, intercept: of all samples with them, (d,) and a number.
+        held_out_error: the mean squared error on the held-out samples at the end.
+        result: of the solve.
+    """
+
+    strengths: np.ndarray
+    coefficients: np.ndarray
+    intercept: float
+    held_out_error: float
+    result: Result
+
+
+def choose_strengths(
+    X: Any, y: Any, held: Sequence[Any], *, groups: Any = None, per_group: bool = False, steps: int = STEPS
+) -> Chosen:
+    """Solve a `lasso_task`, then fit all samples; arguments and errors as there."""
+    task, solver = lasso_task(X, y, held, groups=groups, per_group=per_group, steps=steps)
+    result = solve(solver, task.problem, *task.start, task.batches, steps=steps, key=jax.random.key(0))
+    strengths = np.exp(np.asarray(result.u, np.float64))
+    error = task.metrics(result.u, result.v)["held_out_error"]
+    return Chosen(strengths, *fit_lasso(strengths, X, y, groups), error, result)
+
+
+def fold_masks(n: int, folds: int, random_state: Any) -> list[np.ndarray]:
+    """For each of so many shuffled folds which of n samples it holds out, boolean (n,)."""
+    splits = KFold(folds, shuffle=True, random_state=random_state).split(np.zeros(n))
+    return [np.isin(np.arange(n), aside) for _, aside in splits]
 
 
 def fit_lasso(strength: Any, X: Any, y: Any, groups: Any = None) -> tuple[np.ndarray, float]:
@@ -196,15 +223,23 @@ def fit_lasso(strength: Any, X: Any, y: Any, groups: Any = None) -> tuple[np.nda
         found = _lassos(np.log(strength), everything)[0]
     else:
         weights = jnp.asarray(strength * np.sqrt(sizes))
-
-        def proximal(u: Any, v: Any, step: Any) -> Any:
-            size = jnp.sqrt(jax.ops.segment_sum(v.T**2, index, len(sizes)).T)
-            return v * jnp.maximum(1 - step * weights / jnp.where(size > 0, size, 1.0), 0.0)[:, index]
-
         rate = 1 / float(np.linalg.norm(everything.x[0].T @ everything.x[0] / len(y), 2))
         data = jax.tree.map(jnp.asarray, everything)
-        found = np.asarray(_descended(proximal, None, data, rate)[0], np.float64)
+        v = _descended(lambda u, v, step: _shrunk(v, step * weights, index), None, data, rate)
+        found = np.asarray(v[0], np.float64)
     return found, float(y.mean() - x.mean(0) @ found)
+
+
+def _squares(v: Any, members: np.ndarray | None, groups: int) -> Any:
+    """Squared norms (folds, groups) of v (folds, d); without members each entry is a group."""
+    return v**2 if members is None else jax.ops.segment_sum(v.T**2, members, groups).T
+
+
+def _shrunk(v: Any, by: Any, members: np.ndarray | None) -> Any:
+    """Each group of v (folds, d) shortened by its entry of `by` (groups,), or zero."""
+    size = jnp.sqrt(_squares(v, members, len(by)))
+    kept = jnp.maximum(1 - by / jnp.where(size > 0, size, 1.0), 0.0)
+    return v * (kept if members is None else kept[:, members])
 
 
 def _lassos(u: Any, folds: Folds) -> np.ndarray:
@@ -361,13 +396,10 @@ class TunedLasso(RegressorMixin, BaseEstimator):
             x_val, y_val = validate_data(self, X_val, y_val, dtype=np.float64, y_numeric=True, reset=False)
             held = [np.arange(len(y) + len(y_val)) >= len(y)]
             X, y = np.concatenate([X, x_val]), np.concatenate([y, y_val])
-        job = lasso_task(X, y, held, groups=self.groups, per_group=self.per_group, steps=self.steps)
-        task = job.task
-        result = solve(job.solver, task.problem, *task.start, task.batches, steps=self.steps, key=jax.random.key(0))
-        self.alpha_ = np.exp(np.asarray(result.u, np.float64))
-        self.held_out_error_ = task.metrics(result.u, result.v)["held_out_error"]
-        self.history_, self.n_iter_ = result.history, result.steps
-        self.coef_, self.intercept_ = fit_lasso(self.alpha_, X, y, self.groups)
+        found = choose_strengths(X, y, held, groups=self.groups, per_group=self.per_group, steps=self.steps)
+        self.alpha_, self.coef_, self.intercept_ = found.strengths, found.coefficients, found.intercept
+        self.held_out_error_ = found.held_out_error
+        self.history_, self.n_iter_ = found.result.history, found.result.steps
         self.support_ = self.coef_ != 0
         return self
 
@@ -378,8 +410,7 @@ class TunedLasso(RegressorMixin, BaseEstimator):
                 f"folds is {self.folds}, and there are {n} samples: between 2 and {n // 2} are possible. "
                 "Or pass X_val and y_val."
             )
-        splits = KFold(self.folds, shuffle=True, random_state=check_random_state(self.random_state))
-        return [np.isin(np.arange(n), aside) for _, aside in splits.split(np.zeros(n))]
+        return fold_masks(n, self.folds, check_random_state(self.random_state))
 
     def predict(self, X: Any) -> np.ndarray:
         """Targets (n,)."""

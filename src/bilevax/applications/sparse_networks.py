@@ -30,10 +30,11 @@ from bilevax.applications.fewshot import (
     features_of,
     metrics_of,
     sources,
+    start_of,
     unit,
 )
 from bilevax.applications.importance import per_sample
-from bilevax.applications.poisoning import SOFTMAX_TRAINING, Points, untargeted_task
+from bilevax.applications.poisoning import SOFTMAX_TRAINING, Points, retrained, untargeted_task
 from bilevax.applications.task import Task
 from bilevax.applications.training import Training, cross_entropy, probabilities
 from bilevax.batches import Epochs, Samples
@@ -144,9 +145,8 @@ def sparse_reweighting_task(
 
 def sparsity(v: PyTree) -> dict[str, float]:
     """Zeros, the share of entries below 1e-3 in size, and removed, that of arrays whose root mean square is."""
-    sizes = [x.size for x in jax.tree.leaves(v)]
     scaled = jax.tree.map(lambda x: x / x.size**0.5, v)
-    return {"zeros": zero_share(v, ZERO), "removed": removed_share(ByLeaf(), scaled, ZERO) if sizes else 0.0}
+    return {"zeros": zero_share(v, ZERO), "removed": removed_share(ByLeaf(), scaled, ZERO)}
 
 
 @functools.cache
@@ -166,6 +166,7 @@ def sparse_poisoning_task(
     p: float = 0.6,
     strength: float = 1e-5,
     training: Training = SOFTMAX_TRAINING,
+    start: PyTree | None = None,
     **more: Any,
 ) -> Task:
     """Added samples that make an l_p-regularised model worst: the audit of a pipeline that prunes its network.
@@ -173,8 +174,8 @@ def sparse_poisoning_task(
     `untargeted_task` with strength times the sum of |w|^p in the lower loss, in place of its l2.
 
     Args:
-        model, X, y, X_val, y_val, points, key, training, more: as for `untargeted_task`; training's l2 is for the
-            start alone.
+        model, X, y, X_val, y_val, points, key, training, start, more: as for `untargeted_task`; training's l2 is
+            for the start alone.
         p: in (0, 1].
         strength: positive. The text has 1, and no word of how many parameters it is for.
 
@@ -184,12 +185,9 @@ def sparse_poisoning_task(
     Metrics: those of `untargeted_task`, zeros and removed.
     """
     penalty = _penalty("sparse_poisoning_task", p, strength)
-    start = more.pop("start", None)
-    task = untargeted_task(model, X, y, X_val, y_val, points, key=key, training=training, start=start, **more)
-    if training.l2:
-        v = task.start[1]
-        training = dataclasses.replace(training, l2=0.0)
-        task = untargeted_task(model, X, y, X_val, y_val, points, key=key, training=training, start=v, **more)
+    v = retrained(model, training, X, y, None, key=key) if start is None else start
+    training = dataclasses.replace(training, l2=0.0)
+    task = untargeted_task(model, X, y, X_val, y_val, points, key=key, training=training, start=v, **more)
 
     def metrics(u: Any, v: PyTree) -> dict[str, float]:
         return task.metrics(u, v) | sparsity(v)
@@ -260,9 +258,7 @@ def sparse_fewshot_task(
     _penalty("sparse_fewshot_task", p, strength)
     source = sources(images, way, shot, queries, tasks)
     problem, adapt, scores = _heads_problem(representation, way, float(p), float(strength))
-    u = representation.init(key, source.images[0])
-    shapes = jax.eval_shape(lambda: features_of(representation, u, source.at(0, key).lower))
-    v = jnp.zeros((tasks, way, shapes.shape[-1]), shapes.dtype)
+    start = start_of(representation, source, key)
     accuracy = metrics_of(adapt, scores, source)
 
     def metrics(u: PyTree, v: Any) -> dict[str, float]:
@@ -271,7 +267,7 @@ def sparse_fewshot_task(
     def use(way: int) -> tuple[Adapt, Scores]:
         return _heads_problem(representation, way, float(p), float(strength))[1:]
 
-    return FewShot(Task(problem, (u, v), source, metrics), use, representation.statistics)
+    return FewShot(Task(problem, start, source, metrics), use, representation.statistics)
 
 
 def _penalty(owner: str, p: float, strength: float) -> Lp:

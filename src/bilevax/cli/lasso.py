@@ -15,7 +15,6 @@ from bilevax.problem import InputError, listed
 if TYPE_CHECKING:  # these pull in pandas and scikit-learn, which `--help` need not wait for
     import pandas as pd
 
-    from bilevax import tables
 
 FOLDS = 5
 ONE, EACH = "one strength", "a strength each"
@@ -146,7 +145,7 @@ def _from_files(files: dict[str, Path | None], target: str | None, hold_out: flo
     train = read.pop("train")
     if "test" not in read:
         test = _aside(len(train.labels), hold_out, seed)
-        read["test"], train = _rows(train, test, "test"), _rows(train, ~test, "training")
+        read["test"], train = tables.part_of(train, test, "test"), tables.part_of(train, ~test, "training")
     parts = [train, *([read["validation"]] if "validation" in read else []), read["test"]]
     encoded = tables.encode(*parts)
     X, *_ = encoded.matrices
@@ -167,20 +166,14 @@ def _aside(n: int, part: float, seed: int) -> np.ndarray:
 
 
 def _folds(n: int, seed: int) -> list[np.ndarray]:
-    from sklearn.model_selection import KFold
+    from bilevax.applications.sparse import fold_masks
 
     if n < 2 * FOLDS:
         raise InputError(
             f"There are {n} samples to tune by {FOLDS} folds, and at least {2 * FOLDS} are needed. Add samples, or "
             "pass samples to tune by as --validation."
         )
-    splits = KFold(FOLDS, shuffle=True, random_state=seed).split(np.zeros(n))
-    return [np.isin(np.arange(n), aside) for _, aside in splits]
-
-
-def _rows(table: "tables.Table", rows: np.ndarray, part: str) -> "tables.Table":
-    features = table.features[rows].reset_index(drop=True)
-    return table._replace(name=f"{table.name}, {part} part", features=features, labels=table.labels[rows])
+    return fold_masks(n, FOLDS, seed)
 
 
 def _read_groups(path: Path, data: Data) -> np.ndarray:
@@ -229,19 +222,12 @@ def _fits(data: Data, labels: np.ndarray | None, per_feature: bool, steps: int |
 
 
 def _tuned(data: Data, labels: np.ndarray | None, each: bool, steps: int) -> Fit:
-    import jax
-
-    from bilevax.applications.sparse import fit_lasso, lasso_task
-    from bilevax.solve import solve
+    from bilevax.applications.sparse import choose_strengths
 
     began = time.perf_counter()
-    job = lasso_task(data.X, data.y, data.held, groups=labels, per_group=each, steps=steps)
-    task = job.task
-    result = solve(job.solver, task.problem, *task.start, task.batches, steps=steps, key=jax.random.key(0))
-    strengths = np.exp(np.asarray(result.u, np.float64))
-    coefficients, intercept = fit_lasso(strengths, data.X, data.y, labels)
+    found = choose_strengths(data.X, data.y, data.held, groups=labels, per_group=each, steps=steps)
     seconds = time.perf_counter() - began
-    return Fit(coefficients, intercept, strengths, task.metrics(result.u, result.v)["held_out_error"], seconds)
+    return Fit(found.coefficients, found.intercept, found.strengths, found.held_out_error, seconds)
 
 
 def _error(predicted: np.ndarray, data: Data) -> float:

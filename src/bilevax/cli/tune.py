@@ -246,6 +246,7 @@ def _set_aside(
     table: "tables.Table", wanted: list[str], hold_out: float, seed: int
 ) -> tuple["tables.Table", dict[str, "tables.Table"]]:
     """The table without the wanted parts, and these by name; each stratified by class."""
+    from bilevax import tables
     from bilevax.applications.hyperparameters import set_aside
 
     if not wanted:
@@ -262,13 +263,8 @@ def _set_aside(
     for i, name in enumerate(wanted):
         # Each part is one of the whole, whatever was set aside before it.
         aside = set_aside(codes[kept], hold_out / (1 - i * hold_out), random_state)
-        parts[name], kept = _rows(table, kept[aside], name), kept[~aside]
-    return _rows(table, kept, "training"), parts
-
-
-def _rows(table: "tables.Table", rows: Any, part: str) -> "tables.Table":
-    features = table.features.iloc[rows].reset_index(drop=True)
-    return table._replace(name=f"{table.name}, {part} part", features=features, labels=table.labels[rows])
+        parts[name], kept = tables.part_of(table, kept[aside], name), kept[~aside]
+    return tables.part_of(table, kept, "training"), parts
 
 
 def _tune(data: Data, trials: int, steps: int | None, seed: int, out: Path) -> tuple[dict[str, Any], list[str]]:

@@ -84,6 +84,12 @@ def move(
     return project(moved), opt_state
 
 
+def stationarity(x: PyTree, gradient: PyTree, project: Any) -> Any:
+    """|x - project(x - gradient)|^2, which is |gradient|^2 where nothing is projected."""
+    moved = project(jax.tree.map(lambda a, d: a - d, x, gradient))
+    return optax.tree.norm(optax.tree.sub(x, moved), squared=True)
+
+
 def lower_data(batch: Batch, move: Any) -> PyTree:
     """The lower batch of one move: the step's own, or the move's slice of a PerMove."""
     if isinstance(batch.lower, PerMove):

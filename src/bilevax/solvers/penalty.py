@@ -157,7 +157,9 @@ class Penalty:
         grad_u, grad_v, f, g = directions(v, base.lower_data(batch, self.lower_steps - 1), upper_key)
         moved_u, upper_opt = base.move(self.upper_optimizer, state.upper_opt, u, grad_u, problem.project_upper, scale)
 
-        stationarity = _stationarity(u, grad_u, problem.project_upper) + _stationarity(v, grad_v, problem.project_lower)
+        stationarity = base.stationarity(u, grad_u, problem.project_upper) + base.stationarity(
+            v, grad_v, problem.project_lower
+        )
         done = stationarity <= eps**2
         if self.stage_steps is not None:
             done |= state.stage_steps + 1 >= self.stage_steps
@@ -212,9 +214,3 @@ def _multiplier(constraint: Any, m: Any, h: Any, gamma: Any) -> Any:
 
 def _weighted(weight: Any, tree: PyTree) -> PyTree:
     return jax.tree.map(lambda x: (weight * x).astype(x.dtype), tree)
-
-
-def _stationarity(x: PyTree, gradient: PyTree, project: Any) -> Any:
-    """|x - project(x - gradient)|^2, which is |gradient|^2 where nothing is projected."""
-    moved = project(jax.tree.map(lambda a, d: a - d, x, gradient))
-    return optax.tree.norm(optax.tree.sub(x, moved), squared=True)

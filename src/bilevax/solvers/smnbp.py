@@ -151,7 +151,7 @@ class SMNBP:
 
         t, tried = jax.lax.while_loop(too_far, lambda carry: (carry[0] / 2, carry[1] + 1), (jnp.ones_like(now), 0))
         moved_u, moved_v = at(t)
-        distance = optax.tree.norm(optax.tree.sub(u, problem.project_upper(optax.tree.sub(u, reduced))))
+        distance = jnp.sqrt(base.stationarity(u, reduced, problem.project_upper))
         done = jnp.maximum(distance, size) <= eps
         extra = {
             "stage": state.stage,
