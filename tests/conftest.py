@@ -15,6 +15,7 @@ import pytest
 # of the tests' time. What XLA does itself, fusions and memory among it, is as ever. Read when a backend first starts.
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level=0".strip()
 jax.config.update("jax_enable_x64", True)
+jax.config.update("jax_num_cpu_devices", 8)
 
 MAPPINGS = Path("/proc/self/maps")
 

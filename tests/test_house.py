@@ -17,6 +17,7 @@ ORDER = [
     "linear_solve",
     "solvers",
     "batches",
+    "layout",
     "solve",
     "callbacks",
     "diagnostics",

@@ -5,12 +5,14 @@ from bilevax.batches import Minibatches as Minibatches
 from bilevax.batches import Samples as Samples
 from bilevax.batches import Stacked as Stacked
 from bilevax.batches import whole as whole
+from bilevax.layout import Layout as Layout
 from bilevax.problem import Batch as Batch
 from bilevax.problem import Equality as Equality
 from bilevax.problem import Inequality as Inequality
 from bilevax.problem import InputError as InputError
 from bilevax.problem import PerMove as PerMove
 from bilevax.problem import Problem as Problem
+from bilevax.solve import ProcessLostError as ProcessLostError
 from bilevax.solve import Result as Result
 from bilevax.solve import SolveError as SolveError
 from bilevax.solve import SolveInterrupted as SolveInterrupted

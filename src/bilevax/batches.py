@@ -8,7 +8,7 @@ iterable of Batches on the host; `prefetch` puts them on the device ahead of the
 
 import queue
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -247,8 +247,10 @@ def _shuffled(place: Any, epoch: Any, seed: Any, n: int) -> Any:
     return jax.lax.while_loop(lambda x: jnp.any(x >= n), lambda x: jnp.where(x >= n, network(x), x), network(place))
 
 
-def prefetch(batches: Iterable[Batch], depth: int = 2) -> Iterator[Batch]:
-    """The same Batches, put on the device by a thread that works `depth` batches ahead."""
+def prefetch(
+    batches: Iterable[Batch], place: Callable[[Batch], Batch] = jax.device_put, depth: int = 2
+) -> Iterator[Batch]:
+    """The same Batches, put on the device (or devices: `place`) by a thread that works `depth` batches ahead."""
     ready: queue.Queue[Any] = queue.Queue(maxsize=depth)
     stop = threading.Event()
     end = object()
@@ -269,7 +271,7 @@ def prefetch(batches: Iterable[Batch], depth: int = 2) -> Iterator[Batch]:
                     raise InputError(
                         f"batches yields {type(batch).__name__}, and must yield bilevax.Batch(upper=..., lower=...)."
                     )
-                if not put(jax.device_put(batch)):
+                if not put(place(batch)):
                     return
             put(end)
         except BaseException as error:  # handed to the consumer, whose error it is

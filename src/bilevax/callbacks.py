@@ -1,7 +1,8 @@
 """What to do between stretches: a progress bar, logs, and checkpoints to resume from.
 
 `solve` asks little of a callback (`solve.Callback`), so any function of a Visit is one too. The
-packages that these lean on are imported when a solve starts, not with bilevax.
+packages that these lean on are imported when a solve starts, not with bilevax. Of a solve over several
+processes the first alone draws and writes.
 """
 
 import hashlib
@@ -21,6 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from bilevax.layout import any_process, on_host
 from bilevax.problem import InputError, require_count
 from bilevax.solve import Fingerprint, Result, Run, Saved, Visit
 from bilevax.solvers.base import Info
@@ -49,11 +51,15 @@ class Progress:
         Raises:
             InputError: tqdm is not installed.
         """
+        if jax.process_index() > 0:
+            return
         tqdm = _import("tqdm.auto", "Progress", "apps").tqdm
         self._bar = tqdm(total=run.steps, initial=min(run.step, run.steps), desc=self.description or None, unit="step")
 
     def visit(self, visit: Visit) -> None:
         """Move the bar."""
+        if self._bar is None:
+            return
         told = {name: _mean(value) for name, value in _last(visit.info).items()}
         shown = {"upper": told["upper_loss"], "lower": told["lower_loss"]}
         if "stage" in told:
@@ -106,6 +112,8 @@ class JsonLines:
             InputError: the file cannot be written, or a solve that resumes finds in it what is no log.
         """
         self._before = 0.0
+        if jax.process_index() > 0:
+            return
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             if self.path.exists() and self.path.stat().st_size > 0:
@@ -144,6 +152,8 @@ class JsonLines:
 
     def visit(self, visit: Visit) -> None:
         """Write a line."""
+        if self._file is None:
+            return
         record = {
             "step": visit.step,
             "seconds": round(self._before + visit.seconds, 6),
@@ -182,12 +192,16 @@ class TensorBoard:
         Raises:
             InputError: tensorboardX is not installed, or the directory cannot be written.
         """
+        if jax.process_index() > 0:
+            return
         board = _import("tensorboardX", "TensorBoard", "tensorboard")
         _require_writable("TensorBoard", self.directory)
         self._writer = board.SummaryWriter(str(self.directory), purge_step=run.step + 1 if run.step else None)
 
     def visit(self, visit: Visit) -> None:
         """Add the scalars."""
+        if self._writer is None:
+            return
         for name, value in _last(visit.info).items():
             self._writer.add_scalar(name, _mean(value), visit.step)
 
@@ -218,6 +232,9 @@ class Checkpoint:
     Pass the same object as callback and as `resume`, and the same command starts a solve and continues
     it, bit for bit, until it is done.
 
+    A save holds whole arrays, so a solve over other devices or another number of processes continues it, to rounding.
+    Several processes must all see the directory.
+
     Example:
         >>> import jax, jax.numpy as jnp, tempfile
         >>> from bilevax import Penalty, Problem, callbacks, solve
@@ -238,7 +255,8 @@ class Checkpoint:
         self.directory = Path(directory).expanduser().absolute()
         self.every = every
         self.keep = keep
-        self._manager: Any = None
+        self._manager: Any = None  # of the first process
+        self._running = False
         self._about: dict[str, Any] = {}
         self._saved = 0
         self._due = 0
@@ -259,12 +277,19 @@ class Checkpoint:
             )
         self._about = _about(run.fingerprint())
         self._saved, self._due = run.step, 0
+        self._running = True
+        if jax.process_index() > 0:
+            return
         # A kill while orbax deletes an old step leaves half of it.
         for step in self._steps()[: -self.keep]:
             shutil.rmtree(self.directory / str(step), ignore_errors=True)
         orbax = _orbax()
         options = orbax.CheckpointManagerOptions(
-            max_to_keep=self.keep, cleanup_tmp_directories=True, save_root_metadata=False
+            max_to_keep=self.keep,
+            cleanup_tmp_directories=True,
+            create=False,
+            save_root_metadata=False,
+            multiprocessing_options=_alone("save"),
         )
         with _quiet():
             self._manager = orbax.CheckpointManager(self.directory, options=options)
@@ -272,24 +297,27 @@ class Checkpoint:
     def visit(self, visit: Visit) -> None:
         """Start a save, if one is due and none is being written."""
         self._due += 1
-        if self._due >= self.every and not self._manager.is_saving_in_progress():
+        busy = self._manager is not None and self._manager.is_saving_in_progress()
+        if self._due >= self.every and not any_process(busy)[0]:
             self._save(visit.step, visit.state, visit.history())
 
     def finish(self, result: Result | None) -> None:
         """Save what is not saved yet, and wait until all is written."""
-        manager = self._manager
-        if manager is None:
+        if not self._running:
             return
+        manager = self._manager
         try:
             if result is not None and result.steps > self._saved:
                 self._save(result.steps, result.state, result.history)
             try:
-                manager.wait_until_finished()
+                if manager is not None:
+                    manager.wait_until_finished()
             except Exception as error:
                 raise self._unwritten(self._saved, error) from error
         finally:
-            self._manager = None
-            manager.close()
+            self._manager, self._running = None, False
+            if manager is not None:
+                manager.close()
 
     def load(self, fingerprint: Fingerprint, state: Any, info: Info) -> Saved | None:
         """The newest save; None if there is none.
@@ -301,7 +329,8 @@ class Checkpoint:
         if not steps:
             return None
         step, orbax = max(steps), _orbax()
-        with _quiet(), orbax.Checkpointer(orbax.CompositeCheckpointHandler()) as reader:
+        handler, alone = orbax.CompositeCheckpointHandler(), _alone("load")
+        with _quiet(), orbax.Checkpointer(handler, multiprocessing_options=alone) as reader:
 
             def read(**items: Any) -> Any:
                 try:
@@ -330,6 +359,9 @@ class Checkpoint:
     def _save(self, step: int, state: Any, history: Info) -> None:
         orbax = _orbax()
         data = _pack((state, history))
+        self._saved, self._due = step, 0
+        if self._manager is None:
+            return
         rows = len(jax.tree.leaves(history)[0])
         about = {**self._about, "rows": rows, "bytes": data.size, "crc32": zlib.crc32(data.data)}
         try:
@@ -341,7 +373,6 @@ class Checkpoint:
             )
         except Exception as error:
             raise self._unwritten(step, error) from error
-        self._saved, self._due = step, 0
 
     def _compare(self, step: int, found: dict[str, Any], wanted: dict[str, Any]) -> None:
         """Refuse a save of another solve; what explains the rest is told first."""
@@ -408,7 +439,7 @@ def _pack(tree: Any) -> np.ndarray:
     to which the state is donated, overwrites while the bytes are being written out.
     """
     leaves = [jax.random.key_data(x) if _is_key(x) else x for x in jax.tree.leaves(tree)]
-    return np.concatenate([np.ascontiguousarray(x).reshape(-1).view(np.uint8) for x in jax.device_get(leaves)])
+    return np.concatenate([np.ascontiguousarray(x).reshape(-1).view(np.uint8) for x in on_host(leaves)])
 
 
 def _unpack(data: np.ndarray, like: Any) -> Any:
@@ -503,6 +534,14 @@ def _quiet() -> Iterator[None]:
         yield
     finally:
         logger.removeFilter(serious)
+
+
+def _alone(name: str) -> Any:
+    """Orbax's options for work that this process does by itself, whatever the others do."""
+    here = jax.process_index()
+    return _orbax().options.MultiprocessingOptions(
+        primary_host=here, active_processes={here}, barrier_sync_key_prefix=f"bilevax-{name}-{here}"
+    )
 
 
 def _orbax() -> Any:

@@ -16,9 +16,12 @@ from typing import Any, NamedTuple, Protocol
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from bilevax import layout as layouts
 from bilevax.batches import Fixed, Source, prefetch
-from bilevax.problem import Batch, InputError, Problem, PyTree, require_count
+from bilevax.layout import Layout
+from bilevax.problem import Batch, InputError, Problem, PyTree, check_variable, require_count
 from bilevax.solvers import base
 from bilevax.solvers.base import Info, Solver
 
@@ -42,6 +45,10 @@ class SolveError(RuntimeError):
     def __init__(self, message: str, result: "Result"):
         super().__init__(message)
         self.result = result
+
+
+class ProcessLostError(RuntimeError):
+    """Another process of a solve over several has gone, and the iterates of this one with it."""
 
 
 class SolveInterrupted(KeyboardInterrupt):
@@ -157,7 +164,7 @@ def _step(solver: Solver, problem: Problem, state: Any, batch: Batch, key: Any) 
     return solver.step(problem, state, batch, key)
 
 
-@functools.partial(jax.jit, static_argnames=("solver", "problem", "capacity"), donate_argnames=("carry",))
+@functools.partial(jax.jit, static_argnames=("solver", "problem", "capacity", "shardings"), donate_argnames=("carry",))
 def _stretch(
     solver: Solver,
     problem: Problem,
@@ -167,10 +174,13 @@ def _stretch(
     key: Any,
     first: Any,
     count: Any,
+    shardings: tuple[NamedSharding, ...] | None = None,
 ) -> tuple[_Carry, Info, Any]:
     """Steps first, ..., first + count - 1 (count <= capacity), their Info, and how many were finite.
 
-    `count` is an argument, so the last, shorter stretch needs no program of its own.
+    `count` is an argument, so the last, shorter stretch needs no program of its own. `shardings`, where the solve has
+    a layout, are those of the state's arrays: without them XLA might choose others, and the next stretch would compile
+    again.
     """
     batch_key, step_key = jax.random.split(key)
 
@@ -188,6 +198,8 @@ def _stretch(
         alive = base.still_alive(state, info)
         if not hasattr(state, "alive"):  # members of a Vectorized are held back one by one, by itself
             state = jax.tree.map(lambda new, old: jnp.where(alive, new, old), state, carry.state)
+        if shardings is not None:
+            state = jax.lax.with_sharding_constraint(state, jax.tree.unflatten(jax.tree.structure(state), shardings))
         told = jax.tree.map(lambda all, x: jax.lax.dynamic_update_index_in_dim(all, x, i, 0), told, info)
         return i + alive, _Carry(state, alive), told
 
@@ -196,6 +208,10 @@ def _stretch(
         return (i < count) & carry.alive
 
     taken, carry, told = jax.lax.while_loop(more, body, (jnp.zeros((), jnp.int32), carry, told))
+    if shardings is not None:
+        whole = NamedSharding(shardings[0].mesh, PartitionSpec())
+        told, taken, alive = jax.lax.with_sharding_constraint((told, taken, carry.alive), whole)
+        carry = carry._replace(alive=alive)
     return carry, told, taken
 
 
@@ -212,6 +228,7 @@ def solve(
     stop: Callable[[Visit], bool] | None = None,
     callbacks: Sequence[Callback | Callable[[Visit], None]] = (),
     resume: Resumable | None = None,
+    mesh: Mesh | Layout | None = None,
     throw: bool = True,
 ) -> Result:
     """Solve a bilevel problem.
@@ -230,6 +247,8 @@ def solve(
         resume: where an earlier solve left its checkpoints, say the same `callbacks.Checkpoint`;
             the solve continues bit for bit from the newest, or starts if there is none. A host
             iterable is wound forward, so hand over one that starts from its beginning.
+        mesh: several devices (a `jax.sharding.Mesh`, whose axis "data" splits the batches) and, by a
+            `Layout`, what lies where. The history is that of one device but for the order of sums.
         throw: raise SolveError if a value is not finite; False returns the Result with that status.
 
     Between two visits nothing is read back and the loop is one compiled call, compiled once for each
@@ -238,8 +257,14 @@ def solve(
     SolveInterrupted, a KeyboardInterrupt; a second one at once. However it ends, every callback that
     was started is finished.
 
+    With several processes (`jax.distributed.initialize`) the mesh spans the devices of all, and every process calls
+    this with the same arguments: settings that differ are refused before the first step, and what one process decides
+    (Ctrl-C, `stop`) holds for all. Callbacks are called in each; those of `bilevax.callbacks` write in the first alone.
+
     Raises:
         InputError: the arguments do not fit; nothing has run.
+        ProcessLostError: another process has gone; a checkpoint of this solve can be resumed. (Without the first one,
+            which coordinates, JAX may be the sooner to end this process, with a sentence of its own.)
         SolveError: a value was not finite; `.result` holds the last finite state.
         SolveInterrupted: Ctrl-C; `.result` holds the state of the last finished step.
 
@@ -263,8 +288,18 @@ def solve(
         every = min(1000, max(1, steps // 100))
     require_count("solve", "every", every)
     _check_key(key)
-    u, v = (jax.tree.map(lambda x: jnp.array(x, copy=True), x) for x in (u, v))
+    layout, given = Layout(mesh) if isinstance(mesh, Mesh) else mesh, (u, v)
+    if layout is not None and not isinstance(layout, Layout):
+        raise InputError(f"mesh is a {type(mesh).__name__}, and must be a jax.sharding.Mesh or a bilevax.Layout.")
+    if layout is None:
+        u, v = (jax.tree.map(lambda x: jnp.array(x, copy=True), x) for x in (u, v))
+    else:
+        check_variable("u", u)
+        check_variable("v", v)
+        u, v = (layouts.placed(x, layout.of_variable(name, x)) for name, x in (("u", u), ("v", v)))
     source, stream, first_batch = _feed(batches, key)
+    if layout is not None and stream is not None:
+        first_batch = layouts.placed_share(first_batch, layout)
     solver.check(problem, u, v, first_batch)
     try:
         hash((solver, problem))
@@ -273,17 +308,33 @@ def solve(
             f"The solver or the problem holds a field that cannot be hashed ({error}). "
             "Keep arrays out of them: they belong in u, v or the batches."
         ) from error
-    state = solver.init(problem, u, v, first_batch)
-    # Strong types from the start, or the second stretch would find other types and compile again.
-    state = jax.tree.map(lambda x: jax.lax.convert_element_type(x, jnp.result_type(x)), _apart(state))
+    if layout is None:
+        state, form, shardings = _start(solver, problem, u, v, first_batch), None, None
+        fed, fed_key = source, key
+    else:
+        start = functools.partial(_start, solver, problem, batch=_blank(first_batch))
+        form = layout.of_state(jax.eval_shape(start, u, v), u, v)
+        state, shardings = jax.jit(start, out_shardings=form)(u, v), tuple(jax.tree.leaves(form))
+        fed = None if source is None else layouts.placed_source(source, layout)
+        fed_key = layouts.placed(key, layout.sharding(PartitionSpec()))
     _, info = jax.eval_shape(functools.partial(_step, solver, problem), state, first_batch, jax.random.key(0))
     fingerprint = functools.cache(functools.partial(_fingerprint, solver, problem, state, first_batch, source, key))
+    several = layout is not None and jax.process_count() > 1
+    if several:
+        layouts.require_agreement(
+            **fingerprint()._asdict(), steps=str((steps, every)), mesh=repr(layout), start=given, data=source
+        )
     step, chunks = 0, [jax.tree.map(lambda x: np.zeros((0, *x.shape), x.dtype), info)]
     if resume is not None:
         saved = resume.load(fingerprint(), state, chunks[0])
         if saved is not None:
             step, chunks = saved.step, [saved.history]
-            state = jax.tree.map(lambda x: jnp.array(x, copy=True), saved.state)
+            if layout is None:
+                state = jax.tree.map(lambda x: jnp.array(x, copy=True), saved.state)
+            else:
+                state = layouts.placed(saved.state, form)
+        if several:
+            layouts.require_agreement(the_step_to_resume_from=str(step))
 
     def history() -> Info:
         chunks[:] = [jax.tree.map(lambda *x: np.concatenate(x), *chunks)]
@@ -294,23 +345,29 @@ def solve(
         return Result(state.u, state.v, status, step, history(), state)
 
     listeners: list[Any] = [c if hasattr(c, "visit") else _OnVisit(c) for c in callbacks]
-    carry, status, final = _Carry(state, jnp.asarray(True)), Status.FINISHED, None
+    alive = jnp.asarray(True)
+    if layout is not None:
+        alive = layouts.placed(alive, layout.sharding(PartitionSpec()))
+    carry, status, final = _Carry(state, alive), Status.FINISHED, None
     started = time.perf_counter()
     with ExitStack() as left:
-        with _interruptible() as interrupted:
+        with _interruptible() as interrupted, _together(several):
             for listener in listeners:
                 left.callback(lambda listener=listener: listener.finish(final))
                 listener.start(Run(step, steps, resume is not None, fingerprint))
-            feed = None if stream is None else prefetch(itertools.islice(stream, step, steps))
+            place = jax.device_put if layout is None else functools.partial(layouts.placed_share, layout=layout)
+            feed = None if stream is None else prefetch(itertools.islice(stream, step, steps), place)
             if feed is not None:
                 left.callback(feed.close)  # type: ignore[attr-defined]
             while step < steps:
                 count = min(every, steps - step)
                 if feed is None:
-                    carry, told, taken = _stretch(solver, problem, every, carry, source, key, step, count)
+                    carry, told, taken = _stretch(solver, problem, every, carry, fed, fed_key, step, count, shardings)
                     told, taken = jax.device_get((told, taken))
                 else:
-                    carry, told, taken = _stream_stretch(solver, problem, carry, feed, key, step, count, chunks[0])
+                    carry, told, taken = _stream_stretch(
+                        solver, problem, shardings, carry, feed, fed_key, step, count, chunks[0], several
+                    )
                 taken = int(taken)
                 step += taken
                 chunks.append(jax.tree.map(lambda x, n=taken: x[:n], told))
@@ -323,9 +380,13 @@ def solve(
                         listener.visit(visit)
                 if status is not Status.FINISHED:
                     break
-                if interrupted.is_set():
+                leave, met = interrupted.is_set(), stop is not None and stop(visit)
+                if several:
+                    leave, met = layouts.any_process(leave, met)
+                if leave:
+                    interrupted.set()
                     break
-                if stop is not None and stop(visit):
+                if met:
                     status = Status.STOPPED
                     break
         if interrupted.is_set() and status is not Status.NON_FINITE:
@@ -369,20 +430,28 @@ def _feed(batches: Any, key: Any) -> tuple[Any, Any, Batch]:
 def _stream_stretch(
     solver: Solver,
     problem: Problem,
+    shardings: tuple[NamedSharding, ...] | None,
     carry: _Carry,
     feed: Iterator[Batch],
     key: Any,
     first: int,
     count: int,
     before: Info,
+    several: bool,
 ) -> tuple[_Carry, Info, int]:
     """As `_stretch`, with one compiled call per host batch; nothing is read back in between.
 
-    `before` is any earlier Info, for the shapes of an empty one.
+    `before` is any earlier Info, for the shapes of an empty one. Of several processes the first whose batches run out
+    ends it for all.
     """
     told, taken = [], []
-    for i, batch in enumerate(itertools.islice(feed, count)):
-        carry, info, n = _stretch(solver, problem, 1, carry, Fixed(batch), key, first + i, 1)
+    for i in range(count):
+        batch = next(feed, None)
+        if several and layouts.any_process(batch is None)[0]:
+            break
+        if batch is None:
+            break
+        carry, info, n = _stretch(solver, problem, 1, carry, Fixed(batch), key, first + i, 1, shardings)
         told.append(info)
         taken.append(n)
     if not told:
@@ -468,6 +537,35 @@ class _OnVisit:
 
     def finish(self, result: Result | None) -> None:
         pass
+
+
+def _blank(batch: Batch) -> Batch:
+    """A batch of the same shapes: all that `init` asks for."""
+    return jax.tree.map(
+        lambda x: x if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else np.zeros(x.shape, x.dtype), batch
+    )
+
+
+def _start(solver: Solver, problem: Problem, u: PyTree, v: PyTree, batch: Batch) -> Any:
+    """The state at (u, v), in strong types: else the second stretch would find other types and compile again."""
+    state = _apart(solver.init(problem, u, v, batch))
+    return jax.tree.map(lambda x: jax.lax.convert_element_type(x, jnp.result_type(x)), state)
+
+
+@contextmanager
+def _together(several: bool) -> Iterator[None]:
+    """Within, the error of a collective without one of its processes is a sentence."""
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        if not several:
+            raise
+        cause = str(error).strip().splitlines()[0][:200]
+        raise ProcessLostError(
+            f"Process {jax.process_index()} of {jax.process_count()}: a step that all take together failed ({cause}). "
+            "Another process has most likely been killed or has lost its connection. Start all of them again; with a "
+            "Checkpoint as callback and as resume= the solve goes on from the last save."
+        ) from error
 
 
 @contextmanager

@@ -98,6 +98,7 @@ def audit(
     solver: Callable[[int], Solver] = penalty_solver,
     key: Any,
     progress: Callable[[str], None] | None = None,
+    mesh: Any = None,
 ) -> Report:
     """Audit a training pipeline against added samples.
 
@@ -116,6 +117,7 @@ def audit(
         solver: from a number of steps to any solver of bilevax.
         key: a jax.random key.
         progress: called with a line of text as each attack begins.
+        mesh: handed to `bilevax.solve`.
 
     Raises:
         InputError: a budget outside (0, 0.5], or of less than one sample; samples or labels that do not fit; a class
@@ -168,7 +170,7 @@ def audit(
                 progress(f"{count} of {len(x)} samples added, trial {seed + 1} of {seeds}")
 
         trials.append(
-            _trial(samples, network, training, solver(steps), steps, counts, jax.random.fold_in(key, seed), told)
+            _trial(samples, network, training, solver(steps), steps, counts, jax.random.fold_in(key, seed), told, mesh)
         )
     return _report(samples, classes, low, high, counts / len(x), trials, time.perf_counter() - began)
 
@@ -201,6 +203,7 @@ def _trial(
     counts: np.ndarray,
     key: Any,
     told: Callable[[int], None],
+    mesh: Any,
 ) -> _Trial:
     split_key, model_key, points_key = jax.random.split(key, 3)
     x, y, x_val, y_val = samples
@@ -220,7 +223,7 @@ def _trial(
         task = untargeted_task(
             model, x, y, x_val[seen], y_val[seen], first, key=model_key, training=training, start=start
         )
-        u = solve(solver, task.problem, *task.start, task.batches, steps=steps, key=model_key).u
+        u = solve(solver, task.problem, *task.start, task.batches, steps=steps, key=model_key, mesh=mesh).u
         found = Points(np.asarray(u), first.y)
         for points, accuracies in ((first, flipped), (found, attacked)):
             accuracies.append(accuracy(retrained(model, training, x, y, points, key=model_key)))

@@ -144,7 +144,7 @@ class DenoisingClassifier(_Classifier):
             passes through the data, where all samples at once are too many.
         random_state: an integer; the same one gives the same result on the same machine.
         callbacks: handed to `bilevax.solve`.
-        resume: handed to `bilevax.solve`.
+        resume, mesh: handed to `bilevax.solve`.
 
     Attributes:
         sample_weight_: (n,) importance of each sample of X, 0..1.
@@ -177,6 +177,7 @@ class DenoisingClassifier(_Classifier):
         random_state: int = 0,
         callbacks: Sequence[Any] = (),
         resume: Any = None,
+        mesh: Any = None,
     ):
         self.model = model
         self.solver = solver
@@ -187,6 +188,7 @@ class DenoisingClassifier(_Classifier):
         self.random_state = random_state
         self.callbacks = callbacks
         self.resume = resume
+        self.mesh = mesh
 
     def fit(self, X: Any, y: Any, X_clean: Any, y_clean: Any) -> Self:
         """Learn the weights of X (n, ...) with labels y (n,), by X_clean (m, ...) with right labels y_clean (m,).
@@ -254,6 +256,7 @@ class DenoisingClassifier(_Classifier):
             key=solve_key,
             callbacks=self.callbacks,
             resume=self.resume,
+            mesh=self.mesh,
         )
         u = np.asarray(self.result_.u)
         self.sample_weight_ = np.asarray(weights(u))

@@ -372,6 +372,7 @@ def tune(
     train_steps: int = 500,
     train_optimizer: optax.GradientTransformation = optax.adam(1e-2),
     callbacks: Sequence[Any] = (),
+    mesh: Any = None,
 ) -> Tuned:
     """Tune a classifier's hyperparameters by gradient, then train it with them from its start.
 
@@ -380,7 +381,7 @@ def tune(
         solver: any solver, of which `steps` are taken. Unless told, `penalty_solver()`, or `implicit_solver()` where
             minibatches or a piece that changes inputs make the training loss random (see the former on why).
         train_steps, train_optimizer: of the training at the end.
-        callbacks: handed to `bilevax.solve`.
+        callbacks, mesh: handed to `bilevax.solve`.
 
     Raises:
         InputError: as for `classifier_task`.
@@ -405,7 +406,14 @@ def tune(
         random = batch_size is not None or any(piece.inputs is not None for piece in pieces)
         solver = implicit_solver() if random else penalty_solver()
     result = solve(
-        solver, task.problem, *task.start, task.batches, steps=steps, key=solve_key, callbacks=tuple(callbacks)
+        solver,
+        task.problem,
+        *task.start,
+        task.batches,
+        steps=steps,
+        key=solve_key,
+        callbacks=tuple(callbacks),
+        mesh=mesh,
     )
     v, loss, _, _ = train_lower(
         task.problem, train_optimizer, train_steps, result.u, task.start[1], task.batches, train_key

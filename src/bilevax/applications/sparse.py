@@ -175,11 +175,18 @@ class Chosen(NamedTuple):
 
 
 def choose_strengths(
-    X: Any, y: Any, held: Sequence[Any], *, groups: Any = None, per_group: bool = False, steps: int = STEPS
+    X: Any,
+    y: Any,
+    held: Sequence[Any],
+    *,
+    groups: Any = None,
+    per_group: bool = False,
+    steps: int = STEPS,
+    mesh: Any = None,
 ) -> Chosen:
-    """Solve a `lasso_task`, then fit all samples; arguments and errors as there."""
+    """Solve a `lasso_task`, then fit all samples; arguments and errors as there, `mesh` as for `bilevax.solve`."""
     task, solver = lasso_task(X, y, held, groups=groups, per_group=per_group, steps=steps)
-    result = solve(solver, task.problem, *task.start, task.batches, steps=steps, key=jax.random.key(0))
+    result = solve(solver, task.problem, *task.start, task.batches, steps=steps, key=jax.random.key(0), mesh=mesh)
     strengths = np.exp(np.asarray(result.u, np.float64))
     error = task.metrics(result.u, result.v)["held_out_error"]
     return Chosen(strengths, *fit_lasso(strengths, X, y, groups), error, result)

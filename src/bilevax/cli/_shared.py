@@ -3,20 +3,25 @@
 import hashlib
 import os
 import platform
+import shutil
+import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import version as version_of
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 import typer
 from rich.console import Console
 
 import bilevax
+from bilevax import layout as layouts
 from bilevax.callbacks import make_writable
+from bilevax.layout import Layout
 from bilevax.problem import InputError
-from bilevax.solve import SolveError
+from bilevax.solve import ProcessLostError, SolveError
 
 ARGUMENTS = ("train", "data")  # without a flag; all others are options
 SOLVE_FAILED, INPUT_REFUSED, INTERRUPTED = 1, 2, 130
@@ -30,6 +35,10 @@ def in_plain_words() -> Iterator[None]:
     except InputError as error:
         complain(str(error))
         raise typer.Exit(INPUT_REFUSED) from error
+    except ProcessLostError as error:
+        complain(str(error))
+        sys.stderr.flush()
+        os._exit(SOLVE_FAILED)  # JAX's own way out would wait for the process that is gone
     except SolveError as error:
         complain(f"The solve failed. {error}")
         raise typer.Exit(SOLVE_FAILED) from error
@@ -38,6 +47,40 @@ def in_plain_words() -> Iterator[None]:
         raise typer.Exit(SOLVE_FAILED) from error
     except KeyboardInterrupt as error:
         raise typer.Exit(INTERRUPTED) from error
+
+
+Devices = Annotated[
+    int | None,
+    typer.Option(
+        "--devices",
+        min=1,
+        metavar="N",
+        help="Split every step over N devices; on a CPU, N parts of it. Started in several processes by a cluster's "
+        "launcher (or with JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES, JAX_PROCESS_ID set), over all of theirs.",
+        show_default="one",
+    ),
+]
+
+
+def laid_out(devices: int | None, out: Path) -> tuple[Layout | None, Path]:
+    """The layout for --devices, and where this process writes: of several the first alone writes to --out, and speaks.
+
+    Called before JAX is used.
+    """
+    if devices is None:
+        return None, out
+    layouts.join(devices)
+    layout = layouts.over(devices)
+    if jax.process_index() > 0:
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115  as long as the process lives
+        out = Path(tempfile.mkdtemp(prefix="bilevax-"))
+    return layout, out
+
+
+def remove(directory: Path) -> None:
+    """Remove a directory with what is in it; of several processes the first does."""
+    if jax.process_index() == 0:
+        shutil.rmtree(directory)
 
 
 def say(text: str) -> None:

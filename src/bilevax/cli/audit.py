@@ -9,7 +9,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from bilevax.cli._shared import check_writable, digest, in_plain_words, say, surroundings
+from bilevax.cli._shared import Devices, check_writable, digest, in_plain_words, laid_out, say, surroundings
+from bilevax.layout import Layout
 from bilevax.problem import InputError
 
 if TYPE_CHECKING:  # scikit-learn, which `--help` need not wait for
@@ -60,6 +61,7 @@ def audit(
     steps: Annotated[int, typer.Option(min=1, help="Upper steps of each attack.")] = 500,
     seed: Annotated[int, typer.Option(min=0, help="Of all that is drawn at random.")] = 0,
     out: Annotated[Path, typer.Option(metavar="DIR", help="Where the results go.")] = Path("audited"),
+    devices: Devices = None,
 ) -> None:
     """Audit your own training pipeline: how much accuracy could someone take who adds a few samples?
 
@@ -71,13 +73,14 @@ def audit(
     with in_plain_words():
         if data is None and (validation is not None or target is not None):
             raise InputError("--validation or --target is given without DATA. Name the file of training samples, too.")
+        layout, out = laid_out(devices, out)
         check_writable(out)
         files = {"data": data, "validation": validation}
         settings: dict[str, Any] = {name: None if path is None else digest(name, path) for name, path in files.items()}
         settings |= {"target": target, "budget": budget, "levels": levels, "hidden": hidden}
         settings |= {"seeds": seeds, "steps": steps, "seed": seed}
         samples = _digits() if data is None else _from_files(data, validation, target, seed)
-        report = _audit(samples, settings)
+        report = _audit(samples, settings, layout)
         files_written = _write(report, samples, settings, out)
         Console().print(_table(report))
         say(_in_words(report))
@@ -136,7 +139,7 @@ def _from_files(data: Path, validation: Path | None, target: str | None, seed: i
     return Audited(str(data), x, y, x_val, y_val, tables.as_images(table) is not None)
 
 
-def _audit(samples: Audited, settings: dict[str, Any]) -> "Report":
+def _audit(samples: Audited, settings: dict[str, Any], layout: Layout | None) -> "Report":
     import jax
 
     from bilevax.applications.audit import audit
@@ -156,6 +159,7 @@ def _audit(samples: Audited, settings: dict[str, Any]) -> "Report":
             steps=settings["steps"],
             key=jax.random.key(settings["seed"]),
             progress=status.update,
+            mesh=layout,
         )
 
 

@@ -2,7 +2,6 @@
 
 import json
 import shlex
-import shutil
 import sys
 import time
 from pathlib import Path
@@ -13,7 +12,19 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from bilevax.cli._shared import check_writable, complain, digest, figure, in_plain_words, say, surroundings
+from bilevax.cli._shared import (
+    Devices,
+    check_writable,
+    complain,
+    digest,
+    figure,
+    in_plain_words,
+    laid_out,
+    remove,
+    say,
+    surroundings,
+)
+from bilevax.layout import Layout
 from bilevax.problem import InputError
 
 if TYPE_CHECKING:  # these pull in pandas and scikit-learn, which `--help` need not wait for
@@ -60,6 +71,7 @@ def denoise(
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of all that is drawn at random.")] = 0,
     resume: Annotated[bool, typer.Option("--resume", help="Go on where the same command was interrupted.")] = False,
+    devices: Devices = None,
 ) -> None:
     """Find the wrong labels in TRAIN with the help of a few clean ones.
 
@@ -76,11 +88,12 @@ def denoise(
                     raise InputError(f"{name} is given without TRAIN. Name the file whose labels are in doubt, too.")
         elif clean is None:
             raise InputError("TRAIN is given without --clean. Pass a file of samples whose labels you trust.")
+        checkpoints = out / "checkpoints"
+        layout, out = laid_out(devices, out)
         check_writable(out)
         files = {"train": train, "clean": clean, "test": test}
         settings = {name: None if path is None else digest(name, path) for name, path in files.items()}
         settings |= {"target": target, "hold_out": hold_out, "steps": steps, "batch_size": batch_size, "seed": seed}
-        checkpoints = out / "checkpoints"
         _check_checkpoints(checkpoints, settings, resume)
         if train is None or clean is None:
             data = _noisy_digits(seed)
@@ -90,7 +103,7 @@ def denoise(
             data = tables.from_files(train, clean, test, target, hold_out, seed)
         for note in data.notes:
             say(note)
-        _denoise(data, settings, out, checkpoints, resume)
+        _denoise(data, settings, out, checkpoints, resume, layout)
 
 
 def _check_checkpoints(directory: Path, settings: dict[str, Any], resume: bool) -> None:
@@ -147,22 +160,29 @@ def _noisy_digits(seed: int) -> "Labelled":
     )
 
 
-def _denoise(data: "Labelled", settings: dict[str, Any], out: Path, checkpoints: Path, resume: bool) -> None:
+def _denoise(
+    data: "Labelled",
+    settings: dict[str, Any],
+    out: Path,
+    checkpoints: Path,
+    resume: bool,
+    layout: Layout | None,
+) -> None:
     from bilevax.applications.importance import approxgrad_solver, penalty_solver
 
     began = time.perf_counter()
-    checkpoints.mkdir(exist_ok=True)
+    checkpoints.mkdir(parents=True, exist_ok=True)
     (checkpoints / "settings.json").write_text(json.dumps(settings))
     try:
         rows = _references(data, settings["seed"])
         fitted = {}
         for name, solver in (("Penalty", penalty_solver()), ("ApproxGrad", approxgrad_solver())):
-            fitted[name], seconds = _fit(name, solver, data, settings, checkpoints, resume)
+            fitted[name], seconds = _fit(name, solver, data, settings, checkpoints, resume, layout)
             rows.append(_row(name, fitted[name], data, seconds))
     except BaseException as error:
         kept = any(checkpoints.glob("*/[0-9]*"))
         if not kept:
-            shutil.rmtree(checkpoints)
+            remove(checkpoints)
         if isinstance(error, KeyboardInterrupt):
             complain(_how_to_resume(checkpoints) if kept else "Interrupted before there was anything to keep.")
         raise
@@ -177,7 +197,7 @@ def _denoise(data: "Labelled", settings: dict[str, Any], out: Path, checkpoints:
         "methods": [row._asdict() for row in rows],
     }
     (out / "results.json").write_text(json.dumps(report, indent=2) + "\n")
-    shutil.rmtree(checkpoints)
+    remove(checkpoints)
     Console().print(_table(data, rows, settings["hold_out"]))
     say(f"Wrote {', '.join([*files, 'results.json'])} to {out} in {report['wall_seconds']:.1f} s.")
 
@@ -204,7 +224,13 @@ def _references(data: "Labelled", seed: int) -> list[Row]:
 
 
 def _fit(
-    name: str, solver: Any, data: "Labelled", settings: dict[str, Any], checkpoints: Path, resume: bool
+    name: str,
+    solver: Any,
+    data: "Labelled",
+    settings: dict[str, Any],
+    checkpoints: Path,
+    resume: bool,
+    layout: Layout | None,
 ) -> tuple["DenoisingClassifier", float]:
     from bilevax.applications.denoising import STEPS, DenoisingClassifier
     from bilevax.callbacks import Checkpoint, Progress
@@ -217,6 +243,7 @@ def _fit(
         random_state=settings["seed"],
         callbacks=(Progress(name), keep),
         resume=keep if resume else None,
+        mesh=layout,
     )
     began = time.perf_counter()
     classifier.fit(data.X, data.y, data.X_clean, data.y_clean)

@@ -11,7 +11,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from bilevax.cli._shared import check_writable, in_plain_words, say, surroundings
+from bilevax.cli._shared import Devices, check_writable, in_plain_words, laid_out, say, surroundings
+from bilevax.layout import Layout
 from bilevax.problem import InputError, listed
 
 if TYPE_CHECKING:  # what pulls in solvers and networks, for which `--help` need not wait
@@ -110,6 +111,7 @@ def fewshot(
     episodes: Annotated[int, typer.Option(min=2, help="Tasks of new classes to measure on.")] = 600,
     seed: Annotated[int, typer.Option(min=0, help="Of all that is drawn at random.")] = 0,
     out: Annotated[Path, typer.Option(metavar="DIR", help="Where the results go.")] = Path("fewshot"),
+    devices: Devices = None,
 ) -> None:
     """Learn from many classes of pictures how to tell new classes apart by a few pictures of each.
 
@@ -123,6 +125,7 @@ def fewshot(
             raise InputError("--strict is given without FOLDER. Name the folder of pictures, too.")
         if folder is not None and out.resolve().parent == folder.resolve():
             raise InputError(f"--out {out} is a folder in {folder}, where it would be a class. Pass another directory.")
+        layout, out = laid_out(devices, out)
         check_writable(out)
         began = time.perf_counter()
         pictures = _ready_made(side) if folder is None else _from_folder(folder, side, strict)
@@ -138,7 +141,7 @@ def fewshot(
             f"{pictures.title}: {len(parts.train):,} classes to learn from and {len(parts.test):,} to test on, "
             f"{pictures.images.shape[1]:,} pictures of {wide} x {high} each."
         )
-        learner, rows = _compare(pictures, parts, settings)
+        learner, rows = _compare(pictures, parts, settings, layout)
         _draw(learner, pictures, parts, settings, out)
         seconds = time.perf_counter() - began
         content = {
@@ -271,7 +274,9 @@ def _queries(pictures: Pictures, shot: int, queries: int | None) -> int:
     return min(QUERIES, there - shot) if queries is None else queries
 
 
-def _compare(pictures: Pictures, parts: Parts, settings: dict[str, Any]) -> tuple["FewShotLearner", list[Row]]:
+def _compare(
+    pictures: Pictures, parts: Parts, settings: dict[str, Any], layout: Layout | None
+) -> tuple["FewShotLearner", list[Row]]:
     """Train, then measure pixels, the untrained and the trained representation on the same tasks."""
     from bilevax.applications.episodes import evaluate, pixel_means
     from bilevax.applications.fewshot import FewShotLearner, statistics_of
@@ -284,7 +289,7 @@ def _compare(pictures: Pictures, parts: Parts, settings: dict[str, Any]) -> tupl
         omniglot_network(settings["filters"]), tasks=settings["tasks"], steps=settings["steps"], seed=seed, **sizes
     )
     began = time.perf_counter()
-    learner.meta_fit(train, callbacks=[Progress("Penalty")])
+    learner.meta_fit(train, callbacks=[Progress("Penalty")], mesh=layout)
     trained = time.perf_counter() - began
 
     def row(method: str, use: "tuple[Adapt, Scores]", u: Any, statistics: Any, before: float = 0.0) -> Row:

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from bilevax.cli._shared import digest, figure, say, surroundings
+from bilevax.layout import Layout
 from bilevax.problem import InputError, listed
 
 if TYPE_CHECKING:  # these pull in pandas and scikit-learn, which `--help` need not wait for
@@ -74,6 +75,7 @@ def tune_lasso(
     steps: int | None,
     seed: int,
     out: Path,
+    layout: Layout | None,
 ) -> None:
     """Run all methods, print the table and the chosen features, write lasso.csv, lasso.png and results.json.
 
@@ -92,7 +94,7 @@ def tune_lasso(
         f"{data.title}: {len(data.y):,} samples of {len(data.names)} features, tuned by "
         f"{'samples of their own' if len(data.held) == 1 else f'{FOLDS}-fold cross-validation'} ..."
     )
-    fits = _fits(data, labels, per_feature, steps)
+    fits = _fits(data, labels, per_feature, steps, layout)
     rows = [Row("the mean alone", None, _error(np.full(len(data.y_test), data.y.mean()), data), 0, None)]
     for method, fit in fits.items():
         error = _error(data.X_test @ fit.coefficients + fit.intercept, data)
@@ -198,7 +200,9 @@ def _read_groups(path: Path, data: Data) -> np.ndarray:
     return np.array([f"group {group_of[c]}" if c in group_of else f"alone {c}" for c in data.columns])
 
 
-def _fits(data: Data, labels: np.ndarray | None, per_feature: bool, steps: int | None) -> dict[str, Fit]:
+def _fits(
+    data: Data, labels: np.ndarray | None, per_feature: bool, steps: int | None, layout: Layout | None
+) -> dict[str, Fit]:
     from sklearn.linear_model import LassoCV
 
     from bilevax.applications.sparse import STEPS
@@ -211,21 +215,21 @@ def _fits(data: Data, labels: np.ndarray | None, per_feature: bool, steps: int |
     seconds = time.perf_counter() - began
     error = float(grid.mse_path_.reshape(len(grid.alphas_), -1).mean(1).min())  # one split is squeezed out
     found = {"LassoCV": Fit(grid.coef_, float(grid.intercept_), np.array([grid.alpha_]), error, seconds)}
-    found[f"lasso, {ONE}"] = _tuned(data, None, False, steps)
+    found[f"lasso, {ONE}"] = _tuned(data, None, False, steps, layout)
     if per_feature:
-        found[f"lasso, {EACH}"] = _tuned(data, None, True, steps)
+        found[f"lasso, {EACH}"] = _tuned(data, None, True, steps, layout)
     if labels is not None:
-        found[f"group lasso, {ONE}"] = _tuned(data, labels, False, steps)
+        found[f"group lasso, {ONE}"] = _tuned(data, labels, False, steps, layout)
         if per_feature:
-            found[f"group lasso, {EACH}"] = _tuned(data, labels, True, steps)
+            found[f"group lasso, {EACH}"] = _tuned(data, labels, True, steps, layout)
     return found
 
 
-def _tuned(data: Data, labels: np.ndarray | None, each: bool, steps: int) -> Fit:
+def _tuned(data: Data, labels: np.ndarray | None, each: bool, steps: int, layout: Layout | None) -> Fit:
     from bilevax.applications.sparse import choose_strengths
 
     began = time.perf_counter()
-    found = choose_strengths(data.X, data.y, data.held, groups=labels, per_group=each, steps=steps)
+    found = choose_strengths(data.X, data.y, data.held, groups=labels, per_group=each, steps=steps, mesh=layout)
     seconds = time.perf_counter() - began
     return Fit(found.coefficients, found.intercept, found.strengths, found.held_out_error, seconds)
 

@@ -13,8 +13,9 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from bilevax.cli._shared import check_writable, digest, figure, in_plain_words, say, surroundings
+from bilevax.cli._shared import Devices, check_writable, digest, figure, in_plain_words, laid_out, say, surroundings
 from bilevax.cli.lasso import tune_lasso
+from bilevax.layout import Layout
 from bilevax.problem import InputError, listed
 from bilevax.solve import solve
 
@@ -82,6 +83,7 @@ def tune(
         typer.Option(metavar="FILE", help="With --lasso: a group lasso as well; a CSV with columns feature, group."),
     ] = None,
     out: Annotated[Path, typer.Option(metavar="DIR", help="Where the results go.")] = Path("tuned"),
+    devices: Devices = None,
 ) -> None:
     """Tune one L2 strength per feature of logistic regression: by gradient, by random and by Bayesian search.
 
@@ -101,9 +103,10 @@ def tune(
         if not lasso and (per_feature or groups is not None):
             name = "--per-feature" if per_feature else "--groups"
             raise InputError(f"{name} is given without --lasso, which it belongs to. Add --lasso.")
+        layout, out = laid_out(devices, out)
         check_writable(out)
         if lasso:
-            tune_lasso(files, target, groups, per_feature, hold_out, steps, seed, out)
+            tune_lasso(files, target, groups, per_feature, hold_out, steps, seed, out, layout)
             return
         began = time.perf_counter()
         settings = {name: None if path is None else digest(name, path) for name, path in files.items()}
@@ -112,7 +115,7 @@ def tune(
         for data in jobs:
             for note in data.notes:
                 say(note)
-            report, names = _tune(data, trials, steps, seed, out)
+            report, names = _tune(data, trials, steps, seed, out, layout)
             reports.append(report)
             written += names
         told = {
@@ -267,7 +270,9 @@ def _set_aside(
     return tables.part_of(table, kept, "training"), parts
 
 
-def _tune(data: Data, trials: int, steps: int | None, seed: int, out: Path) -> tuple[dict[str, Any], list[str]]:
+def _tune(
+    data: Data, trials: int, steps: int | None, seed: int, out: Path, layout: Layout | None
+) -> tuple[dict[str, Any], list[str]]:
     """Run all methods, draw, print; the report and the names of the files."""
     from bilevax.applications.hyperparameters import LOGISTIC_STEPS, logistic_task, penalty_solver
     from bilevax.search import GP, TPE, Random
@@ -287,7 +292,7 @@ def _tune(data: Data, trials: int, steps: int | None, seed: int, out: Path) -> t
     }
     if _has_torch():
         runs["Bayesian, GP"] = _search(task, GP(), trials, seed, GP_SECONDS)
-    runs["Penalty"] = _penalty(task, steps, seed)
+    runs["Penalty"] = _penalty(task, steps, seed, layout)
     default = _evaluate(np.zeros(len(data.features)), data)
     ways = {name: _losses_on_the_way(run, data) for name, run in runs.items()}
     best = min(ways["random search"].losses)
@@ -356,7 +361,7 @@ def _search(task: "Task", sampler: Any, trials: int, seed: int, seconds: float |
     return Run(result.u, taken, warm, TRIAL_STEPS * result.steps, result.steps, way)
 
 
-def _penalty(task: "Task", steps: int, seed: int) -> Run:
+def _penalty(task: "Task", steps: int, seed: int, layout: Layout | None) -> Run:
     from bilevax.applications.hyperparameters import penalty_solver
 
     solver, every = penalty_solver(0.1), max(1, steps // VISITS)
@@ -377,6 +382,7 @@ def _penalty(task: "Task", steps: int, seed: int) -> Run:
             callbacks=[
                 lambda visit: way.append((time.perf_counter() - began, passes * visit.step, np.array(visit.state.u)))
             ],
+            mesh=layout,
         )
 
     _, warm = _timed(lambda: run(1))
