@@ -557,8 +557,9 @@ def _together(several: bool) -> Iterator[None]:
     """Within, the error of a collective without one of its processes is a sentence."""
     try:
         yield
-    except jax.errors.JaxRuntimeError as error:
-        if not several:
+    except (jax.errors.JaxRuntimeError, ValueError) as error:
+        # XLA's errors begin with their kind; some of them reach Python as ValueError.
+        if not several or not re.match("[A-Z_]+: ", str(error)):
             raise
         cause = str(error).strip().splitlines()[0][:200]
         raise ProcessLostError(
