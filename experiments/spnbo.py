@@ -43,7 +43,7 @@ RESIDUAL = 1e-2
 SOLVE_STEPS = 10
 NOTES = [
     "The smoothing is mu = 1e-3, for SMNBP and SPNBO from there down by stage. Zeros are entries below 1e-3 in size, "
-    "removed the arrays whose root mean square is. Penalty holds g by lam = 1 and gamma = 100, SPNBO by beta = 100.",
+    "removed the arrays whose root mean square is. Penalty holds g by lam and gamma = 1, SPNBO by beta = 1.",
     "SMNBP takes as many products with second derivatives as the others: fewer, dearer steps.",
 ]
 
@@ -76,11 +76,11 @@ def solver_of(label: str, rates: Rates, lower_steps: int, rows: Rows) -> Any:
     """The solver behind a row."""
     upper, lower = rates.upper(), optax.adam(rates.lower)
     if label == APPROX:
-        return Implicit(upper, lower, lower_steps, ByOptimizer(optax.adam(1e-2), steps=lower_steps))
+        return Implicit(upper, lower, lower_steps, ByOptimizer(optax.adam(1e-3), steps=lower_steps))
     if label == RMD:
         return ReverseMode(upper, optax.sgd(rates.descent), lower_steps)
     if label == PENALTY:
-        return Penalty(upper, lower, lower_steps, gamma=100.0, lam=rates.lam, nu=0.0, eps=RESIDUAL, step_scale=1.0)
+        return Penalty(upper, lower, lower_steps, gamma=1.0, lam=rates.lam, nu=0.0, eps=RESIDUAL, step_scale=1.0)
     if label == SMNBP_ROW:
         return SMNBP(upper, CG(SOLVE_STEPS, damping=1e-2), mu=Geometric(MU, 0.5, low=1e-5), eps=RESIDUAL, halvings=5)
     return SPNBO(
@@ -89,7 +89,7 @@ def solver_of(label: str, rates: Rates, lower_steps: int, rows: Rows) -> Any:
         lower_steps,
         rows,
         mu=Geometric(MU, 0.5, low=1e-5),
-        beta=Geometric(100.0, 2.0, high=1e3),
+        beta=Geometric(1.0, 2.0, high=1e3),
         eps_1=Geometric(RESIDUAL, 0.5),
         eps_2=Geometric(RESIDUAL, 0.5),
         eps_3=Geometric(RESIDUAL, 0.5),

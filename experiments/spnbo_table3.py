@@ -10,7 +10,7 @@ import optax
 
 from bilevax.applications.sparse_networks import LOG_RANGE, log_adam, sparse_reweighting_task, sparsity
 from bilevax.applications.training import probabilities
-from bilevax.models import Model, lenet5, mlp, six_and_four
+from bilevax.models import Model, mlp, six_and_four
 from bilevax.search import train_lower
 from experiments import spnbo
 from experiments.contract import Settings
@@ -46,20 +46,18 @@ def size(settings: Settings) -> Size:
     if settings.quick:
         return Size((("mnist",),), 60, 5, 1, 8, 100, 1, looks=3)
     if settings.medium:
-        return Size((("fashion_mnist",), ("mnist",)), 300, 5, 2, 20, 300, 5)
+        return Size((("fashion_mnist",), ("mnist",)), 600, 10, 2, 20, 300, 5)
     return Size(tuple((name,) for name in NAMES), 10000, 20, 4, 100, 4000, 10)
 
 
 def network(settings: Settings) -> Model:
-    """The text's network at full size, smaller ones below."""
-    if settings.quick:
-        return mlp(10, (64, 32))
-    return lenet5() if settings.medium else six_and_four()
+    """The text's network at full size, a small one below."""
+    return mlp(10, (64, 32)) if settings.quick or settings.medium else six_and_four()
 
 
 def samples(settings: Settings) -> int | None:
     """How many there are in all; None for all of the data set."""
-    return 1500 if settings.quick else 5000 if settings.medium else None
+    return 1500 if settings.quick else 10000 if settings.medium else None
 
 
 @functools.cache

@@ -42,7 +42,7 @@ def size(settings: Settings) -> Size:
     if settings.quick:
         return Size(of_omniglot[1:], 40, 5, 1, 4, 20, 1, looks=2)
     if settings.medium:
-        return Size(of_omniglot, 400, 5, 1, 8, 20, 5, looks=5)
+        return Size(of_omniglot[1:], 250, 5, 1, 8, 20, 5, looks=3)
     return Size(CELLS, 5000, 20, 1, 100, 100, 10)
 
 
