@@ -51,7 +51,7 @@ class Progress:
         Raises:
             InputError: tqdm is not installed.
         """
-        if jax.process_index() > 0:
+        if not run.writes:
             return
         tqdm = _import("tqdm.auto", "Progress", "apps").tqdm
         self._bar = tqdm(total=run.steps, initial=min(run.step, run.steps), desc=self.description or None, unit="step")
@@ -112,7 +112,7 @@ class JsonLines:
             InputError: the file cannot be written, or a solve that resumes finds in it what is no log.
         """
         self._before = 0.0
-        if jax.process_index() > 0:
+        if not run.writes:
             return
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -192,7 +192,7 @@ class TensorBoard:
         Raises:
             InputError: tensorboardX is not installed, or the directory cannot be written.
         """
-        if jax.process_index() > 0:
+        if not run.writes:
             return
         board = _import("tensorboardX", "TensorBoard", "tensorboard")
         _require_writable("TensorBoard", self.directory)
@@ -256,7 +256,7 @@ class Checkpoint:
         self.every = every
         self.keep = keep
         self._manager: Any = None  # of the first process
-        self._running = False
+        self._running = self._several = False
         self._about: dict[str, Any] = {}
         self._saved = 0
         self._due = 0
@@ -277,8 +277,8 @@ class Checkpoint:
             )
         self._about = _about(run.fingerprint())
         self._saved, self._due = run.step, 0
-        self._running = True
-        if jax.process_index() > 0:
+        self._running, self._several = True, run.several
+        if not run.writes:
             return
         # A kill while orbax deletes an old step leaves half of it.
         for step in self._steps()[: -self.keep]:
@@ -297,8 +297,12 @@ class Checkpoint:
     def visit(self, visit: Visit) -> None:
         """Start a save, if one is due and none is being written."""
         self._due += 1
+        if self._due < self.every:
+            return
         busy = self._manager is not None and self._manager.is_saving_in_progress()
-        if self._due >= self.every and not any_process(busy)[0]:
+        if self._several:
+            (busy,) = any_process(busy)
+        if not busy:
             self._save(visit.step, visit.state, visit.history())
 
     def finish(self, result: Result | None) -> None:

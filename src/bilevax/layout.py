@@ -49,12 +49,12 @@ class Layout:
         ... )
         >>> mesh = jax.make_mesh((len(jax.devices()),), ("data",))
         >>> layout = Layout(mesh, u=PartitionSpec("data"))
-        >>> batch = Batch(upper=jnp.ones((8, 4)))
+        >>> batch = Batch(upper=jnp.ones((16, 8)))
         >>> result = solve(
-        ...     Penalty(), problem, jnp.zeros(4), jnp.zeros(4), batch, steps=2000, key=jax.random.key(0), mesh=layout
+        ...     Penalty(), problem, jnp.zeros(8), jnp.zeros(8), batch, steps=2000, key=jax.random.key(0), mesh=layout
         ... )
         >>> print(jnp.round(result.u, 2))
-        [1. 1. 1. 1.]
+        [1. 1. 1. 1. 1. 1. 1. 1.]
     """
 
     mesh: Mesh

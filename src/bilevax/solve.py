@@ -112,6 +112,7 @@ class Fingerprint(NamedTuple):
 class Run(NamedTuple):
     """What a callback is told as a solve starts at `step`; `resumes`: whether it was given a `resume`.
 
+    `several`: whether several processes take part, each of which calls its callbacks.
     `fingerprint` traces the step, so it takes a while: call it if needed, and before `start` returns.
     """
 
@@ -119,6 +120,12 @@ class Run(NamedTuple):
     steps: int
     resumes: bool
     fingerprint: Callable[[], Fingerprint]
+    several: bool = False
+
+    @property
+    def writes(self) -> bool:
+        """Whether this process is to draw and to write files: of several the first is."""
+        return not self.several or jax.process_index() == 0
 
 
 class Saved(NamedTuple):
@@ -354,7 +361,7 @@ def solve(
         with _interruptible() as interrupted, _together(several):
             for listener in listeners:
                 left.callback(lambda listener=listener: listener.finish(final))
-                listener.start(Run(step, steps, resume is not None, fingerprint))
+                listener.start(Run(step, steps, resume is not None, fingerprint, several))
             place = jax.device_put if layout is None else functools.partial(layouts.placed_share, layout=layout)
             feed = None if stream is None else prefetch(itertools.islice(stream, step, steps), place)
             if feed is not None:
