@@ -19,7 +19,7 @@ from bilevax.applications.sparse_networks import sparse_reweighting_task
 from bilevax.models import six_and_four
 from bilevax.solvers.spnbo import AllRows, Layers, layers_of
 
-BATCH, LOWER_STEPS = 128, 20
+BATCH, LOWER_STEPS = 64, 5
 STEPS, ROUNDS = 2, 5
 COUNTS = (8, 4, 2, 1)
 

@@ -47,8 +47,9 @@ class SparseHO:
         lower_steps: T, moves of v per move of u.
         linear_solve: one of `bilevax.linear_solve`.
 
-    Where the support is empty, u moves along grad_u f alone. `extra["support"]` tells the share of entries in it,
-    `extra["linear_residual"]` the residual of the system. |grad_v G| is told on the support.
+    Where the support is empty, u moves along grad_u f alone; a start from which nothing would move is refused.
+    `extra["support"]` tells the share of entries in the support, `extra["linear_residual"]` the residual of the system.
+    |grad_v G| is told on the support.
 
     Cost of a step: T gradients of g, one of f, and a product with the Hessian of g for each step of the linear solve.
 
@@ -81,7 +82,7 @@ class SparseHO:
             raise InputError(f"SparseHO: proximal is {self.proximal!r}. Pass a function (u, v, step) -> v.")
 
     def check(self, problem: Problem, u: PyTree, v: PyTree, batch: Batch) -> None:
-        """Refuse constraints, a problem without a regulariser, and what no solver can treat."""
+        """Refuse constraints, a problem without a regulariser, and a support that is empty and stays so."""
         base.refuse_constraints(self, problem)
         if problem.regularizer is None:
             raise InputError(
@@ -89,19 +90,26 @@ class SparseHO:
                 "Problem(regularizer=...), or use Implicit."
             )
         problem.check(u, v, batch)
+        key = jax.random.key(0)
+        moved = jax.jit(lambda u, v, batch: self._moved(problem, u, v, batch, key, key))(u, v, batch)
+        if not _any(moved):
+            plain = Problem(problem.upper_loss, problem.lower_loss)
+            penalised_away = _any(oracles.lower_gradient(plain, u, moved, base.lower_data(batch, 0), key)[1])
+            if penalised_away and not _any(oracles.upper(problem, u, moved, batch.upper, key).grad_u):
+                raise InputError(
+                    f"SparseHO: the support is empty: {self.lower_steps} proximal moves from the start leave no entry "
+                    "of v that is not zero, and there upper_loss has no slope in u, so u would stay. Start from a u "
+                    "that penalises less."
+                )
 
-    def init(self, problem: Problem, u: PyTree, v: PyTree, batch: Batch) -> SparseHOState:
-        """The state at (u, v), q zero."""
-        return SparseHOState(u, v, self.upper_optimizer.init(u), (), optax.tree.zeros_like(v))
-
-    def step(self, problem: Problem, state: SparseHOState, batch: Batch, key: Any) -> tuple[SparseHOState, base.Info]:
-        """T proximal moves of v, a linear solve on the support, one move of u."""
-        start_key, lower_key, upper_key = jax.random.split(key, 3)
-        u, smooth = state.u, Problem(problem.upper_loss, problem.lower_loss)
-        v, _, _ = base.lower_moves(
+    def _moved(self, problem: Problem, u: PyTree, v: PyTree, batch: Batch, start_key: Any, key: Any) -> PyTree:
+        """Where T proximal moves at u take v."""
+        smooth = Problem(problem.upper_loss, problem.lower_loss)
+        state = SparseHOState(u, v, (), (), ())
+        return base.lower_moves(
             base.descend(smooth, u, batch),
             optax.sgd(self.rate),
-            optax.sgd(self.rate).init(state.v),
+            optax.sgd(self.rate).init(v),
             base.start_of_step(problem, state, batch, start_key),
             Problem(
                 problem.upper_loss,
@@ -110,8 +118,18 @@ class SparseHO:
             ),
             batch,
             self.lower_steps,
-            lower_key,
-        )
+            key,
+        )[0]
+
+    def init(self, problem: Problem, u: PyTree, v: PyTree, batch: Batch) -> SparseHOState:
+        """The state at (u, v), q zero."""
+        return SparseHOState(u, v, self.upper_optimizer.init(u), (), optax.tree.zeros_like(v))
+
+    def step(self, problem: Problem, state: SparseHOState, batch: Batch, key: Any) -> tuple[SparseHOState, base.Info]:
+        """T proximal moves of v, a linear solve on the support, one move of u."""
+        start_key, lower_key, upper_key = jax.random.split(key, 3)
+        u = state.u
+        v = self._moved(problem, u, state.v, batch, start_key, lower_key)
         support = jax.tree.map(lambda x: (x != 0).astype(x.dtype), v)
 
         def on_support(x: PyTree) -> PyTree:
@@ -132,3 +150,7 @@ class SparseHO:
         slope = optax.tree.norm(on_support(g.grad_v))
         info = base.Info(f.loss, g.loss, optax.tree.norm(direction), slope, extra)
         return SparseHOState(moved, v, upper_opt, (), q), info
+
+
+def _any(tree: PyTree) -> bool:
+    return any(bool(x.any()) for x in jax.tree.leaves(tree))
