@@ -4,6 +4,8 @@ The runs with T = 20 are those of table3 and figure4b, where all have one --out.
 """
 
 import time
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
@@ -14,7 +16,18 @@ from experiments.fewshot import BILEVEL
 
 TITLE = "Figure 5(b): accuracy and time against T, few-shot learning"
 MOVES = (1, 5, 10, 20)
-KINDS = {"accuracy on new classes %": "accuracy", "seconds of an upper iteration": "each"}
+
+
+def fastest(row: dict[str, Any]) -> float:
+    """Seconds of an upper iteration in the fastest stretch between two looks: other programs only ever slow it down."""
+    steps, seconds, _ = np.array([[0.0, 0.0, 0.0], *row["looks"]]).T
+    return float(np.min(np.diff(seconds) / np.diff(steps)))
+
+
+KINDS: dict[str, Callable[[dict[str, Any]], float]] = {
+    "accuracy on new classes %": lambda row: row["accuracy"],
+    "seconds of an upper iteration": fastest,
+}
 
 
 def run(settings: Settings) -> None:
@@ -32,15 +45,18 @@ def run(settings: Settings) -> None:
     seconds = time.perf_counter() - began
     tables = {
         kind: [
-            Row((f"{way}-way {shot}-shot", label, str(count)), None, np.array([t[label][field] for t in trials]), None)
+            Row((f"{way}-way {shot}-shot", label, str(count)), None, np.array([figure(t[label]) for t in trials]), None)
             for label in labels
             for count, trials in found.items()
         ]
-        for kind, field in KINDS.items()
+        for kind, figure in KINDS.items()
     }
     notes = [
         *fewshot.footnotes(settings, size),
-        "The representation is applied once in a step, whatever T is: more moves of the heads cost next to nothing.",
+        "The representation is applied once in a step, whatever T is: more moves of the heads cost next to nothing. "
+        "Times are those of the fastest stretch between two looks.",
+        "Heads start anew in each step. Where few moves leave the gradient of g large, Penalty's u moves to make it "
+        "small, whatever that does to the features: it needs more moves than ApproxGrad.",
     ]
     for kind, rows in tables.items():
         show(f"{TITLE}: {kind}", ("task", "method", "T"), rows, notes if kind == list(tables)[-1] else ())
@@ -60,10 +76,10 @@ def run(settings: Settings) -> None:
             "lower moves T",
             kind,
             {
-                label: Line(moves, [[found[count][i][label][field] for count in moves] for i in range(len(seeds))])
+                label: Line(moves, [[figure(found[count][i][label]) for count in moves] for i in range(len(seeds))])
                 for label in labels
             },
         )
-        for kind, field in KINDS.items()
+        for kind, figure in KINDS.items()
     ]
     line_panels(panels, settings.out / "figure5b.png")
