@@ -44,7 +44,11 @@ def circumstances(found: dict[str, Any]) -> str:
 def compared(found: dict[str, Any]) -> str:
     """The tables of an experiment that compares with the papers."""
     options = [f"--{k}" for k in ("quick", "medium") if found["settings"][k]]
-    options += [f"--{k} {found['settings'][k]}" for k in ("dataset", "noise", "solver") if found["settings"].get(k)]
+    options += [
+        f"--{k} {found['settings'][k]}"
+        for k in ("dataset", "noise", "way", "shot", "solver", "seeds")
+        if found["settings"].get(k)
+    ]
     lines = [f"## `{' '.join(['bilevax reproduce', found['experiment'], *options])}`\n", circumstances(found)]
     for name, rows in found["results"].items():
         lines += [f"**{name}**\n"]
