@@ -128,7 +128,8 @@ def report(
         solver: also compare the direction in which this solver would move u. It takes its lower moves
             from v first, as in any step.
         state: the solver's state to take that step from (`result.state`), for multipliers and the stage;
-            a fresh one otherwise. Its u and v are replaced by those given here.
+            a fresh one otherwise, whose multipliers are zero: Penalty's direction means little then where v has
+            settled. Its u and v are replaced by those given here.
         key: a jax.random key for losses that draw; any fixed one by default.
         dense_limit: up to so many entries of v the Hessian is formed and decomposed, which takes that
             many squared numbers; beyond, conjugate gradients and Lanczos iterations (ARPACK).

@@ -264,8 +264,8 @@ def _lassos(u: Any, folds: Folds) -> np.ndarray:
 
 
 def _lasso(x: np.ndarray, y: np.ndarray, alpha: float) -> np.ndarray:
-    if importlib.util.find_spec("celer") is not None:
-        celer: Any = importlib.import_module("celer")
+    celer: Any = importlib.import_module("celer") if importlib.util.find_spec("celer") is not None else None
+    if hasattr(celer, "Lasso"):  # any folder of that name can be imported
         return celer.Lasso(alpha, fit_intercept=False, tol=TOLERANCE).fit(x, y).coef_
     return Lasso(alpha, fit_intercept=False, tol=TOLERANCE, max_iter=MOST_ITERATIONS).fit(x, y).coef_
 
