@@ -31,9 +31,13 @@ def blocks(page):
 # Each of these has a test of its own, of what its figures mean.
 IN_TEST_README = {"audit.md", "fewshot.md"}
 PAGES = [page for page in sorted(DOCS.rglob("*.md")) if blocks(page) and page.name not in IN_TEST_README]
+QUICK = {"index.md", "problems.md", "devices.md"}  # the others take a minute together
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+@pytest.mark.parametrize(
+    "page",
+    [pytest.param(page, id=page.stem, marks=() if page.name in QUICK else pytest.mark.slow) for page in PAGES],
+)
 def test_the_python_of_a_page_runs(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)  # where a page may write files
     names: dict = {"__name__": page.stem}

@@ -82,8 +82,14 @@ def assert_same(history, other, tolerance=1e-10):
         np.testing.assert_allclose(a, b, rtol=tolerance, atol=1e-14, err_msg=jax.tree_util.keystr(path))
 
 
-@pytest.mark.parametrize("devices", [1, 2, 4, 8])
-@pytest.mark.parametrize("name", SOLVERS)
+COUNTS = [
+    pytest.param(name, devices, marks=() if name == "Penalty" or devices == 8 else pytest.mark.slow)
+    for name in SOLVERS
+    for devices in (1, 2, 4, 8)
+]
+
+
+@pytest.mark.parametrize(("name", "devices"), COUNTS)
 def test_any_number_of_devices_gives_the_history_of_one(name, devices, alone):
     assert_same(run(name, layout.over(devices)).history, alone(name))
 
@@ -242,6 +248,7 @@ def test_bad_layouts_are_refused_in_sentences():
         layout.over(0)
 
 
+@pytest.mark.slow  # 10 s
 def test_the_commands_take_devices(tmp_path):
     from typer.testing import CliRunner
 

@@ -66,7 +66,9 @@ def test_every_row_has_a_solver():
     assert told == ["Random", "TPE", "Implicit", "ReverseMode", "Penalty", "SMNBP", "SPNBO"]
 
 
-@pytest.mark.parametrize("name", ["spnbo-table3", "spnbo-table5", pytest.param("spnbo-table4", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "name", ["spnbo-table3", *(pytest.param(f"spnbo-table{i}", marks=pytest.mark.slow) for i in (4, 5))]
+)
 def test_a_table_is_kept_told_and_drawn(name, tmp_path, monkeypatch):
     kind = KINDS[name]
     first = kind.size(Settings(quick=True)).cells[0]
