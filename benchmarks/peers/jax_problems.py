@@ -1,0 +1,192 @@
+"""The works in JAX, from the library's own applications; for bilevax's rows, for JAXopt's and for the judge."""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+import bilevax as bx
+from benchmarks.peers.works import FILTERS, HIDDEN, L2, QUERIES, SHOT, TASKS, WAY, Arrays, leaves
+from bilevax.applications import episodes, fewshot, importance, poisoning
+from bilevax.applications.training import Training
+from bilevax.batches import Fixed
+from bilevax.models import Model, mlp, mnist_network, omniglot_network, softmax_head
+from bilevax.solvers import base
+
+
+class Setup(NamedTuple):
+    """A work in JAX.
+
+    Attributes:
+        problem, source, u, v: what `solve` takes.
+        data: the batch of every iteration.
+        shared: (u, data) -> what both losses make of u alone; u itself but for few-shot learning, where it is features.
+        f, g: (shared, v, data) -> loss.
+        restart: (shared, data) -> where v starts in each upper iteration; None: where it stopped.
+    """
+
+    problem: bx.Problem
+    source: Any
+    u: Any
+    v: Any
+    data: bx.Batch
+    shared: Callable[[Any, bx.Batch], Any]
+    f: Callable[[Any, Any, bx.Batch], Any]
+    g: Callable[[Any, Any, bx.Batch], Any]
+    restart: Callable[[Any, bx.Batch], Any] | None
+
+
+def quiet(model: Model) -> Model:
+    """The model without its dropout: random numbers differ between libraries."""
+    return Model(model.init, lambda params, x: model.apply(params, x))
+
+
+def _like(tree: Any, arrays: Arrays, name: str) -> Any:
+    return jax.tree.unflatten(jax.tree.structure(tree), [jnp.asarray(x) for x in leaves(arrays, name)])
+
+
+def _synthetic(arrays: Arrays) -> Setup:
+    # Without the box of the paper, which its solution does not touch: not every library can project v.
+    problem = bx.Problem(lambda u, v: jnp.sum(u**2) + jnp.sum(v**2), lambda u, v: jnp.sum((1 - u - v) ** 2))
+    (u,), (v,) = ([jnp.asarray(x) for x in leaves(arrays, name)] for name in "uv")
+    return _plain(problem, Fixed(bx.Batch()), u, v)
+
+
+def _plain(problem: bx.Problem, source: Any, u: Any, v: Any) -> Setup:
+    """A problem in which nothing is made of u alone."""
+
+    def f(u: Any, v: Any, data: bx.Batch) -> Any:
+        return problem.upper(u, v, data.upper, None)
+
+    def g(u: Any, v: Any, data: bx.Batch) -> Any:
+        return problem.lower(u, v, data.lower, None)
+
+    return Setup(problem, source, u, v, source.at(0, jax.random.key(0)), lambda u, data: u, f, g, None)
+
+
+def _of_task(task: Any) -> Setup:
+    return _plain(task.problem, task.batches, *task.start)
+
+
+def _poisoning(arrays: Arrays) -> Setup:
+    (u,), (v,) = leaves(arrays, "u"), leaves(arrays, "v")
+    x, y, x_val, y_val = (arrays[name] for name in ("x", "y", "x_val", "y_val"))
+    points, training = poisoning.Points(u, arrays["labels"]), Training(l2=L2["poisoning"])
+    key = jax.random.key(0)
+    head, start = softmax_head(int(y.max()) + 1), jnp.asarray(v)
+    return _of_task(
+        poisoning.untargeted_task(head, x, y, x_val, y_val, points, key=key, training=training, start=start)
+    )
+
+
+def _denoising(arrays: Arrays, model: Model, l2: float) -> Setup:
+    x, y, x_val, y_val = (arrays[name] for name in ("x", "y", "x_val", "y_val"))
+    (u,) = leaves(arrays, "u")
+    key = jax.random.key(0)
+    v = _like(jax.eval_shape(model.init, key, x[:1]), arrays, "v")
+    start = jnp.asarray(u), v
+    return _of_task(
+        importance.denoising_task(model, x, y, x_val, y_val, key=key, training=Training(l2=l2), start=start)
+    )
+
+
+def _fewshot(arrays: Arrays) -> Setup:
+    network, key = omniglot_network(FILTERS), jax.random.key(0)
+    support, queries = (jnp.asarray(arrays[name]) for name in ("support", "queries"))
+    labels = [jnp.tile(jnp.repeat(jnp.arange(WAY), each), (TASKS, 1)) for each in (SHOT, QUERIES)]
+    batch = bx.Batch(episodes.Episode(queries, labels[1]), episodes.Episode(support, labels[0]))
+    some = jnp.zeros((WAY, SHOT + QUERIES, *support.shape[2:]))
+    sizes = {"way": WAY, "shot": SHOT, "queries": QUERIES, "tasks": TASKS}
+    task = fewshot.fewshot_task(network, some, key=key, **sizes).task
+    u, v = _like(task.start[0], arrays, "u"), jnp.asarray(leaves(arrays, "v")[0])
+
+    def shared(u: Any, data: bx.Batch) -> Any:
+        return [fewshot.features_of(network, u, part) for part in (data.lower, data.upper)]
+
+    def losses(features: Any, v: Any, part: episodes.Episode) -> Any:
+        return fewshot.cross_entropies(fewshot.cosine_scores(v, features), part.y)
+
+    def restart(s: Any, data: bx.Batch) -> Any:
+        return fewshot.unit(episodes.class_means(s[0], data.lower.y, WAY))
+
+    return Setup(
+        task.problem,
+        Fixed(batch),
+        u,
+        v,
+        batch,
+        shared,
+        lambda s, v, data: jnp.mean(losses(s[1], v, data.upper)),
+        lambda s, v, data: jnp.sum(losses(s[0], v, data.lower)),
+        restart,
+    )
+
+
+def setup(work: str, arrays: Arrays) -> Setup:
+    """A work of `works.WORKS` with its arrays."""
+    match work:
+        case "synthetic":
+            return _synthetic(arrays)
+        case "poisoning":
+            return _poisoning(arrays)
+        case "mlp":
+            return _denoising(arrays, quiet(mlp(10, (HIDDEN,))), L2["mlp"])
+        case "mnist":
+            return _denoising(arrays, quiet(mnist_network()), L2["mnist"])
+        case "fewshot":
+            return _fewshot(arrays)
+    raise ValueError(f"there is no work {work!r}")
+
+
+@functools.partial(jax.jit, static_argnames=("problem", "optimizer", "moves"))
+def descended(
+    problem: bx.Problem, data: bx.Batch, u: Any, v: Any, optimizer: optax.GradientTransformation, moves: int
+) -> Any:
+    """V after so many moves down g."""
+    down = base.descend(problem, u, data)
+    return base.lower_moves(down, optimizer, optimizer.init(v), v, problem, data, moves, jax.random.key(0))[0]
+
+
+@functools.cache
+def _on_clean(problem: bx.Problem) -> bx.Problem:
+    """The problem whose lower level is the upper loss."""
+    return bx.Problem(problem.upper_loss, problem.upper_loss)
+
+
+def warmed(work: str, arrays: Arrays, moves: int) -> Arrays:
+    """The arrays, v some moves of Adam from where it was: down g, in denoising down the loss on the clean samples."""
+    if moves == 0:
+        return arrays
+    made = setup(work, arrays)
+    problem, data = made.problem, made.data
+    if work in ("mlp", "mnist"):
+        problem, data = _on_clean(problem), bx.Batch(data.upper, data.upper)
+    v = descended(problem, data, made.u, made.v, optax.adam(1e-3), moves)
+    return arrays | {f"v_{i}": np.asarray(x) for i, x in enumerate(jax.tree.leaves(v))}
+
+
+def judge(work: str, arrays: Arrays) -> Callable[[list[np.ndarray]], float]:
+    """(u as a list of arrays) -> what `Work.measure` says. It trains v anew, so nobody gains by a v far from v*(u)."""
+    if work == "synthetic":
+        return lambda u: float(np.linalg.norm(u[0] - 0.5))
+    if work in ("mlp", "mnist"):
+        return lambda u: float(np.mean((u[0] > 0) == (arrays["right"] == 1)))
+    made = setup(work, arrays)
+
+    if made.restart is None:
+        optimizer, moves = optax.adam(optax.cosine_decay_schedule(1e-2, 200)), 200
+    else:
+        optimizer, moves = optax.sgd(0.1), 100
+    f = jax.jit(made.f)
+
+    def after_training(u: list[np.ndarray]) -> float:
+        u = jax.tree.unflatten(jax.tree.structure(made.u), u)
+        s, v = made.shared(u, made.data), made.v
+        v = v if made.restart is None else made.restart(s, made.data)
+        return float(f(s, descended(made.problem, made.data, u, v, optimizer, moves), made.data))
+
+    return after_training

@@ -1,0 +1,234 @@
+"""bilevax's rows, and the floor of Penalty's arithmetic."""
+
+import functools
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+import bilevax as bx
+from benchmarks import lower_move
+from benchmarks.peers import jax_problems
+from benchmarks.peers.works import CLASSES, HIDDEN, SIDE, Arrays
+from bilevax import linear_solve
+from bilevax.solve import _Carry, _start, _stretch  # the call that `solve` makes, without its checks of the start
+from bilevax.solvers import Solver
+
+CAPACITY = {"synthetic": 4000}  # iterations that one compiled call takes at most; few elsewhere, and slow
+PRODUCT = 1024
+
+
+@dataclass(frozen=True)
+class Itself:
+    """The linear solve of one-step methods such as first-order look-ahead: q = b, as if the Hessian were I."""
+
+    def __call__(self, product: Any, b: Any, start: Any) -> tuple[Any, Any]:
+        """B, and no residual: it would take a product."""
+        return b, jnp.zeros(())
+
+
+@dataclass(frozen=True)
+class PlainCG:
+    """So many steps of conjugate gradients from zero, without bilevax's damping, start and safeguards.
+
+    `late` has the next direction take the residual from before the step, which is no method of conjugate gradients,
+    but what Betty 0.2.1 computes (its hypergradient/cg.py). Both are here to check others against.
+    """
+
+    steps: int
+    late: bool = False
+
+    def __call__(self, product: Any, b: Any, start: Any) -> tuple[Any, Any]:
+        """What the steps come to; the residual is not taken."""
+
+        def one(carry: Any, _: None) -> tuple[Any, None]:
+            x, r, p = carry
+            hp, size = product(p), optax.tree.norm(r, squared=True)
+            alpha = size / optax.tree.vdot(p, hp)
+            x, new = optax.tree.add_scale(x, alpha, p), optax.tree.add_scale(r, -alpha, hp)
+            beta = optax.tree.norm(new, squared=True) / size
+            return (x, new, optax.tree.add_scale(r if self.late else new, beta, p)), None
+
+        return jax.lax.scan(one, (optax.tree.zeros_like(b), b, b), None, length=self.steps)[0][0], jnp.zeros(())
+
+
+def lower_optimizer(settings: dict[str, Any]) -> optax.GradientTransformation:
+    """The optimizer of v that the settings ask for."""
+    make = optax.adam if settings.get("lower") == "adam" else optax.sgd
+    return make(settings["lower_rate"])
+
+
+def solver(
+    method: str,
+    settings: dict[str, Any],
+    moves: int,
+    upper: optax.GradientTransformation | None = None,
+    lower: optax.GradientTransformation | None = None,
+) -> Any:
+    """The solver of a method; `upper` and `lower` in the place of the optimizers of the settings."""
+    upper, lower = upper or optax.adam(settings["upper_rate"]), lower or lower_optimizer(settings)
+    match method:
+        case "penalty":
+            weights = {name: settings[name] for name in ("gamma", "lam", "nu")}
+            return bx.Penalty(upper, lower, moves, step_scale=1.0, stage_steps=1, **weights)
+        case "unrolled":
+            return bx.ReverseMode(upper, lower, moves)
+        case "cg":
+            solve = linear_solve.CG(settings["solve_steps"], damping=settings["damping"])
+            return bx.Implicit(upper, lower, moves, solve)
+        case "plain-cg" | "late-cg":
+            return bx.Implicit(upper, lower, moves, PlainCG(settings["solve_steps"], method == "late-cg"))
+        case "neumann":
+            return bx.Implicit(upper, lower, moves, linear_solve.Neumann(settings["solve_steps"], settings["scale"]))
+        case "one-step":
+            return bx.Implicit(upper, lower, moves, Itself())
+    raise ValueError(f"bilevax has no method {method!r} here")
+
+
+def recording() -> optax.GradientTransformation:
+    """An optimizer that does not move, and whose state is the last gradient."""
+
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        return jax.tree.map(jnp.zeros_like, updates), updates
+
+    return optax.GradientTransformation(lambda params: jax.tree.map(jnp.zeros_like, params), update)
+
+
+class Ours:
+    """A solver in the loop that `solve` compiles."""
+
+    def __init__(self, work: str, arrays: Arrays, method: str, settings: dict[str, Any]):
+        self.versions = {"jax": jax.__version__, "bilevax": bx.__version__}
+        self.setup, self.method, self.settings = jax_problems.setup(work, arrays), method, settings
+        self.capacity, self.key = CAPACITY.get(work, 64), jax.random.key(0)
+
+    def start(self, moves: int) -> None:
+        """A solver with so many lower moves, at the start."""
+        self.begin(solver(self.method, self.settings, moves))
+        self.moves = moves
+
+    def begin(self, solver: Solver) -> None:
+        """This solver, at the start."""
+        u, v = (jax.tree.map(lambda x: jnp.array(x, copy=True), x) for x in (self.setup.u, self.setup.v))
+        state = _start(solver, self.setup.problem, u, v, self.setup.data)
+        self.solver, self.carry, self.done = solver, _Carry(state, jnp.asarray(True)), 0
+
+    def advance(self, iterations: int) -> None:
+        """Stretches, as `solve` does them; what is told of the iterations is read back, as there."""
+        problem, source = self.setup.problem, self.setup.source
+        while iterations > 0:
+            count = min(self.capacity, iterations)
+            self.carry, told, taken = _stretch(
+                self.solver, problem, self.capacity, self.carry, source, self.key, self.done, count
+            )
+            told, taken = jax.device_get((told, taken))
+            if taken < count:
+                raise FloatingPointError(f"not finite after {self.done + int(taken)} upper iterations")
+            iterations, self.done = iterations - count, self.done + count
+
+    def upper(self) -> list[np.ndarray]:
+        """U."""
+        return [np.asarray(x) for x in jax.tree.leaves(self.carry.state.u)]
+
+    def direction(self) -> list[np.ndarray]:
+        """The first one, by an optimizer that keeps it."""
+        self.begin(solver(self.method, self.settings, self.moves, recording()))
+        self.advance(1)
+        return [np.asarray(x) for x in jax.tree.leaves(self.carry.state.upper_opt)]
+
+
+def _operations(work: str, arrays: Arrays) -> float:
+    """Operations of the matrix products of one evaluation of Penalty's directions; see `lower_move.operations`."""
+    samples = len(arrays["x"])
+    if work == "mnist":
+        return lower_move.operations() * samples / lower_move.BATCH
+    if work == "mlp":
+        layers = {(SIDE * SIDE, HIDDEN): 0, (HIDDEN, CLASSES): 1}
+        each = [(2 * samples * into * out, has) for (into, out), has in layers.items()]
+        return sum(size * (2 * (3 if has else 2) + (6 if has else 2)) for size, has in each)
+    raise ValueError(f"no floor is known of {work!r}")
+
+
+class Floor:
+    """What Penalty's products take alone: those of the work's own shapes, or as many operations in large ones."""
+
+    def __init__(self, work: str, arrays: Arrays):
+        self.versions = {"jax": jax.__version__}
+        self.work, self.arrays, self.moves = work, arrays, 1
+        self.setup = jax_problems.setup(work, arrays)
+        if work in ("mlp", "mnist"):
+            self.share = _operations(work, arrays) / (2 * PRODUCT**3)
+            self.square = jnp.ones((PRODUCT, PRODUCT))
+
+    def start(self, moves: int) -> None:
+        """So many moves, and one evaluation more for u."""
+        self.moves = moves
+
+    def advance(self, iterations: int) -> None:
+        """The products of so many upper iterations."""
+        for _ in range(iterations):
+            if self.work == "poisoning":
+                samples = self.setup.source.source
+                jax.block_until_ready(_skinny(samples.lower[0], samples.upper[0], self.setup.v, self.moves + 1))
+            elif self.work == "fewshot":
+                jax.block_until_ready(_representation(self.setup.shared, self.setup.u, self.setup.data))
+            else:
+                jax.block_until_ready(_squares(self.square, max(1, round(self.share * (self.moves + 1)))))
+
+    def timed(self, iterations: int) -> dict[str, float]:
+        """As told by the clock; large products are counted whole and the time is scaled to the operations."""
+        wall, cpu = time.perf_counter(), time.process_time()
+        self.advance(iterations)
+        told = {"seconds": time.perf_counter() - wall, "cpu": time.process_time() - cpu}
+        if self.work in ("mlp", "mnist"):
+            exact = self.share * (self.moves + 1)
+            told = {name: value * exact / max(1, round(exact)) for name, value in told.items()}
+        return told
+
+    def upper(self) -> list[np.ndarray]:
+        """There is no u."""
+        return []
+
+    def direction(self) -> list[np.ndarray]:
+        """Nor a direction."""
+        return []
+
+
+@functools.partial(jax.jit, static_argnames="count")
+def _squares(a: Any, count: int) -> Any:
+    return jax.lax.fori_loop(0, count, lambda _, x: (a @ x) * (1 / PRODUCT), a)
+
+
+@functools.partial(jax.jit, static_argnames="count")
+def _skinny(x: Any, x_val: Any, v: Any, count: int) -> Any:
+    """As in benchmarks/poisoning.py: two products of the validation samples and four of the others an evaluation."""
+    residual = jnp.ones((v.shape[0], len(x)))
+
+    def evaluation(_: Any, v: Any) -> Any:
+        for samples in (x_val, x, x):
+            forward = jax.lax.dot_general(v, samples, (((1,), (1,)), ((), ())))
+            v = v + 1e-12 * ((residual + 1e-12 * forward) @ samples)
+        return v
+
+    return jax.lax.fori_loop(0, count, evaluation, v)
+
+
+@functools.partial(jax.jit, static_argnames="shared")
+def _representation(shared: Any, u: Any, data: Any) -> Any:
+    """As in benchmarks/fewshot.py: the gradient of one pass over all samples; what the heads add is not counted."""
+    return jax.grad(lambda u: sum(jnp.sum(jnp.tanh(x)) for x in shared(u, data)))(u)
+
+
+def warm_up(threads: int) -> None:
+    """Start XLA's threads."""
+    jax.config.update("jax_platforms", "cpu")
+    jax.block_until_ready(jnp.ones(8) + 1)
+
+
+def make(work: str, arrays: Arrays, method: str, settings: dict[str, Any]) -> Any:
+    """A row of bilevax, or the floor."""
+    return Floor(work, arrays) if method == "floor" else Ours(work, arrays, method, settings)

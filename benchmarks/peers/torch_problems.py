@@ -1,0 +1,299 @@
+"""The works in PyTorch, for those who write by hand and for its libraries; it needs nothing but PyTorch.
+
+f and g take what both make of u alone, by `shared`, so that features are computed once in an upper iteration and not in
+each lower move, wherever a library lets them be handed over.
+"""
+
+from typing import Any
+
+import numpy as np
+import torch  # pyright: ignore[reportMissingImports]
+from torch.nn import functional  # pyright: ignore[reportMissingImports]
+
+from benchmarks.peers.works import L2, QUERIES, SCALE, SHOT, WAY, Arrays, as_stored, leaves
+
+Tensors = list[Any]
+
+
+def warm_up(threads: int) -> None:
+    """Pin the threads and start them."""
+    torch.set_num_threads(threads)
+    torch.set_num_interop_threads(1)
+    torch.mm(torch.ones(512, 512), torch.ones(512, 512))
+
+
+def versions(**others: str) -> dict[str, str]:
+    """What runs."""
+    return {"torch": torch.__version__} | others
+
+
+def tensor(x: np.ndarray) -> Any:
+    """A tensor of an array; convolutions as PyTorch has them, (out, in, height, width)."""
+    found = torch.from_numpy(x.transpose(3, 2, 0, 1).copy() if is_convolution(x) else x.copy())
+    return found
+
+
+def is_convolution(x: Any) -> bool:
+    """Whether these are a convolution's weights; the heads have three axes, pictures are no variables."""
+    return x.ndim == 4
+
+
+def array(x: Any) -> np.ndarray:
+    """The reverse of `tensor`."""
+    found = x.detach()
+    return as_stored((found.permute(2, 3, 1, 0) if is_convolution(found) else found).numpy().copy())
+
+
+class Problem:
+    """The synthetic example, and what the other works have in common.
+
+    Attributes:
+        u, v: lists of tensors, where they start.
+        restarts: whether v starts anew in each upper iteration, at `start`.
+    """
+
+    restarts = False
+
+    def __init__(self, arrays: Arrays):
+        self.u, self.v = ([tensor(x) for x in leaves(arrays, name)] for name in "uv")
+
+    def shared(self, u: Tensors) -> Tensors:
+        """What both losses make of u alone."""
+        return list(u)
+
+    def f(self, s: Tensors, v: Tensors) -> Any:
+        """The upper loss."""
+        return (s[0] ** 2).sum() + (v[0] ** 2).sum()
+
+    def g(self, s: Tensors, v: Tensors) -> Any:
+        """The lower loss."""
+        return ((1 - s[0] - v[0]) ** 2).sum()
+
+    def start(self, s: Tensors) -> Tensors:
+        """Where v starts in an upper iteration."""
+        raise NotImplementedError
+
+    def project(self, u: Tensors) -> None:
+        """Put u into its set, in place."""
+
+
+class Poisoning(Problem):
+    """Minus the validation loss, under the loss of samples and points."""
+
+    def __init__(self, arrays: Arrays):
+        super().__init__(arrays)
+        self.x, self.y, self.x_val, self.y_val, self.labels = (
+            torch.from_numpy(arrays[name]) for name in ("x", "y", "x_val", "y_val", "labels")
+        )
+        self.part = len(self.labels) / (len(self.labels) + len(self.y))
+
+    def f(self, s: Tensors, v: Tensors) -> Any:
+        """The upper loss."""
+        return -functional.cross_entropy(functional.linear(self.x_val, v[0]), self.y_val)
+
+    def g(self, s: Tensors, v: Tensors) -> Any:
+        """The lower loss."""
+        clean = functional.cross_entropy(functional.linear(self.x, v[0]), self.y)
+        added = functional.cross_entropy(functional.linear(s[0], v[0]), self.labels)
+        return (1 - self.part) * clean + self.part * added + L2["poisoning"] / 2 * (v[0] ** 2).sum()
+
+    def project(self, u: Tensors) -> None:
+        """Pixels lie in 0..1."""
+        with torch.no_grad():
+            u[0].clamp_(0, 1)
+
+
+class Denoising(Problem):
+    """The loss on clean samples, under that of the others by their weights; the network is a subclass's."""
+
+    l2 = 0.0
+
+    def __init__(self, arrays: Arrays):
+        super().__init__(arrays)
+        self.x, self.y, self.x_val, self.y_val = (
+            torch.from_numpy(arrays[name]) for name in ("x", "y", "x_val", "y_val")
+        )
+
+    def network(self, v: Tensors, x: Any) -> Any:
+        """Logits."""
+        raise NotImplementedError
+
+    def f(self, s: Tensors, v: Tensors) -> Any:
+        """The upper loss."""
+        return functional.cross_entropy(self.network(v, self.x_val), self.y_val)
+
+    def g(self, s: Tensors, v: Tensors) -> Any:
+        """The lower loss."""
+        losses = functional.cross_entropy(self.network(v, self.x), self.y, reduction="none")
+        weights = (torch.tanh(s[0]) + 1) / 2
+        matrices = sum((p**2).sum() for p in v if p.dim() > 1)
+        return (weights * losses).sum() / weights.sum() + self.l2 / 2 * matrices
+
+
+class MLP(Denoising):
+    """One hidden layer."""
+
+    l2 = L2["mlp"]
+
+    def network(self, v: Tensors, x: Any) -> Any:
+        """Logits."""
+        hidden = functional.relu(torch.addmm(v[0], x, v[1]))
+        return torch.addmm(v[2], hidden, v[3])
+
+
+class MNIST(Denoising):
+    """`bilevax.models.mnist_network` without dropout. Bias and ReLU follow the pooling, with which they commute."""
+
+    l2 = L2["mnist"]
+
+    def __init__(self, arrays: Arrays):
+        super().__init__(arrays)
+        self.x, self.x_val = self.x[:, None], self.x_val[:, None]
+
+    def network(self, v: Tensors, x: Any) -> Any:
+        """Logits."""
+        for bias, weight in (v[:2], v[2:4]):
+            pooled = functional.max_pool2d(functional.conv2d(x, weight), 2)
+            x = functional.relu(pooled + bias[:, None, None])
+        x = x.permute(0, 2, 3, 1).flatten(1)  # the order in which the work's weights take them: little, and no sum
+        for bias, weight in (v[4:6], v[6:8]):
+            x = functional.relu(torch.addmm(bias, x, weight))
+        return torch.addmm(v[8], x, v[9])
+
+
+class FewShot(Problem):
+    """`bilevax.applications.fewshot`: cosine heads on the features of `omniglot_network`."""
+
+    restarts = True
+
+    def __init__(self, arrays: Arrays):
+        super().__init__(arrays)
+        self.support, self.queries = (torch.from_numpy(arrays[name]) for name in ("support", "queries"))
+        self.labels = [torch.arange(WAY).repeat_interleave(n).repeat(len(self.support)) for n in (SHOT, QUERIES)]
+
+    def features(self, u: Tensors, pictures: Any) -> Any:
+        """(tasks, n, d) of (tasks, n, height, width), normalised over all of them; pooled before, which commutes."""
+        x = pictures.flatten(0, 1)[:, None]
+        last = len(u) - 2
+        for i in range(0, len(u), 2):
+            x = functional.conv2d(x, u[i + 1], padding=1)
+            variance, mean = torch.var_mean(x, (0, 2, 3), correction=0, keepdim=True)
+            x = (functional.max_pool2d(x, 2) - mean) * torch.rsqrt(variance + 1e-5) + u[i][:, None, None]
+            x = x if i == last else functional.relu(x)
+        return x.reshape(*pictures.shape[:2], -1)
+
+    def shared(self, u: Tensors) -> Tensors:
+        """The features of the samples to learn from and of those that are asked about."""
+        return [self.features(u, self.support), self.features(u, self.queries)]
+
+    def _scores(self, v: Tensors, features: Any) -> Any:
+        # Heads first: their gradient then lies in memory as they do, which BOAT asks for.
+        return torch.bmm(unit(v[0]), (SCALE * unit(features)).transpose(1, 2)).transpose(1, 2)
+
+    def f(self, s: Tensors, v: Tensors) -> Any:
+        """The upper loss."""
+        return functional.cross_entropy(self._scores(v, s[1]).reshape(-1, WAY), self.labels[1])
+
+    def g(self, s: Tensors, v: Tensors) -> Any:
+        """The lower loss: the sum over tasks of their means."""
+        return len(self.support) * functional.cross_entropy(self._scores(v, s[0]).reshape(-1, WAY), self.labels[0])
+
+    def start(self, s: Tensors) -> Tensors:
+        """The means of the classes' features."""
+        features = s[0].detach()
+        return [unit(features.reshape(len(features), WAY, SHOT, -1).mean(2))]
+
+
+def unit(x: Any) -> Any:
+    """Vectors along the last axis, of length one."""
+    return x * torch.rsqrt((x * x).sum(-1, keepdim=True).clamp_min(1e-19))
+
+
+PROBLEMS = {"synthetic": Problem, "poisoning": Poisoning, "mlp": MLP, "mnist": MNIST, "fewshot": FewShot}
+
+
+class Lower(torch.nn.Module):
+    """v as the parameters of a module, for libraries that want one; called with "f" or "g" it gives that loss."""
+
+    def __init__(self, problem: Problem):
+        super().__init__()
+        self.problem = problem
+        self.names = [f"v_{i}" for i in range(len(problem.v))]
+        for name, x in zip(self.names, problem.v, strict=True):
+            self.register_parameter(name, torch.nn.Parameter(x.clone()))
+
+    def forward(self, loss: str, s: Tensors) -> Any:
+        """F or g at what `shared` gives."""
+        return getattr(self.problem, loss)(s, [getattr(self, name) for name in self.names])
+
+    def put(self, v: Tensors) -> None:
+        """Have v start here."""
+        with torch.no_grad():
+            for name, x in zip(self.names, v, strict=True):
+                getattr(self, name).copy_(x)
+
+
+class Upper(torch.nn.Module):
+    """u as the parameters of a module."""
+
+    def __init__(self, problem: Problem):
+        super().__init__()
+        self.values = torch.nn.ParameterList([torch.nn.Parameter(x.clone()) for x in problem.u])
+
+
+def adam(parameters: Any, rate: float) -> Any:
+    """Adam, by one fused call for all parameters."""
+    return torch.optim.Adam(parameters, rate, fused=True)
+
+
+def detached(tensors: Tensors) -> Tensors:
+    """The same numbers without their history."""
+    return [x.detach() for x in tensors]
+
+
+class Rival:
+    """What all that run in PyTorch have in common: u, its optimizer, and its last gradient.
+
+    A subclass gives `reset(moves)` and `iteration()`, which moves v and returns the gradient in u.
+    """
+
+    def __init__(self, work: str, arrays: Arrays, method: str, settings: dict[str, Any]):
+        self.problem, self.method, self.settings = PROBLEMS[work](arrays), method, settings
+        self.versions = versions()
+
+    def start(self, moves: int) -> None:
+        """Back to the start."""
+        self.moves = moves
+        self.u = [x.clone().requires_grad_() for x in self.problem.u]
+        self.optimizer = adam(self.u, self.settings["upper_rate"])
+        self.reset(moves)
+
+    def reset(self, moves: int) -> None:
+        """Put v back."""
+        raise NotImplementedError
+
+    def iteration(self) -> Tensors:
+        """T moves of v; the gradient in u."""
+        raise NotImplementedError
+
+    def advance(self, iterations: int) -> None:
+        """Upper iterations."""
+        for _ in range(iterations):
+            for x, gradient in zip(self.u, self.iteration(), strict=True):
+                x.grad = gradient
+            self.optimizer.step()
+            self.problem.project(self.u)
+
+    def upper(self) -> list[np.ndarray]:
+        """U."""
+        return [array(x) for x in self.u]
+
+    def direction(self) -> list[np.ndarray]:
+        """The first gradient in u."""
+        return [array(x) for x in self.iteration()]
+
+
+def gradient(outputs: Any, inputs: Tensors, weights: Any = None) -> Tensors:
+    """Torch.autograd.grad; zeros where an input has no part in it."""
+    found = torch.autograd.grad(outputs, inputs, weights, allow_unused=True)
+    return [torch.zeros_like(x) if d is None else d for x, d in zip(inputs, found, strict=True)]
