@@ -211,7 +211,7 @@ def test_digits_where_omniglot_is_not_at_hand(nothing_at_hand, monkeypatch, lear
     """All but the training, which takes its time and is the same as on a folder."""
     out, learner = nothing_at_hand / "out", SimpleNamespace(history_=SimpleNamespace(upper_loss=np.ones(2)))
     rows = [fewshot.Row(name, accuracy, 0.01, 1.0) for name, accuracy in (("a", 0.96), ("b", 0.9), ("c", learned))]
-    monkeypatch.setattr(fewshot, "_compare", lambda pictures, parts, settings: (learner, rows))
+    monkeypatch.setattr(fewshot, "_compare", lambda pictures, parts, settings, layout: (learner, rows))
     monkeypatch.setattr(fewshot, "_draw", lambda *arguments: None)
     result = bilevax_command("--out", out)
     assert result.exit_code == 0, result.output

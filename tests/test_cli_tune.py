@@ -161,7 +161,7 @@ def test_a_row_for_gaussian_processes_where_torch_is_there(tmp_path, monkeypatch
     monkeypatch.setattr(tune, "_has_torch", lambda: True)
     monkeypatch.setattr(search, "GP", search.Random)
     (data, _) = tune._ready_made(0.25, 0)
-    report, names = tune._tune(data, 20, 10, 0, tmp_path)
+    report, names = tune._tune(data, 20, 10, 0, tmp_path, None)
     assert [row["method"] for row in report["methods"]] == [*METHODS[:-1], "Bayesian, GP", "Penalty"]
     assert names == ["breast_cancer_strengths.csv", "breast_cancer_tuning.png"]
 
@@ -170,7 +170,7 @@ def test_penalty_needs_at_most_a_tenth_of_random_searchs_gradients_on_30_strengt
     (data, digits) = tune._ready_made(0.25, 0)
     assert data.X.shape[1] == 30
     assert digits.X.shape[1] == 64
-    report, _ = tune._tune(data, 200, None, 0, tmp_path)
+    report, _ = tune._tune(data, 200, None, 0, tmp_path, None)
     assert report["steps"] == LOGISTIC_STEPS
     rows = {row["method"]: row for row in report["methods"]}
     assert 10 * rows["Penalty"]["gradient_evaluations"] <= rows["random search"]["gradient_evaluations"]

@@ -4,6 +4,7 @@ import json
 import math
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -82,8 +83,8 @@ class Row:
 
 
 def say(text: str) -> None:
-    """Tell how far it has come."""
-    print(text, file=sys.stderr, flush=True)
+    """Tell how far it has come, and when."""
+    print(f"{time.strftime('%H:%M:%S')} {text}", file=sys.stderr, flush=True)
 
 
 class Field:

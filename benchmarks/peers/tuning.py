@@ -81,7 +81,7 @@ OWN: dict[str, dict[str, tuple[str, tuple[Any, ...]]]] = {
     },
 }
 METHODS = ("penalty", "unrolled", "cg", "plain-cg", "late-cg", "neumann", "one-step")
-PATIENCE = {"mlp": 30, "mnist": 10, "fewshot": 40, "poisoning": 100, "synthetic": 300}
+PATIENCE = {"mlp": 30, "mnist": 10, "fewshot": 40, "poisoning": 80, "synthetic": 300}
 
 
 def fixed(work: str, method: str) -> dict[str, Any]:

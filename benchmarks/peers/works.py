@@ -128,7 +128,7 @@ def _mnist(rng: np.random.Generator) -> Arrays:
     v: list[np.ndarray] = []
     for shape in ((5, 5, 1, 64), (5, 5, 64, 128), (2048, 512), (512, 256), (256, CLASSES)):
         v += [np.zeros(shape[-1]), _he(rng, shape)]
-    return _denoising(rng, 50, 0.15) | numbered("v", v)
+    return _denoising(rng, 32, 0.15) | numbered("v", v)
 
 
 def _fewshot(rng: np.random.Generator) -> Arrays:
@@ -157,8 +157,8 @@ WORKS = {
             "distance of u from the solution",
             0.05,
             False,
-            every=1,
-            most=1000,
+            every=5,
+            most=300,
         ),
         Work(
             "poisoning",
@@ -168,7 +168,7 @@ WORKS = {
             -1.4,
             False,
             every=5,
-            most=150,
+            most=80,
             warm=300,
         ),
         Work(
@@ -184,7 +184,7 @@ WORKS = {
         ),
         Work(
             "mnist",
-            "denoising with the MNIST network (1.4 million parameters), 50 + 50 pictures, no dropout",
+            "denoising with the MNIST network (1.4 million parameters), 32 + 32 pictures, no dropout",
             _mnist,
             FOUND,
             0.9,

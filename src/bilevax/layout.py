@@ -53,7 +53,7 @@ class Layout:
         >>> result = solve(
         ...     Penalty(), problem, jnp.zeros(8), jnp.zeros(8), batch, steps=2000, key=jax.random.key(0), mesh=layout
         ... )
-        >>> print(jnp.round(result.u, 2))
+        >>> print(jnp.round(result.u, 1))
         [1. 1. 1. 1. 1. 1. 1. 1.]
     """
 
