@@ -14,7 +14,7 @@ The second constraint depends on u through v*(u) alone, so no projection of u co
 stand. It is set tighter by a margin, for the digits to which v*(u) is known. In the end scikit-learn trains the model
 anew with u, and that model is judged.
 
-What to look at: the digits still look like what their labels say. Red pixels became darker, blue ones lighter.
+What to look at: how little the added digits differ from real ones. Red pixels became darker, blue ones lighter.
 
     python examples/constrained_attack.py [--quick] [--out DIR]
 """
@@ -74,10 +74,10 @@ def trained(x: np.ndarray, y: np.ndarray) -> LogisticRegression:
 
 def main(quick: bool, out: Path) -> dict[str, float]:
     """Change one prediction within the constraints, and draw the added digits."""
-    digits = load_digits()
-    order = np.random.default_rng(0).permutation(len(digits.target))
-    x, x_val, x_test = np.split(digits.data[order] / 16, [200, 400])
-    y, y_val, y_test = np.split(digits.target[order], [200, 400])
+    x, y = load_digits(return_X_y=True)
+    order = np.random.default_rng(0).permutation(len(y))
+    x, x_val, x_test = np.split(np.asarray(x)[order] / 16, [200, 400])
+    y, y_val, y_test = np.split(np.asarray(y)[order], [200, 400])
     clean = trained(x, y)
 
     # Of the test digits that the model gets right, one of which it is less sure than of 85 in 100.
@@ -117,10 +117,10 @@ def main(quick: bool, out: Path) -> dict[str, float]:
         f"it is taken for a {taken}. Validation loss {allowed:.4f} before, {loss:.4f} after; test accuracy "
         f"{clean.score(x_test, y_test):.1%} before, {after.score(x_test, y_test):.1%} after."
     )
-    pictures = (a.reshape(-1, 8, 8) for a in (base, added))
+    pictures, moved = base.reshape(-1, 8, 8), added.reshape(-1, 8, 8)
     below = [f"labelled {wanted}\ndistance {d:.2f}" for d in far]
     title = f"Digits added so that the {truth} is taken for a {taken}"
-    change_sheet(*pictures, [""] * ADDED, below, out / "constrained_attack.png", title)
+    change_sheet(pictures, moved, [""] * ADDED, below, out / "constrained_attack.png", title)
     return {
         "violation": float(max(far.max() - DISTANCE, loss - allowed)),
         "changed": float(taken == wanted),

@@ -8,7 +8,7 @@ Two labels in five of the training digits are wrong, and nobody knows which; 200
     f    the cross-entropy of the 200 trusted digits
 
 What to look at: the weights end at 0 or at 1, those of wrong labels at 0. The second picture shows the digits trusted
-least, with the label given and the one believed; a red frame is a label that is wrong indeed.
+least, with the label given and the one believed; a red frame is a label that is wrong indeed, a blue one is right.
 
     python examples/denoising.py [--quick] [--out DIR]
 """

@@ -76,15 +76,16 @@ def main(quick: bool, out: Path) -> dict[str, float]:
         steps=150 if quick else 1500,
     ).meta_fit(old)
 
+    learned = learner.method_.use(WAY)
     methods = {
-        "learned from other glyphs": (*learner.method_.use(WAY), learner.u_),
-        "the same network, untrained": (*learner.method_.use(WAY), learner.method_.task.start[0]),
+        "learned from other glyphs": (*learned, learner.u_),
+        "the same network, untrained": (*learned, learner.method_.task.start[0]),
         "nearest mean of pixels": (means, nearness, ()),
     }
     shots, asked = (1,) if quick else (1, 2, 3, 5, 10), {"way": WAY, "queries": 10, "episodes": 300}
     found = {
-        name: [evaluate(*method, new, shot=shot, key=jax.random.key(1), **asked) for shot in shots]
-        for name, method in methods.items()
+        name: [evaluate(adapt, scores, u, new, shot=shot, key=jax.random.key(1), **asked) for shot in shots]
+        for name, (adapt, scores, u) in methods.items()
     }
     told = [f"{100 * e[0].mean:.1f}% (+- {100 * e[0].half_width:.1f}) {name}" for name, e in found.items()]
     print(f"Right answers on {WAY} new glyphs after one picture of each: {', '.join(told)}.")

@@ -13,7 +13,8 @@ derivative on the entries that are not zero. A group that is zero has no slope a
 single strength of a grid, which keeps too many.
 
 What to look at: which groups survive, and by how much they are shrunk, beside the truth; above with the grid's best
-single strength, below with a strength for each.
+single strength, below with a strength for each. The few kept in vain there are shrunk less than above: 40 strengths fit
+the held-out samples a little too well.
 
     python examples/group_lasso.py [--quick] [--out DIR]
 """
@@ -102,8 +103,8 @@ def main(quick: bool, out: Path) -> dict[str, float]:
             v = fit(u, jnp.full((1, n), 1 / n), data)[0]  # with all samples
             kept, error = np.asarray(norms(v) > 0), float(errors(v[None], jnp.full((1, 5000), 1 / 5000), test))
             found, vain = int(kept[:USEFUL].sum()), int(kept[USEFUL:].sum())
-            told = f"{found} of {USEFUL} groups that matter, {vain} others, error on other data {error:.2f}"
-            print(f"With {name}: {told} (the noise alone: {NOISE**2:.2f}).")
+            told = f"{found} of {USEFUL} useful groups kept, {vain} others; error {error:.2f}"
+            print(f"With {name}: {told} on other data, of which the noise is {NOISE**2:.2f}.")
             figures |= {f"found, {name}": found, f"kept in vain, {name}": vain, f"error, {name}": error}
             axes.bar(range(GROUPS), norms(truth), color="#cccccc", label="truth")
             axes.plot(np.flatnonzero(kept), norms(v)[kept], "o", color=BLUE, label="kept")

@@ -73,18 +73,17 @@ def robust_loss(u: dict[str, Any], v: Any, y: Any) -> Any:
 ROBUST = Argmin(robust_loss, optax.sgd(0.05, momentum=0.9, nesterov=True), steps=100)
 
 
-def constant(u: dict[str, Any], v: Any, y: Any) -> Any:
-    """The same layer without a derivative."""
-    return jax.lax.stop_gradient(ROBUST(u, v, y))
-
-
 def least_squares(u: dict[str, Any], v: Any, y: Any) -> Any:
     """Ridge regression by its formula."""
     x = u["features"]
-    return jnp.linalg.solve(x.T @ x / SEEN + jnp.exp(u["strength"]) * jnp.eye(WIDTH), x.T @ y / SEEN)
+    return x.T @ jnp.linalg.solve(x @ x.T + SEEN * jnp.exp(u["strength"]) * jnp.eye(SEEN), y)
 
 
-LAYERS = {"robust layer": ROBUST, "taken for a constant": constant, "least squares": least_squares}
+LAYERS = {
+    "robust layer": ROBUST,
+    "taken for a constant": lambda u, v, y: jax.lax.stop_gradient(ROBUST(u, v, y)),
+    "least squares": least_squares,
+}
 
 
 def predict(params: dict[str, Any], x: Any, y: Any, x_asked: Any, layer: Callable[..., Any]) -> Any:
@@ -95,8 +94,8 @@ def predict(params: dict[str, Any], x: Any, y: Any, x_asked: Any, layer: Callabl
 
 def loss(params: dict[str, Any], waves: Any, layer: Callable[..., Any]) -> Any:
     """The mean squared error elsewhere."""
-    *given, truth = waves
-    return jnp.mean((jax.vmap(lambda *each: predict(params, *each, layer))(*given) - truth) ** 2)
+    x, y, at, truth = waves
+    return jnp.mean((jax.vmap(lambda x, y, at: predict(params, x, y, at, layer))(x, y, at) - truth) ** 2)
 
 
 @functools.partial(jax.jit, static_argnames=("steps", "layer"))

@@ -109,7 +109,8 @@ def main(quick: bool, out: Path) -> dict[str, float]:
         r = jnp.linspace(-4, 4, 201)
         curves = np.stack([learned_loss(u, r) for u in result.u])
         left.plot(r, curves.T, color=SKY, linewidth=0.8)
-        left.plot(r, curves.mean(0), color=BLUE, linewidth=2)
+        left.plot(r, curves.mean(0), color=BLUE, linewidth=2, label="mean of the splits")
+        left.legend()
         left.set(title="The learned loss", xlabel="target less prediction, in standard deviations", ylabel="loss")
         names = list(means)
         for i, name in enumerate(names):
@@ -117,7 +118,7 @@ def main(quick: bool, out: Path) -> dict[str, float]:
             right.plot(means[name], i, "D", color=BLUE)
         right.set_yticks(range(len(names)), names)
         right.set(title="Error on other, right samples", xlabel="mean squared error", xlim=(0, None))
-        figure.savefig(out / "learned_loss.png", dpi=110)
+        figure.savefig(out / "learned_loss.png", dpi=100)
     return means
 
 

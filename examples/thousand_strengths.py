@@ -66,7 +66,7 @@ def main(quick: bool, out: Path) -> dict[str, float]:
     folds = list(KFold(3).split(x))
     held = np.stack([np.isin(np.arange(samples), fold) for _, fold in folds])
 
-    def test_error(v: np.ndarray) -> float:
+    def test_error(v: Any) -> float:
         return float(np.mean((x_test @ v - y_test) ** 2))
 
     # A strength for each feature. After every second step a callback takes a copy.

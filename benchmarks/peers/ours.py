@@ -18,7 +18,7 @@ from bilevax import linear_solve
 from bilevax.solve import _Carry, _start, _stretch  # the call that `solve` makes, without its checks of the start
 from bilevax.solvers import Solver
 
-CAPACITY = {"synthetic": 4000}  # iterations that one compiled call takes at most; few elsewhere, and slow
+CAPACITY = {"synthetic": 1000}  # iterations of one compiled call at most, as `solve` has it; few elsewhere, and slow
 PRODUCT = 1024
 
 

@@ -17,6 +17,7 @@ from benchmarks.peers.environments import NotInstalledError, ensure, variables
 from benchmarks.peers.process import FailedError, LostError, Process
 from benchmarks.peers.works import Arrays, Work, leaves, load
 
+MOST_OF_A_RUN = 100_000
 Judge = Callable[[list[np.ndarray]], float]
 
 
@@ -143,7 +144,10 @@ class Field:
                 cell.failed = str(error)
                 continue
             cell.first, cell.memory = told["first"], told["memory"]
-            iterations[key] = max(1, math.ceil(self.options.at_least / max(told["seconds"], 1e-6)))
+            try:
+                iterations[key] = self._enough(process, told["seconds"])
+            except (LostError, FailedError) as error:
+                cell.failed = str(error)
         for _ in range(self.options.runs):
             for key, count in iterations.items():
                 cell = self.rows[key].cells[moves]
@@ -156,6 +160,15 @@ class Field:
                     continue
                 cell.seconds.append(told["seconds"] / count)
                 cell.cpu.append(told["cpu"] / count)
+
+    def _enough(self, process: Process, seconds: float) -> int:
+        """Upper iterations that take `at_least`; told again by a run of several, as a call has a cost of its own."""
+        count, seconds = 1, max(seconds, 1e-6)
+        while seconds < self.options.at_least / 2 and count < MOST_OF_A_RUN:
+            count = min(MOST_OF_A_RUN, max(2 * count, math.ceil(count * self.options.at_least / seconds)))
+            told = process.ask({"ask": "run", "iterations": count}, self.options.limit)
+            seconds = max(told["seconds"], 1e-6)
+        return count
 
     def reach(self, judge: Judge, folder: Path) -> None:
         """How many upper iterations each takes to the target; the judge looks off the clock."""

@@ -16,10 +16,13 @@ Tensors = list[Any]
 
 
 def warm_up(threads: int) -> None:
-    """Pin the threads and start them."""
+    """Pin the threads and start them; and have PyTorch load what it loads when it is first used."""
     torch.set_num_threads(threads)
     torch.set_num_interop_threads(1)
-    torch.mm(torch.ones(512, 512), torch.ones(512, 512))
+    x = torch.ones(512, 512, requires_grad=True)
+    (torch.mm(x, x) / 512).sum().backward()
+    adam([x], 1e-3).step()
+    torch.func.jvp(torch.func.grad(lambda x: (x**2).sum()), (x.detach(),), (x.detach(),))
 
 
 def versions(**others: str) -> dict[str, str]:
