@@ -86,12 +86,12 @@ class ForwardOverReverse(Penalty):
     def upper_direction(self, s: Tensors) -> tuple[Tensors, Tensors]:
         """The direction of u."""
         u, v, shared = detached(self.u), detached(self.v), self.problem.shared
-        f = torch.func.grad(lambda u: self.problem.f(shared(u), v))(u)
+        f = torch.func.grad(lambda u: self.problem.f(shared(u, "f"), v))(u)
         kept = detached(s)
         slope = torch.func.grad(lambda v: self.problem.g(kept, v))(v)
 
         def in_u(v: Tensors) -> Any:
-            return torch.func.grad(lambda u: self.problem.g(shared(u), v))(u)
+            return torch.func.grad(lambda u: self.problem.g(shared(u, "g"), v))(u)
 
         along = torch.func.jvp(in_u, (v,), (self.along(slope),))[1]
         return [a + b for a, b in zip(f, along, strict=True)], slope

@@ -60,8 +60,8 @@ class Problem:
     def __init__(self, arrays: Arrays):
         self.u, self.v = ([tensor(x) for x in leaves(arrays, name)] for name in "uv")
 
-    def shared(self, u: Tensors) -> Tensors:
-        """What both losses make of u alone."""
+    def shared(self, u: Tensors, losses: str = "fg") -> Tensors:
+        """What the losses asked for make of u alone."""
         return list(u)
 
     def f(self, s: Tensors, v: Tensors) -> Any:
@@ -185,9 +185,10 @@ class FewShot(Problem):
             x = x if i == last else functional.relu(x)
         return x.reshape(*pictures.shape[:2], -1)
 
-    def shared(self, u: Tensors) -> Tensors:
-        """The features of the samples to learn from and of those that are asked about."""
-        return [self.features(u, self.support), self.features(u, self.queries)]
+    def shared(self, u: Tensors, losses: str = "fg") -> Tensors:
+        """The features of the samples to learn from, for g, and of those that are asked about, for f."""
+        pictures = {"g": self.support, "f": self.queries}
+        return [self.features(u, x) if loss in losses else None for loss, x in pictures.items()]
 
     def _scores(self, v: Tensors, features: Any) -> Any:
         # Heads first: their gradient then lies in memory as they do, which BOAT asks for.

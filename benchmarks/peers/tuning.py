@@ -49,7 +49,7 @@ PENALTYS = {  # rates of v
     "synthetic": (0.003, 0.01, 0.03),
     "poisoning": (3e-4, 1e-3, 3e-3),
     "mlp": (3e-4, 1e-3, 3e-3),
-    "mnist": (3e-4, 1e-3, 3e-3),
+    "mnist": (3e-5, 1e-4, 3e-4),
     "fewshot": (0.01, 0.03, 0.1),
 }
 PENALTY = {  # what is not tuned of it; without multipliers in few-shot learning, where v starts anew each time
@@ -64,7 +64,7 @@ OWN: dict[str, dict[str, tuple[str, tuple[Any, ...]]]] = {
         "synthetic": ("lam", (1.0, 3.0, 10.0)),
         "poisoning": ("lam", (3.0, 10.0, 30.0)),
         "mlp": ("lam", (3.0, 10.0, 30.0)),
-        "mnist": ("lam", (3.0, 10.0, 30.0)),
+        "mnist": ("lam", (10.0, 30.0, 100.0)),
         "fewshot": ("lam", (3.0, 10.0, 30.0)),
     },
     "cg": dict.fromkeys(UPPER, ("damping", (0.3, 1.0, 3.0)))
@@ -81,7 +81,7 @@ OWN: dict[str, dict[str, tuple[str, tuple[Any, ...]]]] = {
     },
 }
 METHODS = ("penalty", "unrolled", "cg", "plain-cg", "late-cg", "neumann", "one-step")
-PATIENCE = {"mlp": 30, "mnist": 10, "fewshot": 40, "poisoning": 80, "synthetic": 300}
+PATIENCE = {"mlp": 30, "mnist": 20, "fewshot": 40, "poisoning": 80, "synthetic": 300}
 
 
 def fixed(work: str, method: str) -> dict[str, Any]:

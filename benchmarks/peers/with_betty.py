@@ -31,9 +31,10 @@ class UpperLevel(ImplicitProblem):
 
     def training_step(self, batch: Any) -> Any:
         """The upper loss; what follows asks the lower loss for derivatives in u."""
-        if not self.lower.once:
-            self.lower.kept = None
-        return self.lower.module("f", self.lower.made_of_u())
+        if self.lower.once:
+            return self.lower.module("f", self.lower.made_of_u())
+        self.lower.kept = None
+        return self.lower.module("f", self.work.shared(list(self.module.values), "f"))
 
     def get_batch(self) -> Any:
         """The data are the work's."""
@@ -61,8 +62,10 @@ class LowerLevel(ImplicitProblem):
     once = True
 
     def made_of_u(self) -> Tensors:
-        """What both losses make of u alone."""
-        return self.work.shared(list(self.upper.module.values)) if self.kept is None else self.kept
+        """What the losses make of u alone; this one alone, unless it is made but once."""
+        if self.kept is not None:
+            return self.kept
+        return self.work.shared(list(self.upper.module.values), "fg" if self.once else "g")
 
     def on_inner_loop_start(self) -> None:
         """Make it; and put v where it starts."""

@@ -128,7 +128,7 @@ def _mnist(rng: np.random.Generator) -> Arrays:
     v: list[np.ndarray] = []
     for shape in ((5, 5, 1, 64), (5, 5, 64, 128), (2048, 512), (512, 256), (256, CLASSES)):
         v += [np.zeros(shape[-1]), _he(rng, shape)]
-    return _denoising(rng, 32, 0.15) | numbered("v", v)
+    return _denoising(rng, 32, 0.3) | numbered("v", v)
 
 
 def _fewshot(rng: np.random.Generator) -> Arrays:
@@ -190,7 +190,7 @@ WORKS = {
             0.9,
             True,
             every=1,
-            most=20,
+            most=30,
             warm=100,
         ),
         Work(
