@@ -141,7 +141,7 @@ def approxgrad_solver(steps: int, lower_steps: int = LOWER_STEPS) -> Implicit:
         optax.adam(optax.cosine_decay_schedule(0.03, steps)),
         optax.adam(optax.cosine_decay_schedule(1e-3, steps * lower_steps)),
         lower_steps,
-        ByOptimizer(optax.adam(1e-2), steps=lower_steps),
+        ByOptimizer(optax.adam(1e-3), steps=lower_steps),
     )
 
 
