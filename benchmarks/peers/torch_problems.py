@@ -1,6 +1,6 @@
 """The works in PyTorch, for those who write by hand and for its libraries; it needs nothing but PyTorch.
 
-f and g take what both make of u alone, by `shared`, so that features are computed once in an upper iteration and not in
+f and g take what they make of u alone, by `shared`, so that features are computed once in an upper iteration and not in
 each lower move, wherever a library lets them be handed over.
 """
 

@@ -31,10 +31,9 @@ class UpperLevel(ImplicitProblem):
 
     def training_step(self, batch: Any) -> Any:
         """The upper loss; what follows asks the lower loss for derivatives in u."""
-        if self.lower.once:
-            return self.lower.module("f", self.lower.made_of_u())
-        self.lower.kept = None
-        return self.lower.module("f", self.work.shared(list(self.module.values), "f"))
+        if not self.lower.once:
+            self.lower.kept = None
+        return self.lower.module("f", self.lower.made_of_u("f"))
 
     def get_batch(self) -> Any:
         """The data are the work's."""
@@ -61,11 +60,11 @@ class LowerLevel(ImplicitProblem):
     kept: Tensors | None = None
     once = True
 
-    def made_of_u(self) -> Tensors:
-        """What the losses make of u alone; this one alone, unless it is made but once."""
+    def made_of_u(self, loss: str = "g") -> Tensors:
+        """What a loss makes of u alone; what both do, where it is made but once."""
         if self.kept is not None:
             return self.kept
-        return self.work.shared(list(self.upper.module.values), "fg" if self.once else "g")
+        return self.work.shared(list(self.upper.module.values), "fg" if self.once else loss)
 
     def on_inner_loop_start(self) -> None:
         """Make it; and put v where it starts."""
