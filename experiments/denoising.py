@@ -68,15 +68,25 @@ def kept_cell(
     path: Path, labels: Sequence[str], run: Callable[[list[str]], dict[str, dict[str, Any]]]
 ) -> dict[str, dict[str, Any]]:
     """A cell's figures by row, from its file; `run` gives the rows that the file lacks, and they are added to it."""
-    kept = json.loads(path.read_text()) if path.is_file() else {}
+    kept = read_cell(path)
     missing = [label for label in labels if label not in kept]
     if missing:
         kept |= run(missing)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_suffix(".part")  # a run that is stopped while it writes loses no finished row
-        part.write_text(json.dumps(kept, indent=1) + "\n")
-        part.replace(path)
+        write_cell(path, kept)
     return kept
+
+
+def read_cell(path: Path) -> dict[str, dict[str, Any]]:
+    """What a cell's file has, by row; nothing where there is none."""
+    return json.loads(path.read_text()) if path.is_file() else {}
+
+
+def write_cell(path: Path, kept: dict[str, dict[str, Any]]) -> None:
+    """Replace a cell's file at once: a run that is stopped while it writes loses no finished row."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_suffix(".part")
+    part.write_text(json.dumps(kept, indent=1) + "\n")
+    part.replace(path)
 
 
 class Judged(NamedTuple):

@@ -2,14 +2,16 @@
 
 import itertools
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
-from bilevax import solve
+from bilevax import Vectorized, callbacks, solve
 from bilevax.applications import Task
 from bilevax.applications.poisoning import (
     Points,
@@ -17,12 +19,12 @@ from bilevax.applications.poisoning import (
     penalty_solver,
     retrained,
     reverse_solver,
-    swapped,
     targeted_task,
     untargeted_task,
     wrongly_labelled,
 )
 from bilevax.applications.training import Training, probabilities
+from bilevax.batches import Stacked
 from bilevax.models import softmax_head
 from experiments.denoising import CLASSES, images_of
 
@@ -71,6 +73,8 @@ def draw(kind: str, size: Size, percent: int, seed: int) -> Draw:
     """Samples of D.2: at random for the untargeted attack, as many of each class for the targeted one.
 
     `points` start from training samples, `flipped`, the baseline, are validation samples; both carry wrong labels.
+    Those of the targeted attack are eights that are labelled three. D.2 says that threes are labelled eight, too, but
+    then 6% flipped labels have 12% of the eights taken for threes; the paper has 33%, which is what eights alone give.
     """
     mnist = images_of("mnist")
     x = np.concatenate([mnist.x_train, mnist.x_test])
@@ -89,25 +93,31 @@ def draw(kind: str, size: Size, percent: int, seed: int) -> Draw:
     count = round(percent * size.train / 100)
     keys = jax.random.split(jax.random.key(seed))
     if kind == TARGETED:
-        points = swapped(x_train, y_train, count, SOURCE, AS, key=keys[0])
-        flipped = swapped(x_val, y_val, count, SOURCE, AS, key=keys[1])
+        points, flipped = _as_target(x_train, y_train, count, keys[0]), _as_target(x_val, y_val, count, keys[1])
     else:
         points = wrongly_labelled(x_train, y_train, count, key=keys[0])
         flipped = wrongly_labelled(x_val, y_val, count, key=keys[1])
     return Draw(x_train, y_train, x_val, y_val, x_test, y_test, points, flipped)
 
 
-def task_of(kind: str, d: Draw) -> Task:
+def _as_target(x: np.ndarray, y: np.ndarray, count: int, key: Any) -> Points:
+    chosen = np.random.default_rng(np.asarray(jax.random.key_data(key))).permutation(np.flatnonzero(y == SOURCE))[
+        :count
+    ]
+    return Points(x[chosen], np.full(count, AS))
+
+
+def task_of(kind: str, d: Draw, training: Training = TRAINING) -> Task:
     """The attack as a Task."""
     arrays = d.x, d.y, d.x_val, d.y_val, d.points
     if kind == TARGETED:
-        return targeted_task(MODEL, *arrays, SOURCE, AS, key=jax.random.key(0), training=TRAINING)
-    return untargeted_task(MODEL, *arrays, key=jax.random.key(0), training=TRAINING)
+        return targeted_task(MODEL, *arrays, SOURCE, AS, key=jax.random.key(0), training=training)
+    return untargeted_task(MODEL, *arrays, key=jax.random.key(0), training=training)
 
 
-def judged(kind: str, d: Draw, points: Points | None) -> float:
+def judged(kind: str, d: Draw, points: Points | None, training: Training = TRAINING) -> float:
     """Percent, after retraining: test samples that are right; of a targeted attack eights that are taken for threes."""
-    v = retrained(MODEL, TRAINING, d.x, d.y, points, key=jax.random.key(0))
+    v = retrained(MODEL, training, d.x, d.y, points, key=jax.random.key(0))
     if kind == TARGETED:
         return 100 * float((probabilities(MODEL, v, d.x_test[d.y_test == SOURCE]).argmax(1) == AS).mean())
     return 100 * float((probabilities(MODEL, v, d.x_test).argmax(1) == d.y_test).mean())
@@ -125,3 +135,34 @@ def attacked(solver: Any, task: Task, labels: Any, steps: int) -> Attacked:
     began = time.perf_counter()
     u = solve(solver, task.problem, *task.start, task.batches, steps=steps, key=jax.random.key(0)).u
     return Attacked(Points(np.asarray(u), labels), time.perf_counter() - began)
+
+
+def attacked_together(
+    solver: Any, tasks: Sequence[Task], labels: Sequence[Any], steps: int, directory: Path
+) -> list[Attacked]:
+    """Solve tasks of one kind in one solve, which goes on from its checkpoints in a directory.
+
+    Each has as many seconds: the wall seconds, compilation included, divided by the number of tasks.
+    """
+    count = max(len(y) for y in labels)
+    padded = [_padded(task, count) for task in tasks]
+    start = jax.tree.map(lambda *x: jnp.stack(x), *(task.start for task in padded))
+    source = Stacked(jax.tree.map(lambda *x: jnp.stack(x), *(task.batches for task in padded)))
+    save, began = callbacks.Checkpoint(directory), time.perf_counter()
+    key = jax.random.key(0)
+    many = Vectorized(solver)
+    u = solve(many, tasks[0].problem, *start, source, steps=steps, key=key, callbacks=[save], resume=save).u
+    seconds = (time.perf_counter() - began) / len(tasks)
+    return [Attacked(Points(np.asarray(x)[: len(y)], y), seconds) for x, y in zip(u, labels, strict=True)]
+
+
+def _padded(task: Task, count: int) -> Task:
+    """The same task with so many points: those added carry no label, so neither loss knows of them.
+
+    The loss is the mean over points of what is linear in their labels, so the labels of the others grow in proportion.
+    """
+    (u, v), source = task.start, task.batches
+    added = count - len(u)
+    labels = jnp.pad(source.labels * (count / len(u)), ((0, added), (0, 0)))
+    u = jnp.pad(u, ((0, added), *((0, 0) for _ in u.shape[1:])))
+    return task._replace(start=(u, v), batches=replace(source, labels=labels))

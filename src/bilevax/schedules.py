@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 
 from bilevax.problem import InputError
@@ -46,7 +47,8 @@ def at(schedule: Schedule | float, stage: Any) -> Any:
 
 def _looked_at(schedule: Schedule | float) -> list[float]:
     stages = range(STAGES_LOOKED_AT) if callable(schedule) else range(1)
-    return [float(at(schedule, k)) for k in stages]
+    with jax.ensure_compile_time_eval():  # a solver may be made inside a function that is being traced
+        return [float(at(schedule, k)) for k in stages]
 
 
 def require_positive(owner: str, name: str, schedule: Schedule | float, zero: bool = False) -> None:
