@@ -241,7 +241,7 @@ def run(kind: Kind, settings: Settings) -> None:
                 paper = kind.paper.get(label, {}).get(cell) if title == kind.figure else None
                 agrees = None if small or paper is None else within_noise(paper, values)
                 tables.setdefault(title, []).append(Row((" ".join(cell), label), paper, values, agrees))
-    notes = [*kind.notes(settings), *order_of(kind, found, labels), *NOTES]
+    notes = [*kind.notes(settings), *order_of(kind, found, labels), *reached_by(kind, found, labels), *NOTES]
     for title, rows in tables.items():
         show(f"{kind.title}: {title}", ("data", "method"), rows, notes if title == list(tables)[-1] else ())
     panels = [
@@ -313,6 +313,26 @@ def order_of(kind: Kind, found: Mapping[Any, list[dict[str, Any]]], labels: list
     if not behind:
         return ["The paper's claim that SPNBO is before all others holds in the means of every cell here."]
     return [f"The paper's claim that SPNBO is before all others does not hold here. {'; '.join(behind)}."]
+
+
+def reached_by(kind: Kind, found: Mapping[Any, list[dict[str, Any]]], labels: list[str]) -> list[str]:
+    """How soon SPNBO is where Penalty ends, and in how many trials, beside Penalty in these trials."""
+    if SPNBO_ROW not in labels or PENALTY not in labels:
+        return []
+    told = []
+    for cell, trials in found.items():
+        both = []
+        for trial in trials:
+            level = trial[PENALTY]["looks"][-1][1]["figure"]
+            theirs, own = (
+                seconds_to(trial[label]["looks"], level, kind.lower_is_better) for label in (PENALTY, SPNBO_ROW)
+            )
+            if own is not None:
+                both.append((own, theirs))
+        means = np.mean(both, 0) if both else None
+        seconds = "" if means is None else f", on average after {means[0]:.1f} s, Penalty there after {means[1]:.1f} s"
+        told.append(f"{' '.join(cell)}: in {len(both)} of {len(trials)} trials{seconds}")
+    return [f"SPNBO is as far as Penalty's last figure at some look. {'; '.join(told)}."]
 
 
 def readable(label: str, rates: Rates, lower_steps: int) -> dict[str, Any]:

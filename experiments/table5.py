@@ -60,6 +60,11 @@ def cells(settings: Settings) -> list[tuple[str, int, int]]:
     return found
 
 
+def has(label: str, percent: int) -> bool:
+    """Whether a method is run with so many points: with half the weight decay only where there are more trials."""
+    return percent in CLOSER or not label.endswith(HALF)
+
+
 def run_cells(kind: str, size: Size, draws: list[Draw], label: str, directory: Path) -> list[dict[str, float]]:
     """What a method reaches in each trial, its share of the seconds, and how far its points went (mean l2)."""
     training = LIGHTER if label.endswith(HALF) else TRAINING
