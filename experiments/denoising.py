@@ -4,9 +4,9 @@ import dataclasses
 import functools
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -64,6 +64,9 @@ def pick_noise(levels: Sequence[int], wanted: int | None) -> list[int]:
     return [wanted]
 
 
+Cell = TypeVar("Cell")
+
+
 def kept_cell(
     path: Path, labels: Sequence[str], run: Callable[[list[str]], dict[str, dict[str, Any]]]
 ) -> dict[str, dict[str, Any]]:
@@ -74,6 +77,16 @@ def kept_cell(
         kept |= run(missing)
         write_cell(path, kept)
     return kept
+
+
+def keep_together(
+    paths: Mapping[Cell, Path], label: str, run: Callable[[list[Cell]], Sequence[dict[str, Any]]]
+) -> None:
+    """As `kept_cell`, for a row that is found in one go for all cells that lack it."""
+    missing = [cell for cell, path in paths.items() if label not in read_cell(path)]
+    if missing:
+        for cell, row in zip(missing, run(missing), strict=True):
+            write_cell(paths[cell], read_cell(paths[cell]) | {label: row})
 
 
 def read_cell(path: Path) -> dict[str, dict[str, Any]]:

@@ -1,11 +1,14 @@
 """What the poisoning experiments share: their draws of MNIST, their methods, and how an attack is judged."""
 
+import hashlib
 import itertools
+import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -137,6 +140,14 @@ def attacked(solver: Any, task: Task, labels: Any, steps: int) -> Attacked:
     return Attacked(Points(np.asarray(u), labels), time.perf_counter() - began)
 
 
+@contextmanager
+def saves(out: Path, *about: Any) -> Iterator[Path]:
+    """A directory for the checkpoints of a solve about something; it goes once its results are kept."""
+    directory = out / "checkpoints" / hashlib.sha256(repr(about).encode()).hexdigest()[:16]
+    yield directory
+    shutil.rmtree(directory, ignore_errors=True)
+
+
 def attacked_together(
     solver: Any, tasks: Sequence[Task], labels: Sequence[Any], steps: int, directory: Path
 ) -> list[Attacked]:
@@ -161,7 +172,7 @@ def _padded(task: Task, count: int) -> Task:
 
     The loss is the mean over points of what is linear in their labels, so the labels of the others grow in proportion.
     """
-    (u, v), source = task.start, task.batches
+    (u, v), source = task.start, cast(Any, task.batches)
     added = count - len(u)
     labels = jnp.pad(source.labels * (count / len(u)), ((0, added), (0, 0)))
     u = jnp.pad(u, ((0, added), *((0, 0) for _ in u.shape[1:])))

@@ -5,8 +5,7 @@ All trials of a method are one solve. It is saved as it runs, its cells are kept
 and a run that was stopped goes on from there.
 """
 
-import hashlib
-import shutil
+import functools
 import time
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -17,7 +16,7 @@ import numpy as np
 from bilevax.applications.poisoning import distances
 from experiments import denoising, poisoning
 from experiments.contract import Published, Row, Settings, pick, show, within_noise, write_results
-from experiments.poisoning import SOLVERS, TARGETED, TRAINING, UNTARGETED, Draw, Size
+from experiments.poisoning import SOLVERS, TARGETED, TRAINING, UNTARGETED, Size
 
 TITLE = "Table 5: data-augmentation attacks on softmax regression, MNIST"
 CLEAN, FLIPPED = "No attack", "Label flipping"
@@ -65,38 +64,26 @@ def has(label: str, percent: int) -> bool:
     return percent in CLOSER or not label.endswith(HALF)
 
 
-def run_cells(kind: str, size: Size, draws: list[Draw], label: str, directory: Path) -> list[dict[str, float]]:
-    """What a method reaches in each trial, its share of the seconds, and how far its points went (mean l2)."""
+def run_cells(kind: str, size: Size, label: str, out: Path, wanted: list[tuple[int, int]]) -> list[dict[str, float]]:
+    """What a method reaches with so many percent and a seed each, its seconds, how far its points went (mean l2)."""
     training = LIGHTER if label.endswith(HALF) else TRAINING
-    method = label.removesuffix(HALF)
+    method, draws = label.removesuffix(HALF), [poisoning.draw(kind, size, *cell) for cell in wanted]
     if method not in SOLVERS:
         return [
             {"reached": poisoning.judged(kind, d, d.flipped if method == FLIPPED else None, training)} for d in draws
         ]
-    tasks = [poisoning.task_of(kind, d, training) for d in draws]
+    tasks, labels = [poisoning.task_of(kind, d, training) for d in draws], [d.points.y for d in draws]
     solver = SOLVERS[method](size.steps, size.lower_steps)
-    found = poisoning.attacked_together(solver, tasks, [d.points.y for d in draws], size.steps, directory)
-    return [
-        {
-            "reached": poisoning.judged(kind, d, one.points, training),
-            "seconds": one.seconds,
-            "moved": float(distances(one.points.x, d.points.x).mean()),
-        }
-        for d, one in zip(draws, found, strict=True)
-    ]
-
-
-def run_missing(kind: str, size: Size, wanted: list[tuple[int, int]], label: str, out: Path) -> None:
-    """Run a method in those trials, of so many percent and a seed, whose files lack it, and add it to them."""
-    paths = {cell: out / "cells" / f"{kind}-{cell[0]}-{cell[1]}.json" for cell in wanted}
-    missing = [cell for cell in wanted if label not in denoising.read_cell(paths[cell])]
-    if missing:
-        name = f"{kind}-{label}-{hashlib.sha256(repr(missing).encode()).hexdigest()[:8]}"
-        directory = out / "checkpoints" / name.replace(", ", "-").replace(" ", "-")
-        draws = [poisoning.draw(kind, size, *cell) for cell in missing]
-        for cell, row in zip(missing, run_cells(kind, size, draws, label, directory), strict=True):
-            denoising.write_cell(paths[cell], denoising.read_cell(paths[cell]) | {label: row})
-        shutil.rmtree(directory, ignore_errors=True)
+    with poisoning.saves(out, kind, label, wanted) as directory:
+        found = poisoning.attacked_together(solver, tasks, labels, size.steps, directory)
+        return [
+            {
+                "reached": poisoning.judged(kind, d, one.points, training),
+                "seconds": one.seconds,
+                "moved": float(distances(one.points.x, d.points.x).mean()),
+            }
+            for d, one in zip(draws, found, strict=True)
+        ]
 
 
 def run(settings: Settings) -> None:
@@ -105,9 +92,13 @@ def run(settings: Settings) -> None:
     all_sizes = sizes(settings)
     began = time.perf_counter()
     for kind, size in all_sizes.items():
-        wanted = [(percent, seed) for of, percent, seed in cells(settings) if of == kind]
         for label in labels:
-            run_missing(kind, size, [cell for cell in wanted if has(label, cell[0])], label, settings.out)
+            paths = {
+                (percent, seed): settings.out / "cells" / f"{kind}-{percent}-{seed}.json"
+                for of, percent, seed in cells(settings)
+                if of == kind and has(label, percent)
+            }
+            denoising.keep_together(paths, label, functools.partial(run_cells, kind, size, label, settings.out))
     found: dict[tuple[str, int], list[dict[str, Any]]] = {}
     for kind, percent, seed in cells(settings):
         kept = denoising.read_cell(settings.out / "cells" / f"{kind}-{percent}-{seed}.json")

@@ -8,7 +8,7 @@ import pytest
 from bilevax.datasets import digits
 from experiments import figure5c, figure6, poisoning, table5, table6
 from experiments.contract import Settings
-from experiments.poisoning import AS, SOURCE, TARGETED, UNTARGETED, Size
+from experiments.poisoning import AS, TARGETED, UNTARGETED, Size
 
 SMALL = {UNTARGETED: Size(100, 100, 400, 300, 5), TARGETED: Size(200, 400, 400, 400, 10)}
 

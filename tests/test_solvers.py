@@ -223,3 +223,18 @@ def test_lam_keeps_v_from_a_maximum(key):
     helped = bx.solve(bx.Penalty(ADAM, ADAM, nu=0.0, lam=Geometric(10.0, 0.9)), problem, *start, steps=3000, key=key)
     assert abs(float(plain.v)) < 0.1
     assert abs(abs(float(helped.v)) - 1) < 0.05
+
+
+def test_a_solver_may_be_made_inside_a_traced_function():
+    problem = bx.Problem(lambda u, v: jnp.sum((v - 1) ** 2), lambda u, v: jnp.sum((v - u) ** 2))
+
+    @jax.jit
+    def stepped(u):
+        solver = bx.Penalty()  # its default schedules are looked at as it is made
+        return solver.step(problem, solver.init(problem, u, u, bx.Batch()), bx.Batch(), jax.random.key(0))[0].u
+
+    apart = bx.Penalty()
+    state = apart.step(
+        problem, apart.init(problem, jnp.zeros(2), jnp.zeros(2), bx.Batch()), bx.Batch(), jax.random.key(0)
+    )[0]
+    np.testing.assert_allclose(stepped(jnp.zeros(2)), state.u, rtol=1e-6)

@@ -113,3 +113,16 @@ def test_seconds_to_a_level():
     assert spnbo.seconds_to(looks, 75.0, lower=False) == 2.0
     assert spnbo.seconds_to(looks, 95.0, lower=False) is None
     assert spnbo.seconds_to(looks, 55.0, lower=True) == 1.0
+
+
+def test_how_soon_spnbo_is_where_penalty_ends():
+    def trial(own, penalty):
+        return {
+            name: {"looks": [(float(at + 1), {"figure": x}) for at, x in enumerate(figures)]}
+            for name, figures in ((spnbo.SPNBO_ROW, own), (spnbo.PENALTY, penalty))
+        }
+
+    found = {("mnist",): [trial([1, 5, 6], [2, 4, 5]), trial([1, 2, 3], [2, 4, 5]), trial([5, 5, 6], [2, 5, 5])]}
+    (told,) = spnbo.reached_by(spnbo_table3.KIND, found, list(spnbo.LABELS))
+    assert "mnist: in 2 of 3 trials, on average after 1.5 s, Penalty there after 2.5 s" in told
+    assert spnbo.reached_by(spnbo_table3.KIND, found, [spnbo.SPNBO_ROW]) == []
