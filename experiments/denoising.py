@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import json
+import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -244,7 +245,10 @@ def learned_weights(u: Any) -> np.ndarray:
 def readable(solver: Any) -> dict[str, Any]:
     """A solver's fields in a form that JSON takes; optimizers are closures and are told in the experiment's file."""
     fields = {name: value for name, value in vars(solver).items() if not hasattr(value, "update")}
-    told = {n: x if isinstance(x, int | float | None) else getattr(x, "__name__", repr(x)) for n, x in fields.items()}
+    told = {
+        n: x if isinstance(x, int | float | None) else getattr(x, "__name__", re.sub(r" at 0x\w+", "", repr(x)))
+        for n, x in fields.items()
+    }
     return {"method": type(solver).__name__, **told}
 
 
