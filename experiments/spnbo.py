@@ -7,7 +7,7 @@ regulariser is smoothed by mu = 1e-3 for all but SMNBP and SPNBO, which lower mu
 import functools
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, NamedTuple
 
 import jax
@@ -15,10 +15,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from bilevax import SMNBP, SPNBO, Implicit, Penalty, ReverseMode
+from bilevax import SMNBP, SPNBO, Implicit, Penalty, Problem, ReverseMode
 from bilevax.applications import Task
 from bilevax.linear_solve import CG, ByOptimizer
 from bilevax.plots import Line, LinePanel, line_panels
+from bilevax.problem import identity
 from bilevax.schedules import Geometric
 from bilevax.search import TPE, Random, search
 from bilevax.solvers.spnbo import AllRows, Layers, Rows
@@ -103,9 +104,10 @@ class Cell(NamedTuple):
     Attributes:
         task: for all of them.
         rates: how fast variables move.
-        bounds: of u, for the searches.
+        bounds: of u, for the searches; where there is a `space`, of what it takes.
         look: (u, v) -> the figures that are taken on the way, `FIGURE` among them.
         judge: (u, v) -> the figures at the end.
+        space: from what the searches draw to u, where u has more entries than they can treat.
     """
 
     task: Task
@@ -113,6 +115,7 @@ class Cell(NamedTuple):
     bounds: tuple[Any, Any]
     look: Callable[[Any, Any], dict[str, float]]
     judge: Callable[[Any, Any], dict[str, float]]
+    space: Callable[[Any], Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -191,7 +194,7 @@ def run_method(label: str, cell: Cell, size: Size, seed: int) -> Run:
     if label in SEARCHES:
         found = search(
             SEARCHES[label],
-            task.problem,
+            task.problem if cell.space is None else drawn_from(task.problem, cell.space),
             *cell.bounds,
             task.start[1],
             task.batches,
@@ -200,7 +203,8 @@ def run_method(label: str, cell: Cell, size: Size, seed: int) -> Run:
             lower_steps=size.trial_steps,
             lower_optimizer=optax.adam(cell.rates.lower),
         )
-        return Run(found.u, found.v, [(float(found.history.extra["seconds"][-1]), cell.look(found.u, found.v))])
+        u = found.u if cell.space is None else cell.space(found.u)
+        return Run(u, found.v, [(float(found.history.extra["seconds"][-1]), cell.look(u, found.v))])
     last: dict[str, Any] = {}
 
     def seen(u: Any, v: Any) -> dict[str, float]:
@@ -212,6 +216,26 @@ def run_method(label: str, cell: Cell, size: Size, seed: int) -> Run:
         steps = max(1, steps * size.lower_steps // (2 * SOLVE_STEPS))
     looks = denoising.watched_solve(solver, task, steps, max(1, steps // size.looks), seed, seen)
     return Run(last["u"], last["v"], [(one.seconds, one.seen) for one in looks])
+
+
+def drawn_from(problem: Problem, space: Callable[[Any], Any]) -> Problem:
+    """The problem in z, where u = space(z)."""
+
+    def of_z(function: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(function)  # losses are given what their signature asks for
+        def wrapped(z: Any, *rest: Any, **more: Any) -> Any:
+            return function(space(z), *rest, **more)
+
+        return wrapped
+
+    penalty = problem.regularizer
+    return replace(
+        problem,
+        upper_loss=of_z(problem.upper_loss),
+        lower_loss=of_z(problem.lower_loss),
+        regularizer=None if penalty is None else of_z(penalty),
+        project_upper=identity,
+    )
 
 
 def run(kind: Kind, settings: Settings) -> None:

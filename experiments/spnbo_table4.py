@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from bilevax.applications.poisoning import wrongly_labelled
@@ -82,8 +83,14 @@ def draw(settings: Settings, cell: tuple[str, ...], seed: int) -> Cell:
         v = retrained(u)
         return accuracy(v) | {name: 100 * share for name, share in sparsity(v).items()}
 
-    low = jnp.zeros_like(task.start[0])
-    return Cell(task, RATES, (low, low + 1), look, judge)
+    begin = task.start[0]
+    others = jnp.asarray(x[np.random.default_rng(seed).choice(len(x), len(begin))])
+
+    def blended(share: Any) -> Any:
+        return begin + share.reshape(-1, *[1] * (begin.ndim - 1)) * (others - begin)
+
+    low = jnp.zeros(len(begin))
+    return Cell(task, RATES, (low, low + 1), look, judge, blended)
 
 
 def notes(settings: Settings) -> list[str]:
@@ -92,7 +99,8 @@ def notes(settings: Settings) -> list[str]:
         f"{100 * POISON:g}% added samples, from training samples with wrong labels, pixels within 0..1; p = {P}, the "
         f"sum of |w|^p times {STRENGTH:g}, of which the text says nothing. Accuracy and zeros of a network trained "
         "from scratch on clean and added samples. The text prints accuracies for Fashion above those for MNIST, which "
-        "look exchanged.",
+        "look exchanged. The searches, which cannot treat a number for each pixel, draw one for each point: how far it "
+        "is on the way to another training sample.",
     ]
     if settings.quick or settings.medium:
         told.append(f"{samples(settings)} samples and a small network in place of the whole and the text's network.")
