@@ -157,12 +157,12 @@ def attacked_together(
     """
     count = max(len(y) for y in labels)
     padded = [_padded(task, count) for task in tasks]
-    start = jax.tree.map(lambda *x: jnp.stack(x), *(task.start for task in padded))
+    u, v = jax.tree.map(lambda *x: jnp.stack(x), *(task.start for task in padded))
     source = Stacked(jax.tree.map(lambda *x: jnp.stack(x), *(task.batches for task in padded)))
     save, began = callbacks.Checkpoint(directory), time.perf_counter()
     key = jax.random.key(0)
     many = Vectorized(solver)
-    u = solve(many, tasks[0].problem, *start, source, steps=steps, key=key, callbacks=[save], resume=save).u
+    u = solve(many, tasks[0].problem, u, v, source, steps=steps, key=key, callbacks=[save], resume=save).u
     seconds = (time.perf_counter() - began) / len(tasks)
     return [Attacked(Points(np.asarray(x)[: len(y)], y), seconds) for x, y in zip(u, labels, strict=True)]
 
