@@ -18,7 +18,7 @@ from bilevax.plots import Line, LinePanel, line_panels
 from experiments import denoising, poisoning
 from experiments.contract import Row, Settings, pick, show, write_results
 from experiments.poisoning import SOLVERS, UNTARGETED, Size
-from experiments.table5 import sizes
+from experiments.table5 import shorter
 
 TITLE = "Figure 5(c): accuracy and time of an upper iteration against T, untargeted attack with 6% points"
 PERCENT = 6
@@ -61,7 +61,7 @@ def run_cell(size: Size, moves: tuple[int, ...], seed: int, labels: list[str]) -
 
 def run(settings: Settings) -> None:
     """Run every cell that is not there yet, draw, write `results.json`."""
-    size = sizes(settings)[UNTARGETED]
+    size = shorter(settings)[UNTARGETED]
     moves = QUICK_MOVES if settings.quick else MOVES
     methods = pick(LABELS, settings.solver)
     labels = [f"{label}, T = {count}" for label in methods for count in moves]

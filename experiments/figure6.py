@@ -13,17 +13,17 @@ from bilevax.plots import change_sheet
 from experiments import denoising, poisoning
 from experiments.contract import Row, Settings, pick, show, write_results
 from experiments.poisoning import SOLVERS, UNTARGETED, Draw
-from experiments.table5 import sizes
+from experiments.table5 import shorter
 
 TITLE = "Figure 6: points of the untargeted and the targeted attack, before and after"
 PERCENT, SEED, SHOWN = 6, 0, 10
 
 
 def shown(kind: str, d: Draw) -> np.ndarray:
-    """Which points are drawn: untargeted, one of each label in order; targeted, five of each of the two labels."""
-    wanted = range(10) if kind == UNTARGETED else (poisoning.AS, poisoning.SOURCE)
-    each = SHOWN // len(wanted)
-    return np.concatenate([np.flatnonzero(d.points.y == label)[:each] for label in wanted])
+    """Which points are drawn: untargeted, one of each label in order; targeted, the first, which have one label."""
+    if kind != UNTARGETED:
+        return np.arange(min(SHOWN, len(d.points.y)))
+    return np.concatenate([np.flatnonzero(d.points.y == label)[:1] for label in range(SHOWN)])
 
 
 def run(settings: Settings) -> None:
@@ -31,7 +31,7 @@ def run(settings: Settings) -> None:
     (label,) = pick(("Penalty",), settings.solver)
     rows, started = [], time.perf_counter()
     drawn: list[tuple[str, Draw, np.ndarray, Any]] = []
-    for kind, size in sizes(settings).items():
+    for kind, size in shorter(settings).items():
         d = poisoning.draw(kind, size, PERCENT, SEED)
         found = poisoning.attacked(
             SOLVERS[label](size.steps, size.lower_steps), poisoning.task_of(kind, d), d.points.y, size.steps
@@ -40,9 +40,12 @@ def run(settings: Settings) -> None:
             rows.append(Row((kind, what), None, np.array([poisoning.judged(kind, d, points)]), None))
         drawn.append((kind, d, shown(kind, d), found.points.x))
     seconds = time.perf_counter() - started
-    notes = ["Test accuracy in percent; of the targeted attack the share of eights taken for threes.", f"Seed {SEED}."]
+    notes = [
+        "Test accuracy in percent; of the targeted attack the share of eights taken for threes.",
+        f"Seed {SEED}, {PERCENT}% points, K = {shorter(settings)[UNTARGETED].steps}.",
+    ]
     show(TITLE, ("attack", "points"), rows, notes)
-    size = sizes(settings)[UNTARGETED]
+    size = shorter(settings)[UNTARGETED]
     write_results(
         "figure6",
         settings,

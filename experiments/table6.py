@@ -19,7 +19,7 @@ from bilevax.schedules import Geometric
 from experiments import denoising, poisoning
 from experiments.contract import Published, Row, Settings, pick, show, within_noise, write_results
 from experiments.poisoning import UNTARGETED, Size
-from experiments.table5 import sizes
+from experiments.table5 import shorter
 
 TITLE = "Table 6: lam, multipliers and gamma of Penalty, untargeted attack with 6% points"
 PERCENT = 6
@@ -75,12 +75,6 @@ def variants(size: Size) -> dict[tuple[str, str], Callable[[], Penalty]]:
     return found
 
 
-def size_of(settings: Settings) -> Size:
-    """Table 5's; --medium has fewer steps."""
-    size = sizes(settings)[UNTARGETED]
-    return replace(size, steps=min(size.steps, 1500)) if settings.medium else size
-
-
 def run_seeds(size: Size, label: str, solver: Penalty, out: Path, seeds: list[int]) -> list[dict[str, float]]:
     """Test accuracy after retraining with one variant in each trial, and its seconds."""
     draws = [poisoning.draw(UNTARGETED, size, PERCENT, seed) for seed in seeds]
@@ -95,7 +89,7 @@ def run_seeds(size: Size, label: str, solver: Penalty, out: Path, seeds: list[in
 
 def run(settings: Settings) -> None:
     """Run every cell that is not there yet, compare, write `results.json`."""
-    size = size_of(settings)
+    size = shorter(settings)[UNTARGETED]
     made = variants(size)
     labels = pick([f"{kind}, {what}" for kind, what in made], settings.solver)
     seeds = list(range(settings.seeds or (1 if settings.quick else 2 if settings.medium else 5)))
