@@ -65,9 +65,9 @@ def cells(settings: Settings) -> list[tuple[str, int, int]]:
     return found
 
 
-def has(label: str, percent: int) -> bool:
-    """Whether a method is run with so many points: with half the weight decay only where there are more trials."""
-    return percent in CLOSER or not label.endswith(HALF)
+def has(label: str, kind: str, percent: int) -> bool:
+    """Whether a method is run: untargeted, with half the weight decay, only where there are more trials."""
+    return kind == TARGETED or percent in CLOSER or not label.endswith(HALF)
 
 
 def run_cells(kind: str, size: Size, label: str, out: Path, wanted: list[tuple[int, int]]) -> list[dict[str, float]]:
@@ -102,7 +102,7 @@ def run(settings: Settings) -> None:
             paths = {
                 (percent, seed): settings.out / "cells" / f"{kind}-{percent}-{seed}.json"
                 for of, percent, seed in cells(settings)
-                if of == kind and has(label, percent)
+                if of == kind and has(label, kind, percent)
             }
             denoising.keep_together(paths, label, functools.partial(run_cells, kind, size, label, settings.out))
     found: dict[tuple[str, int], list[dict[str, Any]]] = {}
@@ -118,7 +118,7 @@ def run(settings: Settings) -> None:
             )
             for kind, percent in sorted(found, key=lambda cell: (cell[0] != UNTARGETED, cell[1]))
             for label in labels
-            if has(label, percent) and field in found[kind, percent][0][label]
+            if has(label, kind, percent) and field in found[kind, percent][0][label]
         ]
 
     fields = (
