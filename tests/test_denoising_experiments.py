@@ -66,6 +66,7 @@ def test_f1_is_that_of_right_labels_kept():
     assert denoising.f1(right, kept) == pytest.approx(2 / 3)
 
 
+@pytest.mark.slow
 def test_a_cell_of_table2_ranks_its_rows_on_the_digits(monkeypatch):
     monkeypatch.setattr(denoising, "images_of", lambda name: digits())
     plan = table2.Plan(MODEL, 100, 1000, 30, 10, 2, 20, batch=100, rate=1e-2)
@@ -185,6 +186,7 @@ def test_the_clock_of_a_watched_solve_stands_still_while_it_looks():
     assert looks[-1].seconds < 3 * 0.5
 
 
+@pytest.mark.slow
 def test_figures_4a_and_5a_on_the_digits():
     trial = small_trial()
     plan = table2.Plan(MODEL, 100, 400, 10, 10, 2, batch=100)
@@ -200,6 +202,7 @@ def test_figures_4a_and_5a_on_the_digits():
     assert found["average_precision"] > 0.8
 
 
+@pytest.mark.slow
 def test_a_trial_of_d12_on_the_digits(monkeypatch):
     monkeypatch.setattr(denoising, "images_of", lambda name: digits())
     rows = wrn.run_cell(wrn.Size(MODEL, 100, 800, 100, 20), 0, list(wrn.LABELS))

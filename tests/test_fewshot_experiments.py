@@ -80,6 +80,7 @@ def test_every_method_is_made_of_a_solver_and_a_task():
     assert set(fewshot.TASKS) == set(OTHERS)
 
 
+@pytest.mark.slow
 def test_one_directory_has_each_run_once(tmp_path, monkeypatch):
     monkeypatch.setattr(fewshot, "sizes", lambda settings: {OMNIGLOT: dataclasses.replace(SMALL, steps=4)})
     both = Settings(quick=True, shot=1, solver="Penalty", out=tmp_path)

@@ -158,6 +158,7 @@ def test_the_network_of_cifar10_never_sees_the_two_classes(monkeypatch):
     assert shape == (2, 64)  # 2 x 2 of 16 channels: 16 padded, pooled to 8, 4 unpadded, pooled to 2
 
 
+@pytest.mark.slow
 def test_the_search_finds_the_least_bound_and_keeps_to_it(tmp_path, file, monkeypatch):
     monkeypatch.setattr(figure3, "GRID", BOUNDS)
     settings = Settings(quick=True, seeds=1, features=file, out=tmp_path / "out")
