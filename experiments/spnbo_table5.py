@@ -40,7 +40,7 @@ def size(settings: Settings) -> Size:
     """How long methods run."""
     of_omniglot = tuple(cell for cell in CELLS if cell[0] == OMNIGLOT)
     if settings.quick:
-        return Size(of_omniglot[1:], 40, 5, 1, 4, 20, 1, looks=2)
+        return Size(of_omniglot[1:], 20, 3, 1, 2, 10, 1, looks=1)
     if settings.medium:
         return Size(of_omniglot[1:], 250, 5, 1, 8, 20, 5, looks=3)
     return Size(CELLS, 5000, 20, 1, 100, 100, 10)
@@ -75,7 +75,7 @@ def draw(settings: Settings, cell: tuple[str, ...], seed: int) -> Cell:
 
     def judge(u: Any, v: Any) -> dict[str, float]:
         return {
-            "figure": measured(u, 200 if settings.quick else 600),
+            "figure": measured(u, 100 if settings.quick else 600),
             "zeros": 100 * zero_share(v, ZERO),
             "removed": 0.0,
         }
