@@ -31,7 +31,8 @@ def run(settings: Settings) -> None:
     (label,) = pick(("Penalty",), settings.solver)
     rows, started = [], time.perf_counter()
     drawn: list[tuple[str, Draw, np.ndarray, Any]] = []
-    for kind, size in shorter(settings).items():
+    sizes = shorter(settings)
+    for kind, size in sizes.items():
         d = poisoning.draw(kind, size, PERCENT, SEED)
         found = poisoning.attacked(
             SOLVERS[label](size.steps, size.lower_steps), poisoning.task_of(kind, d), d.points.y, size.steps
@@ -39,13 +40,12 @@ def run(settings: Settings) -> None:
         for what, points in (("no attack", None), ("where it started", d.points), ("found", found.points)):
             rows.append(Row((kind, what), None, np.array([poisoning.judged(kind, d, points)]), None))
         drawn.append((kind, d, shown(kind, d), found.points.x))
-    seconds = time.perf_counter() - started
+    seconds, size = time.perf_counter() - started, sizes[UNTARGETED]
     notes = [
         "Test accuracy in percent; of the targeted attack the share of eights taken for threes.",
-        f"Seed {SEED}, {PERCENT}% points, K = {shorter(settings)[UNTARGETED].steps}.",
+        f"Seed {SEED}, {PERCENT}% points, K = {size.steps}.",
     ]
     show(TITLE, ("attack", "points"), rows, notes)
-    size = shorter(settings)[UNTARGETED]
     write_results(
         "figure6",
         settings,
