@@ -52,7 +52,7 @@ def test_points_carry_wrong_labels():
 
 def test_table5_goes_on_where_it_was_stopped_and_attacks_beat_flipped_labels(tmp_path, monkeypatch):
     monkeypatch.setattr(table5, "PERCENTS", (6,))
-    monkeypatch.setattr(table5, "LABELS", (table5.FLIPPED, "ApproxGrad", "Penalty", table5.FLIPPED + table5.HALF))
+    monkeypatch.setattr(table5, "LABELS", (table5.FLIPPED, "ApproxGrad", "Penalty"))
     monkeypatch.setattr(table5, "cells", lambda settings: [(UNTARGETED, 6, 0), (TARGETED, 6, 0)])
     settings = Settings(quick=True, out=tmp_path)
     table5.run(settings)
