@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from bilevax import InputError
 from bilevax.applications.episodes import evaluate
 from bilevax.applications.fewshot import HEAD_RATE, UPPER_RATE, statistics_of
 from bilevax.applications.sparse_networks import ZERO, sparse_fewshot_task
@@ -36,14 +37,31 @@ PAPER = spnbo.published(CELLS, PRINTED)
 RATES = Rates(functools.partial(optax.adam, UPPER_RATE), HEAD_RATE, HEAD_RATE)
 
 
+def cells(settings: Settings) -> tuple[tuple[str, str], ...]:
+    """Data set, way and shot of each cell.
+
+    Raises:
+        InputError: no cell is as asked for.
+    """
+    small = settings.quick or settings.medium
+    shot = 5 if small and settings.shot is None else settings.shot
+    found = tuple(
+        (name, task)
+        for name, task in CELLS
+        if settings.way in (None, 5) and (shot is None or task == f"5-way {shot}-shot") and (not small or name != MINI)
+    )
+    if not found:
+        raise InputError(f"No cell has --way {settings.way} and --shot {settings.shot}. Way is 5, shot 1 or 5.")
+    return found
+
+
 def size(settings: Settings) -> Size:
     """How long methods run."""
-    of_omniglot = tuple(cell for cell in CELLS if cell[0] == OMNIGLOT)
     if settings.quick:
-        return Size(of_omniglot[1:], 20, 3, 1, 2, 10, 1, looks=1)
+        return Size(cells(settings), 20, 3, 1, 2, 10, 1, looks=1)
     if settings.medium:
-        return Size(of_omniglot[1:], 250, 5, 1, 8, 20, 5, looks=3)
-    return Size(CELLS, 5000, 20, 1, 100, 100, 10)
+        return Size(cells(settings), 250, 5, 1, 8, 20, 5, looks=3)
+    return Size(cells(settings), 5000, 20, 1, 100, 100, 10)
 
 
 def draw(settings: Settings, cell: tuple[str, ...], seed: int) -> Cell:

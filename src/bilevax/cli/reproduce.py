@@ -28,8 +28,10 @@ def reproduce(
         int | None,
         typer.Option(min=0, max=100, metavar="PERCENT", help="Only this share of wrong labels, of one on several."),
     ] = None,
-    way: Annotated[int | None, typer.Option(min=2, help="Only tasks of so many classes, of table3.")] = None,
-    shot: Annotated[int | None, typer.Option(min=1, help="Only tasks of so many samples a class, of table3.")] = None,
+    way: Annotated[
+        int | None, typer.Option(min=2, help="Only tasks of so many classes, of an experiment on several.")
+    ] = None,
+    shot: Annotated[int | None, typer.Option(min=1, help="Only tasks of so many samples a class, likewise.")] = None,
     features: Annotated[
         Path | None, typer.Option(metavar="FILE.npz", help="Images and a feature map of yours, of figure3.")
     ] = None,
