@@ -285,7 +285,7 @@ def draw_points(settings: Settings, attack: Attack, targets: list[int], cells: l
     )
     below = [f"l2 {far:.2f}" for far in distances(points, bases)]
     change_sheet(
-        before, after, [""] * len(won), below, settings.out / "figure6a.png", "Clean-label attack", targets=aims
+        before, after, [""] * len(won), below, settings.out / "figure3-points.png", "Clean-label attack", targets=aims
     )
 
 

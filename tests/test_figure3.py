@@ -175,7 +175,7 @@ def test_the_search_finds_the_least_bound_and_keeps_to_it(tmp_path, file, monkey
     violation = {row["where"][2]: row["ours"]["mean"] for row in told}
     assert violation[PENALTY] < 1e-3
     assert violation[BALL] < 1e-5
-    assert {path.name for path in (tmp_path / "out").glob("*.png")} == {"figure3.png", "figure6a.png"}
+    assert {path.name for path in (tmp_path / "out").glob("*.png")} == {"figure3.png", "figure3-points.png"}
     cells = sorted((tmp_path / "out" / "cells").glob("*.json"))
     assert len(cells) == 1
     monkeypatch.setattr(figure3.Attack, "search", lambda *arguments: pytest.fail("nothing is missing"))

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from bilevax import InputError
 from bilevax.datasets import ClassSplit, Images
 from bilevax.models import mlp, omniglot_network
 from experiments import fewshot, spnbo, spnbo_table3, spnbo_table4, spnbo_table5
@@ -48,6 +49,14 @@ def test_the_papers_numbers_belong_to_rows_and_cells():
     assert spnbo_table3.PAPER["SPNBO"][("mnist",)] == Published(98.53, 0.23)
     assert spnbo_table4.PAPER["Robo"][("svhn",)] == Published(55.29, 0.42)
     assert spnbo_table5.PAPER["RMD"][("omniglot", "5-way 1-shot")] == Published(81.79, 0.57)
+
+
+def test_few_shot_cells_are_chosen():
+    assert spnbo_table5.cells(Settings(shot=5)) == (("mini_imagenet", "5-way 5-shot"), ("omniglot", "5-way 5-shot"))
+    assert spnbo_table5.cells(Settings(medium=True)) == (("omniglot", "5-way 5-shot"),)
+    assert spnbo_table5.cells(Settings(quick=True, shot=1)) == (("omniglot", "5-way 1-shot"),)
+    with pytest.raises(InputError, match="No cell has --way 20"):
+        spnbo_table5.cells(Settings(way=20))
 
 
 def test_a_search_runs_on_the_re_weighting():
