@@ -25,6 +25,7 @@ from bilevax.applications.fewshot import (
     features_of,
     fewshot_task,
     penalty_solver,
+    reverse_solver,
     statistics_of,
     unit,
 )
@@ -559,7 +560,7 @@ def step_s_products(representation, d, make, change=lambda representation, probl
     return [[sizes - heads for sizes in part] for part in products(text)]
 
 
-@pytest.mark.parametrize("make", [penalty_solver, approxgrad_solver, alternating_solver])
+@pytest.mark.parametrize("make", [penalty_solver, approxgrad_solver, alternating_solver, reverse_solver])
 def test_moves_of_the_heads_do_not_run_the_representation(make):
     """All products in the compiled loops have the heads' dimensions; those of the representation are outside."""
     inside, outside = step_s_products(two_blocks(), 112, make)
@@ -579,7 +580,7 @@ def moved_by_the_heads(representation, problem):
     return dataclasses.replace(problem, lower_loss=lower_loss)
 
 
-@pytest.mark.parametrize("make", [penalty_solver, approxgrad_solver, alternating_solver])
+@pytest.mark.parametrize("make", [penalty_solver, approxgrad_solver, alternating_solver, reverse_solver])
 def test_that_would_be_seen_if_they_did(make):
     inside, _ = step_s_products(dense(23, 7), 7, make, moved_by_the_heads)
     assert sum(map(bool, inside)) >= 4  # two layers, forward and back

@@ -12,6 +12,7 @@ SOURCE = Path(__file__).parents[1] / "src" / "bilevax"
 ORDER = [
     "problem",
     "oracles",
+    "hoisting",
     "schedules",
     "smoothing",
     "linear_solve",

@@ -122,6 +122,19 @@ def test_finite_and_truthful_whatever_the_matrix(solve, dtype):
     np.testing.assert_allclose(qs[-1], alone, rtol=1e-5, atol=1e-6)
 
 
+def test_an_answer_worse_than_none_is_shortened_and_not_dropped():
+    """H = diag(1, -1): each term of the series grows along the second axis, past |b|; in closed form."""
+    terms, scale = 5, 0.5
+    b, h = np.array([1.0, 0.1]), np.array([1.0, -1.0])
+    series = (1 - (1 - scale * h) ** (terms + 1)) / h * b
+    assert np.linalg.norm(h * series - b) > np.linalg.norm(b)
+    multiple = (h * series) @ b / np.sum((h * series) ** 2)
+    q, residual = run(ls.Neumann(terms, scale), jnp.diag(jnp.asarray(h)), jnp.asarray(b))
+    np.testing.assert_allclose(q, multiple * series, rtol=1e-12)
+    assert float(residual) == pytest.approx(np.linalg.norm(h * multiple * series - b), rel=1e-12)
+    assert float(residual) < 0.8 * np.linalg.norm(b)
+
+
 def test_cg_alone_breaks_down_where_the_safeguard_holds():
     """diag(1, -1) q = (1, 1): the first step of conjugate gradients divides by p'Ap = 0."""
     q, residual = run(ls.CG(), jnp.diag(jnp.array([1.0, -1.0])), jnp.ones(2))

@@ -14,7 +14,7 @@ import bilevax as bx
 from benchmarks import lower_move
 from benchmarks.peers import jax_problems
 from benchmarks.peers.works import CLASSES, HIDDEN, SIDE, Arrays
-from bilevax import linear_solve
+from bilevax import linear_solve, oracles
 from bilevax.solve import _Carry, _start, _stretch  # the call that `solve` makes, without its checks of the start
 from bilevax.solvers import Solver
 
@@ -33,7 +33,7 @@ class Itself:
 
 @dataclass(frozen=True)
 class PlainCG:
-    """So many steps of conjugate gradients from zero, without bilevax's damping, start and safeguards.
+    """So many steps of conjugate gradients from zero, without bilevax's start and safeguards.
 
     `late` has the next direction take the residual from before the step, which is no method of conjugate gradients,
     but what Betty 0.2.1 computes (its hypergradient/cg.py). Both are here to check others against.
@@ -41,19 +41,34 @@ class PlainCG:
 
     steps: int
     late: bool = False
+    damping: float = 0.0
 
     def __call__(self, product: Any, b: Any, start: Any) -> tuple[Any, Any]:
         """What the steps come to; the residual is not taken."""
 
         def one(carry: Any, _: None) -> tuple[Any, None]:
             x, r, p = carry
-            hp, size = product(p), optax.tree.norm(r, squared=True)
+            hp, size = optax.tree.add_scale(product(p), self.damping, p), optax.tree.norm(r, squared=True)
             alpha = size / optax.tree.vdot(p, hp)
             x, new = optax.tree.add_scale(x, alpha, p), optax.tree.add_scale(r, -alpha, hp)
             beta = optax.tree.norm(new, squared=True) / size
             return (x, new, optax.tree.add_scale(r if self.late else new, beta, p)), None
 
         return jax.lax.scan(one, (optax.tree.zeros_like(b), b, b), None, length=self.steps)[0][0], jnp.zeros(())
+
+
+def by_differences(gradient: Any, v: Any) -> tuple[Any, Any]:
+    """The curvature of Betty 0.2.1's "darts": a central difference whose step has the length 0.01, whatever v.
+
+    Here to check Betty against, as `PlainCG` is.
+    """
+
+    def along(p: Any) -> Any:
+        t = 0.01 / optax.tree.norm(p)
+        ahead, back = (gradient(optax.tree.add_scale(v, sign * t, p)) for sign in (1, -1))
+        return jax.tree.map(lambda a, b: (a - b) / (2 * t), ahead, back)
+
+    return gradient(v), along
 
 
 def lower_optimizer(settings: dict[str, Any]) -> optax.GradientTransformation:
@@ -78,14 +93,17 @@ def solver(
         case "unrolled":
             return bx.ReverseMode(upper, lower, moves)
         case "cg":
-            solve = linear_solve.CG(settings["solve_steps"], damping=settings["damping"])
+            steps, damping = settings["solve_steps"], settings["damping"]
+            plain = settings.get("variant") == "plain"
+            solve = PlainCG(steps, damping=damping) if plain else linear_solve.CG(steps, damping=damping)
             return bx.Implicit(upper, lower, moves, solve)
         case "plain-cg" | "late-cg":
             return bx.Implicit(upper, lower, moves, PlainCG(settings["solve_steps"], method == "late-cg"))
         case "neumann":
             return bx.Implicit(upper, lower, moves, linear_solve.Neumann(settings["solve_steps"], settings["scale"]))
         case "one-step":
-            return bx.Implicit(upper, lower, moves, Itself())
+            curvature = by_differences if settings.get("variant") == "differences" else oracles.exact
+            return bx.Implicit(upper, lower, moves, Itself(), curvature)
     raise ValueError(f"bilevax has no method {method!r} here")
 
 

@@ -34,18 +34,23 @@ def _damped(product: Product, damping: float) -> Product:
 
 
 def _safeguarded(product: Product, b: PyTree, q: PyTree, start: PyTree) -> tuple[PyTree, Any]:
-    """The best of q, start and 0 by residual: a breakdown (NaN) or a divergence never leaves here."""
+    """The best of q, start and 0 by residual: a breakdown (NaN) or a divergence never leaves here.
 
-    def residual(q: PyTree) -> Any:
-        size = optax.tree.norm(optax.tree.sub(product(q), b))
-        return jnp.where(jnp.isfinite(size), size, jnp.inf)
-
-    zero = optax.tree.zeros_like(b)
-    best, least = zero, optax.tree.norm(b)
+    Of q and start, where they are worse than 0, the multiple is meant whose residual is least: a truncated answer under
+    negative curvature keeps its direction, and is not longer than it can answer for.
+    """
+    size_b = optax.tree.norm(b)
+    best, least = optax.tree.zeros_like(b), size_b
     for candidate in (start, q):
-        size = residual(candidate)
-        best = jax.tree.map(lambda x, y, take=size < least: jnp.where(take, x, y), candidate, best)
-        least = jnp.minimum(size, least)
+        image = product(candidate)
+        size, along = optax.tree.norm(optax.tree.sub(image, b)), optax.tree.vdot(image, b)
+        multiple = along / optax.tree.norm(image, squared=True)
+        short = jnp.sqrt(jnp.maximum(size_b**2 - along * multiple, 0))
+        helps = size < size_b
+        factor, size = jnp.where(helps, 1, multiple), jnp.where(helps, size, short)
+        take = size < least  # nothing that is not finite is
+        best = jax.tree.map(lambda x, y, t=take, c=factor: jnp.where(t, (c * x).astype(x.dtype), y), candidate, best)
+        least = jnp.where(take, size, least)
     return best, least
 
 

@@ -144,7 +144,7 @@ def fewshot_task(
     classes' features and descend. g is the sum over the tasks of the mean cross-entropies of the samples to learn from,
     f the mean over the tasks of those of the samples that are asked about. The representation is applied to all tasks'
     samples in one pass; neither loss applies it anew when v moves, since it depends on u and the batch alone: the
-    compiled step has it outside of the loop over the moves. `ReverseMode` alone goes back through it in each move.
+    compiled step has it outside of the loop over the moves.
 
     Args:
         representation: maps samples to features, such as `omniglot_network`.

@@ -1,6 +1,7 @@
 """Hypergradients by differentiating the T lower moves themselves, in reverse or forward mode."""
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -9,6 +10,7 @@ import optax
 from jax.flatten_util import ravel_pytree
 
 from bilevax import oracles
+from bilevax.hoisting import hoist
 from bilevax.problem import Batch, InputError, Problem, PyTree, require_count
 from bilevax.solvers import base
 
@@ -38,7 +40,8 @@ class ReverseMode:
             the way back (`jax.checkpoint`). About sqrt(T) is the least memory; None keeps all moves.
 
     Cost of a step: about three times T gradients of g, four with `segment`. Memory: v and what a gradient
-    of g stores, times T; with `segment` = s, v times T/s plus the rest times s.
+    of g stores, times T; with `segment` = s, v times T/s plus the rest times s. What g makes of u and the
+    batch alone by matrix products, such as features, is made once, not T times, and gone back through once.
     """
 
     upper_optimizer: optax.GradientTransformation = optax.adam(1e-2)
@@ -151,18 +154,20 @@ def _moves(
     segment: int | None = None,
 ) -> tuple[tuple[PyTree, Any], tuple[Any, Any]]:
     """Moves first, ..., first + count - 1 of v down g, as a function of u; tells (g, |grad_v g|)."""
-    direction = base.descend(problem, u, batch)
+    ts = jnp.arange(first, first + count)
 
-    def one(carry: Any, t: Any) -> tuple[Any, Any]:
-        v, opt_state = carry
+    def move(fixed: tuple[PyTree, Batch], carry: Any, t: Any) -> tuple[Any, Any]:
+        (u, batch), (v, opt_state) = fixed, carry
+        direction = base.descend(problem, u, batch)
         gradient, told = direction(v, base.lower_data(batch, t), jax.random.fold_in(key, t))
         return base.move(solver.lower_optimizer, opt_state, v, gradient, problem.project_lower), told
 
+    made, one = hoist(move, (u, batch), carry, ts[0])
+
     def some(carry: Any, ts: Any) -> tuple[Any, Any]:
-        carry, told = jax.lax.scan(one, carry, ts)
+        carry, told = jax.lax.scan(partial(one, made), carry, ts)
         return carry, jax.tree.map(lambda x: x[-1], told)
 
-    ts = jnp.arange(first, first + count)
     if segment is None or segment >= count:
         return some(carry, ts)
     whole = count // segment * segment
