@@ -271,12 +271,12 @@ def test_tune_strengthens_noise_where_the_model_overfits(few, key):
     assert 0.5 < tuned.hyperparameters["input_noise"] < 2  # 0.05 at the start
     assert tuned.validation_loss < 0.6  # fixed noise of exp(-1), exp(0), exp(0.5) gives 1.03, 0.50, 0.57
     pieces = [INPUT_NOISE, LABEL_SMOOTHING, CLASS_WEIGHTS]
-    runs = [tune(softmax_regression(3), *few, pieces, key=key, steps=100, batch_size=15) for _ in range(2)]
+    runs = [tune(softmax_regression(3), *few, pieces, key=key, steps=200, batch_size=15) for _ in range(2)]
     found = runs[0].hyperparameters
     np.testing.assert_array_equal(found["class_weights"], runs[1].hyperparameters["class_weights"])
     assert {k: v.shape for k, v in found.items()} == {"input_noise": (), "label_smoothing": (), "class_weights": (3,)}
-    assert found["input_noise"] > 0.2
-    assert runs[0].validation_loss < 1.0  # 2.8 with the noise of the start
+    assert found["input_noise"] > 0.3
+    assert runs[0].validation_loss < 0.8  # 2.8 with the noise of the start
 
 
 def test_tune_with_another_solver(few, key):
