@@ -19,6 +19,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m experiments.report", description=__doc__)
     parser.add_argument("records", nargs="+", type=Path, help="results.json files, or directories that hold one")
     parser.add_argument("--benchmarks", type=Path, help="what `make bench` printed, taken over as it stands")
+    parser.add_argument("--peers", type=Path, help="what `python -m benchmarks.peers --out` wrote")
     parser.add_argument("--out", type=Path, default=Path(__file__).with_name("RESULTS.md"))
     options = parser.parse_args()
     parts = [HEAD]
@@ -27,6 +28,10 @@ def main() -> None:
         parts.append(denoising(found) if found["experiment"] == "denoising_digits" else compared(found))
     if options.benchmarks:
         parts.append(f"## `make bench`\n\n```\n{options.benchmarks.read_text().strip()}\n```\n")
+    if options.peers:
+        from benchmarks.peers.report import whole
+
+        parts.append(f"## Beside other libraries\n\n{whole(json.loads(options.peers.read_text()))}")
     options.out.write_text("\n".join(parts))
 
 

@@ -94,8 +94,9 @@ def test_any_number_of_devices_gives_the_history_of_one(name, devices, alone):
     assert_same(run(name, layout.over(devices)).history, alone(name))
 
 
-def test_the_same_layout_gives_the_same_bits():
-    first, second = (run("Penalty", layout.over(4)) for _ in range(2))
+@pytest.mark.parametrize("name", ["Penalty", *(pytest.param(n, marks=pytest.mark.slow) for n in list(SOLVERS)[1:])])
+def test_the_same_layout_gives_the_same_bits(name):
+    first, second = (run(name, layout.over(4)) for _ in range(2))
     for a, b in zip(
         jax.tree.leaves((first.u, first.v, first.history)),
         jax.tree.leaves((second.u, second.v, second.history)),
@@ -292,10 +293,12 @@ PROGRAM = textwrap.dedent(
                 os.kill(os.getpid(), signal.SIGKILL)
 
     save = Checkpoint(os.environ["FOLDER"])
-    solver = bx.Penalty(lower_steps=2, gamma=float(os.environ.get("GAMMA", 1)))
+    solver, problem = t.SOLVERS[os.environ.get("SOLVER", "Penalty")]
+    if "GAMMA" in os.environ:
+        solver = bx.Penalty(lower_steps=2, gamma=float(os.environ["GAMMA"]))
     try:
         result = bx.solve(
-            solver, t.PROBLEM, t.U, t.V, t.SOURCE, steps=int(os.environ["STEPS"]), every=3, key=jax.random.key(0),
+            solver, problem, t.U, t.V, t.SOURCE, steps=int(os.environ["STEPS"]), every=3, key=jax.random.key(0),
             mesh=bx.Layout(layout.over(int(os.environ["DEVICES"])).mesh, u=jax.sharding.PartitionSpec("data")),
             callbacks=[Pause(), save], resume=save,
         )
@@ -339,23 +342,24 @@ def together(tmp_path, processes, folder, steps, devices=2, **differing):
     return [process.returncode for process in started], outputs
 
 
-@pytest.mark.slow  # 25 s
-def test_two_processes_solve_as_one_and_continue_each_others_checkpoints(tmp_path):
-    codes, outputs = together(tmp_path, 2, "two", 6)
+@pytest.mark.parametrize("name", SOLVERS)
+@pytest.mark.slow  # 25 s each
+def test_two_processes_solve_as_one_and_continue_each_others_checkpoints(name, tmp_path, alone):
+    both = {"SOLVER": [name, name]}
+    codes, outputs = together(tmp_path, 2, "two", 6, **both)
     assert codes == [0, 0], outputs
-    codes, outputs = together(tmp_path, 1, "one", 6, devices=1)
+    codes, outputs = together(tmp_path, 1, "one", 6, devices=1, **both)
     assert codes == [0], outputs
-    first, second, alone = (np.load(tmp_path / f"{name}.npy") for name in ("two-2-0", "two-2-1", "one-1-0"))
+    first, second, single = (np.load(tmp_path / f"{name}.npy") for name in ("two-2-0", "two-2-1", "one-1-0"))
     np.testing.assert_array_equal(first, second)
-    np.testing.assert_allclose(first, alone, rtol=1e-10)
+    np.testing.assert_allclose(first, single, rtol=1e-10)
     # Each goes on with the other's save.
-    assert together(tmp_path, 1, "two", STEPS, devices=1)[0] == [0]
-    assert together(tmp_path, 2, "one", STEPS)[0] == [0, 0]
-    whole = bx.solve(bx.Penalty(lower_steps=2, gamma=1.0), PROBLEM, U, V, SOURCE, steps=STEPS, key=jax.random.key(0))
-    for name in ("two-1-0", "one-2-0"):
-        history = np.load(tmp_path / f"{name}.npy")
+    assert together(tmp_path, 1, "two", STEPS, devices=1, **both)[0] == [0]
+    assert together(tmp_path, 2, "one", STEPS, **both)[0] == [0, 0]
+    for folder in ("two-1-0", "one-2-0"):
+        history = np.load(tmp_path / f"{folder}.npy")
         assert len(history) == STEPS
-        np.testing.assert_allclose(history, whole.history.upper_loss, rtol=1e-10)
+        np.testing.assert_allclose(history, alone(name).upper_loss, rtol=1e-10)
 
 
 @pytest.mark.parametrize("killed", [0, 1])

@@ -195,7 +195,7 @@ def test_bad_arguments_are_named(make, named):
 
 
 def test_cg_goes_on_where_curvature_is_small_beside_the_size():
-    """On 7,840 float32 entries lineax's own test of a breakdown would take curvatures below 0.09 for one."""
+    """On 7,840 float32 entries a test of breakdown such as that of lineax takes curvatures below 0.09 for one."""
     h = jnp.asarray(np.geomspace(1e-2, 5.0, 7840), jnp.float32)
     b = jnp.asarray(np.random.default_rng(0).normal(size=h.size), jnp.float32)
     _, residual = ls.CG(steps=150)(lambda q: h * q, b, jnp.zeros_like(b))

@@ -198,6 +198,27 @@ def test_the_judge_of_the_synthetic_example():
     assert judge([np.full(10, 0.5)]) == 0
 
 
+def test_a_file_that_was_written_is_read_into_the_same_tables():
+    """With a row that failed, and a peer at twice and at half the time of bilevax's row."""
+
+    def row(key, seconds, beside="penalty", **more):
+        cells = {moves: run.Cell([moves * x for x in seconds], seconds, 2**20, 1.0) for moves in (1, 10)}
+        return run.Row(key, key, beside, beside, cells, {}, {"fake": "1"}, **more)
+
+    fast, slow = row("bilevax:penalty", [1.0, 2.0], iterations=3), row("torch:x", [2.0, 4.0], unreached="not finite")
+    broken = row("betty:y", [], failed="no")
+    found = {"synthetic": [fast, slow, broken], "mlp": [slow, row("bilevax:penalty", [4.0, 8.0])]}
+    more = {"command": "c", "machine": "m", "threads": 2, "runs": 2, "seconds": 9.0, "versions": {"fake": "1"}}
+    kept = report.as_json(
+        {name: (works.WORKS[name], rows) for name, rows in found.items()}, moves=(1, 10), reach=10, **more
+    )
+    text = report.whole(json.loads(json.dumps(kept)))
+    assert "| torch:x | penalty | 2.00 | **0.50** |" in text
+    assert "| betty:y | penalty | failed | - |" in text
+    for name, rows in found.items():
+        assert report.table(works.WORKS[name], rows, (1, 10), 10) in text
+
+
 def test_figures_in_words():
     assert report.milliseconds([0.0012, 0.001, 0.0031]) == "1.2 (1..3.1)"
     assert report.ratio([2.0, 6.0, 4.0], [1.0, 2.0, 1.0]) == 3.0

@@ -20,7 +20,7 @@ from typing import Any
 from benchmarks.peers import works
 from benchmarks.peers.competitors import COMPETITORS, FLOOR, Competitor, chosen, reference
 from benchmarks.peers.environments import default_folder
-from benchmarks.peers.report import as_json, table
+from benchmarks.peers.report import as_json, summary, table, whole
 from benchmarks.peers.run import Field, Options, apart, measure, say
 
 QUICK_MOVES, CHECK_MOVES = (1, 2), 10  # settings are tuned for 10
@@ -86,10 +86,14 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="a smoke run: T of 1 and 2, two runs, no targets")
     parser.add_argument("--check", action="store_true", help="no times: directions beside those of bilevax")
     parser.add_argument("--tune", action="store_true", help="no times: choose settings anew; see tuning.py")
+    parser.add_argument("--read", type=Path, help="no times: the tables of a file that --out wrote, and their summary")
     parser.add_argument("--list", action="store_true", help="the rows' keys")
     given = parser.parse_args()
     if given.list:
         print("\n".join(f"{row.key:<28} {row.name}" for row in COMPETITORS))
+        return
+    if given.read is not None:
+        print(whole(json.loads(given.read.read_text())), end="")
         return
     if given.runs < 1 or given.threads < 1:
         parser.error("--runs and --threads must be at least 1.")
@@ -139,6 +143,7 @@ def run(asked: list[works.Work], rows: list[Competitor], options: Options, out: 
             more |= {"moves": options.moves, "reach": options.reach, "seconds": time.time() - began}
             out.parent.mkdir(parents=True, exist_ok=True)
             out.write_text(json.dumps(as_json(found, **more), indent=1) + "\n")
+    print(summary({name: rows for name, (_, rows) in found.items()}, options.reach or options.moves[-1]) + "\n")
     print(", ".join(f"{name} {version}" for name, version in sorted(versions.items())))
     say(f"{time.time() - began:.0f} s")
 

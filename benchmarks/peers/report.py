@@ -1,12 +1,12 @@
 """Tables in Markdown, from rows."""
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from benchmarks.peers.competitors import FLOOR
 from benchmarks.peers.run import Cell, Row
-from benchmarks.peers.works import Work
+from benchmarks.peers.works import WORKS, Work
 
 FAILED, NOTHING = "failed", "-"
 
@@ -103,6 +103,36 @@ def table(work: Work, rows: Sequence[Row], moves: Sequence[int], reach: int | No
     return "\n".join(lines)
 
 
+def summary(found: Mapping[str, Sequence[Row]], at: int) -> str:
+    """One table of all works: the time of an upper iteration over that of bilevax's row of the same method."""
+    lines = [_line([f"time / bilevax's, T = {at}", "method", *found]), _line(["---"] * (len(found) + 2))]
+    by_work = {name: {row.key: row for row in rows} for name, rows in found.items()}
+    for key, first in {row.key: row for rows in found.values() for row in rows}.items():
+        if key.startswith("bilevax:"):
+            continue
+        cells = []
+        for rows in by_work.values():
+            row, ours = rows.get(key), rows.get(f"bilevax:{first.beside}")
+            if row is None or ours is None:
+                cells.append(NOTHING)
+            elif row.failed is not None or row.cells[at].failed is not None:
+                cells.append(FAILED)
+            elif first.method == FLOOR:  # no way of doing it is below
+                value = ratio(row.cells[at].seconds, ours.cells[at].seconds)
+                cells.append(NOTHING if value is None else f"{value:.2f}")
+            else:
+                cells.append(_over(row, ours, at))
+        lines.append(_line([first.name, NOTHING if first.method == FLOOR else first.beside, *cells]))
+    return "\n".join(lines)
+
+
+def _over(row: Row, ours: Row, at: int) -> str:
+    value = ratio(row.cells[at].seconds, ours.cells[at].seconds)
+    if value is None:
+        return NOTHING
+    return _bold(f"{value:.2f}" if value < 100 else f"{value:,.0f}", value < 1)
+
+
 def _ratio_text(row: Row, other: Row | None, at: int) -> str:
     if other is None or other is row or at not in other.cells:
         return NOTHING
@@ -128,3 +158,28 @@ def as_json(works: dict[str, tuple[Work, Sequence[Row]]], **more: Any) -> dict[s
         for name, (work, rows) in works.items()
     }
     return more | {"works": found}
+
+
+def from_json(kept: Mapping[str, Any]) -> dict[str, tuple[Work, list[Row]]]:
+    """The reverse of `as_json`."""
+    found = {}
+    for name, told in kept["works"].items():
+        rows = []
+        for row in told["rows"]:
+            cells = {int(moves): Cell(**cell) for moves, cell in row["cells"].items()}
+            rows.append(Row(**(row | {"cells": cells})))
+        found[name] = WORKS[name], rows
+    return found
+
+
+def whole(kept: Mapping[str, Any]) -> str:
+    """The summary and all tables of a file of --out, with the command and the machine."""
+    found, at = from_json(kept), kept["reach"] or kept["moves"][-1]
+    versions = ", ".join(f"{name} {version}" for name, version in sorted(kept["versions"].items()))
+    how = f"{kept['threads']} threads, {kept['runs']} interleaved runs, float32, {kept['seconds']:.0f} s"
+    parts = [
+        f"`{kept['command']}` on {kept['machine']}; {how}. {versions}.",
+        summary({name: rows for name, (_, rows) in found.items()}, at),
+        *(table(work, rows, kept["moves"], kept["reach"]) for work, rows in found.values()),
+    ]
+    return "\n\n".join(parts) + "\n"
