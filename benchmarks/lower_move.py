@@ -1,7 +1,7 @@
 """Seconds per lower move of Penalty on the MNIST network (Mehra and Hamm 2021, appendix E.2), on the CPU.
 
 A move is: the gradient of f on 200 validation samples; the gradient of g on 200 training samples, with dropout; one
-forward pass over the latter along p = gamma grad_v g; an Adam update. It runs inside the library's compiled loop.
+pass back through the latter along p = gamma grad_v g; an Adam update. It runs inside the library's compiled loop.
 Beside it, measured in the same run and interleaved: the move with `oracles.finite_difference`; a plain gradient move
 of g; both written by hand in PyTorch, in a process of its own; and the floor of the machine's arithmetic, from the
 operations of all matrix products, counted by hand, and a rate measured on a product of 2048x2048. With --networks

@@ -30,7 +30,7 @@ SWEEPS = {  # which size varies, and what the other is
 }
 MOVES, SOLVE_STEPS = 1, 2
 LARGE = 10**5  # from where slopes are fitted
-AT_LEAST = 0.1  # seconds of a run
+AT_LEAST, STEPS = 0.1, 10  # seconds and steps of a run; its memory is asked of the system once
 CAPACITY = 10_000
 WORD = 4
 SPARE = 1.2  # of the memory that XLA asks for
@@ -122,7 +122,7 @@ def measure(row: str, vary: str, u_size: int, v_size: int, runs: int) -> Found:
         return (time.perf_counter() - began) / count
 
     steps(1)
-    count = min(CAPACITY, max(1, math.ceil(AT_LEAST / steps(1))))
+    count = min(CAPACITY, max(STEPS, math.ceil(AT_LEAST / steps(1))))
     seconds = [steps(count) for _ in range(runs)]
     return Found(row, vary, u_size, v_size, seconds, temporary, arguments, resident("VmHWM") - before)
 

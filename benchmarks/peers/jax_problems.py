@@ -40,6 +40,22 @@ class Setup(NamedTuple):
     restart: Callable[[Any, bx.Batch], Any] | None
 
 
+class Pool(NamedTuple):
+    """Batches on the device, of which a step takes one by its number, as `Episodes` draws them; here all are the same.
+
+    A batch that is fixed for the whole loop would have XLA move what the first layer makes of the images out of it,
+    once for each time that the features are asked for, and no longer see that these are the same features: a third
+    more arithmetic. Where a batch is drawn anew, as in few-shot learning it is, they are computed once.
+    """
+
+    batches: bx.Batch
+
+    def at(self, step: Any, key: Any) -> bx.Batch:
+        """The batch of a step."""
+        count = jax.tree.leaves(self.batches)[0].shape[0]
+        return jax.tree.map(lambda x: x[step % count], self.batches)
+
+
 def quiet(model: Model) -> Model:
     """The model without its dropout: random numbers differ between libraries."""
     return Model(model.init, lambda params, x: model.apply(params, x))
@@ -115,7 +131,7 @@ def _fewshot(arrays: Arrays) -> Setup:
 
     return Setup(
         task.problem,
-        Fixed(batch),
+        Pool(jax.tree.map(lambda x: jnp.stack([x, x]), batch)),
         u,
         v,
         batch,

@@ -57,7 +57,7 @@ class PlainCG:
         return jax.lax.scan(one, (optax.tree.zeros_like(b), b, b), None, length=self.steps)[0][0], jnp.zeros(())
 
 
-def by_differences(gradient: Any, v: Any) -> tuple[Any, Any]:
+def by_differences(g: Any, u: Any, v: Any) -> oracles.Lower:
     """The curvature of Betty 0.2.1's "darts": a central difference whose step has the length 0.01, whatever v.
 
     Here to check Betty against, as `PlainCG` is.
@@ -65,10 +65,11 @@ def by_differences(gradient: Any, v: Any) -> tuple[Any, Any]:
 
     def along(p: Any) -> Any:
         t = 0.01 / optax.tree.norm(p)
-        ahead, back = (gradient(optax.tree.add_scale(v, sign * t, p)) for sign in (1, -1))
+        ahead, back = (jax.grad(g, (0, 1))(u, optax.tree.add_scale(v, sign * t, p)) for sign in (1, -1))
         return jax.tree.map(lambda a, b: (a - b) / (2 * t), ahead, back)
 
-    return gradient(v), along
+    loss, grad_v = jax.value_and_grad(g, 1)(u, v)
+    return oracles.Lower(loss, grad_v, along)
 
 
 def lower_optimizer(settings: dict[str, Any]) -> optax.GradientTransformation:

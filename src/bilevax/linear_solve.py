@@ -33,15 +33,15 @@ def _damped(product: Product, damping: float) -> Product:
     return lambda q: jax.tree.map(lambda a, x: a + damping * x, product(q), q)
 
 
-def _safeguarded(product: Product, b: PyTree, q: PyTree, start: PyTree) -> tuple[PyTree, Any]:
-    """The best of q, start and 0 by residual: a breakdown (NaN) or a divergence never leaves here.
+def _safeguarded(product: Product, b: PyTree, *candidates: PyTree) -> tuple[PyTree, Any]:
+    """The best of the candidates and 0 by residual: a breakdown (NaN) or a divergence never leaves here.
 
-    Of q and start, where they are worse than 0, the multiple is meant whose residual is least: a truncated answer under
+    Of a candidate that is worse than 0 the multiple is meant whose residual is least: a truncated answer under
     negative curvature keeps its direction, and is not longer than it can answer for.
     """
     size_b = optax.tree.norm(b)
     best, least = optax.tree.zeros_like(b), size_b
-    for candidate in (start, q):
+    for candidate in candidates:
         image = product(candidate)
         size, along = optax.tree.norm(optax.tree.sub(image, b)), optax.tree.vdot(image, b)
         multiple = along / optax.tree.norm(image, squared=True)
@@ -91,7 +91,7 @@ class CG:
         """q, |(H + damping) q - b|."""
         product = _damped(product, self.damping)
         q, _ = jax.scipy.sparse.linalg.cg(product, b, start, tol=self.tolerance, maxiter=self.steps)
-        return _safeguarded(product, b, q, start)
+        return _safeguarded(product, b, start, q)
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,7 @@ class GMRES:
 
         solver = lineax.GMRES(self.tolerance, self.tolerance * 1e-6, max_steps=self.steps, restart=self.restart)
         product = _damped(product, self.damping)
-        return _safeguarded(product, b, _by_lineax(solver, product, b, start, ()), start)
+        return _safeguarded(product, b, start, _by_lineax(solver, product, b, start, ()))
 
 
 @dataclass(frozen=True)
@@ -148,7 +148,7 @@ class Direct:
         import lineax
 
         product = _damped(product, self.damping)
-        return _safeguarded(product, b, _by_lineax(lineax.LU(), product, b, start, ()), start)
+        return _safeguarded(product, b, start, _by_lineax(lineax.LU(), product, b, start, ()))
 
 
 def _by_lineax(solver: Any, product: Product, b: PyTree, start: PyTree, tags: tuple[object, ...]) -> PyTree:
@@ -191,7 +191,7 @@ class Neumann:
 
         (_, total), _ = jax.lax.scan(one, (b, b), None, length=self.terms)
         q = optax.tree.scale(self.scale, total)
-        return _safeguarded(damped, b, q, optax.tree.zeros_like(b))
+        return _safeguarded(damped, b, q)
 
 
 def least_squares(product: Product, b: PyTree, q: PyTree) -> PyTree:
@@ -236,4 +236,4 @@ class ByOptimizer:
             return (optax.apply_updates(q, updates), opt_state), None
 
         (q, _), _ = jax.lax.scan(one, (start, self.optimizer.init(start)), None, length=self.steps)
-        return _safeguarded(damped, b, q, start)
+        return _safeguarded(damped, b, start, q)

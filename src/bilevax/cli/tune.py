@@ -279,7 +279,7 @@ def _tune(
 
     steps = LOGISTIC_STEPS if steps is None else steps
     task = logistic_task(data.X, data.y, data.X_validation, data.y_validation, data.classes)
-    # g, its forward pass along p, and f: each once in every move of v and in that of u.
+    # g, the pass back through it, and f: each once in every move of v and in that of u.
     passes = (penalty_solver(0.1).lower_steps + 1) * steps
     least = -(-3 * passes // TRIAL_STEPS)
     if trials < least:
@@ -455,7 +455,7 @@ def _sentences(told: dict[str, Any], data: Data, runs: dict[str, Run], passes: i
             f"which it had found it; {told['ratio_with_compilation']:.2f} with the compilation of both."
         )
     count = (
-        f"Gradients: of g in a search; in Penalty {passes:,} each of gradients of g, of forward passes over them "
+        f"Gradients: of g in a search; in Penalty {passes:,} each of gradients of g, of passes back through them "
         "(along) and of gradients of f, all counted."
     )
     if told["random_loss_at_penalty_evaluations"] is not None:

@@ -36,7 +36,7 @@ class GradientMatching:
         upper_optimizer: any optax optimizer; the paper has Adam on the sign of the gradient.
         curvature: `oracles.exact` or `oracles.finite_difference`.
 
-    Cost of a step: one gradient of f, one of g and a forward pass over the latter. `extra["alignment"]` tells the
+    Cost of a step: one gradient of f, one of g and a pass back through the latter. `extra["alignment"]` tells the
     cosine at the u before the move.
 
     Example:

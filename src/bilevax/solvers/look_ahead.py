@@ -42,7 +42,7 @@ class LookAhead:
     v_hat is not projected where the problem projects v. Look-ahead and moves have the same lower batch;
     of a `PerMove` the look-ahead has the first move's.
 
-    Cost of a step: T + 1 gradients of g, one forward pass over one of them, one gradient of f. Memory: that
+    Cost of a step: T + 1 gradients of g, one pass back through one of them, one gradient of f. Memory: that
     of u, v and the optimizers. `upper_loss` is told at v_hat.
 
     Example:

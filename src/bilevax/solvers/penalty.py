@@ -60,7 +60,7 @@ class Penalty:
             default.
         curvature: `oracles.exact` or `oracles.finite_difference`.
 
-    Cost of a step: T + 1 times (gradient of f, gradient of g, one forward pass over the latter).
+    Cost of a step: T + 1 times (gradient of f, gradient of g, one pass back through the latter).
     Memory: that of u, v, nu and the optimizers; it does not grow with T. The lower problem has the
     square of g's condition number: past about 1e2 use multipliers, per-layer steps, or `Implicit`.
 

@@ -189,7 +189,7 @@ class SPNBO:
         mu, beta, eps_1, eps_2, eps_3: by stage; as published by default.
         step_scale: factor on both optimizers' updates, by stage: the problem grows stiffer with beta and 1 / mu.
         test_every: the conditions are tested on the batch at hand after every so many steps; a test costs one gradient
-            of f, one of g and one forward pass over the latter.
+            of f, one of g and one pass back through the latter.
         stage_steps: end a stage after this many steps even if the conditions fail. Off (None) by default.
 
     With mu = 1e-3 from the start the smoothed problem has curvatures of 1e3 beside those of g, whose square the penalty
