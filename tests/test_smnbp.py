@@ -31,7 +31,7 @@ def problem_of(penalty, **more):
     return Problem(error, error, regularizer=lambda u, v, mu: jnp.exp(u[0]) * penalty(v, mu), **more)
 
 
-@pytest.mark.parametrize("linear_solve", [Direct(), CG(100)], ids=["direct", "cg"])
+@pytest.mark.parametrize("linear_solve", [Direct(), CG(100, 1e-8)], ids=["direct", "cg"])
 def test_at_a_fixed_mu_it_ends_where_slsqp_does(linear_solve):
     mu, problem = 0.05, problem_of(L1())
     result = solve(SMNBP(linear_solve=linear_solve, mu=mu), problem, *START, BATCH, steps=60, key=KEY)

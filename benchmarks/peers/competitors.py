@@ -106,8 +106,8 @@ COMPETITORS = (
 
 
 def reference(method: str) -> Competitor:
-    """The side of bilevax in --check; of some methods it has no row, and of two it is what others do instead."""
-    variants = {"cg": "plain", "one-step": "differences"}
+    """The side of bilevax in --check; of some methods it has no row, and of three it is what others do instead."""
+    variants = {"cg": "plain", "neumann": "plain", "one-step": "differences"}
     return dataclasses.replace(_ours(method, method), variant=variants.get(method, ""))
 
 

@@ -57,6 +57,25 @@ class PlainCG:
         return jax.lax.scan(one, (optax.tree.zeros_like(b), b, b), None, length=self.steps)[0][0], jnp.zeros(())
 
 
+@dataclass(frozen=True)
+class PlainSeries:
+    """So many terms of Neumann's series beyond the first, without bilevax's safeguard; to check Betty against."""
+
+    terms: int
+    scale: float
+
+    def __call__(self, product: Any, b: Any, start: Any) -> tuple[Any, Any]:
+        """What the terms come to; the residual is not taken."""
+
+        def one(carry: Any, _: None) -> tuple[Any, None]:
+            power, total = carry
+            power = optax.tree.add_scale(power, -self.scale, product(power))
+            return (power, optax.tree.add(total, power)), None
+
+        total = jax.lax.scan(one, (b, b), None, length=self.terms)[0][1]
+        return optax.tree.scale(self.scale, total), jnp.zeros(())
+
+
 def by_differences(g: Any, u: Any, v: Any) -> oracles.Lower:
     """The curvature of Betty 0.2.1's "darts": a central difference whose step has the length 0.01, whatever v.
 
@@ -87,6 +106,7 @@ def solver(
 ) -> Any:
     """The solver of a method; `upper` and `lower` in the place of the optimizers of the settings."""
     upper, lower = upper or optax.adam(settings["upper_rate"]), lower or lower_optimizer(settings)
+    plain = settings.get("variant") == "plain"
     match method:
         case "penalty":
             weights = {name: settings[name] for name in ("gamma", "lam", "nu")}
@@ -95,13 +115,13 @@ def solver(
             return bx.ReverseMode(upper, lower, moves)
         case "cg":
             steps, damping = settings["solve_steps"], settings["damping"]
-            plain = settings.get("variant") == "plain"
             solve = PlainCG(steps, damping=damping) if plain else linear_solve.CG(steps, damping=damping)
             return bx.Implicit(upper, lower, moves, solve)
         case "plain-cg" | "late-cg":
             return bx.Implicit(upper, lower, moves, PlainCG(settings["solve_steps"], method == "late-cg"))
         case "neumann":
-            return bx.Implicit(upper, lower, moves, linear_solve.Neumann(settings["solve_steps"], settings["scale"]))
+            series = PlainSeries if plain else linear_solve.Neumann
+            return bx.Implicit(upper, lower, moves, series(settings["solve_steps"], settings["scale"]))
         case "one-step":
             curvature = by_differences if settings.get("variant") == "differences" else oracles.exact
             return bx.Implicit(upper, lower, moves, Itself(), curvature)
