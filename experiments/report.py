@@ -19,6 +19,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m experiments.report", description=__doc__)
     parser.add_argument("records", nargs="+", type=Path, help="results.json files, or directories that hold one")
     parser.add_argument("--benchmarks", type=Path, help="what `make bench` printed, taken over as it stands")
+    parser.add_argument("--scale", type=Path, help="what `python -m benchmarks.scale` printed, taken over likewise")
     parser.add_argument("--peers", type=Path, help="what `python -m benchmarks.peers --out` wrote")
     parser.add_argument("--out", type=Path, default=Path(__file__).with_name("RESULTS.md"))
     options = parser.parse_args()
@@ -28,6 +29,9 @@ def main() -> None:
         parts.append(denoising(found) if found["experiment"] == "denoising_digits" else compared(found))
     if options.benchmarks:
         parts.append(f"## `make bench`\n\n```\n{options.benchmarks.read_text().strip()}\n```\n")
+    if options.scale:
+        picture = "![time and memory against size](figures/scale.png)"
+        parts.append(f"## `python -m benchmarks.scale`\n\n```\n{options.scale.read_text().strip()}\n```\n\n{picture}\n")
     if options.peers:
         from benchmarks.peers.report import whole
 
