@@ -354,8 +354,10 @@ def test_two_processes_solve_as_one_and_continue_each_others_checkpoints(name, t
     np.testing.assert_array_equal(first, second)
     np.testing.assert_allclose(first, single, rtol=1e-10)
     # Each goes on with the other's save.
-    assert together(tmp_path, 1, "two", STEPS, devices=1, **both)[0] == [0]
-    assert together(tmp_path, 2, "one", STEPS, **both)[0] == [0, 0]
+    codes, outputs = together(tmp_path, 1, "two", STEPS, devices=1, **both)
+    assert codes == [0], outputs
+    codes, outputs = together(tmp_path, 2, "one", STEPS, **both)
+    assert codes == [0, 0], outputs
     for folder in ("two-1-0", "one-2-0"):
         history = np.load(tmp_path / f"{folder}.npy")
         assert len(history) == STEPS

@@ -490,8 +490,13 @@ def _check_key(key: Any) -> None:
 def _fingerprint(solver: Any, problem: Problem, state: Any, batch: Batch, source: Any, key: Any) -> Fingerprint:
     """Shapes, and the traced programs of the problem and of a step, as text without addresses."""
 
+    def bare(x: Any) -> Any:
+        """Its shape without its devices, which derivatives note in their programs: a save goes on over others."""
+        kind = jax.typeof(x)
+        return jax.ShapeDtypeStruct(kind.shape, kind.dtype, weak_type=kind.weak_type)
+
     def text(function: Callable[..., Any], *arguments: Any) -> str:
-        traced = jax.make_jaxpr(function)(*arguments)
+        traced = jax.make_jaxpr(function)(*jax.tree.map(bare, arguments))
         held = hashlib.sha256()
         for const in traced.consts:
             held.update(np.asarray(const).tobytes())
