@@ -5,8 +5,10 @@ Nothing is computed here: arrays are placed, and XLA partitions the one program 
 batch; where a loss takes the mean over samples, XLA sums the devices' gradients.
 """
 
+import atexit
 import contextlib
 import os
+import time
 import zlib
 from dataclasses import dataclass, field
 from typing import Any
@@ -268,8 +270,31 @@ def join(devices: int) -> None:
                 "JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID in each, or start them by a launcher "
                 "that JAX knows, such as Slurm or Open MPI."
             ) from error
+        atexit.register(_leave)
     with contextlib.suppress(RuntimeError):  # JAX was used already: `over` says how many there are
         jax.config.update("jax_num_cpu_devices", devices // processes)
+
+
+def _leave() -> None:
+    """At a process's end: the first one, over which the others keep in touch and without which they abort, is last.
+
+    With recoverability JAX leaves this to the program. It waits for half a minute at most: a process that is killed
+    says nothing, and one that waits for this one's share of a step never ends.
+    """
+    # jax.process_index() would start a backend where none was used.
+    from jax._src.distributed import global_state
+
+    client: Any = global_state.client
+    if client is None:  # the program has called jax.distributed.shutdown itself
+        return
+    mine, end = global_state.process_id, time.monotonic() + 30
+    with contextlib.suppress(jax.errors.JaxRuntimeError):
+        if mine:
+            client.key_value_set(f"bilevax/left/{mine}", "")
+            return
+        for other in range(1, global_state.num_processes):
+            client.blocking_key_value_get(f"bilevax/left/{other}", max(1, int(1e3 * (end - time.monotonic()))))
+        client.get_live_nodes(list(range(global_state.num_processes)))  # returns when all others have disconnected
 
 
 def placed(tree: PyTree, shardings: PyTree) -> PyTree:
