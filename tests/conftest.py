@@ -18,7 +18,6 @@ jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_num_cpu_devices", 8)
 
 
-
 def pytest_configure(config):
     """Compiled programs are kept between runs, and shared with the other worker and the programs that tests start.
 

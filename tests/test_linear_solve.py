@@ -44,7 +44,9 @@ def matrix(low=1.0, high=5.0, n=12, seed=0):
 
 def run(solve, a, b, start=None):
     start = jnp.zeros_like(b) if start is None else start
-    return jax.jit(lambda a, b, start: solve(lambda q: a @ q, b, start))(a, b, start)
+    q, cross, residual = jax.jit(lambda a, b, start: solve(lambda q: (3 * q, a @ q), b, start))(a, b, start)
+    np.testing.assert_allclose(cross, 3 * q, rtol=1e-5)  # whatever became of q
+    return q, residual
 
 
 @dtypes
@@ -72,7 +74,7 @@ def test_pytrees_and_vmap(solve):
         return jnp.concatenate([t["w"].ravel(), t["b"]])
 
     def one(b):
-        q, residual = solve(lambda t: tree(a @ flat(t)), tree(b), tree(jnp.zeros(12)))
+        q, _, residual = solve(lambda t: (None, tree(a @ flat(t))), tree(b), tree(jnp.zeros(12)))
         return flat(q), residual
 
     q, residual = jax.jit(jax.vmap(one))(jnp.asarray(bs))
@@ -102,7 +104,7 @@ HOSTILE = {
 def test_finite_and_truthful_whatever_the_matrix(solve, dtype):
     """All under one vmap, where a hostile member must not spoil its neighbour either."""
     stacked = [jnp.asarray(np.stack(x), dtype) for x in zip(*HOSTILE.values(), strict=True)]
-    qs, residuals = jax.jit(jax.vmap(lambda a, b, start: solve(lambda q: a @ q, b, start)))(*stacked)
+    qs, _, residuals = jax.jit(jax.vmap(lambda a, b, start: solve(lambda q: (None, a @ q), b, start)))(*stacked)
     assert qs.dtype == dtype
     for name, a, b, q, residual in zip(HOSTILE, *stacked[:2], qs, residuals, strict=True):
         a, b, q = (np.asarray(x, float) for x in (a, b, q))
@@ -198,5 +200,18 @@ def test_cg_goes_on_where_curvature_is_small_beside_the_size():
     """On 7,840 float32 entries a test of breakdown such as that of lineax takes curvatures below 0.09 for one."""
     h = jnp.asarray(np.geomspace(1e-2, 5.0, 7840), jnp.float32)
     b = jnp.asarray(np.random.default_rng(0).normal(size=h.size), jnp.float32)
-    _, residual = ls.CG(steps=150)(lambda q: h * q, b, jnp.zeros_like(b))
+    *_, residual = ls.CG(steps=150)(lambda q: (None, h * q), b, jnp.zeros_like(b))
     assert float(residual) < 1e-3 * float(jnp.linalg.norm(b))
+
+
+def test_cg_takes_the_products_that_it_names_and_one_for_the_answer():
+    a, b = matrix()
+    calls = []
+
+    def along(q):
+        jax.debug.callback(lambda: calls.append(1))
+        return None, a @ q
+
+    jax.jit(lambda b: ls.CG(steps=4)(along, b, 0.1 * b))(b)
+    jax.effects_barrier()
+    assert len(calls) == 4 + 1 + 1

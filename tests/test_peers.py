@@ -166,9 +166,9 @@ def test_conjugate_gradients_to_check_against():
     matrix = jnp.asarray(np.diag([1.0, 2.0, 5.0]) + 0.3)
     b = jnp.asarray([1.0, -1.0, 2.0])
     exact = jnp.linalg.solve(matrix, b)
-    q, _ = ours.PlainCG(3)(lambda q: matrix @ q, b, jnp.zeros(3))
+    q, *_ = ours.PlainCG(3)(lambda q: (None, matrix @ q), b, jnp.zeros(3))
     np.testing.assert_allclose(q, exact, rtol=1e-10)
-    late, _ = ours.PlainCG(3, late=True)(lambda q: matrix @ q, b, jnp.zeros(3))
+    late, *_ = ours.PlainCG(3, late=True)(lambda q: (None, matrix @ q), b, jnp.zeros(3))
     assert float(jnp.linalg.norm(late - exact)) > 1e-3
 
 

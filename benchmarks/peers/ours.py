@@ -15,6 +15,7 @@ from benchmarks import lower_move
 from benchmarks.peers import jax_problems
 from benchmarks.peers.works import CLASSES, HIDDEN, SIDE, Arrays
 from bilevax import linear_solve, oracles
+from bilevax.linear_solve import Answer
 from bilevax.solve import _Carry, _start, _stretch  # the call that `solve` makes, without its checks of the start
 from bilevax.solvers import Solver
 
@@ -26,9 +27,9 @@ PRODUCT = 1024
 class Itself:
     """The linear solve of one-step methods such as first-order look-ahead: q = b, as if the Hessian were I."""
 
-    def __call__(self, product: Any, b: Any, start: Any) -> tuple[Any, Any]:
+    def __call__(self, along: Any, b: Any, start: Any) -> Answer:
         """B, and no residual: it would take a product."""
-        return b, jnp.zeros(())
+        return Answer(b, along(b)[0], jnp.zeros(()))
 
 
 @dataclass(frozen=True)
@@ -43,18 +44,19 @@ class PlainCG:
     late: bool = False
     damping: float = 0.0
 
-    def __call__(self, product: Any, b: Any, start: Any) -> tuple[Any, Any]:
+    def __call__(self, along: Any, b: Any, start: Any) -> Answer:
         """What the steps come to; the residual is not taken."""
 
         def one(carry: Any, _: None) -> tuple[Any, None]:
             x, r, p = carry
-            hp, size = optax.tree.add_scale(product(p), self.damping, p), optax.tree.norm(r, squared=True)
+            hp, size = optax.tree.add_scale(along(p)[1], self.damping, p), optax.tree.norm(r, squared=True)
             alpha = size / optax.tree.vdot(p, hp)
             x, new = optax.tree.add_scale(x, alpha, p), optax.tree.add_scale(r, -alpha, hp)
             beta = optax.tree.norm(new, squared=True) / size
             return (x, new, optax.tree.add_scale(r if self.late else new, beta, p)), None
 
-        return jax.lax.scan(one, (optax.tree.zeros_like(b), b, b), None, length=self.steps)[0][0], jnp.zeros(())
+        q = jax.lax.scan(one, (optax.tree.zeros_like(b), b, b), None, length=self.steps)[0][0]
+        return Answer(q, along(q)[0], jnp.zeros(()))
 
 
 @dataclass(frozen=True)
@@ -64,16 +66,16 @@ class PlainSeries:
     terms: int
     scale: float
 
-    def __call__(self, product: Any, b: Any, start: Any) -> tuple[Any, Any]:
+    def __call__(self, along: Any, b: Any, start: Any) -> Answer:
         """What the terms come to; the residual is not taken."""
 
         def one(carry: Any, _: None) -> tuple[Any, None]:
             power, total = carry
-            power = optax.tree.add_scale(power, -self.scale, product(power))
+            power = optax.tree.add_scale(power, -self.scale, along(power)[1])
             return (power, optax.tree.add(total, power)), None
 
-        total = jax.lax.scan(one, (b, b), None, length=self.terms)[0][1]
-        return optax.tree.scale(self.scale, total), jnp.zeros(())
+        q = optax.tree.scale(self.scale, jax.lax.scan(one, (b, b), None, length=self.terms)[0][1])
+        return Answer(q, along(q)[0], jnp.zeros(()))
 
 
 def by_differences(g: Any, u: Any, v: Any) -> oracles.Lower:

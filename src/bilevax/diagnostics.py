@@ -419,7 +419,7 @@ def _iterate(problem: Problem, solve: LinearSolve, u: PyTree, v: PyTree, data: P
     """(grad2_vv g)^-1 of each row, by products alone."""
     g, unravel = oracles.lower(problem, u, v, data, key), ravel_pytree(v)[1]
     zero = optax.tree.zeros_like(v)
-    return jax.lax.map(lambda b: ravel_pytree(solve(lambda q: g.along(q)[1], unravel(b), zero)[0])[0], rows)
+    return jax.lax.map(lambda b: ravel_pytree(solve(g.along, unravel(b), zero).q)[0], rows)
 
 
 def _dense(hessian: np.ndarray, rows: np.ndarray) -> tuple[float, np.ndarray]:

@@ -66,8 +66,8 @@ def hypergradient(
     batch = Batch() if batch is None else batch
     f = oracles.upper(problem, u, v, batch.upper, key)
     g = oracles.lower(problem, u, v, base.lower_data(batch, 0), key)
-    q, residual = linear_solve(lambda q: g.along(q)[1], f.grad_v, optax.tree.zeros_like(v))
-    return Hypergradient(f.loss, optax.tree.sub(f.grad_u, g.along(q)[0]), residual)
+    found = linear_solve(g.along, f.grad_v, optax.tree.zeros_like(v))
+    return Hypergradient(f.loss, optax.tree.sub(f.grad_u, found.cross), found.residual)
 
 
 @dataclass(frozen=True)
@@ -142,8 +142,8 @@ def _forwards(argmin: Argmin, u: PyTree, start: PyTree, data: PyTree, key: Any) 
 def _backwards(argmin: Argmin, kept: Any, cotangent: PyTree) -> tuple[Any, ...]:
     u, v, data, key = kept
     g = oracles.lower(argmin.problem(), u, v, data, key)
-    q, _ = argmin.linear_solve(lambda q: g.along(q)[1], cotangent, optax.tree.zeros_like(v))
-    return jax.tree.map(jnp.negative, g.along(q)[0]), None, None, None
+    found = argmin.linear_solve(g.along, cotangent, optax.tree.zeros_like(v))
+    return jax.tree.map(jnp.negative, found.cross), None, None, None
 
 
 _argmin.defvjp(_forwards, _backwards)

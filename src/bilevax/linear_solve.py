@@ -1,57 +1,68 @@
 """Approximate solutions q of H q = b, where H = grad2_vv g is known by its products alone.
 
-Each is a frozen dataclass called as `solve(product, b, start) -> (q, residual)` with
-residual = |(H + damping) q - b|. H is symmetric but need not be positive definite: the answer is
-always finite and its residual at most |b|, whatever the curvature.
+Each is a frozen dataclass called as `solve(along, b, start) -> Answer(q, cross, residual)`, where
+along(q) = (cross, H q) is that of `oracles.lower`: cross = grad2_uv g . q, which the caller needs of the answer, comes
+with the product that its residual |(H + damping) q - b| takes. H is symmetric but need not be positive definite: the
+answer is always finite and its residual at most |b|, whatever the curvature.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
 import jax.scipy.sparse.linalg
 import optax
 
+from bilevax.oracles import Along
 from bilevax.problem import InputError, PyTree, require_count
 
 Product = Callable[[PyTree], PyTree]
 
 
+class Answer(NamedTuple):
+    """q, what `along` gives for it beside H q, and |(H + damping) q - b|."""
+
+    q: PyTree
+    cross: PyTree
+    residual: Any
+
+
 class LinearSolve(Protocol):
     """What `Implicit` asks of a linear solve."""
 
-    def __call__(self, product: Product, b: PyTree, start: PyTree) -> tuple[PyTree, Any]:
-        """Q with H q near b, and the residual's norm."""
+    def __call__(self, along: Along, b: PyTree, start: PyTree) -> Answer:
+        """Q with H q near b."""
         ...
 
 
-def _damped(product: Product, damping: float) -> Product:
-    if damping == 0:
-        return product
-    return lambda q: jax.tree.map(lambda a, x: a + damping * x, product(q), q)
+def _product(along: Along, damping: float) -> Product:
+    """The product with H + damping alone."""
+    return lambda q: _damped(along(q)[1], damping, q)
 
 
-def _safeguarded(product: Product, b: PyTree, *candidates: PyTree) -> tuple[PyTree, Any]:
-    """The best of the candidates and 0 by residual: a breakdown (NaN) or a divergence never leaves here.
+def _damped(image: PyTree, damping: float, q: PyTree) -> PyTree:
+    return image if damping == 0 else jax.tree.map(lambda a, x: a + damping * x, image, q)
 
-    Of a candidate that is worse than 0 the multiple is meant whose residual is least: a truncated answer under
-    negative curvature keeps its direction, and is not longer than it can answer for.
+
+def _answer(along: Along, damping: float, b: PyTree, q: PyTree) -> Answer:
+    """What q comes to if its residual is below that of 0; if not, its multiple of least residual, or 0.
+
+    So a breakdown (NaN) or a divergence never leaves here, and a truncated answer under negative curvature keeps its
+    direction, and is not longer than it can answer for.
     """
-    size_b = optax.tree.norm(b)
-    best, least = optax.tree.zeros_like(b), size_b
-    for candidate in candidates:
-        image = product(candidate)
-        size, along = optax.tree.norm(optax.tree.sub(image, b)), optax.tree.vdot(image, b)
-        multiple = along / optax.tree.norm(image, squared=True)
-        short = jnp.sqrt(jnp.maximum(size_b**2 - along * multiple, 0))
-        helps = size < size_b
-        factor, size = jnp.where(helps, 1, multiple), jnp.where(helps, size, short)
-        take = size < least  # nothing that is not finite is
-        best = jax.tree.map(lambda x, y, t=take, c=factor: jnp.where(t, (c * x).astype(x.dtype), y), candidate, best)
-        least = jnp.where(take, size, least)
-    return best, least
+    cross, image = along(q)
+    image = _damped(image, damping, q)
+    size_b, size = optax.tree.norm(b), optax.tree.norm(optax.tree.sub(image, b))
+    inner = optax.tree.vdot(image, b)
+    multiple = inner / optax.tree.norm(image, squared=True)
+    short = jnp.sqrt(jnp.maximum(size_b**2 - inner * multiple, 0))
+    helps = size < size_b
+    factor, size = jnp.where(helps, 1, multiple), jnp.where(helps, size, short)
+    take = size < size_b  # nothing that is not finite is
+    q, cross = jax.tree.map(lambda x: jnp.where(take, factor * x, 0).astype(x.dtype), (q, cross))
+    return Answer(q, cross, jnp.where(take, size, size_b))
 
 
 def _check(owner: str, counts: dict[str, int], damping: float, tolerance: float = 1.0) -> None:
@@ -68,15 +79,15 @@ class CG:
     """Conjugate gradients (Hestenes and Stiefel 1952), by jax.scipy, warm-started.
 
     Args:
-        steps: at most this many products with H; two more are for the residuals of `start` and of the answer.
+        steps: at most this many products with H; one more is for the residual of `start`.
         tolerance: stop at this residual, relative to |b|.
         damping: solve (H + damping I) q = b.
 
     Example:
         >>> import jax.numpy as jnp
         >>> from bilevax.linear_solve import CG
-        >>> q, residual = CG(steps=5)(lambda q: 2 * q, jnp.array([1.0, 4.0]), jnp.zeros(2))
-        >>> print(q)
+        >>> answer = CG(steps=5)(lambda q: (None, 2 * q), jnp.array([1.0, 4.0]), jnp.zeros(2))
+        >>> print(answer.q)
         [0.5 2. ]
     """
 
@@ -87,11 +98,11 @@ class CG:
     def __post_init__(self) -> None:
         _check("CG", {"steps": self.steps}, self.damping, self.tolerance)
 
-    def __call__(self, product: Product, b: PyTree, start: PyTree) -> tuple[PyTree, Any]:
-        """q, |(H + damping) q - b|."""
-        product = _damped(product, self.damping)
+    def __call__(self, along: Along, b: PyTree, start: PyTree) -> Answer:
+        """The answer."""
+        product = _product(along, self.damping)
         q, _ = jax.scipy.sparse.linalg.cg(product, b, start, tol=self.tolerance, maxiter=self.steps)
-        return _safeguarded(product, b, start, q)
+        return _answer(along, self.damping, b, q)
 
 
 @dataclass(frozen=True)
@@ -113,13 +124,13 @@ class GMRES:
     def __post_init__(self) -> None:
         _check("GMRES", {"steps": self.steps, "restart": self.restart}, self.damping, self.tolerance)
 
-    def __call__(self, product: Product, b: PyTree, start: PyTree) -> tuple[PyTree, Any]:
-        """q, |(H + damping) q - b|."""
+    def __call__(self, along: Along, b: PyTree, start: PyTree) -> Answer:
+        """The answer."""
         import lineax
 
         solver = lineax.GMRES(self.tolerance, self.tolerance * 1e-6, max_steps=self.steps, restart=self.restart)
-        product = _damped(product, self.damping)
-        return _safeguarded(product, b, start, _by_lineax(solver, product, b, start, ()))
+        q = _by_lineax(solver, _product(along, self.damping), b, start)
+        return _answer(along, self.damping, b, q)
 
 
 @dataclass(frozen=True)
@@ -133,8 +144,8 @@ class Direct:
         >>> import jax.numpy as jnp
         >>> from bilevax.linear_solve import Direct
         >>> h = jnp.array([[2.0, 1.0], [1.0, -1.0]])
-        >>> q, residual = Direct()(lambda q: h @ q, jnp.array([3.0, 0.0]), jnp.zeros(2))
-        >>> print(q)
+        >>> answer = Direct()(lambda q: (None, h @ q), jnp.array([3.0, 0.0]), jnp.zeros(2))
+        >>> print(answer.q)
         [1. 1.]
     """
 
@@ -143,20 +154,20 @@ class Direct:
     def __post_init__(self) -> None:
         _check("Direct", {}, self.damping)
 
-    def __call__(self, product: Product, b: PyTree, start: PyTree) -> tuple[PyTree, Any]:
-        """q, |(H + damping) q - b|; 0 or `start` where H is singular."""
+    def __call__(self, along: Along, b: PyTree, start: PyTree) -> Answer:
+        """The answer; 0 where H is singular."""
         import lineax
 
-        product = _damped(product, self.damping)
-        return _safeguarded(product, b, start, _by_lineax(lineax.LU(), product, b, start, ()))
+        q = _by_lineax(lineax.LU(), _product(along, self.damping), b, start)
+        return _answer(along, self.damping, b, q)
 
 
-def _by_lineax(solver: Any, product: Product, b: PyTree, start: PyTree, tags: tuple[object, ...]) -> PyTree:
+def _by_lineax(solver: Any, product: Product, b: PyTree, start: PyTree) -> PyTree:
     import lineax  # imported when first used: it takes a third of the time that jax itself takes
 
     shapes = jax.eval_shape(lambda: b)
-    operator = lineax.FunctionLinearOperator(product, shapes, tags=frozenset(tags))
-    # A zero right-hand side (or start) makes relative tests meaningless; _safeguarded picks up the pieces.
+    operator = lineax.FunctionLinearOperator(product, shapes)
+    # A zero right-hand side (or start) makes relative tests meaningless; _answer picks up the pieces.
     options = {} if isinstance(solver, lineax.LU) else {"y0": start}
     return lineax.linear_solve(operator, b, solver, options=options, throw=False).value
 
@@ -180,18 +191,17 @@ class Neumann:
         if not self.scale > 0:
             raise InputError(f"Neumann: scale is {self.scale}, and must be positive.")
 
-    def __call__(self, product: Product, b: PyTree, start: PyTree) -> tuple[PyTree, Any]:
-        """q, |(H + damping) q - b|. The series starts from zero: `start` is not used."""
-        damped = _damped(product, self.damping)
+    def __call__(self, along: Along, b: PyTree, start: PyTree) -> Answer:
+        """The answer. The series starts from zero: `start` is not used."""
+        product = _product(along, self.damping)
 
         def one(carry: Any, _: None) -> tuple[Any, None]:
             power, total = carry
-            power = jax.tree.map(lambda x, hx: x - self.scale * hx, power, damped(power))
+            power = jax.tree.map(lambda x, hx: x - self.scale * hx, power, product(power))
             return (power, optax.tree.add(total, power)), None
 
         (_, total), _ = jax.lax.scan(one, (b, b), None, length=self.terms)
-        q = optax.tree.scale(self.scale, total)
-        return _safeguarded(damped, b, q)
+        return _answer(along, self.damping, b, optax.tree.scale(self.scale, total))
 
 
 def least_squares(product: Product, b: PyTree, q: PyTree) -> PyTree:
@@ -226,14 +236,16 @@ class ByOptimizer:
     def __post_init__(self) -> None:
         _check("ByOptimizer", {"steps": self.steps}, self.damping)
 
-    def __call__(self, product: Product, b: PyTree, start: PyTree) -> tuple[PyTree, Any]:
-        """q, |(H + damping) q - b|."""
-        damped = _damped(product, self.damping)
+    def __call__(self, along: Along, b: PyTree, start: PyTree) -> Answer:
+        """The answer."""
+        product = _product(along, self.damping)
 
         def one(carry: Any, _: None) -> tuple[Any, None]:
             q, opt_state = carry
-            updates, opt_state = self.optimizer.update(self.form(damped, b, q), opt_state, q)
+            updates, opt_state = self.optimizer.update(self.form(product, b, q), opt_state, q)
             return (optax.apply_updates(q, updates), opt_state), None
 
         (q, _), _ = jax.lax.scan(one, (start, self.optimizer.init(start)), None, length=self.steps)
-        return _safeguarded(damped, b, start, q)
+        # Near the end of a solve a move of fixed length, such as Adam's, leads away from the last answer.
+        new, last = (_answer(along, self.damping, b, x) for x in (q, start))
+        return jax.tree.map(lambda x, y: jnp.where(new.residual < last.residual, x, y), new, last)

@@ -76,8 +76,8 @@ class Implicit:
         f = oracles.upper(problem, state.u, v, batch.upper, upper_key)
         data = base.lower_data(batch, self.lower_steps - 1)
         g = oracles.lower(problem, state.u, v, data, upper_key, curvature=self.curvature)
-        q, residual = self.linear_solve(lambda q: g.along(q)[1], f.grad_v, state.q)
-        direction = optax.tree.sub(f.grad_u, g.along(q)[0])
+        q, cross, residual = self.linear_solve(g.along, f.grad_v, state.q)
+        direction = optax.tree.sub(f.grad_u, cross)
         u, upper_opt = base.move(self.upper_optimizer, state.upper_opt, state.u, direction, problem.project_upper)
         extra = {"linear_residual": residual}
         info = base.Info(f.loss, g.loss, optax.tree.norm(direction), optax.tree.norm(g.grad_v), extra)

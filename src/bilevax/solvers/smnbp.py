@@ -113,12 +113,9 @@ class SMNBP:
         def lower(u: PyTree, v: PyTree) -> oracles.Lower:
             return oracles.lower(problem, u, v, data, key, mu=mu)
 
-        def hessian(q: PyTree) -> PyTree:
-            return g.along(q)[1]
-
         f, g = oracles.upper(problem, u, v, batch.upper, key), lower(u, v)
-        q, residual = self.linear_solve(hessian, f.grad_v, state.q)
-        reduced = optax.tree.sub(f.grad_u, g.along(q)[0])
+        q, cross, residual = self.linear_solve(g.along, f.grad_v, state.q)
+        reduced = optax.tree.sub(f.grad_u, cross)
         # Where f over u curves down, L-BFGS may point uphill: it then starts anew.
         kept, afresh = (
             base.move(self.upper_optimizer, opt, u, reduced, problem.project_upper)
@@ -129,7 +126,7 @@ class SMNBP:
         towards_u, upper_opt = jax.tree.map(lambda a, b: jnp.where(downhill, a, b), kept, afresh)
         d_u = optax.tree.sub(towards_u, u)
         off = jax.tree.map(jnp.negative, oracles.lower_gradient(problem, towards_u, v, data, key, mu=mu)[1])
-        d_v, newton_residual = self.linear_solve(hessian, off, state.moved_v)
+        d_v, _, newton_residual = self.linear_solve(g.along, off, state.moved_v)
 
         size = optax.tree.norm(g.grad_v)
         weight = 2 * optax.tree.norm(q) + LEAST_WEIGHT

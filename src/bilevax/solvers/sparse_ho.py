@@ -138,11 +138,13 @@ class SparseHO:
         f = oracles.upper(problem, u, v, batch.upper, upper_key)
         data = base.lower_data(batch, self.lower_steps - 1)
         g = oracles.lower(problem, u, v, data, upper_key, mu=LEAST_MU)
-        q, residual = self.linear_solve(
-            lambda q: on_support(g.along(on_support(q))[1]), on_support(f.grad_v), on_support(state.q)
-        )
-        q = on_support(q)
-        direction = optax.tree.sub(f.grad_u, g.along(q)[0])
+
+        def along(q: PyTree) -> tuple[PyTree, PyTree]:
+            cross, image = g.along(on_support(q))
+            return cross, on_support(image)
+
+        q, cross, residual = self.linear_solve(along, on_support(f.grad_v), on_support(state.q))
+        q, direction = on_support(q), optax.tree.sub(f.grad_u, cross)
         moved, upper_opt = base.move(self.upper_optimizer, state.upper_opt, u, direction, problem.project_upper)
         leaves = jax.tree.leaves(support)
         share = sum(jnp.sum(x) for x in leaves) / sum(x.size for x in leaves)
