@@ -137,6 +137,18 @@ def test_an_answer_worse_than_none_is_shortened_and_not_dropped():
     assert float(residual) < 0.8 * np.linalg.norm(b)
 
 
+def test_cg_that_ends_worse_than_none_is_shortened_and_a_good_start_kept():
+    """diag(4, -1), b = (1, 1): one step goes b'b / b'Hb = 2/3 along b, to the residual (-5/3, 5/3)."""
+    h, b = jnp.diag(jnp.array([4.0, -1.0])), jnp.ones(2)
+    q, residual = run(ls.CG(1), h, b)
+    np.testing.assert_allclose(q, [3 / 17, 3 / 17], rtol=1e-12)  # the multiple of b with the least residual
+    assert float(residual) == pytest.approx(np.linalg.norm([-5 / 17, 20 / 17]), rel=1e-12)
+    near = jnp.array([0.25 + 0.1, -1 - 0.4])  # residual (-0.4, -0.4); the step would lead to (2, -2) / 3
+    q, residual = run(ls.CG(1), h, b, near)
+    np.testing.assert_array_equal(q, near)
+    assert float(residual) == pytest.approx(np.linalg.norm([0.4, 0.4]), rel=1e-12)
+
+
 def test_cg_alone_breaks_down_where_the_safeguard_holds():
     """diag(1, -1) q = (1, 1): the first step of conjugate gradients divides by p'Ap = 0."""
     q, residual = run(ls.CG(), jnp.diag(jnp.array([1.0, -1.0])), jnp.ones(2))
@@ -204,7 +216,7 @@ def test_cg_goes_on_where_curvature_is_small_beside_the_size():
     assert float(residual) < 1e-3 * float(jnp.linalg.norm(b))
 
 
-def test_cg_takes_the_products_that_it_names_and_one_for_the_answer():
+def test_cg_takes_the_products_that_it_names_and_the_answers_cross_term():
     a, b = matrix()
     calls = []
 

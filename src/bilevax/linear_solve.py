@@ -12,7 +12,6 @@ from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
-import jax.scipy.sparse.linalg
 import optax
 
 from bilevax.oracles import Along
@@ -46,14 +45,14 @@ def _damped(image: PyTree, damping: float, q: PyTree) -> PyTree:
     return image if damping == 0 else jax.tree.map(lambda a, x: a + damping * x, image, q)
 
 
-def _answer(along: Along, damping: float, b: PyTree, q: PyTree) -> Answer:
+def _answer(along: Along, damping: float, b: PyTree, q: PyTree, image: PyTree = None) -> Answer:
     """What q comes to if its residual is below that of 0; if not, its multiple of least residual, or 0.
 
-    So a breakdown (NaN) or a divergence never leaves here, and a truncated answer under negative curvature keeps its
-    direction, and is not longer than it can answer for.
+    `image` is (H + damping) q where that is known. So a breakdown (NaN) or a divergence never leaves here, and a
+    truncated answer under negative curvature keeps its direction, and is not longer than it can answer for.
     """
-    cross, image = along(q)
-    image = _damped(image, damping, q)
+    cross, product = along(q)
+    image = _damped(product, damping, q) if image is None else image
     size_b, size = optax.tree.norm(b), optax.tree.norm(optax.tree.sub(image, b))
     inner = optax.tree.vdot(image, b)
     multiple = inner / optax.tree.norm(image, squared=True)
@@ -76,7 +75,11 @@ def _check(owner: str, counts: dict[str, int], damping: float, tolerance: float 
 
 @dataclass(frozen=True)
 class CG:
-    """Conjugate gradients (Hestenes and Stiefel 1952), by jax.scipy, warm-started.
+    """Conjugate gradients (Hestenes and Stiefel 1952), warm-started.
+
+    Those of jax.scipy do not tell their residual, and to take it is a product with H more. They begin at `start` where
+    that is better than 0, and return it where it is better than what they came to, as it can be under negative
+    curvature.
 
     Args:
         steps: at most this many products with H; one more is for the residual of `start`.
@@ -101,8 +104,28 @@ class CG:
     def __call__(self, along: Along, b: PyTree, start: PyTree) -> Answer:
         """The answer."""
         product = _product(along, self.damping)
-        q, _ = jax.scipy.sparse.linalg.cg(product, b, start, tol=self.tolerance, maxiter=self.steps)
-        return _answer(along, self.damping, b, q)
+        squared_b = optax.tree.norm(b, squared=True)
+        q, r = start, optax.tree.sub(b, product(start))
+        helps = optax.tree.norm(r, squared=True) < squared_b  # else r would be known to the rounding of H start alone
+        first = jax.tree.map(lambda x, y: jnp.where(helps, x, y), (q, r), (optax.tree.zeros_like(b), b))
+        squared = optax.tree.norm(first[1], squared=True)
+
+        def going(carry: Any) -> Any:
+            *_, squared, step = carry
+            return (squared > self.tolerance**2 * squared_b) & (step < self.steps)
+
+        def one(carry: Any) -> Any:
+            q, r, p, squared, step = carry
+            image = product(p)
+            rate = squared / optax.tree.vdot(p, image)
+            q, r = optax.tree.add_scale(q, rate, p), optax.tree.add_scale(r, -rate, image)
+            new = optax.tree.norm(r, squared=True)
+            return q, r, optax.tree.add_scale(r, new / squared, p), new, step + 1
+
+        q, r, _, last, _ = jax.lax.while_loop(going, one, (*first, first[1], squared, 0))
+        keep = helps & ~(last < squared)
+        q, r = jax.tree.map(lambda x, y: jnp.where(keep, x, y), first, (q, r))
+        return _answer(along, self.damping, b, q, optax.tree.sub(b, r))
 
 
 @dataclass(frozen=True)
