@@ -39,9 +39,10 @@ class ReverseMode:
         segment: keep v at the start of every so many moves only and do the moves in between again on
             the way back (`jax.checkpoint`). About sqrt(T) is the least memory; None keeps all moves.
 
-    Cost of a step: about three times T gradients of g, four with `segment`. Memory: v and what a gradient
-    of g stores, times T; with `segment` = s, v times T/s plus the rest times s. What g makes of u and the
-    batch alone by matrix products, such as features, is made once, not T times, and gone back through once.
+    Cost of a step: about three times T gradients of g, four with `segment`. Memory: v and the matrix products
+    and convolutions of a gradient of g, times T; with `segment` = s, v times T/s plus the rest times s. What g
+    makes of u and the batch alone by matrix products, such as features, is made once, not T times, and gone back
+    through once.
     """
 
     upper_optimizer: optax.GradientTransformation = optax.adam(1e-2)
@@ -163,9 +164,11 @@ def _moves(
         return base.move(solver.lower_optimizer, opt_state, v, gradient, problem.project_lower), told
 
     made, one = hoist(move, (u, batch), carry, ts[0])
+    # Of each move the products alone are kept for the way back; what is between them is quicker made again than read.
+    one = jax.checkpoint(partial(one, made), prevent_cse=False, policy=jax.checkpoint_policies.dots_saveable)
 
     def some(carry: Any, ts: Any) -> tuple[Any, Any]:
-        carry, told = jax.lax.scan(partial(one, made), carry, ts)
+        carry, told = jax.lax.scan(one, carry, ts)
         return carry, jax.tree.map(lambda x: x[-1], told)
 
     if segment is None or segment >= count:
