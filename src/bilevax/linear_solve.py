@@ -105,26 +105,29 @@ class CG:
         """The answer."""
         product = _product(along, self.damping)
         squared_b = optax.tree.norm(b, squared=True)
-        q, r = start, optax.tree.sub(b, product(start))
-        helps = optax.tree.norm(r, squared=True) < squared_b  # else r would be known to the rounding of H start alone
-        first = jax.tree.map(lambda x, y: jnp.where(helps, x, y), (q, r), (optax.tree.zeros_like(b), b))
-        squared = optax.tree.norm(first[1], squared=True)
+        r = optax.tree.sub(b, product(start))
+        squared = optax.tree.norm(r, squared=True)
+        helps = squared < squared_b  # else r would be known to the rounding of H start alone
+        first = jax.tree.map(
+            lambda x, y: jnp.where(helps, x, y), (start, r, squared), (optax.tree.zeros_like(b), b, squared_b)
+        )
 
         def going(carry: Any) -> Any:
-            *_, squared, step = carry
+            _, _, squared, _, step = carry
             return (squared > self.tolerance**2 * squared_b) & (step < self.steps)
 
         def one(carry: Any) -> Any:
-            q, r, p, squared, step = carry
+            q, r, squared, p, step = carry
             image = product(p)
             rate = squared / optax.tree.vdot(p, image)
             q, r = optax.tree.add_scale(q, rate, p), optax.tree.add_scale(r, -rate, image)
             new = optax.tree.norm(r, squared=True)
-            return q, r, optax.tree.add_scale(r, new / squared, p), new, step + 1
+            return q, r, new, optax.tree.add_scale(r, new / squared, p), step + 1
 
-        q, r, _, last, _ = jax.lax.while_loop(going, one, (*first, first[1], squared, 0))
-        keep = helps & ~(last < squared)
-        q, r = jax.tree.map(lambda x, y: jnp.where(keep, x, y), first, (q, r))
+        q, r, squared = first
+        *last, _, _ = jax.lax.while_loop(going, one, (q, r, squared, r, 0))
+        keep = helps & ~(last[-1] < squared)
+        q, r, _ = jax.tree.map(lambda x, y: jnp.where(keep, x, y), first, tuple(last))
         return _answer(along, self.damping, b, q, optax.tree.sub(b, r))
 
 
