@@ -17,22 +17,6 @@ os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_opti
 jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_num_cpu_devices", 8)
 
-
-def pytest_configure(config):
-    """Compiled programs are kept between runs, and shared with the other worker and the programs that tests start.
-
-    `pytest --cache-clear` forgets them.
-    """
-    kept = str(config.cache.mkdir("programs"))
-    for name, value in {
-        "jax_compilation_cache_dir": kept,
-        "jax_persistent_cache_min_compile_time_secs": 0.0,
-        "jax_persistent_cache_min_entry_size_bytes": -1,
-    }.items():
-        jax.config.update(name, value)
-        os.environ[name.upper()] = str(value)
-
-
 MAPPINGS = Path("/proc/self/maps")
 
 
