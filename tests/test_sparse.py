@@ -18,6 +18,7 @@ from typer.testing import CliRunner
 
 from bilevax import InputError, cli, solve
 from bilevax.applications.sparse import TunedLasso, fit_lasso, lasso_task
+from bilevax.callbacks import Checkpoint
 
 RNG = np.random.default_rng(0)
 N, D = 120, 24
@@ -110,6 +111,23 @@ def test_the_estimator_by_folds_and_by_samples_of_their_own():
         for model in (Lasso(a, max_iter=100_000).fit(X[:80], Y[:80]) for a in np.geomspace(0.02, 5, 200))
     )
     assert own.held_out_error_ == pytest.approx(best, rel=1e-3)
+
+
+def test_the_estimator_passes_callbacks_and_resume_on(tmp_path):
+    class Stop(Exception):
+        pass
+
+    def interrupt(visit):
+        if visit.step == 3:
+            raise Stop
+
+    through = TunedLasso(steps=6).fit(X, Y)
+    keep = Checkpoint(tmp_path / "run")
+    with pytest.raises(Stop):
+        TunedLasso(steps=6, callbacks=[keep, interrupt]).fit(X, Y)
+    resumed = TunedLasso(steps=6, callbacks=[keep], resume=keep).fit(X, Y)
+    np.testing.assert_array_equal(resumed.alpha_, through.alpha_)
+    assert len(resumed.history_.upper_loss) == 6
 
 
 def test_targets_that_do_not_vary_leave_the_mean():

@@ -372,6 +372,7 @@ def tune(
     train_steps: int = 500,
     train_optimizer: optax.GradientTransformation = optax.adam(1e-2),
     callbacks: Sequence[Any] = (),
+    resume: Any = None,
     mesh: Any = None,
 ) -> Tuned:
     """Tune a classifier's hyperparameters by gradient, then train it with them from its start.
@@ -381,7 +382,7 @@ def tune(
         solver: any solver, of which `steps` are taken. Unless told, `penalty_solver()`, or `implicit_solver()` where
             minibatches or a piece that changes inputs make the training loss random (see the former on why).
         train_steps, train_optimizer: of the training at the end.
-        callbacks, mesh: handed to `bilevax.solve`.
+        callbacks, resume, mesh: passed to `bilevax.solve`.
 
     Raises:
         InputError: as for `classifier_task`.
@@ -412,7 +413,8 @@ def tune(
         task.batches,
         steps=steps,
         key=solve_key,
-        callbacks=tuple(callbacks),
+        callbacks=callbacks,
+        resume=resume,
         mesh=mesh,
     )
     v, loss, _, _ = train_lower(
@@ -591,6 +593,7 @@ class TunedLogisticRegression(ClassifierMixin, BaseEstimator):
         steps: of the solver.
         solver: any solver of bilevax; None for `penalty_solver(0.1)`.
         random_state: an integer, a NumPy RandomState or None; says which samples are set aside.
+        callbacks, resume: passed to `bilevax.solve`.
 
     Attributes:
         coef_: (1, d) for two classes, else (classes, d).
@@ -617,11 +620,15 @@ class TunedLogisticRegression(ClassifierMixin, BaseEstimator):
         steps: int = LOGISTIC_STEPS,
         solver: base.Solver | None = None,
         random_state: Any = 0,
+        callbacks: Sequence[Any] = (),
+        resume: Any = None,
     ):
         self.validation_fraction = validation_fraction
         self.steps = steps
         self.solver = solver
         self.random_state = random_state
+        self.callbacks = callbacks
+        self.resume = resume
 
     def fit(self, X: Any, y: Any, X_val: Any = None, y_val: Any = None) -> Self:
         """Tune and train on X (n, d) with labels y (n,); by X_val and y_val where given, else by a part of X.
@@ -657,7 +664,16 @@ class TunedLogisticRegression(ClassifierMixin, BaseEstimator):
             all_x, all_labels = np.concatenate([x, x_val]), np.concatenate([labels, val_labels])
         task = logistic_task(x, labels, x_val, val_labels, len(self.classes_))
         solver = penalty_solver(0.1) if self.solver is None else self.solver
-        result = solve(solver, task.problem, *task.start, task.batches, steps=self.steps, key=jax.random.key(0))
+        result = solve(
+            solver,
+            task.problem,
+            *task.start,
+            task.batches,
+            steps=self.steps,
+            key=jax.random.key(0),
+            callbacks=self.callbacks,
+            resume=self.resume,
+        )
         self.alpha_ = np.exp(np.asarray(result.u, np.float64))
         self.n_iter_ = result.steps
         self.history_ = result.history

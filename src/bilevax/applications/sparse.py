@@ -182,11 +182,26 @@ def choose_strengths(
     groups: Any = None,
     per_group: bool = False,
     steps: int = STEPS,
+    callbacks: Sequence[Any] = (),
+    resume: Any = None,
     mesh: Any = None,
 ) -> Chosen:
-    """Solve a `lasso_task`, then fit all samples; arguments and errors as there, `mesh` as for `bilevax.solve`."""
+    """Solve a `lasso_task`, then fit all samples.
+
+    Arguments and errors as there; `callbacks`, `resume` and `mesh` as for `bilevax.solve`.
+    """
     task, solver = lasso_task(X, y, held, groups=groups, per_group=per_group, steps=steps)
-    result = solve(solver, task.problem, *task.start, task.batches, steps=steps, key=jax.random.key(0), mesh=mesh)
+    result = solve(
+        solver,
+        task.problem,
+        *task.start,
+        task.batches,
+        steps=steps,
+        key=jax.random.key(0),
+        callbacks=callbacks,
+        resume=resume,
+        mesh=mesh,
+    )
     strengths = np.exp(np.asarray(result.u, np.float64))
     error = task.metrics(result.u, result.v)["held_out_error"]
     return Chosen(strengths, *fit_lasso(strengths, X, y, groups), error, result)
@@ -350,6 +365,7 @@ class TunedLasso(RegressorMixin, BaseEstimator):
         folds: for cross-validation, where `fit` is given no validation samples.
         steps: of the solver.
         random_state: an integer, a NumPy RandomState or None; shuffles the samples into folds.
+        callbacks, resume: passed to `bilevax.solve`.
 
     Attributes:
         coef_: (d,).
@@ -379,12 +395,16 @@ class TunedLasso(RegressorMixin, BaseEstimator):
         folds: int = 5,
         steps: int = STEPS,
         random_state: Any = 0,
+        callbacks: Sequence[Any] = (),
+        resume: Any = None,
     ):
         self.per_group = per_group
         self.groups = groups
         self.folds = folds
         self.steps = steps
         self.random_state = random_state
+        self.callbacks = callbacks
+        self.resume = resume
 
     def fit(self, X: Any, y: Any, X_val: Any = None, y_val: Any = None) -> Self:
         """Tune and train on X (n, d) with targets y (n,); by X_val and y_val where given, else by folds of X.
@@ -403,7 +423,16 @@ class TunedLasso(RegressorMixin, BaseEstimator):
             x_val, y_val = validate_data(self, X_val, y_val, dtype=np.float64, y_numeric=True, reset=False)
             held = [np.arange(len(y) + len(y_val)) >= len(y)]
             X, y = np.concatenate([X, x_val]), np.concatenate([y, y_val])
-        found = choose_strengths(X, y, held, groups=self.groups, per_group=self.per_group, steps=self.steps)
+        found = choose_strengths(
+            X,
+            y,
+            held,
+            groups=self.groups,
+            per_group=self.per_group,
+            steps=self.steps,
+            callbacks=self.callbacks,
+            resume=self.resume,
+        )
         self.alpha_, self.coef_, self.intercept_ = found.strengths, found.coefficients, found.intercept
         self.held_out_error_ = found.held_out_error
         self.history_, self.n_iter_ = found.result.history, found.result.steps
