@@ -22,6 +22,7 @@ ORDER = [
     "layout",
     "solve",
     "callbacks",
+    "_stages",
     "diagnostics",
     "implicit",
     "search",

@@ -4,6 +4,7 @@ The owner of a model hands over what it is trained on; the audit plays someone w
 trains the model anew on what they would add, and reports the accuracy lost and how visible the samples are.
 """
 
+import functools
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from scipy import stats
 from sklearn.model_selection import StratifiedShuffleSplit
 from sklearn.neighbors import NearestNeighbors
 
+from bilevax._stages import Stages
 from bilevax.applications.poisoning import (
     SOFTMAX_TRAINING,
     Points,
@@ -99,6 +101,7 @@ def audit(
     key: Any,
     progress: Callable[[str], None] | None = None,
     mesh: Any = None,
+    stages: Stages | None = None,
 ) -> Report:
     """Audit a training pipeline against added samples.
 
@@ -118,6 +121,8 @@ def audit(
         key: a jax.random key.
         progress: called with a line of text as each attack begins.
         mesh: handed to `bilevax.solve`.
+        stages: keeps finished attacks and saves the one in progress, so that an interrupted audit can be resumed;
+            used by the command.
 
     Raises:
         InputError: a budget outside (0, 0.5], or of less than one sample; samples or labels that do not fit; a class
@@ -170,7 +175,19 @@ def audit(
                 progress(f"{count} of {len(x)} samples added, trial {seed + 1} of {seeds}")
 
         trials.append(
-            _trial(samples, network, training, solver(steps), steps, counts, jax.random.fold_in(key, seed), told, mesh)
+            _trial(
+                samples,
+                network,
+                training,
+                solver(steps),
+                steps,
+                counts,
+                jax.random.fold_in(key, seed),
+                told,
+                mesh,
+                stages,
+                f"trial-{seed}",
+            )
         )
     return _report(samples, classes, low, high, counts / len(x), trials, time.perf_counter() - began)
 
@@ -204,6 +221,8 @@ def _trial(
     key: Any,
     told: Callable[[int], None],
     mesh: Any,
+    stages: Stages | None,
+    name: str,
 ) -> _Trial:
     split_key, model_key, points_key = jax.random.split(key, 3)
     x, y, x_val, y_val = samples
@@ -213,21 +232,46 @@ def _trial(
     def accuracy(v: Any) -> float:
         return float((probabilities(model, v, x_val[unseen]).argmax(1) == y_val[unseen]).mean())
 
-    start = retrained(model, training, x, y, None, key=model_key)
+    def stage(part: str, compute: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:
+        return compute(None) if stages is None else stages.of(f"{name}-{part}", compute)
+
+    @functools.cache
+    def start() -> Any:
+        return retrained(model, training, x, y, None, key=model_key)
+
+    clean = stage("clean", lambda keep: {"accuracy": accuracy(start())})["accuracy"]
     # Smaller sets are parts of the largest one, so that they differ by their size alone.
     drawn = wrongly_labelled(x, y, int(counts[-1]), key=points_key)
     first, found, flipped, attacked = drawn, drawn, [], []
     for count in counts:
         told(count)
         first = Points(drawn.x[:count], drawn.y[:count])
-        task = untargeted_task(
-            model, x, y, x_val[seen], y_val[seen], first, key=model_key, training=training, start=start
-        )
-        u = solve(solver, task.problem, *task.start, task.batches, steps=steps, key=model_key, mesh=mesh).u
-        found = Points(np.asarray(u), first.y)
-        for points, accuracies in ((first, flipped), (found, attacked)):
-            accuracies.append(accuracy(retrained(model, training, x, y, points, key=model_key)))
-    return _Trial(accuracy(start), flipped, attacked, first, found)
+
+        def attack(keep: Any, first: Points = first) -> dict[str, Any]:
+            task = untargeted_task(
+                model, x, y, x_val[seen], y_val[seen], first, key=model_key, training=training, start=start()
+            )
+            callbacks = () if keep is None else (keep,)
+            u = solve(
+                solver,
+                task.problem,
+                *task.start,
+                task.batches,
+                steps=steps,
+                key=model_key,
+                callbacks=callbacks,
+                resume=keep,
+                mesh=mesh,
+            ).u
+            found = Points(np.asarray(u), first.y)
+            both = [accuracy(retrained(model, training, x, y, points, key=model_key)) for points in (first, found)]
+            return {"x": found.x, "flipped": both[0], "attacked": both[1]}
+
+        done = stage(str(count), attack)
+        found = Points(done["x"], first.y)
+        flipped.append(done["flipped"])
+        attacked.append(done["attacked"])
+    return _Trial(clean, flipped, attacked, first, found)
 
 
 def _report(
