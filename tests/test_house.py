@@ -10,6 +10,7 @@ import pytest
 SOURCE = Path(__file__).parents[1] / "src" / "bilevax"
 # From the ground up: a room may import rooms named before it, and files of its own room.
 ORDER = [
+    "_signals",
     "problem",
     "_files",
     "oracles",

@@ -16,6 +16,7 @@ from bilevax.solve import ProcessLostError as ProcessLostError
 from bilevax.solve import Result as Result
 from bilevax.solve import SolveError as SolveError
 from bilevax.solve import SolveInterrupted as SolveInterrupted
+from bilevax.solve import SolveTerminated as SolveTerminated
 from bilevax.solve import Status as Status
 from bilevax.solve import solve as solve
 from bilevax.solvers import BVFIM as BVFIM

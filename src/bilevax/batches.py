@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from bilevax._signals import POLL_SECONDS, Asked
 from bilevax.problem import Batch, InputError, PerMove, PyTree
 
 FEISTEL_ROUNDS = 6
@@ -248,9 +249,16 @@ def _shuffled(place: Any, epoch: Any, seed: Any, n: int) -> Any:
 
 
 def prefetch(
-    batches: Iterable[Batch], place: Callable[[Batch], Batch] = jax.device_put, depth: int = 2
+    batches: Iterable[Batch],
+    place: Callable[[Batch], Batch] = jax.device_put,
+    depth: int = 2,
+    asked: Asked | None = None,
 ) -> Iterator[Batch]:
-    """The same Batches, put on the device (or devices: `place`) by a thread that works `depth` batches ahead."""
+    """The same Batches, put on the device (or devices: `place`) by a thread that works `depth` batches ahead.
+
+    Where a signal has come (`asked`) and no batch is ready, they end. A thread that stalls in the user's iterable is
+    left behind.
+    """
     ready: queue.Queue[Any] = queue.Queue(maxsize=depth)
     stop = threading.Event()
     end = object()
@@ -258,7 +266,7 @@ def prefetch(
     def put(item: Any) -> bool:
         while not stop.is_set():
             try:
-                ready.put(item, timeout=0.1)
+                ready.put(item, timeout=POLL_SECONDS)
                 return True
             except queue.Full:
                 continue
@@ -280,10 +288,21 @@ def prefetch(
     thread = threading.Thread(target=work, daemon=True, name="bilevax-prefetch")
     thread.start()
     try:
-        while (item := ready.get()) is not end:
+        while True:
+            try:
+                item = ready.get(timeout=POLL_SECONDS)
+            except queue.Empty:
+                if asked is not None and asked:
+                    asked.poll()
+                    return
+                continue
+            if item is end:
+                return
             if isinstance(item, BaseException):
+                if asked is not None and asked:  # Ctrl-C reaches the processes of a loader, too, which then fail
+                    return
                 raise item
             yield item
     finally:
         stop.set()
-        thread.join()
+        thread.join(timeout=(5 if asked is not None and asked else 10) * POLL_SECONDS)

@@ -19,6 +19,7 @@ import numpy as np
 import optax
 from jax.flatten_util import ravel_pytree
 
+from bilevax import _signals
 from bilevax.batches import Fixed, Source
 from bilevax.problem import Batch, InputError, Problem, PyTree, check_variable, require_count
 from bilevax.solve import Result, SolveError, SolveInterrupted, Status
@@ -286,15 +287,18 @@ def search(
     best_u, best_v, best = middle, v, np.inf
     points, rows = np.zeros((0, len(lowest))), []
     status, began = Status.FINISHED, time.perf_counter()
-    try:
+    with _signals.deferred(_signals.INTERRUPT) as asked:
         while len(points) < trials:
+            asked.poll()
+            if asked:
+                break
             if seconds is not None and time.perf_counter() - began > seconds and len(points):
                 status = Status.STOPPED
                 break
             count = min(sampler.together, trials - len(points))
-            asked = proposals.ask(count)
+            asked_for = proposals.ask(count)
             # The last, smaller group is filled up to the size that is compiled.
-            stack = jnp.asarray(np.concatenate([asked, np.repeat(asked[:1], sampler.together - count, axis=0)]))
+            stack = jnp.asarray(np.concatenate([asked_for, np.repeat(asked_for[:1], sampler.together - count, axis=0)]))
             tried = jax.vmap(unravel)(stack.astype(ravel_pytree(middle)[0].dtype))
             end, *told = _trials(problem, lower_optimizer, lower_steps, tried, v, source, trial_key)
             f, g, norm = (np.asarray(x, float)[:count] for x in told)
@@ -303,11 +307,11 @@ def search(
             if np.isfinite(f).any() and np.nanmin(f) < best:
                 i = int(np.nanargmin(f))
                 best, best_u, best_v = float(f[i]), jax.tree.map(lambda x, i=i: x[i], tried), end
-            points = np.concatenate([points, asked])
+            points = np.concatenate([points, asked_for])
             rows += [(*row, passed) for row in zip(f, g, norm, strict=True)]
-    except KeyboardInterrupt:
+    if asked:
         if not rows:
-            raise
+            raise KeyboardInterrupt
         status = Status.INTERRUPTED
     if not np.isfinite(best):
         status = Status.NON_FINITE if status is not Status.INTERRUPTED else status

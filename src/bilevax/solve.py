@@ -5,8 +5,7 @@ import functools
 import hashlib
 import itertools
 import re
-import signal
-import threading
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -18,7 +17,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from bilevax import _signals
 from bilevax import layout as layouts
+from bilevax._signals import INTERRUPT, PREEMPTION, Asked
 from bilevax.batches import Fixed, Source, prefetch
 from bilevax.layout import Layout
 from bilevax.problem import Batch, InputError, Problem, PyTree, check_variable, require_count
@@ -33,6 +34,7 @@ class Status(enum.Enum):
     STOPPED = "the stop rule was met before all steps were taken"
     EXHAUSTED = "the host's batches ran out before all steps were taken"
     INTERRUPTED = "the solve was interrupted from the keyboard; the state is that of the last finished step"
+    TERMINATED = "a signal asked the process to end; the state is that of the last finished step"
     NON_FINITE = (
         "a step gave a NaN or an infinity; the state is the last finite one. Likely causes: a step size too large for "
         "the curvature of the losses (Penalty's: times gamma), an unbounded loss, or a loss with log or sqrt at zero. "
@@ -58,6 +60,23 @@ class SolveInterrupted(KeyboardInterrupt):
     def __init__(self, message: str, result: "Result"):
         super().__init__(message)
         self.result = result
+
+
+class SolveTerminated(SystemExit):
+    """A solve with a Checkpoint that SIGTERM or SIGUSR1 ended between two steps, after it was saved.
+
+    Attributes:
+        code: 143, with which the process exits if nobody catches this.
+        result: the state of the last step; None where the signal came before there was one.
+    """
+
+    def __init__(self, message: str, result: "Result | None"):
+        super().__init__(143)
+        self.message = message
+        self.result = result
+
+    def __str__(self) -> str:
+        return self.message
 
 
 @dataclass(frozen=True)
@@ -161,6 +180,9 @@ class Resumable(Protocol):
         ...
 
 
+BEFORE_THE_FIRST = "The solve was ended by a signal before its first step."
+
+
 class _Carry(NamedTuple):
     state: Any
     alive: Any
@@ -261,9 +283,11 @@ def solve(
 
     Between two visits nothing is read back and the loop is one compiled call, compiled once for each
     (solver, problem, shapes). A step that gives a NaN or an infinity ends the solve at the state before it.
-    Ctrl-C ends it after the running stretch, callbacks (checkpoints) included, and raises
-    SolveInterrupted, a KeyboardInterrupt; a second one at once. However it ends, every callback that
-    was started is finished.
+    Ctrl-C ends it after the running stretch, or where a host iterable stalls, callbacks (checkpoints)
+    included, and raises SolveInterrupted, a KeyboardInterrupt; a second one ends it at once. Where a
+    Checkpoint is among the callbacks, SIGTERM and SIGUSR1 end it in the same way, with SolveTerminated, a
+    SystemExit; without one they do what they did before. A handler of your own for them is called once all is
+    saved. However a solve ends, every callback that was started is finished.
 
     With several processes (`jax.distributed.initialize`) the mesh spans the devices of all, and every process calls
     this with the same arguments: settings that differ are refused before the first step, and what one process decides
@@ -274,7 +298,9 @@ def solve(
         ProcessLostError: another process has gone; a checkpoint of this solve can be resumed. (Without the first one,
             which coordinates, JAX may be the sooner to end this process, with a sentence of its own.)
         SolveError: a value was not finite; `.result` holds the last finite state.
-        SolveInterrupted: Ctrl-C; `.result` holds the state of the last finished step.
+        SolveInterrupted: Ctrl-C; `.result` holds the state of the last finished step. (Before there is a state, a
+            plain KeyboardInterrupt.)
+        SolveTerminated: SIGTERM or SIGUSR1, where a Checkpoint is among the callbacks; `.result` likewise.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -296,16 +322,53 @@ def solve(
         every = min(1000, max(1, steps // 100))
     require_count("solve", "every", every)
     _check_key(key)
-    layout, given = Layout(mesh) if isinstance(mesh, Mesh) else mesh, (u, v)
-    if layout is not None and not isinstance(layout, Layout):
+    if isinstance(mesh, Mesh):
+        mesh = Layout(mesh)
+    if mesh is not None and not isinstance(mesh, Layout):
         raise InputError(f"mesh is a {type(mesh).__name__}, and must be a jax.sharding.Mesh or a bilevax.Layout.")
+    saver = next((c for c in callbacks if hasattr(c, "visit") and hasattr(c, "load")), None)
+    with _signals.deferred(INTERRUPT, *(() if saver is None else PREEMPTION)) as asked:
+        final = _solve(solver, problem, u, v, batches, steps, key, every, stop, callbacks, resume, mesh, saver, asked)
+    if throw and final.status is Status.NON_FINITE:
+        raise SolveError(f"Step {final.steps + 1} of {steps}: {final.status.value}.", final)
+    return final
+
+
+def _solve(
+    solver: Solver,
+    problem: Problem,
+    u: PyTree,
+    v: PyTree,
+    batches: Any,
+    steps: int,
+    key: Any,
+    every: int,
+    stop: Callable[[Visit], bool] | None,
+    callbacks: Sequence[Any],
+    resume: Resumable | None,
+    layout: Layout | None,
+    saver: Any,
+    asked: Asked,
+) -> Result:
+    """`solve`, with its signals caught (`asked`) and the callback that saves (`saver`), if there is one."""
+    given, several = (u, v), layout is not None and jax.process_count() > 1
+
+    def heed() -> None:
+        """End here, before there is a state, if a signal has come. Of several processes none ends alone."""
+        asked.poll()
+        if asked and not several:
+            raise _left(asked, saver, BEFORE_THE_FIRST, None)
+
     if layout is None:
         u, v = (jax.tree.map(lambda x: jnp.array(x, copy=True), x) for x in (u, v))
     else:
         check_variable("u", u)
         check_variable("v", v)
         u, v = (layouts.placed(x, layout.of_variable(name, x)) for name, x in (("u", u), ("v", v)))
-    source, stream, first_batch = _feed(batches, key)
+    try:
+        source, stream, first_batch = _feed(batches, key, asked)
+    except _signals.LeftError:
+        raise _left(asked, saver, BEFORE_THE_FIRST, None) from None
     if layout is not None and stream is not None:
         first_batch = layouts.placed_share(first_batch, layout)
     solver.check(problem, u, v, first_batch)
@@ -316,6 +379,8 @@ def solve(
             f"The solver or the problem holds a field that cannot be hashed ({error}). "
             "Keep arrays out of them: they belong in u, v or the batches."
         ) from error
+    heed()
+    fed: Any
     if layout is None:
         state, form, shardings = _start(solver, problem, u, v, first_batch), None, None
         fed, fed_key = source, key
@@ -325,9 +390,9 @@ def solve(
         state, shardings = jax.jit(start, out_shardings=form)(u, v), tuple(jax.tree.leaves(form))
         fed = None if source is None else layouts.placed_source(source, layout)
         fed_key = layouts.placed(key, layout.sharding(PartitionSpec()))
+    heed()
     _, info = jax.eval_shape(functools.partial(_step, solver, problem), state, first_batch, jax.random.key(0))
     fingerprint = functools.cache(functools.partial(_fingerprint, solver, problem, state, first_batch, source, key))
-    several = layout is not None and jax.process_count() > 1
     if several:
         layouts.require_agreement(
             **fingerprint()._asdict(), steps=str((steps, every)), mesh=repr(layout), start=given, data=source
@@ -358,56 +423,75 @@ def solve(
         alive = layouts.placed(alive, layout.sharding(PartitionSpec()))
     carry, status, final = _Carry(state, alive), Status.FINISHED, None
     started = time.perf_counter()
-    with ExitStack() as left:
-        with _interruptible() as interrupted, _together(several):
-            for listener in listeners:
-                left.callback(lambda listener=listener: listener.finish(final))
-                listener.start(Run(step, steps, resume is not None, fingerprint, several))
-            place = jax.device_put if layout is None else functools.partial(layouts.placed_share, layout=layout)
-            feed = None if stream is None else prefetch(itertools.islice(stream, step, steps), place)
-            if feed is not None:
-                left.callback(feed.close)  # type: ignore[attr-defined]
-            while step < steps:
-                count = min(every, steps - step)
-                if feed is None:
-                    carry, told, taken = _stretch(solver, problem, every, carry, fed, fed_key, step, count, shardings)
-                    told, taken = jax.device_get((told, taken))
-                else:
-                    carry, told, taken = _stream_stretch(
-                        solver, problem, shardings, carry, feed, fed_key, step, count, chunks[0], several
-                    )
-                taken = int(taken)
-                step += taken
-                chunks.append(jax.tree.map(lambda x, n=taken: x[:n], told))
-                visit = Visit(step, steps, time.perf_counter() - started, chunks[-1], carry.state, history)
-                if taken < count:
-                    alive = bool(carry.alive)
-                    status = Status.EXHAUSTED if alive else Status.NON_FINITE
-                if taken > 0:
-                    for listener in listeners:
-                        listener.visit(visit)
-                if status is not Status.FINISHED:
-                    break
-                leave, met = interrupted.is_set(), stop is not None and stop(visit)
-                if several:
-                    leave, met = layouts.any_process(leave, met)
-                if leave:
-                    interrupted.set()
-                    break
-                if met:
-                    status = Status.STOPPED
-                    break
-        if interrupted.is_set() and status is not Status.NON_FINITE:
-            status = Status.INTERRUPTED
+    with ExitStack() as left, _together(several):
+        for listener in listeners:
+            left.callback(lambda listener=listener: listener.finish(final))
+            listener.start(Run(step, steps, resume is not None, fingerprint, several))
+        place = jax.device_put if layout is None else functools.partial(layouts.placed_share, layout=layout)
+        feed = None if stream is None else prefetch(itertools.islice(stream, step, steps), place, asked=asked)
+        if feed is not None:
+            left.callback(feed.close)  # type: ignore[attr-defined]
+        elif step < steps and not asked:
+            # No step is taken: this compiles, and a signal that comes meanwhile need not wait for a whole stretch.
+            carry, _, _ = _stretch(solver, problem, every, carry, fed, fed_key, step, 0, shardings)
+        while step < steps:
+            asked.poll()
+            if asked and not several:
+                break
+            count = min(every, steps - step)
+            if feed is None:
+                carry, told, taken = _stretch(solver, problem, every, carry, fed, fed_key, step, count, shardings)
+                told, taken = jax.device_get((told, taken))
+            else:
+                carry, told, taken = _stream_stretch(
+                    solver, problem, shardings, carry, feed, fed_key, step, count, chunks[0], several
+                )
+            taken = int(taken)
+            step += taken
+            chunks.append(jax.tree.map(lambda x, n=taken: x[:n], told))
+            visit = Visit(step, steps, time.perf_counter() - started, chunks[-1], carry.state, history)
+            if taken < count:
+                status = Status.EXHAUSTED if bool(carry.alive) else Status.NON_FINITE
+            if taken > 0:
+                for listener in listeners:
+                    listener.visit(visit)
+            met = status is Status.FINISHED and stop is not None and stop(visit)
+            interrupted, preempted = asked.interrupted, bool(asked) and not asked.interrupted
+            if several:
+                interrupted, preempted, met = layouts.any_process(interrupted, preempted, met)
+            if (interrupted or preempted) and status is not Status.NON_FINITE:
+                status = Status.INTERRUPTED if interrupted else Status.TERMINATED
+            elif met:
+                status = Status.STOPPED
+            if status is not Status.FINISHED:
+                break
+        if asked and status not in (Status.NON_FINITE, Status.TERMINATED):
+            status = Status.INTERRUPTED if asked.interrupted else Status.TERMINATED
         final = result(status, carry)
-    if status is Status.INTERRUPTED:
-        raise SolveInterrupted(f"Step {step} of {steps}: {status.value}.", final)
-    if throw and status is Status.NON_FINITE:
-        raise SolveError(f"Step {step + 1} of {steps}: {status.value}.", final)
+    asked.poll()
+    if asked or status in (Status.INTERRUPTED, Status.TERMINATED):
+        raise _left(asked, saver, f"Step {step} of {steps}: {status.value}.", final)
     return final
 
 
-def _feed(batches: Any, key: Any) -> tuple[Any, Any, Batch]:
+def _left(asked: Asked, saver: Any, sentence: str, result: Result | None) -> BaseException:
+    """What a solve that a signal ends raises; how to go on is printed, unless somebody around it will say so."""
+    interrupted = asked.interrupted
+    if result is not None and result.status in (Status.INTERRUPTED, Status.TERMINATED):
+        interrupted = result.status is Status.INTERRUPTED  # it may have come from another process
+    if interrupted:
+        return KeyboardInterrupt(sentence) if result is None else SolveInterrupted(sentence, result)
+    where = getattr(saver, "directory", None)
+    sentence += (
+        f" To go on from there, call solve again with the same arguments and with this {type(saver).__name__}"
+        f"{'' if where is None else f' ({str(where)!r})'} as resume= too."
+    )
+    if asked.outermost:
+        print(sentence, file=sys.stderr, flush=True)
+    return SolveTerminated(sentence, result)
+
+
+def _feed(batches: Any, key: Any, asked: Asked) -> tuple[Any, Any, Batch]:
     """(source, None, first batch) or (None, stream, first batch)."""
     if batches is None:
         batches = Batch()
@@ -421,7 +505,7 @@ def _feed(batches: Any, key: Any) -> tuple[Any, Any, Batch]:
     if isinstance(batches, Iterable):
         stream = iter(batches)
         try:
-            first = next(stream)
+            first = _signals.unless(asked, lambda: next(stream))
         except StopIteration:
             raise InputError("batches is empty: an iterable of at least one Batch is needed.") from None
         if not isinstance(first, Batch):
@@ -580,30 +664,3 @@ def _together(several: bool) -> Iterator[None]:
             "Another process has most likely been killed or has lost its connection. Start all of them again; with a "
             "Checkpoint as callback and as resume= the solve goes on from the last save."
         ) from error
-
-
-@contextmanager
-def _interruptible() -> Iterator[threading.Event]:
-    """Within, the first Ctrl-C sets the event and the second raises; elsewhere nothing is changed.
-
-    A KeyboardInterrupt in the midst of a compiled call would lose the state, which is donated to it.
-    """
-    event = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield event
-        return
-    before = signal.getsignal(signal.SIGINT)
-    if not callable(before):  # ignored, as under nohup: so it stays
-        yield event
-        return
-
-    def handle(number: int, frame: Any) -> None:
-        if event.is_set():
-            before(number, frame)
-        event.set()
-
-    signal.signal(signal.SIGINT, handle)
-    try:
-        yield event
-    finally:
-        signal.signal(signal.SIGINT, before)
