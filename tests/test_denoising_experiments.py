@@ -22,7 +22,7 @@ from experiments.contract import Settings
 from experiments.denoising import Look
 
 LINEAR = softmax_regression(10)
-MODEL = Model(LINEAR.init, lambda params, x: LINEAR.apply(params, x / 16))
+MODEL = Model(LINEAR.init, lambda params, x: LINEAR.apply(params, 16 * x))
 
 
 def test_the_authors_way_shares_adams_moments_by_place_and_rescales_after_a_pass():

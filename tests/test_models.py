@@ -1,4 +1,5 @@
 import math
+import pickle
 
 import equinox as eqx
 import flax.linen as nn
@@ -577,3 +578,158 @@ def test_images_that_are_too_small(network, side, key):
 def test_as_model_takes_the_networks(key):
     for network in (lenet5, wide_resnet):
         assert as_model(network, 4) is network(4)
+
+
+# Values: equal settings make equal models, which are compiled once, and all can be pickled.
+VALUES = {
+    "softmax_regression": lambda: models._model(models._Dense(3, ())),
+    "softmax_head": lambda: models._model(models._Head(3)),
+    "mlp": lambda: models._model(models._Dense(3, (8,))),
+    "convolutional": small_image_network,
+    "wide_resnet": lambda: models._model(models._WideResNet(3, 10, 1)),
+    "augmented": lambda: Model(mlp(3).init, models._Method(models._Augmented(mlp(3), models._CropAndFlip(2)), "apply")),
+    "representation": lambda: models._OmniglotNetwork(8).representation(),
+}
+
+
+@pytest.mark.parametrize("make", VALUES.values(), ids=VALUES)
+def test_equal_settings_are_equal_models_and_survive_pickling(make):
+    model = make()
+    assert make() is not model
+    assert make() == model
+    assert hash(make()) == hash(model)
+    assert pickle.loads(pickle.dumps(model)) == model
+    assert mlp(3, (8,)) != mlp(3, (9,)) != softmax_regression(3)
+
+
+def test_counts_of_numpy_and_lists_of_widths_are_taken():
+    assert mlp(np.int64(3), widths=[np.int64(8)]) is mlp(3, (8,))
+    assert softmax_regression(np.int64(3)) is softmax_regression(3)
+    for bad in ("8", 8, (8.0,)):
+        with pytest.raises(InputError, match="width"):
+            mlp(3, widths=bad)
+
+
+def bare(classes):
+    """A user's pair, which knows nothing of bytes."""
+    return Model(
+        lambda key, x: jnp.zeros((math.prod(x.shape[1:]), classes)), lambda v, x: x.reshape(len(x), -1) @ v + 1.0
+    )
+
+
+@pytest.mark.parametrize(
+    "model", [mlp(3), softmax_regression(3), models.softmax_head(3), bare(3)], ids=["mlp", "softmax", "head", "pair"]
+)
+def test_every_model_takes_images_as_bytes_for_pixels_from_0_to_1(model):
+    images = np.random.default_rng(0).integers(0, 256, (4, 3, 2)).astype(np.uint8)
+    params = random_like(model.init(jax.random.key(0), jnp.asarray(images)))
+    np.testing.assert_allclose(logits(model, params, images), logits(model, params, images / 255), rtol=1e-12)
+    # A table of uint8 holds numbers.
+    table = images.reshape(4, -1)
+    np.testing.assert_allclose(logits(model, params, table), logits(model, params, table.astype(float)), rtol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("name", "on"),
+    [
+        *(("train", True), ("training", True), ("is_training", True)),
+        *(("deterministic", False), ("inference", False), ("use_running_average", False)),
+    ],
+)
+def test_flax_dropout_follows_the_mode_by_any_usual_name(name, on, key):
+    scope = {"nn": nn}
+    body = f"nn.Dropout(0.5, deterministic={'not ' if on else ''}{name})(x)"
+    exec(f"@nn.compact\ndef call(self, x, {name}={not on}):\n    return nn.Dense(3)({body})", scope)
+    model = from_flax(type("Made", (nn.Module,), {"__call__": scope["call"]})())
+    x = jnp.ones((6, 4))
+    params = model.init(key, x)
+    np.testing.assert_array_equal(logits(model, params, x), logits(model, params, x))
+    assert float(jnp.abs(logits(model, params, x, key) - logits(model, params, x)).max()) > 1e-3
+
+
+class Field(nn.Module):
+    training: bool = False
+
+    @nn.compact
+    def __call__(self, x):
+        return nn.Dropout(0.5, deterministic=not self.training)(nn.Dense(3)(x))
+
+
+class Unknown(nn.Module):
+    @nn.compact
+    def __call__(self, x, wild: bool = False):
+        return nn.Dropout(0.5, deterministic=not wild)(nn.Dense(3)(x))
+
+
+class AlwaysOn(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        return nn.Dropout(0.5, deterministic=False)(nn.Dense(3)(x))
+
+
+class Attending(nn.Module):
+    @nn.compact
+    def __call__(self, x, wild: bool = False):
+        x = nn.MultiHeadDotProductAttention(1, dropout_rate=0.5, deterministic=not wild)(x[:, None])
+        return nn.Dense(3)(x[:, 0])
+
+
+def test_flax_dropout_that_is_switched_by_a_field(key):
+    model, x = from_flax(Field()), jnp.ones((6, 4))
+    params = model.init(key, x)
+    assert float(jnp.abs(logits(model, params, x, key) - logits(model, params, x)).max()) > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("module", "sentence"),
+    [
+        (Unknown(), "model Unknown has dropout that stays off while training"),
+        (AlwaysOn(), "model AlwaysOn has dropout that stays on when predicting"),
+        (Attending(), "model Attending has dropout that stays off while training"),
+        (nn.Sequential([nn.Dense(3), nn.Dropout(0.5)]), "model Sequential cannot be initialised"),
+    ],
+    ids=lambda x: type(x).__name__,
+)
+def test_flax_dropout_that_cannot_be_switched_is_refused(module, sentence, key):
+    with pytest.raises(InputError, match=sentence):
+        from_flax(module).init(key, jnp.ones((6, 4)))
+
+
+class Keyless(eqx.Module):
+    linear: eqx.nn.Linear
+    dropout: eqx.nn.Dropout
+
+    def __call__(self, x):
+        return self.linear(self.dropout(x))
+
+
+def test_equinox_dropout_without_a_key_is_refused(key):
+    with pytest.raises(InputError, match="model Keyless has dropout, and its __call__ takes no key"):
+        from_equinox(Keyless(eqx.nn.Linear(4, 3, key=key), eqx.nn.Dropout(0.5)))
+    from_equinox(Keyless(eqx.nn.Linear(4, 3, key=key), eqx.nn.Dropout(0.0)))  # which never drops
+
+
+def foreign(module):
+    """An instance of a class that says it comes from another library."""
+    return type("Net", (), {"__module__": module, "__call__": lambda self, x: 1 / 0})()
+
+
+@pytest.mark.parametrize(
+    ("bad", "sentence"),
+    [
+        (foreign("torch.nn.modules.module"), "model is a PyTorch module"),
+        (foreign("keras.src.models.model"), "model is a Keras model"),
+        (foreign("flax.nnx.module"), r"model is a flax\.nnx module"),
+        (Net, r"model is the class Net, which is no model: call it, Net\(\.\.\.\)"),
+        (lambda: mlp(3), r"model\(3\) raises TypeError"),
+        (lambda classes: 1 / 0, r"model\(3\) raises ZeroDivisionError"),
+        (None, "which is no model"),
+    ],
+)
+def test_other_libraries_models_are_refused_by_name(bad, sentence):
+    with pytest.raises(InputError, match=sentence):
+        as_model(bad, 3)
+
+
+def test_a_function_of_the_classes_may_return_a_module():
+    assert as_model(lambda classes: Net(classes), 4) == from_flax(Net(4))

@@ -8,13 +8,15 @@ import inspect
 import itertools
 import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from bilevax.problem import InputError, PyTree, require_count
+from bilevax.problem import InputError, PyTree
 
 
 class Model(NamedTuple):
@@ -23,6 +25,9 @@ class Model(NamedTuple):
     `init(key, x) -> params`: x (n, ...) is a batch of examples, of which only shape and dtype matter.
     `apply(params, x) -> logits`: x (n, ...) to (n, classes). If it has a parameter `key`, it is given
     a key while training (dropout) and None when predicting.
+
+    The tools of `bilevax.applications` call a model by `initial` and `logits`, which hand it images of uint8 as
+    floats in 0..1 (see `pixels`): a model never sees bytes, and need not scale them.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -40,9 +45,75 @@ class Model(NamedTuple):
     apply: Callable[..., Any]
 
 
-@functools.cache
+@dataclass(frozen=True)
+class _Method:
+    """A method of a network. Unlike a local function it can be pickled, and it is equal where the networks are.
+
+    (Python's bound methods are equal only where they belong to one object.) Equal models are compiled once.
+    """
+
+    network: Any
+    name: str
+
+    def __call__(self, *arguments: Any, **more: Any) -> Any:
+        return getattr(self.network, self.name)(*arguments, **more)
+
+    @property
+    def __signature__(self) -> inspect.Signature:
+        return inspect.signature(getattr(self.network, self.name))
+
+
+def _model(network: Any) -> Model:
+    """The Model of a value with methods `init` and `apply`."""
+    return Model(_Method(network, "init"), _Method(network, "apply"))
+
+
+def pixels(x: Any, dtype: Any = None) -> Any:
+    """Images of uint8, (n, h, w) or of higher rank, as floats in 0..1; anything else as it is.
+
+    The one rule on bytes: an array of uint8 of rank 2 is a table, whose numbers are taken as they are.
+
+    Args:
+        x: samples (n, ...).
+        dtype: of the floats; JAX's default one if None.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from bilevax.models import pixels
+        >>> float(pixels(jnp.full((1, 2, 2), 255, jnp.uint8)).max())
+        1.0
+    """
+    if getattr(x, "dtype", None) != jnp.uint8 or jnp.ndim(x) < 3:
+        return x
+    return jnp.asarray(x).astype(jnp.result_type(float) if dtype is None else dtype) / 255
+
+
+def initial(model: Model, key: Any, x: Any) -> PyTree:
+    """The parameters a model starts from; of x (n, ...) only shape and dtype matter."""
+    return model.init(key, pixels(x))
+
+
+def logits(model: Model, params: PyTree, x: Any, key: Any = None) -> Any:
+    """The logits (n, classes) of x; with `key` as in training, without as in use."""
+    x = pixels(x)
+    if "key" in inspect.signature(model.apply).parameters:
+        return model.apply(params, x, key=key)
+    return model.apply(params, x)
+
+
+def _count(owner: str, name: str, value: Any, least: int = 1) -> int:
+    """A count as an int; NumPy's integers are taken, too."""
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
+        wanted = "a positive integer" if least == 1 else f"an integer of at least {least}"
+        raise InputError(f"{owner}: {name} is {value!r}, and must be {wanted}.")
+    return int(value)
+
+
 def softmax_regression(classes: int) -> Model:
     """Multinomial logistic regression on flattened features, starting from zero.
+
+    Raises:
+        InputError: classes is no positive integer.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -51,15 +122,17 @@ def softmax_regression(classes: int) -> Model:
         >>> model.apply(model.init(jax.random.key(0), jnp.ones((5, 2))), jnp.ones((5, 2))).shape
         (5, 3)
     """
-    return _dense((), classes)
+    return _dense(_count("softmax_regression", "classes", classes), ())
 
 
-@functools.cache
 def softmax_head(classes: int) -> Model:
     """Softmax regression without bias: one matrix (classes, features), starting from zero, on flattened features.
 
     With the classes first, the product with the samples' rows and its derivative both read memory in order; of
     1,000 x 784 samples a gradient takes about half the time of one through `softmax_regression`.
+
+    Raises:
+        InputError: classes is no integer of at least 2.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -68,24 +141,18 @@ def softmax_head(classes: int) -> Model:
         >>> model.init(jax.random.key(0), jnp.ones((5, 2))).shape
         (3, 2)
     """
-    _require_classes("softmax_head", classes)
-
-    def flat(x: Any) -> Any:
-        return jnp.reshape(x, (jnp.shape(x)[0], -1))
-
-    def init(key: Any, x: Any) -> PyTree:
-        return jnp.zeros((classes, int(jnp.size(x) // jnp.shape(x)[0])))
-
-    return Model(init, lambda params, x: flat(x) @ params.T)
+    return _head(_count("softmax_head", "classes", classes, 2))
 
 
-@functools.cache
-def mlp(classes: int, widths: tuple[int, ...] = (64,)) -> Model:
+def mlp(classes: int, widths: Sequence[int] = (64,)) -> Model:
     """A fully connected network with ReLU, on flattened features; He's initialisation (He et al. 2015).
 
     Args:
         classes: how many logits it gives.
         widths: the hidden layers' widths.
+
+    Raises:
+        InputError: classes or a width is no positive integer.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -94,32 +161,61 @@ def mlp(classes: int, widths: tuple[int, ...] = (64,)) -> Model:
         >>> model.apply(model.init(jax.random.key(0), jnp.ones((5, 2))), jnp.ones((5, 2))).shape
         (5, 3)
     """
-    return _dense(tuple(widths), classes)
+    if isinstance(widths, str) or not isinstance(widths, Iterable):
+        raise InputError(f"mlp: widths is {widths!r}. Pass the widths of the hidden layers, such as (64,).")
+    return _dense(_count("mlp", "classes", classes), tuple(_count("mlp", "a layer's width", n) for n in widths))
 
 
-def _dense(widths: tuple[int, ...], classes: int) -> Model:
-    for size in (*widths, classes):
-        if isinstance(size, bool) or not isinstance(size, int) or size < 1:
-            raise InputError(f"A layer's width is {size!r}, and must be a positive integer.")
+@functools.cache
+def _dense(classes: int, widths: tuple[int, ...]) -> Model:
+    return _model(_Dense(classes, widths))
 
-    def init(key: Any, x: Any) -> PyTree:
-        sizes = [int(jnp.size(x) // jnp.shape(x)[0]), *widths, classes]
+
+@functools.cache
+def _head(classes: int) -> Model:
+    return _model(_Head(classes))
+
+
+def _flat(x: Any) -> Any:
+    return jnp.reshape(pixels(x), (jnp.shape(x)[0], -1))
+
+
+@dataclass(frozen=True)
+class _Head:
+    """Softmax regression without bias."""
+
+    classes: int
+
+    def init(self, key: Any, x: Any) -> PyTree:
+        return jnp.zeros((self.classes, math.prod(jnp.shape(x)[1:])))
+
+    def apply(self, params: PyTree, x: Any) -> Any:
+        return _flat(x) @ params.T
+
+
+@dataclass(frozen=True)
+class _Dense:
+    """Dense layers with ReLU between them; none hidden is softmax regression."""
+
+    classes: int
+    widths: tuple[int, ...]
+
+    def init(self, key: Any, x: Any) -> PyTree:
+        sizes = [math.prod(jnp.shape(x)[1:]), *self.widths, self.classes]
         layers = []
         for i, (into, out) in enumerate(itertools.pairwise(sizes)):
             # The last layer starts at zero: all classes are equally likely at first.
-            scale = 0.0 if i == len(widths) else (2 / into) ** 0.5
+            scale = 0.0 if i == len(self.widths) else (2 / into) ** 0.5
             weight = scale * jax.random.normal(jax.random.fold_in(key, i), (into, out))
             layers.append({"weight": weight, "bias": jnp.zeros(out)})
         return tuple(layers)
 
-    def apply(params: PyTree, x: Any) -> Any:
-        x = jnp.reshape(x, (jnp.shape(x)[0], -1))
+    def apply(self, params: PyTree, x: Any) -> Any:
+        x = _flat(x)
         *hidden, last = params
         for layer in hidden:
             x = jax.nn.relu(x @ layer["weight"] + layer["bias"])
         return x @ last["weight"] + last["bias"]
-
-    return Model(init, apply)
 
 
 class _Conv(NamedTuple):
@@ -268,38 +364,49 @@ def wide_resnet(classes: int = 10, depth: int = 28, width: int = 10) -> Model:
         >>> sum(leaf.size for leaf in jax.tree.leaves(shapes))
         36479194
     """
-    _require_classes("wide_resnet", classes)
-    if isinstance(depth, bool) or not isinstance(depth, int) or depth < 10 or depth % 6 != 4:
+    classes, width = _count("wide_resnet", "classes", classes, 2), _count("wide_resnet", "width", width)
+    if isinstance(depth, bool) or not isinstance(depth, int | np.integer) or depth < 10 or depth % 6 != 4:
         raise InputError(f"wide_resnet: depth is {depth!r}, and must be 6 k + 4 for k = 1, 2, ...: 10, 16, 22, 28, ...")
-    require_count("wide_resnet", "width", width)
-    # Of each block: its channels, and the stride of its first convolution.
-    plan = [
-        (channels * width, 2 if group > 0 and block == 0 else 1)
-        for group, channels in enumerate((16, 32, 64))
-        for block in range((depth - 4) // 6)
-    ]
+    return _model(_WideResNet(classes, int(depth), width))
 
-    def norm(channels: int) -> dict[str, Any]:
-        return {"scale": jnp.ones(channels), "bias": jnp.zeros(channels)}
 
-    def init(key: Any, x: Any) -> PyTree:
+@dataclass(frozen=True)
+class _WideResNet:
+    """The network of `wide_resnet`."""
+
+    classes: int
+    depth: int
+    width: int
+
+    def _plan(self) -> list[tuple[int, int]]:
+        """Of each block: its channels, and the stride of its first convolution."""
+        return [
+            (channels * self.width, 2 if group > 0 and block == 0 else 1)
+            for group, channels in enumerate((16, 32, 64))
+            for block in range((self.depth - 4) // 6)
+        ]
+
+    def init(self, key: Any, x: Any) -> PyTree:
         x = _images("wide_resnet", x, jnp.float32)
         keys = (jax.random.fold_in(key, i) for i in itertools.count())
 
         def conv(side: int, into: int, out: int) -> Any:
             return _layer(next(keys), (side, side, into, out))["weight"]
 
+        def norm(channels: int) -> dict[str, Any]:
+            return {"scale": jnp.ones(channels), "bias": jnp.zeros(channels)}
+
         first, into, blocks = conv(3, x.shape[3], 16), 16, []
-        for out, _ in plan:
+        for out, _ in self._plan():
             block = {"norms": (norm(into), norm(out)), "convolutions": (conv(3, into, out), conv(3, out, out))}
             blocks.append(block | ({"shortcut": conv(1, into, out)} if into != out else {}))
             into = out
-        dense = {"weight": jnp.zeros((into, classes)), "bias": jnp.zeros(classes)}
+        dense = {"weight": jnp.zeros((into, self.classes)), "bias": jnp.zeros(self.classes)}
         return {"first": first, "blocks": tuple(blocks), "norm": norm(into), "dense": dense}
 
-    def apply(params: PyTree, x: Any) -> Any:
+    def apply(self, params: PyTree, x: Any) -> Any:
         x = _convolve(_images("wide_resnet", x, params["first"].dtype), params["first"], "SAME")
-        for block, (_, stride) in zip(params["blocks"], plan, strict=True):
+        for block, (_, stride) in zip(params["blocks"], self._plan(), strict=True):
             (norm_1, norm_2), (conv_1, conv_2) = block["norms"], block["convolutions"]
             inner = jax.nn.relu(_group_norm(norm_1, x))
             short = (
@@ -309,8 +416,6 @@ def wide_resnet(classes: int = 10, depth: int = 28, width: int = 10) -> Model:
             x = short + _convolve(inner, conv_2, "SAME")
         x = jnp.mean(jax.nn.relu(_group_norm(params["norm"], x)), (1, 2))
         return x @ params["dense"]["weight"] + params["dense"]["bias"]
-
-    return Model(init, apply)
 
 
 def _group_norm(params: PyTree, x: Any, groups: int = 8) -> Any:
@@ -329,62 +434,68 @@ def _convolutional(
     dense_dropout: float = 0.0,
 ) -> Model:
     """Blocks of convolutions, each block ending in 2x2 max pooling and dropout; then dense layers with dropout."""
-    _require_classes(name, classes)
+    classes = _count(name, "classes", classes, 2)
+    return _model(_Convolutional(name, blocks, widths, classes, block_dropout, dense_dropout))
 
-    def flat_size(x: Any) -> int:
+
+@dataclass(frozen=True)
+class _Convolutional:
+    """The networks of convolutions and dense layers."""
+
+    name: str
+    blocks: tuple[tuple[_Conv, ...], ...]
+    widths: tuple[int, ...]
+    classes: int
+    block_dropout: float
+    dense_dropout: float
+
+    def _flat_size(self, x: Any) -> int:
         side = list(jnp.shape(x)[1:3])
         channels = jnp.shape(x)[3]
-        for block in blocks:
+        for block in self.blocks:
             for conv in block:
                 side = [s - (conv.side - 1 if conv.padding == "VALID" else 0) for s in side]
                 channels = conv.out
             side = [s // 2 for s in side]
             if min(side) < 1:
                 raise InputError(
-                    f"{name}: images of {jnp.shape(x)[1]}x{jnp.shape(x)[2]} are too small: its convolutions and "
+                    f"{self.name}: images of {jnp.shape(x)[1]}x{jnp.shape(x)[2]} are too small: its convolutions and "
                     "poolings leave nothing of them. Pass larger images, or another network."
                 )
         return side[0] * side[1] * channels
 
-    def init(key: Any, x: Any) -> PyTree:
-        x = _images(name, x, jnp.float32)
-        flat = flat_size(x)
+    def init(self, key: Any, x: Any) -> PyTree:
+        x = _images(self.name, x, jnp.float32)
+        flat = self._flat_size(x)
         keys = (jax.random.fold_in(key, i) for i in itertools.count())
         channels, convs = x.shape[3], []
-        for conv in itertools.chain.from_iterable(blocks):
+        for conv in itertools.chain.from_iterable(self.blocks):
             convs.append(_layer(next(keys), (conv.side, conv.side, channels, conv.out)))
             channels = conv.out
-        sizes = (flat, *widths)
+        sizes = (flat, *self.widths)
         dense = [_layer(next(keys), pair) for pair in itertools.pairwise(sizes)]
         # As in `mlp` the last layer starts at zero.
-        dense.append({"weight": jnp.zeros((sizes[-1], classes)), "bias": jnp.zeros(classes)})
+        dense.append({"weight": jnp.zeros((sizes[-1], self.classes)), "bias": jnp.zeros(self.classes)})
         return {"convolutions": tuple(convs), "dense": tuple(dense)}
 
-    def apply(params: PyTree, x: Any, key: Any = None) -> Any:
-        x = _images(name, x, params["dense"][0]["weight"].dtype)
-        flat_size(x)
+    def apply(self, params: PyTree, x: Any, key: Any = None) -> Any:
+        x = _images(self.name, x, params["dense"][0]["weight"].dtype)
+        self._flat_size(x)
         keys = itertools.repeat(None) if key is None else (jax.random.fold_in(key, i) for i in itertools.count())
         layers = iter(params["convolutions"])
-        for block in blocks:
+        for block in self.blocks:
             for conv in block[:-1]:
                 layer = next(layers)
                 x = jax.nn.relu(_convolve(x, layer["weight"], conv.padding) + layer["bias"])
             # Bias and ReLU commute with the maximum, and cost a quarter after it.
             layer = next(layers)
             x = _convolve(x, layer["weight"], block[-1].padding, pooled=True)
-            x = _dropout(next(keys), jax.nn.relu(x + layer["bias"]), block_dropout)
+            x = _dropout(next(keys), jax.nn.relu(x + layer["bias"]), self.block_dropout)
         x = jnp.reshape(x, (x.shape[0], -1))
         *hidden, last = params["dense"]
         for layer in hidden:
-            x = _dropout(next(keys), jax.nn.relu(x @ layer["weight"] + layer["bias"]), dense_dropout)
+            x = _dropout(next(keys), jax.nn.relu(x @ layer["weight"] + layer["bias"]), self.dense_dropout)
         return x @ last["weight"] + last["bias"]
-
-    return Model(init, apply)
-
-
-def _require_classes(name: str, classes: Any) -> None:
-    if isinstance(classes, bool) or not isinstance(classes, int) or classes < 2:
-        raise InputError(f"{name}: classes is {classes!r}, and must be an integer of at least 2.")
 
 
 def _images(name: str, x: Any, dtype: Any) -> Any:
@@ -395,7 +506,7 @@ def _images(name: str, x: Any, dtype: Any) -> Any:
             f"{name}: images have shape {shape}, and must be (n, height, width) or (n, height, width, channels)."
         )
     x = jnp.reshape(x, (*shape, 1)) if len(shape) == 3 else jnp.asarray(x)
-    return x.astype(dtype) / 255 if x.dtype == jnp.uint8 else x.astype(dtype)
+    return pixels(x, dtype).astype(dtype)
 
 
 def _layer(key: Any, shape: tuple[int, ...]) -> dict[str, Any]:
@@ -540,13 +651,21 @@ def augmented(model: Model, augment: Callable[[Any, Any], Any]) -> Model:
 
 @functools.cache
 def _augmented(model: Model, augment: Callable[[Any, Any], Any]) -> Model:
-    def apply(params: PyTree, x: Any, key: Any = None) -> Any:
-        if key is None:
-            return logits(model, params, x)
-        first, second = jax.random.split(key)
-        return logits(model, params, augment(first, x), second)
+    return Model(model.init, _Method(_Augmented(model, augment), "apply"))
 
-    return Model(model.init, apply)
+
+@dataclass(frozen=True)
+class _Augmented:
+    """A model whose images are augmented while training."""
+
+    model: Model
+    augment: Callable[[Any, Any], Any]
+
+    def apply(self, params: PyTree, x: Any, key: Any = None) -> Any:
+        if key is None:
+            return logits(self.model, params, x)
+        first, second = jax.random.split(key)
+        return logits(self.model, params, self.augment(first, x), second)
 
 
 @functools.cache
@@ -567,27 +686,33 @@ def crop_and_flip(pad: int = 4) -> Callable[[Any, Any], Any]:
         >>> crop_and_flip()(jax.random.key(0), jnp.zeros((5, 32, 32, 3), jnp.uint8)).dtype
         dtype('uint8')
     """
-    if isinstance(pad, bool) or not isinstance(pad, int) or pad < 0:
-        raise InputError(f"crop_and_flip: pad is {pad!r}, and must be an integer of at least 0.")
+    return _CropAndFlip(_count("crop_and_flip", "pad", pad, 0))
 
-    def one(image: Any, shift: Any, flip: Any) -> Any:
-        padded = jnp.pad(image, ((pad, pad), (pad, pad), (0, 0)))
+
+@dataclass(frozen=True)
+class _CropAndFlip:
+    """The augmentation of `crop_and_flip`."""
+
+    pad: int
+
+    def __call__(self, key: Any, x: Any) -> Any:
+        first, second = jax.random.split(key)
+        shifts = jax.random.randint(first, (x.shape[0], 2), 0, 2 * self.pad + 1)
+        return jax.vmap(self._one)(x, shifts, jax.random.bernoulli(second, 0.5, (x.shape[0],)))
+
+    def _one(self, image: Any, shift: Any, flip: Any) -> Any:
+        padded = jnp.pad(image, ((self.pad, self.pad), (self.pad, self.pad), (0, 0)))
         image = jax.lax.dynamic_slice(padded, (shift[0], shift[1], 0), image.shape)
         return jnp.where(flip, image[:, ::-1], image)
 
-    def augment(key: Any, x: Any) -> Any:
-        first, second = jax.random.split(key)
-        shifts = jax.random.randint(first, (x.shape[0], 2), 0, 2 * pad + 1)
-        return jax.vmap(one)(x, shifts, jax.random.bernoulli(second, 0.5, (x.shape[0],)))
 
-    return augment
-
-
-def logits(model: Model, params: PyTree, x: Any, key: Any = None) -> Any:
-    """The logits (n, classes) of x; with `key` as in training, without as in use."""
-    if "key" in inspect.signature(model.apply).parameters:
-        return model.apply(params, x, key=key)
-    return model.apply(params, x)
+# Packages whose modules are no models here, by the first part of their name: told apart without importing them.
+_OTHERS = {
+    "torch": "a PyTorch module",
+    "keras": "a Keras model",
+    "tf_keras": "a Keras model",
+    "tensorflow": "a Keras model",
+}
 
 
 def as_model(model: Any, classes: int) -> Model:
@@ -599,8 +724,38 @@ def as_model(model: Any, classes: int) -> Model:
         classes: how many classes the data have.
 
     Raises:
-        InputError: it is none of these.
+        InputError: it is none of these; a module's dropout could not be switched on while training.
     """
+    known = _known(model)
+    if known is not None:
+        return known
+    found = f"model is {model!r}, which is no model"
+    if isinstance(model, type):
+        found = f"model is the class {model.__name__}, which is no model: call it, {model.__name__}(...)"
+    elif other := _other_library(model):
+        found = f"model is {other}, which is no model of pure JAX functions"
+    elif callable(model):
+        try:
+            made = model(classes)
+        except InputError:
+            raise
+        except Exception as error:
+            raise InputError(
+                f"model is {model!r}, and model({classes}) raises {type(error).__name__}: {error}. As a function, "
+                "model must take the number of classes and return a Model."
+            ) from error
+        known = _known(made)
+        if known is not None:
+            return known
+        found += f": model({classes}) is {made!r}"
+    raise InputError(
+        f"{found}. Pass an (init, apply) pair, a flax.linen or an equinox module, or a "
+        "function from the number of classes to a Model, such as bilevax.models.mlp."
+    )
+
+
+def _known(model: Any) -> Model | None:
+    """The Model of a pair or a module; None for anything else."""
     if isinstance(model, Model):
         return model
     if isinstance(model, tuple) and len(model) == 2 and all(callable(f) for f in model):
@@ -610,64 +765,149 @@ def as_model(model: Any, classes: int) -> Model:
         return from_flax(model)
     if equinox is not None and isinstance(model, equinox.Module):
         return from_equinox(model)
-    made = model(classes) if callable(model) and not isinstance(model, type) else None
-    if isinstance(made, Model):
-        return made
-    raise InputError(
-        f"model is {model!r}, which is no model. Pass an (init, apply) pair, a flax.linen or an equinox module, or a "
-        "function from the number of classes to a Model, such as bilevax.models.mlp."
-    )
+    return None
 
 
-def _cached(make: Callable[[Any], Model]) -> Callable[[Any], Model]:
-    """The same Model for an equal module, where it can be hashed: an equal problem is not compiled again."""
-    cached = functools.lru_cache(maxsize=16)(make)
+def _other_library(model: Any) -> str | None:
+    """What a model of another library is; nothing is imported to find out."""
+    for base in type(model).__mro__:
+        package = base.__module__.partition(".")[0]
+        if package in _OTHERS:
+            return _OTHERS[package]
+        if base.__module__.startswith("flax.nnx"):
+            return "a flax.nnx module"
+    return None
 
-    @functools.wraps(make)
-    def model(module: Any) -> Model:
+
+@dataclass(frozen=True, eq=False)
+class _Module:
+    """A module of another library as a value: equal where the modules are, if they can be hashed."""
+
+    module: Any
+
+    def _hashable(self) -> bool:
         try:
-            hash(module)
+            hash(self.module)
         except TypeError:
-            return make(module)
-        return cached(module)
+            return False
+        return True
 
-    return model
+    def __eq__(self, other: object) -> bool:
+        if type(other) is not type(self):
+            return NotImplemented
+        if other.module is self.module:
+            return True
+        return self._hashable() and other._hashable() and bool(self.module == other.module)
+
+    def __hash__(self) -> int:
+        return hash(self.module) if self._hashable() else id(self.module)
 
 
-@_cached
+# How flax's modules name the argument, or the field, that says whether they are training.
+_TRAINING = ("train", "training", "is_training", "is_train")
+_PREDICTING = ("deterministic", "use_running_average", "inference", "is_eval", "eval_mode", "evaluating")
+
+
+@functools.lru_cache(maxsize=16)
+def _from_flax(network: "_Flax") -> Model:
+    return _model(network)
+
+
 def from_flax(module: Any) -> Model:
     """A Model from a flax.linen module that maps (n, ...) to logits (n, classes).
 
-    If the module's `__call__` has a parameter `train` (or `deterministic`), it is True (False) while training,
-    where the key feeds the "dropout" stream.
+    If the module's `__call__`, or the module itself as a field, has an argument `train`, `training`, `is_training` or
+    `is_train` (or `deterministic`, `use_running_average`, `inference`, `is_eval`, `eval_mode`, `evaluating`), it is
+    True (False) while training, where the key feeds the "dropout" stream.
 
     Raises:
-        InputError: when it is initialised, if it has variables besides "params" (batch statistics, say).
+        InputError: when it is initialised, if it has variables besides "params" (batch statistics, say), if its
+            dropout stays off while training or on when predicting, or if it cannot be called.
     """
-    parameters = inspect.signature(type(module).__call__).parameters
+    return _from_flax(_Flax(module))
 
-    def mode(training: bool) -> dict[str, bool]:
-        options = {"train": training, "deterministic": not training}
-        return {name: value for name, value in options.items() if name in parameters}
 
-    def init(key: Any, x: Any) -> PyTree:
-        variables = module.init(key, x, **mode(False))
+class _Flax(_Module):
+    """A flax.linen module."""
+
+    def _in_mode(self, training: bool) -> tuple[Any, dict[str, bool]]:
+        """The module, and the arguments of its call, while training or not."""
+        options = dict.fromkeys(_TRAINING, training) | dict.fromkeys(_PREDICTING, not training)
+        parameters = inspect.signature(type(self.module).__call__).parameters
+        arguments = {name: value for name, value in options.items() if name in parameters}
+        own = set(self.module.__dataclass_fields__) - set(parameters)
+        fields = {name: value for name, value in options.items() if name in own}
+        return self.module.clone(**fields) if fields else self.module, arguments
+
+    def init(self, key: Any, x: Any) -> PyTree:
+        name = type(self.module).__name__
+        module, arguments = self._in_mode(training=False)
+        # The stream is there so that dropout which is on when predicting is found below, and named.
+        try:
+            variables = module.init({"params": key, "dropout": key}, x, **arguments)
+        except Exception as error:
+            raise InputError(f"model {name} cannot be initialised: {_first_line(error)}") from error
         others = sorted(set(variables) - {"params"})
         if others:
             raise InputError(
-                f"model {type(module).__name__} keeps {', '.join(others)} besides its parameters, which a bilevel "
+                f"model {name} keeps {', '.join(others)} besides its parameters, which a bilevel "
                 "problem cannot carry. Use layers without running statistics, such as LayerNorm or GroupNorm."
             )
-        return variables["params"]
+        params = variables.get("params", {})
+        self._check_dropout(params, x)
+        return params
 
-    def apply(params: PyTree, x: Any, key: Any = None) -> Any:
-        rngs = None if key is None else {"dropout": key}
-        return module.apply({"params": params}, x, rngs=rngs, **mode(key is not None))
+    def _check_dropout(self, params: PyTree, x: Any) -> None:
+        """Refuse dropout that does not follow the mode: it would be off while training, or on when predicting."""
+        name, known = type(self.module).__name__, ", ".join((*_TRAINING[:3], *_PREDICTING[:2]))
+        for training, mode in ((True, "off while training"), (False, "on when predicting")):
+            try:
+                layers = self._dropout_layers(params, x, training)
+            except Exception as error:
+                raise InputError(f"model {name} cannot be applied: {_first_line(error)}") from error
+            if any(deterministic is training for deterministic in layers):
+                raise InputError(
+                    f"model {name} has dropout that stays {mode}: no argument of its __call__, nor a field of it, is "
+                    f"known to switch it. Name it one of {known}."
+                )
 
-    return Model(init, apply)
+    def _dropout_layers(self, params: PyTree, x: Any, training: bool) -> list[bool]:
+        """Of each layer with dropout whether it is off, in one pass in which nothing is computed."""
+        import flax.linen as nn
+
+        found: list[bool] = []
+
+        def look(call: Any, args: Any, kwargs: Any, context: Any) -> Any:
+            layer = context.module
+            plain = isinstance(layer, nn.Dropout)
+            rate = layer.rate if plain else getattr(layer, "dropout_rate", 0)
+            if context.method_name == "__call__" and hasattr(layer, "deterministic") and rate:
+                given = kwargs.get("deterministic", args[1] if plain and len(args) > 1 else None)
+                found.append(bool(layer.deterministic if given is None else given))
+            return call(*args, **kwargs)
+
+        with nn.intercept_methods(look):
+            jax.eval_shape(lambda params, x: self._run(params, x, jax.random.key(0), training), params, x)
+        return found
+
+    def _run(self, params: PyTree, x: Any, key: Any, training: bool) -> Any:
+        module, arguments = self._in_mode(training)
+        return module.apply({"params": params}, x, rngs=None if key is None else {"dropout": key}, **arguments)
+
+    def apply(self, params: PyTree, x: Any, key: Any = None) -> Any:
+        return self._run(params, x, key, key is not None)
 
 
-@_cached
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0].rstrip('.') if lines else ''}."
+
+
+@functools.lru_cache(maxsize=16)
+def _from_equinox(network: "_Equinox") -> Model:
+    return _model(network)
+
+
 def from_equinox(module: Any) -> Model:
     """A Model from an equinox module that maps one example to logits (classes,); it is vmapped over samples.
 
@@ -676,33 +916,73 @@ def from_equinox(module: Any) -> Model:
             key -> module, with which each start is a new draw.
 
     The module's floating arrays are the parameters; everything else is held fixed. Dropout is active while
-    training and off when predicting (`equinox.nn.inference_mode`).
+    training and off when predicting (`equinox.nn.inference_mode`); the module's `__call__` must take the key for it.
 
     Raises:
-        InputError: the module has state of its own (`equinox.nn.StatefulLayer`).
+        InputError: the module has state of its own (`equinox.nn.StatefulLayer`), or dropout and no argument `key`.
     """
-    import equinox
+    network = _Equinox(module)
+    network.check()
+    return _from_equinox(network)
 
-    given = isinstance(module, equinox.Module)
-    example = module if given else module(jax.random.key(0))
-    if isinstance(example, tuple):
-        raise InputError(
-            "model gives a pair (module, state): layers with a state, such as BatchNorm, cannot be carried by a "
-            "bilevel problem. Use layers without running statistics, such as LayerNorm or GroupNorm."
-        )
-    static = equinox.partition(example, equinox.is_inexact_array)[1]
-    keyed = "key" in inspect.signature(type(example).__call__).parameters
 
-    def init(key: Any, x: Any) -> PyTree:
-        return equinox.partition(module if given else module(key), equinox.is_inexact_array)[0]
+class _Equinox(_Module):
+    """An equinox module, or a function that makes one from a key."""
 
-    def apply(params: PyTree, x: Any, key: Any = None) -> Any:
-        whole = equinox.nn.inference_mode(equinox.combine(params, static), key is None)
-        if key is None or not keyed:
+    @functools.cached_property
+    def _given(self) -> bool:
+        import equinox
+
+        return isinstance(self.module, equinox.Module)
+
+    @functools.cached_property
+    def _example(self) -> Any:
+        with jax.ensure_compile_time_eval():  # kept beyond the trace it may first be asked for in
+            return self.module if self._given else self.module(jax.random.key(0))
+
+    @functools.cached_property
+    def _static(self) -> Any:
+        import equinox
+
+        return equinox.partition(self._example, equinox.is_inexact_array)[1]
+
+    @property
+    def _keyed(self) -> bool:
+        return "key" in inspect.signature(type(self._example).__call__).parameters
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"module": self.module}
+
+    def check(self) -> None:
+        import equinox
+
+        if isinstance(self._example, tuple):
+            raise InputError(
+                "model gives a pair (module, state): layers with a state, such as BatchNorm, cannot be carried by a "
+                "bilevel problem. Use layers without running statistics, such as LayerNorm or GroupNorm."
+            )
+        if not isinstance(self._example, equinox.Module):
+            raise InputError(f"model gives {self._example!r} for a key, and must give an equinox module.")
+        layers = jax.tree.leaves(self._example, is_leaf=lambda x: isinstance(x, equinox.nn.Dropout))
+        if not self._keyed and any(isinstance(x, equinox.nn.Dropout) and x.p != 0 for x in layers):
+            raise InputError(
+                f"model {type(self._example).__name__} has dropout, and its __call__ takes no key to draw it by. "
+                "Write __call__(self, x, key=None), and hand the key to the dropout layers."
+            )
+
+    def init(self, key: Any, x: Any) -> PyTree:
+        import equinox
+
+        module = self.module if self._given else self.module(key)
+        return equinox.partition(module, equinox.is_inexact_array)[0]
+
+    def apply(self, params: PyTree, x: Any, key: Any = None) -> Any:
+        import equinox
+
+        whole = equinox.nn.inference_mode(equinox.combine(params, self._static), key is None)
+        if key is None or not self._keyed:
             return jax.vmap(whole)(x)
         return jax.vmap(lambda x, key: whole(x, key=key))(x, jax.random.split(key, jnp.shape(x)[0]))
-
-    return Model(init, apply)
 
 
 class Representation(NamedTuple):
@@ -751,18 +1031,22 @@ class _Norms:
         return (shown - mean) * jax.lax.rsqrt(variance + 1e-5) + shift
 
 
-def _representation(
-    init: Callable[[Any, Any], PyTree], run: Callable[[PyTree, Any, _Norms, Any], Any]
-) -> Representation:
-    def apply(params: PyTree, x: Any, statistics: PyTree | None = None, key: Any = None) -> Any:
-        return run(params, x, _Norms(statistics), key)
+class _Normalised:
+    """What the representations share: one pass by given statistics, or one that collects its own."""
 
-    def statistics(params: PyTree, x: Any) -> PyTree:
+    def _run(self, params: PyTree, x: Any, norms: _Norms, key: Any) -> Any:
+        raise NotImplementedError
+
+    def apply(self, params: PyTree, x: Any, statistics: PyTree | None = None, key: Any = None) -> Any:
+        return self._run(params, x, _Norms(statistics), key)
+
+    def statistics(self, params: PyTree, x: Any) -> PyTree:
         norms = _Norms(None)
-        run(params, x, norms, None)
+        self._run(params, x, norms, None)
         return tuple(norms.used)
 
-    return Representation(init, apply, statistics)
+    def representation(self) -> Representation:
+        return Representation(_Method(self, "init"), _Method(self, "apply"), _Method(self, "statistics"))
 
 
 def _images_for_four_poolings(name: str, x: Any, dtype: Any) -> Any:
@@ -791,26 +1075,31 @@ def omniglot_network(filters: int = 64) -> Representation:
     Raises:
         InputError: filters is no positive integer; in use, images of another rank, or too small.
     """
-    require_count("omniglot_network", "filters", filters)
+    return _OmniglotNetwork(_count("omniglot_network", "filters", filters)).representation()
 
-    def init(key: Any, x: Any) -> PyTree:
+
+@dataclass(frozen=True)
+class _OmniglotNetwork(_Normalised):
+    """The network of `omniglot_network`."""
+
+    filters: int
+
+    def init(self, key: Any, x: Any) -> PyTree:
         x = _images_for_four_poolings("omniglot_network", x, jnp.float32)
-        channels = (x.shape[3], filters, filters, filters)
+        channels = (x.shape[3], self.filters, self.filters, self.filters)
         keys = jax.random.split(key, len(channels))
         return tuple(
-            {"weight": _layer(key, (3, 3, into, filters))["weight"], "shift": jnp.zeros(filters)}
+            {"weight": _layer(key, (3, 3, into, self.filters))["weight"], "shift": jnp.zeros(self.filters)}
             for key, into in zip(keys, channels, strict=True)
         )
 
-    def run(params: PyTree, x: Any, norms: _Norms, key: Any) -> Any:
+    def _run(self, params: PyTree, x: Any, norms: _Norms, key: Any) -> Any:
         x = _images_for_four_poolings("omniglot_network", x, params[0]["weight"].dtype)
         for i, block in enumerate(params):
             x = _convolve(x, block["weight"], "SAME")
             x = norms(x, _max_pool(x), block["shift"])  # normalisation and ReLU commute with the maximum
             x = jax.nn.relu(x) if i + 1 < len(params) else x
         return jnp.reshape(x, (x.shape[0], -1))
-
-    return _representation(init, run)
 
 
 @functools.cache
@@ -832,9 +1121,16 @@ def mini_imagenet_network(features: int = 512) -> Representation:
     Raises:
         InputError: features is no positive integer; in use, images of another rank, or too small.
     """
-    require_count("mini_imagenet_network", "features", features)
+    return _MiniImagenetNetwork(_count("mini_imagenet_network", "features", features)).representation()
 
-    def init(key: Any, x: Any) -> PyTree:
+
+@dataclass(frozen=True)
+class _MiniImagenetNetwork(_Normalised):
+    """The network of `mini_imagenet_network`."""
+
+    features: int
+
+    def init(self, key: Any, x: Any) -> PyTree:
         x = _images_for_four_poolings("mini_imagenet_network", x, jnp.float32)
         keys = (jax.random.fold_in(key, i) for i in itertools.count())
 
@@ -847,10 +1143,10 @@ def mini_imagenet_network(features: int = 512) -> Representation:
             blocks.append({"weights": weights, "shifts": (jnp.zeros(out),) * 3, "shortcut": conv(1, into, out)})
             into = out
         wide = {"weight": conv(1, into, 2048), "shift": jnp.zeros(2048)}
-        last = {"weight": conv(1, 2048, features), "bias": jnp.zeros(features)}
+        last = {"weight": conv(1, 2048, self.features), "bias": jnp.zeros(self.features)}
         return {"blocks": tuple(blocks), "wide": wide, "last": last}
 
-    def run(params: PyTree, x: Any, norms: _Norms, key: Any) -> Any:
+    def _run(self, params: PyTree, x: Any, norms: _Norms, key: Any) -> Any:
         x = _images_for_four_poolings("mini_imagenet_network", x, params["last"]["bias"].dtype)
         keys = itertools.repeat(None) if key is None else (jax.random.fold_in(key, i) for i in itertools.count())
         for block in params["blocks"]:
@@ -862,5 +1158,3 @@ def mini_imagenet_network(features: int = 512) -> Representation:
         x = _convolve(x, params["wide"]["weight"], "SAME")
         x = jax.nn.leaky_relu(norms(x, x, params["wide"]["shift"]), 0.1)
         return jnp.mean(x, (1, 2)) @ params["last"]["weight"][0, 0] + params["last"]["bias"]
-
-    return _representation(init, run)

@@ -17,7 +17,7 @@ from sklearn.utils.validation import check_is_fitted
 from bilevax.applications.importance import denoising_task, penalty_solver, weights
 from bilevax.applications.training import Training, probabilities, require_finite, train
 from bilevax.datasets import overlap
-from bilevax.models import Model, as_model, logits, mlp
+from bilevax.models import Model, as_model, initial, logits, mlp
 from bilevax.problem import InputError, PyTree, listed, require_count
 from bilevax.solve import Result, solve
 from bilevax.solvers import base
@@ -79,7 +79,7 @@ class _Classifier(ClassifierMixin, BaseEstimator):
                 stacklevel=3,
             )
         model = as_model(self.model, len(classes))
-        shape = jax.eval_shape(lambda x: logits(model, model.init(jax.random.key(0), x[:1]), x), x).shape
+        shape = jax.eval_shape(lambda x: logits(model, initial(model, jax.random.key(0), x[:1]), x), x).shape
         if shape != (len(x), len(classes)):
             raise InputError(
                 f"model gives logits of shape {shape} for {len(x)} samples of {len(classes)} classes, and must give "

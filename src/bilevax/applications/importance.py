@@ -9,8 +9,8 @@ should do well on a small set whose labels are known to be right. What u is tell
 | `reweighting_task` (Ren et al. 2018) | (n,) | u_i | mean_i w_i CE_i |
 | `meta_weight_task` (Shu et al. 2019) | a small network V | V(CE_i) | sum_i w_i CE_i / sum_i w_i |
 
-each plus l2/2 |matrices of v|^2; the upper loss is the mean cross-entropy on the clean set. Images may be uint8
-where the model takes them so, as those of `bilevax.models` do.
+each plus l2/2 |matrices of v|^2; the upper loss is the mean cross-entropy on the clean set. Images of uint8 stay bytes
+in memory, and reach the model, whichever it is, as floats in 0..1 (`bilevax.models.pixels`).
 """
 
 import functools
@@ -26,7 +26,7 @@ from bilevax.applications.task import Task
 from bilevax.applications.training import Training, cross_entropy, penalised, probabilities, train, weighted_mean
 from bilevax.batches import Epochs, Samples
 from bilevax.linear_solve import ByOptimizer
-from bilevax.models import Model
+from bilevax.models import Model, initial
 from bilevax.problem import InputError, Problem, PyTree
 from bilevax.solvers import Implicit, Penalty
 
@@ -225,8 +225,9 @@ class _Data:
 
 
 def _array(x: Any) -> Any:
-    """Images as bytes stay so: four times less memory, and the networks scale them."""
-    return jnp.asarray(x) if getattr(x, "dtype", None) == np.uint8 else jnp.asarray(x, jnp.result_type(float))
+    """Floats; images as bytes stay so, which is four times less memory: `models.logits` scales them."""
+    images = getattr(x, "dtype", None) == np.uint8 and np.ndim(x) > 2
+    return jnp.asarray(x) if images else jnp.asarray(x, jnp.result_type(float))
 
 
 def denoising_task(
@@ -346,7 +347,7 @@ def reweighting_task(
         (200,)
     """
     data = _Data(X, y, X_clean, y_clean)
-    start = jnp.ones(len(data.y)), model.init(key, data.x[:1])
+    start = jnp.ones(len(data.y)), initial(model, key, data.x[:1])
 
     def metrics(u: Any, v: PyTree) -> dict[str, float]:
         return data.on_clean(model, v) | {"mean_weight": float(u.mean())}
@@ -407,7 +408,7 @@ def meta_weight_task(
         "out": uniform(keys[2], (META_WIDTH,), META_WIDTH**-0.5),
         "level": uniform(keys[3], (), META_WIDTH**-0.5),
     }
-    start = u, model.init(model_key, data.x[:1])
+    start = u, initial(model, model_key, data.x[:1])
 
     def metrics(u: PyTree, v: PyTree) -> dict[str, float]:
         return data.on_clean(model, v)

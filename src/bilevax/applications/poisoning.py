@@ -20,7 +20,7 @@ from bilevax.applications.task import Task
 from bilevax.applications.training import Training, penalised, probabilities, require_finite, train
 from bilevax.batches import Epochs, Fixed, Samples, Source
 from bilevax.linear_solve import ByOptimizer
-from bilevax.models import Model, logits
+from bilevax.models import Model, initial, logits
 from bilevax.problem import Batch, Inequality, InputError, Problem, PyTree, listed
 from bilevax.solvers import Implicit, Penalty, ReverseMode
 
@@ -588,7 +588,7 @@ def _check_classes(y: np.ndarray, source: int, target: int) -> None:
 
 def _classes(model: Model, x: np.ndarray, key: Any) -> int:
     """How many logits a model gives."""
-    shape = jax.eval_shape(lambda x: logits(model, model.init(key, x), x), jnp.asarray(x[:2])).shape
+    shape = jax.eval_shape(lambda x: logits(model, initial(model, key, x), x), jnp.asarray(x[:2])).shape
     if len(shape) != 2:
         raise InputError(f"The model gives an output of shape {shape} for 2 samples, and must give (2, classes).")
     return shape[1]

@@ -38,7 +38,7 @@ from bilevax.applications.poisoning import SOFTMAX_TRAINING, Points, retrained, 
 from bilevax.applications.task import Task
 from bilevax.applications.training import Training, cross_entropy, probabilities
 from bilevax.batches import Epochs, Samples
-from bilevax.models import Model, Representation
+from bilevax.models import Model, Representation, initial
 from bilevax.problem import Batch, InputError, Problem, PyTree
 from bilevax.smoothing import L1, ByLeaf, GroupLasso, Lp, removed_share, zero_share
 from bilevax.solvers import base
@@ -123,7 +123,7 @@ def sparse_reweighting_task(
     x, x_val = (a if getattr(a, "dtype", None) == np.uint8 else jnp.asarray(a, float) for a in (X, X_val))
     train = jnp.asarray(x), jnp.asarray(y, jnp.int32)
     validation = jnp.asarray(x_val), jnp.asarray(y_val, jnp.int32)
-    v = model.init(key, train[0][:1])
+    v = initial(model, key, train[0][:1])
     u = {
         "sample": jnp.zeros(len(train[1])),
         "single": jnp.log(jnp.asarray(single, float)),

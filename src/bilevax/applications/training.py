@@ -10,7 +10,7 @@ import numpy as np
 import optax
 
 from bilevax.batches import Epochs
-from bilevax.models import Model, logits
+from bilevax.models import Model, initial, logits
 from bilevax.problem import InputError, Problem, PyTree, require_count
 from bilevax.solvers import base
 
@@ -99,7 +99,7 @@ def train(model: Model, training: Training, x: Any, y: Any, weight: Any, key: An
     """
     init_key, train_key = jax.random.split(key)
     order_key = jax.random.fold_in(train_key, training.steps)
-    v, u = model.init(init_key, x[:1]), jnp.zeros(1)
+    v, u = initial(model, init_key, x[:1]), jnp.zeros(1)
     rate = training.rate if callable(training.rate) else optax.cosine_decay_schedule(training.rate, training.steps)
     optimizer = optax.adam(rate)
     problem = _training_problem(model, training.l2)
