@@ -3,6 +3,7 @@
 Run as a script, this file is the solve that the tests kill.
 """
 
+import itertools
 import json
 import os
 import random
@@ -202,8 +203,8 @@ PROBLEM = Problem(upper_loss, lower_loss)
 TARGET = Batch(upper=jnp.array([1.0, -1.0, 0.5]))
 
 
-def small(steps=40, solver=None, problem=PROBLEM, n=3, seed=0, batches=TARGET, **options):
-    u, v = jnp.full(n, 0.1), jnp.full(n, 0.2)
+def small(steps=40, solver=None, problem=PROBLEM, n=3, seed=0, batches=TARGET, start=0.1, **options):
+    u, v = jnp.full(n, start), jnp.full(n, 0.2)
     if n != 3:
         batches = Batch(upper=jnp.ones(n))
     return solve(
@@ -272,6 +273,8 @@ def saved(tmp_path):
         ({"solver": Penalty(lower_steps=11)}, "another solver, or the same with other settings"),
         ({"solver": Implicit()}, "other shapes"),
         ({"seed": 1}, "another key"),
+        ({"batches": Batch(upper=TARGET.upper.at[2].set(0.4))}, "other data: the values of source.batch.upper differ"),
+        ({"start": 0.3}, "other data: the values of u differ"),
     ],
 )
 def test_another_solve_is_refused(saved, changes, told):
@@ -282,6 +285,26 @@ def test_another_solve_is_refused(saved, changes, told):
     assert "step 30" in str(caught.value)
     assert sorted(p for p in saved.directory.rglob("*")) == before
     assert small(callbacks=[saved], resume=saved).steps == 40
+
+
+@pytest.mark.parametrize("kind", ["labels", "stream", "keys"])
+def test_other_data_of_the_same_shapes_are_refused(tmp_path, kind):
+    """Labels that were corrected, say: the old answer would be handed out as the new."""
+    x, labels = np.ones((6, 3)), np.arange(6)
+
+    def batches(y):
+        if kind == "stream":
+            return itertools.repeat(Batch(upper=(x[:, 0], y)), 40)
+        if kind == "keys":
+            return Batch(upper=(jax.random.split(jax.random.key(0), 6), y))
+        return Minibatches((x, y), np.zeros(1), upper_size=2)
+
+    problem = Problem(lambda u, v, b: jnp.mean(v) * jnp.mean((b.data if kind == "labels" else b)[1]), lower_loss)
+    save = Checkpoint(tmp_path)
+    small(problem=problem, batches=batches(labels), callbacks=[save], resume=save)
+    with pytest.raises(InputError, match=r"other data: the values of (the first batch|source).*upper\[1\] differ"):
+        small(problem=problem, batches=batches(labels[::-1].copy()), steps=50, callbacks=[save], resume=save)
+    assert small(problem=problem, batches=batches(jnp.asarray(labels)), callbacks=[save], resume=save).steps == 40
 
 
 def test_an_array_that_a_loss_closes_over_belongs_to_the_problem(tmp_path):

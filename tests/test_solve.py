@@ -107,6 +107,30 @@ def test_the_start_is_not_consumed():
     np.testing.assert_array_equal(v, np.zeros(4))
 
 
+def test_arrays_that_an_optimizer_hands_on_are_not_consumed():
+    """A learning rate, a key: `init` puts the caller's own array into the state, which the loop consumes."""
+    rate, key, weight = jnp.asarray(0.05), jax.random.key(3), jnp.ones(40)
+    upper = optax.chain(
+        optax.add_noise(0.1, 0.5, key), optax.inject_hyperparams(optax.adam)(rate), optax.scale_by_schedule(lambda k: 1)
+    )
+
+    def keeps(u):
+        return {"weight": weight, "twice": weight, "u": u}
+
+    hands_on = optax.GradientTransformation(keeps, lambda g, state, x=None: (g, state))
+    solver = bx.Alternating(optax.chain(upper, hands_on), optax.inject_hyperparams(optax.adam)(rate), 2)
+    u, v = jnp.zeros(40), jnp.zeros(4)
+    problem = bx.Problem(upper_loss, lower_loss)
+    options = {"steps": 4, "every": 2, "key": jax.random.key(0)}
+    batches = SOURCE.at(0, jax.random.key(0))
+    first = bx.solve(solver, problem, u, v, batches, **options)
+    again = bx.solve(solver, problem, u, v, batches, **options)
+    np.testing.assert_array_equal(first.u, again.u)
+    bx.solve(solver, problem, first.u, first.v, batches, **options)
+    kept = (rate, jax.random.key_data(key), weight, u, v, batches, first.u, first.v, first.state, options["key"])
+    assert not any(x.is_deleted() for x in jax.tree.leaves(kept))
+
+
 def test_equals_the_plain_loop():
     """solve is these six lines, compiled."""
     solver, problem, key = SOLVERS[0], bx.Problem(upper_loss, lower_loss), jax.random.key(3)

@@ -327,7 +327,7 @@ class Checkpoint:
         """The newest save; None if there is none.
 
         Raises:
-            InputError: the save is damaged, or of a solve with other shapes, another problem, solver or key.
+            InputError: the save is damaged, or of a solve with other shapes or data, another problem, solver or key.
         """
         steps = self._steps()
         if not steps:
@@ -400,6 +400,10 @@ class Checkpoint:
         ):
             if found[part] != wanted[part]:
                 raise InputError(f"{where} is of a solve with another {name}{version}. {instead}")
+        for was, now in zip(found["data"], wanted["data"], strict=False):
+            if was != now:
+                name, _, _ = now.partition(": ")
+                raise InputError(f"{where} is of a solve with other data: the values of {name} differ. {instead}")
 
     def _damaged(self, step: int, steps: list[int], cause: Any) -> InputError:
         earlier = [s for s in steps if s < step]
@@ -429,6 +433,7 @@ def _about(fingerprint: Fingerprint) -> dict[str, Any]:
         "problem": hashed(fingerprint.problem),
         "solver": hashed(fingerprint.solver),
         "key": fingerprint.key,
+        "data": fingerprint.data.splitlines(),
     }
 
 

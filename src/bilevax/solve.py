@@ -120,13 +120,16 @@ class Fingerprint(NamedTuple):
 
     `shapes` has a line for each array of the state, the first batch and the source. `problem` and
     `solver` are traced programs: they tell functions and hyperparameters apart, and arrays that a
-    loss closes over, but not the values in the batches. They change with JAX's version.
+    loss closes over, but not the values in the batches. They change with JAX's version. `data` has a
+    line for each array of the start and of the source, or of a host iterable's first batch: its name and
+    the SHA-256 of its values.
     """
 
     shapes: str
     problem: str
     solver: str
     key: str
+    data: str
 
 
 class Run(NamedTuple):
@@ -392,11 +395,11 @@ def _solve(
         fed_key = layouts.placed(key, layout.sharding(PartitionSpec()))
     heed()
     _, info = jax.eval_shape(functools.partial(_step, solver, problem), state, first_batch, jax.random.key(0))
-    fingerprint = functools.cache(functools.partial(_fingerprint, solver, problem, state, first_batch, source, key))
+    fingerprint = functools.cache(
+        functools.partial(_fingerprint, solver, problem, state, first_batch, source, key, given)
+    )
     if several:
-        layouts.require_agreement(
-            **fingerprint()._asdict(), steps=str((steps, every)), mesh=repr(layout), start=given, data=source
-        )
+        layouts.require_agreement(**fingerprint()._asdict(), steps=str((steps, every)), mesh=repr(layout))
     step, chunks = 0, [jax.tree.map(lambda x: np.zeros((0, *x.shape), x.dtype), info)]
     if resume is not None:
         saved = resume.load(fingerprint(), state, chunks[0])
@@ -552,27 +555,16 @@ def _stream_stretch(
     return carry, jax.tree.map(lambda *x: np.concatenate(x), *told), int(sum(taken))
 
 
-def _apart(state: Any) -> Any:
-    """A state in which no array stands twice, as it may in a fresh optimizer's (L-BFGS): both would be donated."""
-    seen: set[int] = set()
-
-    def own(x: Any) -> Any:
-        if id(x) in seen:
-            return jnp.array(x, copy=True)
-        seen.add(id(x))
-        return x
-
-    return jax.tree.map(own, state)
-
-
 def _check_key(key: Any) -> None:
     dtype = getattr(key, "dtype", None)
     if dtype is None or not jnp.issubdtype(dtype, jax.dtypes.prng_key) or key.shape != ():
         raise InputError(f"key is {key!r}, and must be one key, such as jax.random.key(0).")
 
 
-def _fingerprint(solver: Any, problem: Problem, state: Any, batch: Batch, source: Any, key: Any) -> Fingerprint:
-    """Shapes, and the traced programs of the problem and of a step, as text without addresses."""
+def _fingerprint(
+    solver: Any, problem: Problem, state: Any, batch: Batch, source: Any, key: Any, start: tuple[PyTree, PyTree]
+) -> Fingerprint:
+    """Shapes, the traced programs of the problem and of a step as text without addresses, and hashes of the data."""
 
     def bare(x: Any) -> Any:
         """Its shape without its devices, which derivatives note in their programs: a save goes on over others."""
@@ -616,7 +608,25 @@ def _fingerprint(solver: Any, problem: Problem, state: Any, batch: Batch, source
         problem=problem_text,
         solver=f"{type(solver).__name__}\n{text(functools.partial(solver.step, problem), state, batch, some)}",
         key=str(jax.random.key_data(key).tolist()),
+        data="\n".join(
+            [
+                *_hashes("u", start[0]),
+                *_hashes("v", start[1]),
+                *(_hashes("source", source) if source is not None else _hashes("the first batch", batch)),
+            ]
+        ),
     )
+
+
+def _hashes(name: str, tree: PyTree) -> list[str]:
+    """A line for each array: its name and the SHA-256 of its values. Of several processes every one must call this."""
+    lines = []
+    for path, x in jax.tree_util.tree_leaves_with_path(tree):
+        x = jax.random.key_data(x) if jnp.issubdtype(jnp.result_type(x), jax.dtypes.prng_key) else x
+        values = np.ascontiguousarray(np.asarray(layouts.on_host(x), jnp.result_type(x))).reshape(-1)
+        digest = hashlib.sha256(values.view(np.uint8).data).hexdigest()
+        lines.append(f"{name}{jax.tree_util.keystr(path)}: {digest}")
+    return lines
 
 
 def _without_addresses(text: str) -> str:
@@ -644,9 +654,16 @@ def _blank(batch: Batch) -> Batch:
 
 
 def _start(solver: Solver, problem: Problem, u: PyTree, v: PyTree, batch: Batch) -> Any:
-    """The state at (u, v), in strong types: else the second stretch would find other types and compile again."""
-    state = _apart(solver.init(problem, u, v, batch))
-    return jax.tree.map(lambda x: jax.lax.convert_element_type(x, jnp.result_type(x)), state)
+    """The state at (u, v), in strong types: else the second stretch would find other types and compile again.
+
+    Every array is a copy, since the state is donated: an optimizer's `init` may hand on an array of the caller's, such
+    as a learning rate or a key, and may hold one array twice (L-BFGS).
+    """
+
+    def own(x: Any) -> Any:
+        return jnp.array(jax.lax.convert_element_type(x, jnp.result_type(x)), copy=True)
+
+    return jax.tree.map(own, solver.init(problem, u, v, batch))
 
 
 @contextmanager
