@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bilevax.problem import InputError, PyTree
+from bilevax.problem import InputError, PyTree, require_count
 
 
 class Model(NamedTuple):
@@ -101,14 +101,6 @@ def logits(model: Model, params: PyTree, x: Any, key: Any = None) -> Any:
     return model.apply(params, x)
 
 
-def _count(owner: str, name: str, value: Any, least: int = 1) -> int:
-    """A count as an int; NumPy's integers are taken, too."""
-    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
-        wanted = "a positive integer" if least == 1 else f"an integer of at least {least}"
-        raise InputError(f"{owner}: {name} is {value!r}, and must be {wanted}.")
-    return int(value)
-
-
 def softmax_regression(classes: int) -> Model:
     """Multinomial logistic regression on flattened features, starting from zero.
 
@@ -122,7 +114,7 @@ def softmax_regression(classes: int) -> Model:
         >>> model.apply(model.init(jax.random.key(0), jnp.ones((5, 2))), jnp.ones((5, 2))).shape
         (5, 3)
     """
-    return _dense(_count("softmax_regression", "classes", classes), ())
+    return _dense(require_count("softmax_regression", "classes", classes), ())
 
 
 def softmax_head(classes: int) -> Model:
@@ -141,7 +133,7 @@ def softmax_head(classes: int) -> Model:
         >>> model.init(jax.random.key(0), jnp.ones((5, 2))).shape
         (3, 2)
     """
-    return _head(_count("softmax_head", "classes", classes, 2))
+    return _head(require_count("softmax_head", "classes", classes, 2))
 
 
 def mlp(classes: int, widths: Sequence[int] = (64,)) -> Model:
@@ -163,7 +155,9 @@ def mlp(classes: int, widths: Sequence[int] = (64,)) -> Model:
     """
     if isinstance(widths, str) or not isinstance(widths, Iterable):
         raise InputError(f"mlp: widths is {widths!r}. Pass the widths of the hidden layers, such as (64,).")
-    return _dense(_count("mlp", "classes", classes), tuple(_count("mlp", "a layer's width", n) for n in widths))
+    return _dense(
+        require_count("mlp", "classes", classes), tuple(require_count("mlp", "a layer's width", n) for n in widths)
+    )
 
 
 @functools.cache
@@ -364,7 +358,7 @@ def wide_resnet(classes: int = 10, depth: int = 28, width: int = 10) -> Model:
         >>> sum(leaf.size for leaf in jax.tree.leaves(shapes))
         36479194
     """
-    classes, width = _count("wide_resnet", "classes", classes, 2), _count("wide_resnet", "width", width)
+    classes, width = require_count("wide_resnet", "classes", classes, 2), require_count("wide_resnet", "width", width)
     if isinstance(depth, bool) or not isinstance(depth, int | np.integer) or depth < 10 or depth % 6 != 4:
         raise InputError(f"wide_resnet: depth is {depth!r}, and must be 6 k + 4 for k = 1, 2, ...: 10, 16, 22, 28, ...")
     return _model(_WideResNet(classes, int(depth), width))
@@ -434,7 +428,7 @@ def _convolutional(
     dense_dropout: float = 0.0,
 ) -> Model:
     """Blocks of convolutions, each block ending in 2x2 max pooling and dropout; then dense layers with dropout."""
-    classes = _count(name, "classes", classes, 2)
+    classes = require_count(name, "classes", classes, 2)
     return _model(_Convolutional(name, blocks, widths, classes, block_dropout, dense_dropout))
 
 
@@ -686,7 +680,7 @@ def crop_and_flip(pad: int = 4) -> Callable[[Any, Any], Any]:
         >>> crop_and_flip()(jax.random.key(0), jnp.zeros((5, 32, 32, 3), jnp.uint8)).dtype
         dtype('uint8')
     """
-    return _CropAndFlip(_count("crop_and_flip", "pad", pad, 0))
+    return _CropAndFlip(require_count("crop_and_flip", "pad", pad, 0))
 
 
 @dataclass(frozen=True)
@@ -1075,7 +1069,7 @@ def omniglot_network(filters: int = 64) -> Representation:
     Raises:
         InputError: filters is no positive integer; in use, images of another rank, or too small.
     """
-    return _OmniglotNetwork(_count("omniglot_network", "filters", filters)).representation()
+    return _OmniglotNetwork(require_count("omniglot_network", "filters", filters)).representation()
 
 
 @dataclass(frozen=True)
@@ -1121,7 +1115,7 @@ def mini_imagenet_network(features: int = 512) -> Representation:
     Raises:
         InputError: features is no positive integer; in use, images of another rank, or too small.
     """
-    return _MiniImagenetNetwork(_count("mini_imagenet_network", "features", features)).representation()
+    return _MiniImagenetNetwork(require_count("mini_imagenet_network", "features", features)).representation()
 
 
 @dataclass(frozen=True)

@@ -23,10 +23,12 @@ class InputError(ValueError):
     """What the caller handed over cannot be used; the message says what was found and what to do."""
 
 
-def require_count(owner: str, name: str, value: Any) -> None:
-    """Refuse a count that is not a positive integer."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise InputError(f"{owner}: {name} is {value!r}, and must be a positive integer.")
+def require_count(owner: str, name: str, value: Any, least: int = 1) -> int:
+    """A count as an int, NumPy's integers too; refuse what is not a positive integer, or is less than `least`."""
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
+        wanted = "a positive integer" if least == 1 else f"an integer of at least {least}"
+        raise InputError(f"{owner}: {name} is {value!r}, and must be {wanted}.")
+    return int(value)
 
 
 NAMED = 12  # at most this many columns, or labels, are named in a message
