@@ -1,8 +1,12 @@
 """Progress bars, logs, and what they do when a solve resumes. Checkpoints: test_resume.py."""
 
 import json
+import os
+import resource
 import subprocess
 import sys
+from contextlib import contextmanager
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +15,8 @@ import pytest
 
 from bilevax import Alternating, Batch, InputError, Penalty, Problem, SolveError, Vectorized, solve
 from bilevax.callbacks import Checkpoint, JsonLines, Progress, TensorBoard
+from bilevax.solve import Run, Visit
+from bilevax.solvers.base import Info
 
 PROBLEM = Problem(
     upper_loss=lambda u, v, target: jnp.sum((v - target) ** 2), lower_loss=lambda u, v: jnp.sum((v - u) ** 2)
@@ -94,13 +100,163 @@ def test_a_new_solve_keeps_an_earlier_log(tmp_path):
     assert all(len(records(p)) == 4 for p in tmp_path.iterdir())
 
 
-def test_a_file_that_is_no_log_is_not_continued(tmp_path):
-    path, save = tmp_path / "mine.csv", Checkpoint(tmp_path / "saves")
-    run(steps=20, callbacks=[save])
-    path.write_text("a,b\n1,2\n")
-    with pytest.raises(InputError, match=r"line 1 of '.*mine.csv' is no record of a solve"):
-        run(callbacks=[save, JsonLines(path)], resume=save)
-    assert path.read_text() == "a,b\n1,2\n"
+RECORD = b'{"step": 10, "seconds": 0.5, "upper_loss": 1.0}\n'
+
+
+def start(callback, step=0, resumes=False):
+    callback.start(Run(step, 40, resumes, lambda: None))
+    callback.finish(None)
+
+
+@pytest.mark.parametrize("resumes", [False, True])
+@pytest.mark.parametrize(
+    "content",
+    [b"a,b\n1,2\n", b'{"step": "ten", "seconds": 1}\n', b"[1]\n", b"\n", b"\xff\xfe\n", b"\0" * 99, b"{}\n" + RECORD],
+)
+def test_a_file_that_is_no_log_is_neither_continued_nor_renamed(tmp_path, content, resumes):
+    path = tmp_path / "mine"
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=r"line 1 of '.*mine' is no record of a solve"):
+        start(JsonLines(path), 20, resumes)
+    assert os.listdir(tmp_path) == ["mine"]
+    assert path.read_bytes() == content
+
+
+def test_a_log_with_something_else_in_it_is_not_continued(tmp_path):
+    path, content = tmp_path / "log", RECORD + RECORD.replace(b"10", b"30") + b"checked by hand\n" + RECORD
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=r"line 3 of '.*log' is no record of a solve"):
+        start(JsonLines(path), 20, resumes=True)
+    assert path.read_bytes() == content
+
+
+@pytest.mark.parametrize("resumes", [False, True])
+@pytest.mark.parametrize("kind", ["folder", "full folder", "fifo", "device", "symlink to a folder"])
+def test_a_log_must_be_a_file(tmp_path, kind, resumes):
+    path = tmp_path / "runs"
+    if kind == "fifo":
+        os.mkfifo(path)
+    elif kind == "device":
+        path = Path(os.devnull)
+    else:
+        (tmp_path / "real").mkdir()
+        (tmp_path / "real").rename(path) if "symlink" not in kind else path.symlink_to(tmp_path / "real")
+        if kind == "full folder":
+            (path / "model.pt").write_text("weights")
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(InputError, match=r"JsonLines: path is .*, which is a (folder|device)"):
+        start(JsonLines(path), 20, resumes)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_log_behind_a_symlink(tmp_path):
+    """A new solve takes the link's place and leaves its target; a resumed one writes to the target."""
+    link, target = tmp_path / "log", tmp_path / "target"
+    link.symlink_to(target)
+    run(steps=20, callbacks=[JsonLines(link)])
+    assert link.is_symlink()
+    before = target.read_text()
+    start(JsonLines(link), 20, resumes=True)
+    assert (link.is_symlink(), target.read_text()) == (True, before)
+    run(steps=20, callbacks=[JsonLines(link)])
+    assert (link.is_symlink(), target.read_text()) == (False, before)
+    assert (tmp_path / "log.1").read_text() == before
+
+
+@pytest.mark.parametrize("resumes", [False, True])
+def test_an_empty_file_and_a_first_line_cut_by_a_kill_are_logs(tmp_path, resumes):
+    for content in (b"", b'{"step": 10, "sec'):
+        path = tmp_path / "log"
+        path.write_bytes(content)
+        start(JsonLines(path), resumes=resumes)
+        assert path.read_bytes() == b""
+
+
+@pytest.mark.parametrize("make", [JsonLines, TensorBoard, Checkpoint])
+@pytest.mark.parametrize("path", ["gs://bucket/run", "s3://bucket/run", "", None, 3, "a\0b", b"bytes"])
+def test_what_is_no_local_path_is_refused(make, path, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match=f"^{make.__name__}: (path|directory) is "):
+        make(path)
+    assert os.listdir(tmp_path) == []
+
+
+def extra_visit(step=10, /, **extra):
+    info = Info(*np.ones((4, 1)), {name: np.array([x]) for name, x in extra.items()})
+    return Visit(step, 40, 1.5, info, None, lambda: info)
+
+
+def test_names_of_extra_do_not_overwrite_the_log_s_own(tmp_path, capsys):
+    visit = extra_visit(step=0.25, seconds=3.0, upper_loss=7.0, stage=2, **{"extra/step": 5.0})
+    log, bar = JsonLines(tmp_path / "log"), Progress()
+    for callback in (log, bar):
+        callback.start(Run(0, 40, False, lambda: None))
+        callback.visit(visit)
+        callback.finish(None)
+    (line,) = records(tmp_path / "log")
+    assert (line["step"], line["seconds"], line["upper_loss"], line["stage"]) == (10, 1.5, 1.0, 2)
+    assert (line["extra/seconds"], line["extra/upper_loss"]) == (3.0, 7.0)
+    assert {line["extra/step"], line["extra/extra/step"]} == {0.25, 5.0}
+    assert "upper=1," in capsys.readouterr().err
+
+
+def test_tensorboard_keeps_info_s_own_names(tmp_path):
+    board = pytest.importorskip("tensorboardX")
+    log = TensorBoard(tmp_path / "runs")
+    log.start(Run(20, 40, True, lambda: None))
+    log.visit(extra_visit(upper_loss=7.0))
+    log.finish(None)
+    (path,) = (tmp_path / "runs").glob("events*")
+    first, purge, *events = read_events(path, board)
+    values = {value.tag: value.simple_value for event in events for value in event.summary.value}
+    assert first.file_version == "brain.Event:2"
+    assert (purge.step, purge.session_log.status) == (21, 1)
+    assert (values["upper_loss"], values["extra/upper_loss"]) == (1.0, 7.0)
+
+
+@contextmanager
+def full_disk(room):
+    """Within, no file grows beyond `room` bytes."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (room, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.parametrize("make", [JsonLines, TensorBoard])
+def test_a_log_on_a_full_disk_loses_nothing_and_does_not_end_the_solve(tmp_path, make):
+    board = pytest.importorskip("tensorboardX")
+    log = make(tmp_path / "log")
+    log.start(Run(0, 40, False, lambda: None))
+    path = tmp_path / "log" if make is JsonLines else next((tmp_path / "log").glob("events*"))
+    log.visit(extra_visit(10))
+    before = path.read_bytes()
+    with full_disk(len(before) + 20):
+        with pytest.warns(UserWarning, match=r"log.*' cannot be written \(File too large\)\. The solve goes on"):
+            log.visit(extra_visit(20))
+        log.visit(extra_visit(30))
+    assert path.read_bytes() == before
+    log.visit(extra_visit(40))
+    if make is JsonLines:
+        assert [line["step"] for line in records(path)] == [10, 20, 30, 40]
+    else:
+        assert sorted({event.step for event in read_events(path, board)}) == [0, 10, 20, 30, 40]
+    with full_disk(path.stat().st_size):
+        with pytest.warns(UserWarning, match="cannot be written"):
+            log.visit(extra_visit(50))
+        with pytest.warns(UserWarning, match=r"the last \d+ bytes of '.*log.*' could not be written"):
+            log.finish(None)
+
+
+def test_a_progress_bar_without_its_terminal_does_not_end_the_solve(monkeypatch):
+    bar = Progress()
+    bar.start(Run(0, 40, False, lambda: None))
+    monkeypatch.setattr(bar._bar, "update", lambda n: (_ for _ in ()).throw(BrokenPipeError(32, "Broken pipe")))
+    bar.visit(extra_visit(10))
+    bar.visit(extra_visit(20))
+    bar.finish(None)
 
 
 def test_a_log_ends_with_the_last_finite_step(tmp_path):
@@ -149,7 +305,7 @@ def test_tensorboard_events_hold_every_scalar(tmp_path):
     board = pytest.importorskip("tensorboardX")
     result = run(callbacks=[TensorBoard(tmp_path / "runs")])
     found = {}
-    for path in (tmp_path / "runs").iterdir():
+    for path in (tmp_path / "runs").glob("events*"):
         for event in read_events(path, board):
             for value in event.summary.value:
                 found.setdefault(value.tag, {})[event.step] = value.simple_value
@@ -192,7 +348,7 @@ def test_an_unwritable_directory_is_refused(tmp_path):
 def test_nothing_is_imported_before_it_is_used():
     code = (
         "import sys, bilevax.callbacks as c; c.Progress(); c.Checkpoint('x'); c.TensorBoard('y'); "
-        "print([m for m in ('tqdm', 'orbax', 'tensorboardX') if m in sys.modules])"
+        "print([m for m in ('tqdm', 'tensorboardX') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

@@ -2,9 +2,6 @@
 
 import json
 import os
-import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -226,28 +223,25 @@ def test_a_folder_in_the_place_of_an_output_is_refused(tmp_path, overwrite):
         _files.Outputs(tmp_path / "out", ["b.csv"], overwrite=overwrite)
 
 
-LOCKS = """
-import sys, time, pathlib
-from bilevax import _files
-_files.lock(pathlib.Path(sys.argv[1]), "Here")
-print("locked", flush=True)
-time.sleep(60)
-"""
-
-
-def test_a_lock_ends_with_its_process(tmp_path):
-    other = subprocess.Popen([sys.executable, "-c", LOCKS, str(tmp_path)], stdout=subprocess.PIPE, text=True)
-    assert other.stdout.readline() == "locked\n"
-    told = f"which another solve \\(process {other.pid} on .*\\) is writing to"
-    for refused in (_files.lock, _files.require_unlocked):
-        with pytest.raises(_files.LockedError, match=told):
-            refused(tmp_path, "Here")
-    other.send_signal(signal.SIGKILL)
-    other.communicate()
-    _files.require_unlocked(tmp_path, "Here")
+def test_a_folder_has_one_lock(tmp_path):
+    """That it ends with its process: test_saves.py."""
     unlock = _files.lock(tmp_path, "Here")
-    with pytest.raises(_files.LockedError):  # in one process, too
-        _files.lock(tmp_path, "Here")
+    for refused in (_files.lock, _files.require_unlocked):
+        with pytest.raises(
+            _files.LockedError, match=rf"which another solve \(process {os.getpid()} on .*\) is writing"
+        ):
+            refused(tmp_path, "Here")
     unlock()
     assert tree(tmp_path) == []
+    _files.require_unlocked(tmp_path, "Here")
     _files.lock(tmp_path, "Here")()
+
+
+def test_a_locked_folder_is_not_removed(tmp_path):
+    _files.make(tmp_path / "saves")
+    unlock = _files.lock(tmp_path / "saves", "Here")
+    with pytest.raises(_files.LockedError):
+        _files.remove_ours(tmp_path / "saves")
+    unlock()
+    (tmp_path / "saves" / ".bilevax.lock").write_text("of a process that was killed")
+    assert _files.remove_ours(tmp_path / "saves")

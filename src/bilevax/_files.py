@@ -28,6 +28,7 @@ except ImportError:  # Windows: no locks
 
 OWNER = ".bilevax"
 LOCK = ".bilevax.lock"
+TEMPORARY = re.compile(r"\.bilevax-[0-9a-f]{12}(\..*)?")
 LONGEST_NAME = 255  # bytes; the limit of every common file system
 
 
@@ -135,7 +136,7 @@ def claim(folder: Path, where: str) -> None:
 
 
 def is_ours(folder: Path) -> bool:
-    """Whether the folder holds an owner file. A symlink to a folder is never ours."""
+    """Whether the folder holds an owner file."""
     return read_mark(folder) is not None
 
 
@@ -148,6 +149,7 @@ def remove_ours(folder: Path) -> bool:
         Whether the folder is gone.
 
     Raises:
+        LockedError: a solve is writing to it.
         OSError: something could not be removed.
     """
     mark = read_mark(folder)
@@ -169,10 +171,12 @@ def remove_ours(folder: Path) -> bool:
             with suppress(OSError):  # it holds more
                 if parent.parts:
                     (folder / parent).rmdir()
-    for path in folder.glob(".bilevax-*"):  # a temporary file of a process that was killed
-        if path.is_file() and not path.is_symlink():
+    for path in folder.iterdir():  # left by a process that was killed
+        if TEMPORARY.fullmatch(path.name) and path.is_file() and not path.is_symlink():
             path.unlink()
-    if mark["made"] and {path.name for path in folder.iterdir()} <= {OWNER}:
+    if os.path.lexists(folder / LOCK):
+        lock(folder, "The folder")()
+    if mark["made"] and not folder.is_symlink() and {path.name for path in folder.iterdir()} <= {OWNER}:
         (folder / OWNER).unlink()
         folder.rmdir()
         return True
@@ -184,7 +188,7 @@ def read_mark(folder: Path) -> dict[str, Any] | None:
     """What the owner file of a folder holds; None where there is none, or one that this program did not write."""
     path = folder / OWNER
     try:
-        if folder.is_symlink() or not stat.S_ISREG(path.lstat().st_mode):
+        if not stat.S_ISREG(path.lstat().st_mode):
             return None
         mark = json.loads(path.read_bytes())
         files = mark["files"]
@@ -205,10 +209,43 @@ def _write_mark(folder: Path, mark: dict[str, Any]) -> None:
     replace(folder / OWNER, lambda path: path.write_text(text, encoding="utf-8"))
 
 
-def mark_whole(folder: Path, **more: Any) -> None:
-    """Mark a folder as made by this program, with all files that are in it now (by name, not by hash)."""
-    files = sorted(str(p.relative_to(folder).as_posix()) for p in folder.rglob("*") if not p.is_dir())
-    _write_mark(folder, {"made": True, "files": {name: [] for name in files if name != OWNER}, **more})
+def scratch(folder: Path, names: Iterable[str], **more: Any) -> Path:
+    """A new marked folder with a temporary name in `folder`, for files of these names; `more` goes into the mark.
+
+    Renamed once its files are written, it is a folder that is there whole or not at all.
+    """
+    part = _temporary(folder / "x")
+    part.mkdir()
+    try:
+        _write_mark(part, {"made": True, "files": {name: [] for name in names}, **more})
+    except BaseException:
+        with suppress(OSError):
+            part.rmdir()
+        raise
+    return part
+
+
+def sweep(folder: Path) -> None:
+    """Remove the scratch folders that killed processes have left."""
+    for path in folder.iterdir():
+        if TEMPORARY.fullmatch(path.name) and path.is_dir() and not path.is_symlink():
+            if not is_ours(path) and all(TEMPORARY.fullmatch(p.name) for p in path.iterdir()):
+                _write_mark(path, {"made": True, "files": {}})  # killed before it was marked
+            remove_ours(path)
+
+
+def remove_whole(folder: Path) -> bool:
+    """Remove a marked folder at once, as seen from outside; not if it holds a file that its mark does not list.
+
+    Returns:
+        Whether it was removed.
+    """
+    mark = read_mark(folder)
+    if mark is None or {path.name for path in folder.iterdir()} - {OWNER, *mark["files"]}:
+        return False
+    part = _temporary(folder.parent / "x")
+    folder.rename(part)
+    return remove_ours(part)
 
 
 # --- files -------------------------------------------------------------------------------------------------------
@@ -419,8 +456,12 @@ def lock(folder: Path, where: str) -> Callable[[], None]:
         except OSError:  # this file system has no locks
             break
         os.close(descriptor)  # the one who held it removed the file meanwhile
-    os.ftruncate(descriptor, 0)
-    os.pwrite(descriptor, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
+    try:
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
+    except OSError:
+        os.close(descriptor)
+        raise
 
     def unlock() -> None:
         with suppress(OSError):

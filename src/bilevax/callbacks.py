@@ -3,18 +3,23 @@
 `solve` asks little of a callback (`solve.Callback`), so any function of a Visit is one too. The
 packages that these lean on are imported when a solve starts, not with bilevax. Of a solve over several
 processes the first alone draws and writes.
+
+A file that cannot be written does not end a solve: a warning names it, and the next visit tries again.
 """
 
 import hashlib
 import importlib
 import json
-import logging
 import os
-import shutil
-import tempfile
-import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager
+import socket
+import stat
+import struct
+import time
+import warnings
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +27,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from bilevax import _files
 from bilevax.layout import any_process, on_host
 from bilevax.problem import InputError, require_count
-from bilevax.solve import Fingerprint, Result, Run, Saved, Visit
+from bilevax.solve import Fingerprint, Result, Run, Saved, SolveError, Visit
 from bilevax.solvers.base import Info
+
+
+class SaveError(SolveError):
+    """A solve whose last state could not be saved; `result` holds that state."""
 
 
 class Progress:
@@ -64,15 +74,19 @@ class Progress:
         shown = {"upper": told["upper_loss"], "lower": told["lower_loss"]}
         if "stage" in told:
             shown["stage"] = told["stage"]
-        self._bar.set_postfix({name: f"{value:.4g}" for name, value in shown.items()}, refresh=False)
-        self._bar.update(visit.step - self._bar.n)
+        try:
+            self._bar.set_postfix({name: f"{value:.4g}" for name, value in shown.items()}, refresh=False)
+            self._bar.update(visit.step - self._bar.n)
+        except (OSError, ValueError):  # the terminal has gone
+            self._bar = None
 
     def finish(self, result: Result | None) -> None:
         """Leave the bar as it stands."""
         bar, self._bar = self._bar, None
-        if bar is not None:
-            bar.refresh()
-            bar.close()
+        with suppress(OSError, ValueError):
+            if bar is not None:
+                bar.refresh()
+                bar.close()
 
 
 class JsonLines:
@@ -80,11 +94,17 @@ class JsonLines:
 
     Args:
         path: the file; its folder is made. Values that are not finite are written as null, those of a
-            `Vectorized` solver as lists with a value per member.
+            `Vectorized` solver as lists with a value per member. A scalar of `extra` whose name is taken, such
+            as "step", is written as "extra/step".
 
     A resumed solve drops the lines past its step and goes on from there, seconds included (those between
     the last checkpoint and the kill do not count). A new solve renames a log that is already there,
-    `log.jsonl` to `log.jsonl.1` and so on, and starts another.
+    `log.jsonl` to `log.jsonl.1` and so on, and starts another. A file that is no such log is refused.
+
+    Lines that cannot be written, on a full disk say, are kept and written with a later one; a warning says so.
+
+    Raises:
+        InputError: path is no local path.
 
     Example:
         >>> import jax, jax.numpy as jnp, json, pathlib, tempfile
@@ -101,81 +121,101 @@ class JsonLines:
     """
 
     def __init__(self, path: str | os.PathLike[str]):
-        self.path = Path(path).expanduser()
-        self._file: Any = None
+        self.path = _files.local_path("JsonLines: path", path)
+        self._log: _Log | None = None
         self._before = 0.0
 
     def start(self, run: Run) -> None:
         """Open the file.
 
         Raises:
-            InputError: the file cannot be written, or a solve that resumes finds in it what is no log.
+            InputError: the file cannot be written, or is no log of this class.
         """
         self._before = 0.0
         if not run.writes:
             return
         try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            if self.path.exists() and self.path.stat().st_size > 0:
+            _files.make(self.path.parent)
+            if os.path.lexists(self.path) and self._holds_a_log():
                 if run.resumes:
                     self._shorten(run.step)
                 else:
                     self.path.rename(_unused(self.path))
-            self._file = self.path.open("a", encoding="utf-8")
+            self._log = _Log("JsonLines", self.path)
         except OSError as error:
             raise InputError(
-                f"JsonLines: path is {str(self.path)!r}, which cannot be written ({error.strerror}). Name a file in "
-                "a folder that you can write to."
+                f"JsonLines: path is {str(self.path)!r}, which cannot be written ({_files.reason(error)}). Name a file "
+                "in a folder that you can write to."
             ) from error
 
+    def _holds_a_log(self) -> bool:
+        """Whether there are lines at the path; refuses what is no log."""
+        try:
+            status = self.path.stat()
+        except FileNotFoundError:  # a symlink to a file that is yet to be made
+            return False
+        if not stat.S_ISREG(status.st_mode):
+            kind = "a folder" if stat.S_ISDIR(status.st_mode) else "a device, a pipe or a socket"
+            raise InputError(f"JsonLines: path is {str(self.path)!r}, which is {kind}. Name a file.")
+        if status.st_size == 0:
+            return False
+        with self.path.open("rb") as file:
+            first = file.readline(1 << 20)
+        if _record(first) is None and (first.endswith(b"\n") or not first.startswith(b'{"step": ')):
+            raise InputError(
+                f"JsonLines: line 1 of {str(self.path)!r} is no record of a solve, so the file is neither continued "
+                "nor renamed. Name another file."
+            )
+        return True
+
     def _shorten(self, step: int) -> None:
-        """Keep the lines up to a step. The last line may be cut: the solve was killed as it wrote it."""
-        lines = self.path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
-        kept = []
-        for number, line in enumerate(lines, 1):
-            try:
-                record = json.loads(line)
-                at, seconds = record["step"], record["seconds"]
-            except (ValueError, KeyError, TypeError):
-                if number == len(lines):
-                    continue
+        """Cut off the lines past a step. The last line may be cut already: the solve was killed as it wrote it."""
+        kept = 0
+        with self.path.open("r+b") as file:
+            lines = file.readlines()
+            records = [_record(line) for line in lines]
+            if None in records[:-1] or (records[-1] is None and lines[-1].endswith(b"\n")):
                 raise InputError(
-                    f"JsonLines: line {number} of {str(self.path)!r} is no record of a solve, so it is not "
-                    "continued. Name another file."
-                ) from None
-            if at <= step and line.endswith("\n"):
-                kept.append(line)
-                self._before = seconds
-        beside = self.path.with_name(self.path.name + ".new")
-        beside.write_text("".join(kept), encoding="utf-8")
-        beside.replace(self.path)
+                    f"JsonLines: line {records.index(None) + 1} of {str(self.path)!r} is no record of a solve, so the "
+                    "file is not continued. Name another file."
+                )
+            for line, record in zip(lines, records, strict=True):
+                if record is None or not line.endswith(b"\n") or record["step"] > step:
+                    break
+                kept += len(line)
+                self._before = record["seconds"]
+            file.truncate(kept)
 
     def visit(self, visit: Visit) -> None:
         """Write a line."""
-        if self._file is None:
+        if self._log is None:
             return
+        scalars = _last(visit.info, taken=("step", "seconds"))
         record = {
             "step": visit.step,
             "seconds": round(self._before + visit.seconds, 6),
-            **{name: _jsonable(value) for name, value in _last(visit.info).items()},
+            **{name: _jsonable(value) for name, value in scalars.items()},
         }
-        self._file.write(json.dumps(record, allow_nan=False) + "\n")
-        self._file.flush()
+        self._log.write(json.dumps(record, allow_nan=False).encode() + b"\n")
 
     def finish(self, result: Result | None) -> None:
         """Close the file."""
-        file, self._file = self._file, None
-        if file is not None:
-            file.close()
+        log, self._log = self._log, None
+        if log is not None:
+            log.close()
 
 
 class TensorBoard:
     """Every scalar of Info, at each visit, as TensorBoard events (through tensorboardX).
 
     Args:
-        directory: where the event files go. A resumed solve tells TensorBoard to forget what came after its step.
+        directory: where the event files go. A resumed solve has TensorBoard forget what came after its step.
 
-    For a `Vectorized` solver the means over the members that are still alive are written.
+    For a `Vectorized` solver the means over the members that are still alive are written. Events that cannot be
+    written, on a full disk say, are kept and written with later ones; a warning says so.
+
+    Raises:
+        InputError: directory is no local path.
 
     Example:
         >>> from bilevax import callbacks
@@ -183,8 +223,8 @@ class TensorBoard:
     """
 
     def __init__(self, directory: str | os.PathLike[str]):
-        self.directory = Path(directory).expanduser()
-        self._writer: Any = None
+        self.directory = _files.local_path("TensorBoard: directory", directory)
+        self._log: _Log | None = None
 
     def start(self, run: Run) -> None:
         """Open an event file.
@@ -196,35 +236,93 @@ class TensorBoard:
             return
         board = _import("tensorboardX", "TensorBoard", "tensorboard")
         _require_writable("TensorBoard", self.directory)
-        self._writer = board.SummaryWriter(str(self.directory), purge_step=run.step + 1 if run.step else None)
+        start = board.proto.event_pb2.SessionLog.START
+        name = f"events.out.tfevents.{int(time.time())}.{socket.gethostname()}.{os.getpid()}"
+        self._log = _Log("TensorBoard", _unused(self.directory / name))
+        self._add(file_version="brain.Event:2")
+        if run.step:
+            self._add(step=run.step + 1, session_log=board.proto.event_pb2.SessionLog(status=start))
+
+    def _add(self, **fields: Any) -> None:
+        """Write an event as a TFRecord: its length, that length's checksum, the event, its checksum."""
+        board, records = importlib.import_module("tensorboardX"), importlib.import_module("tensorboardX.record_writer")
+        data = board.proto.event_pb2.Event(wall_time=time.time(), **fields).SerializeToString()
+        size = struct.pack("<Q", len(data))
+        check = [struct.pack("<I", records.masked_crc32c(x)) for x in (size, data)]
+        if self._log is not None:
+            self._log.write(size + check[0] + data + check[1])
 
     def visit(self, visit: Visit) -> None:
         """Add the scalars."""
-        if self._writer is None:
+        if self._log is None:
             return
+        scalar = importlib.import_module("tensorboardX.summary").scalar
         for name, value in _last(visit.info).items():
-            self._writer.add_scalar(name, _mean(value), visit.step)
+            self._add(step=visit.step, summary=scalar(name, _mean(value)))
 
     def finish(self, result: Result | None) -> None:
-        """Write out and close."""
-        writer, self._writer = self._writer, None
-        if writer is not None:
-            writer.close()
+        """Close the file."""
+        log, self._log = self._log, None
+        if log is not None:
+            log.close()
+
+
+class _Log:
+    """A file that grows at its end. What cannot be written is kept, and written with what comes next."""
+
+    def __init__(self, owner: str, path: Path):
+        self._owner, self._path = owner, path
+        path.touch()
+        self._file = path.open("r+b", buffering=0)
+        self._end = self._file.seek(0, os.SEEK_END)
+        self._waiting = b""
+        self._failed = False
+
+    def write(self, data: bytes) -> None:
+        """Append; a failure is a warning, the first of several in a row alone."""
+        self._waiting += data
+        try:
+            # Not in append mode: so a part that was written before an error is written over.
+            self._file.seek(self._end)
+            left = memoryview(self._waiting)
+            while left:
+                left = left[self._file.write(left) :]
+        except OSError as error:
+            with suppress(OSError):
+                self._file.truncate(self._end)
+            if not self._failed:
+                self._failed = True
+                _warn(
+                    f"{self._owner}: {str(self._path)!r} cannot be written ({_files.reason(error)}). The solve goes "
+                    "on, and the next visit tries again."
+                )
+        else:
+            self._end += len(self._waiting)
+            self._waiting, self._failed = b"", False
+
+    def close(self) -> None:
+        """Try a last time what is not written yet, and close."""
+        if self._waiting:
+            self.write(b"")
+        if self._waiting:
+            _warn(f"{self._owner}: the last {len(self._waiting)} bytes of {str(self._path)!r} could not be written.")
+        with suppress(OSError):
+            self._file.close()
 
 
 class Checkpoint:
-    """Saves a solve as it runs, through orbax, and is where `resume` finds it.
+    """Saves a solve as it runs, and is where `resume` finds it.
 
     Args:
-        directory: holds a folder per saved step. It is made if need be.
+        directory: holds a folder per saved step. It is made if need be. Other files in it are left alone.
         every: visits from one save to the next.
         keep: how many saves to keep, the newest.
 
-    A save holds the state and the history; it is written by a thread while the solve goes on, and takes
-    its final name once whole, so one that was cut off by a kill is never seen. At the end, after Ctrl-C
+    A save holds the state and the history, as an NPZ file; it is written by a thread while the solve goes on, and
+    takes its final name once whole, so one that was cut off by a kill is never seen. At the end, after Ctrl-C
     and at a non-finite value too (the last finite state), what is not yet saved is saved and waited for.
 
-    A small state costs a visit about 10 ms, and its write 0.1 s in the background, more with the size of
+    A small state costs a visit a few milliseconds, and its write some 10 ms in the background, more with the size of
     the state and the length of the history. A visit that comes while a save is being written is passed
     over, so frequent visits do not stall the solve; choose `every` (or solve's) so that saves are
     seconds apart.
@@ -232,8 +330,16 @@ class Checkpoint:
     Pass the same object as callback and as `resume`, and the same command starts a solve and continues
     it, bit for bit, until it is done.
 
+    A save that fails, on a full disk say, does not end the solve: a warning says why, earlier saves stay, and the next
+    save is tried. Only where the last state cannot be saved at the end, SaveError is raised, with the Result. A newest
+    save that turns out to be damaged is passed over, with a warning, for the one before. While a solve writes to the
+    directory, another one is refused.
+
     A save holds whole arrays, so a solve over other devices or another number of processes continues it, to rounding.
     Several processes must all see the directory.
+
+    Raises:
+        InputError: directory is no local path, or a count is not a positive integer.
 
     Example:
         >>> import jax, jax.numpy as jnp, tempfile
@@ -250,175 +356,310 @@ class Checkpoint:
     """
 
     def __init__(self, directory: str | os.PathLike[str], every: int = 1, keep: int = 2):
-        require_count("Checkpoint", "every", every)
-        require_count("Checkpoint", "keep", keep)
-        self.directory = Path(directory).expanduser().absolute()
-        self.every = every
-        self.keep = keep
-        self._manager: Any = None  # of the first process
+        self.directory = _files.local_path("Checkpoint: directory", directory)
+        self.every = require_count("Checkpoint", "every", every)
+        self.keep = require_count("Checkpoint", "keep", keep)
         self._running = self._several = False
         self._about: dict[str, Any] = {}
         self._saved = 0
         self._due = 0
+        self._damaged: set[int] = set()  # steps, as found by `load`
+        self._writer: _Writer | None = None  # of the first process
 
     def start(self, run: Run) -> None:
         """Make the directory ready.
 
         Raises:
-            InputError: it cannot be written, or holds later steps than the one this solve starts from.
+            InputError: it cannot be written, another solve writes to it, it holds later steps than the one this
+                solve starts from, or something that is no save stands where one would go.
         """
+        if self._running:
+            raise InputError(
+                f"Checkpoint: one object, of {str(self.directory)!r}, is given to two solves, or twice to one. Make "
+                "one for each, with a directory of its own."
+            )
         _require_writable("Checkpoint", self.directory)
-        newest = max(self._steps(), default=0)
+        unlock = _lock(self.directory) if run.writes else None
+        try:
+            self._check(run)
+            about = _about(run.fingerprint())
+            if unlock is not None:
+                self._clean()
+                kept = sorted(set(_saves(self.directory)) - self._damaged)
+                self._writer = _Writer(self.directory, self.keep, kept, unlock)
+        except BaseException:
+            if unlock is not None:
+                unlock()
+            raise
+        self._about, self._saved, self._due = about, run.step, 0
+        self._running, self._several = True, run.several
+
+    def _check(self, run: Run) -> None:
+        saves = _saves(self.directory)
+        newest = max(saves.keys() - self._damaged, default=0)
         if newest > run.step:
             raise InputError(
                 f"Checkpoint: {str(self.directory)!r} already holds step {newest} of a solve, and this one starts "
                 f"from step {run.step}. Pass the Checkpoint as resume= too to continue that "
                 "solve, or name another directory."
             )
-        self._about = _about(run.fingerprint())
-        self._saved, self._due = run.step, 0
-        self._running, self._several = True, run.several
-        if not run.writes:
-            return
-        # A kill while orbax deletes an old step leaves half of it.
-        for step in self._steps()[: -self.keep]:
-            shutil.rmtree(self.directory / str(step), ignore_errors=True)
-        orbax = _orbax()
-        options = orbax.CheckpointManagerOptions(
-            max_to_keep=self.keep,
-            cleanup_tmp_directories=True,
-            create=False,
-            save_root_metadata=False,
-            multiprocessing_options=_alone("save"),
-        )
-        with _quiet():
-            self._manager = orbax.CheckpointManager(self.directory, options=options)
+        for path in self.directory.iterdir():
+            step = _step_of(path)
+            if step is not None and run.step < step <= run.steps and step not in saves:
+                raise InputError(
+                    f"Checkpoint: {str(path)!r} stands where step {step} would be saved, and it {_what_it_is(path)}. "
+                    "Move it away, or name another directory."
+                )
+
+    def _clean(self) -> None:
+        """Clear away what a kill has left, and set damaged saves aside."""
+        try:
+            _files.sweep(self.directory)
+            for step in self._damaged:
+                path = self.directory / str(step)
+                if path.exists():
+                    path.rename(_unused(path.with_name(f"{step}.damaged")))
+        except OSError as error:
+            raise _unwritable("Checkpoint", self.directory, error) from error
+        self._damaged = set()
 
     def visit(self, visit: Visit) -> None:
         """Start a save, if one is due and none is being written."""
+        if self._writer is not None and not self._writer.busy():
+            before = self._writer.failure
+            if self._writer.wait() and not before:
+                _warn(f"{self._writer.failure} The solve goes on, earlier saves stay, and the next save is tried.")
         self._due += 1
         if self._due < self.every:
             return
-        busy = self._manager is not None and self._manager.is_saving_in_progress()
+        busy = self._writer is not None and self._writer.busy()
         if self._several:
             (busy,) = any_process(busy)
         if not busy:
             self._save(visit.step, visit.state, visit.history())
 
     def finish(self, result: Result | None) -> None:
-        """Save what is not saved yet, and wait until all is written."""
-        if not self._running:
-            return
-        manager = self._manager
-        try:
-            if result is not None and result.steps > self._saved:
-                self._save(result.steps, result.state, result.history)
-            try:
-                if manager is not None:
-                    manager.wait_until_finished()
-            except Exception as error:
-                raise self._unwritten(self._saved, error) from error
-        finally:
-            self._manager, self._running = None, False
-            if manager is not None:
-                manager.close()
-
-    def load(self, fingerprint: Fingerprint, state: Any, info: Info) -> Saved | None:
-        """The newest save; None if there is none.
+        """Save what is not saved yet, and wait until all is written.
 
         Raises:
-            InputError: the save is damaged, or of a solve with other shapes or data, another problem, solver or key.
+            SaveError: the last state could not be saved.
         """
-        steps = self._steps()
-        if not steps:
-            return None
-        step, orbax = max(steps), _orbax()
-        handler, alone = orbax.CompositeCheckpointHandler(), _alone("load")
-        with _quiet(), orbax.Checkpointer(handler, multiprocessing_options=alone) as reader:
+        if not self._running:
+            return
+        writer = self._writer
+        try:
+            failed = writer is not None and bool(writer.wait())
+            if result is None:
+                if writer is not None and failed:
+                    _warn(writer.failure)
+                return
+            if self._several:
+                (failed,) = any_process(failed)
+            if failed or result.steps > self._saved:
+                self._save(result.steps, result.state, result.history)
+                if writer is not None and writer.wait():
+                    raise SaveError(
+                        f"{writer.failure} The state that the solve ended with is in this error's .result "
+                        f"({result.status.value}). Earlier saves stay: once there is room, resume from them.",
+                        result,
+                    )
+        finally:
+            self._writer, self._running = None, False
+            if writer is not None:
+                writer.close()
 
-            def read(**items: Any) -> Any:
-                try:
-                    return reader.restore(self.directory / str(step), args=orbax.args.Composite(**items))
-                except Exception as error:  # orbax, tensorstore and json each have their own
-                    raise self._damaged(step, steps, error) from error
+    def load(self, fingerprint: Fingerprint, state: Any, info: Info) -> Saved | None:
+        """The newest save that is whole; None if there is none yet.
 
-            about = read(about=orbax.args.JsonRestore()).about
+        A damaged one is passed over for the one before, with a warning.
+
+        Raises:
+            InputError: no save is whole, another solve writes to the directory, or the save is of a solve with other
+                shapes or data, another problem, solver or key.
+        """
+        _files.require_unlocked(self.directory, "Checkpoint: directory")
+        self._damaged = set()
+        saves, faults = _saves(self.directory), {}
+        for path in self.directory.iterdir() if self.directory.is_dir() else ():
+            if _step_of(path) is not None and _step_of(path) not in saves and _was_a_save(path):
+                faults[path] = _what_it_is(path)
+        for step in sorted(saves, reverse=True):
+            path = self.directory / str(step)
             try:
-                self._compare(step, about, _about(fingerprint))
-                rows, size, check = about["rows"], about["bytes"], about["crc32"]
-            except (KeyError, TypeError) as error:
-                raise self._damaged(step, steps, error) from error
-            data = read(arrays=orbax.args.StandardRestore()).arrays["bytes"]
-        if data.size != size or zlib.crc32(data.data) != check:
-            raise self._damaged(step, steps, "its checksum is wrong")
-        like = (state, jax.tree.map(lambda x: jax.ShapeDtypeStruct((rows, *x.shape[1:]), x.dtype), info))
-        return Saved(step, *_unpack(data, like))
-
-    def _steps(self) -> list[int]:
-        """The steps that were saved. Folders being written have other names."""
-        if not self.directory.is_dir():
-            return []
-        return sorted(int(p.name) for p in self.directory.iterdir() if p.name.isdecimal() and p.is_dir())
+                about, data = _read(path / STATE)
+                shape = about["step"], about["rows"], about["bytes"]
+            except Exception as error:  # zipfile, zlib, NumPy and json have many kinds for a damaged file
+                self._damaged.add(step)
+                faults[path] = f"is cut short or damaged ({_first_line(error)})"
+                continue
+            if shape != (step, step, data.size):
+                self._damaged.add(step)
+                faults[path] = f"holds step {shape[0]} and {shape[1]} rows of history"
+                continue
+            _compare(f"resume: step {step} in {str(self.directory)!r}", about, _about(fingerprint))
+            for other, fault in faults.items():
+                _warn(f"resume: {str(other)!r} {fault}. It is not used; the solve continues from step {step}.")
+            history = jax.tree.map(lambda x, n=step: jax.ShapeDtypeStruct((n, *x.shape[1:]), x.dtype), info)
+            return Saved(step, *_unpack(data, (state, history)))
+        if faults:
+            told = "; ".join(f"{str(path)!r} {fault}" for path, fault in sorted(faults.items()))
+            raise InputError(
+                f"resume: no save in {str(self.directory)!r} can be used: {told}. Move them away to start from the "
+                "beginning, or name another directory."
+            )
+        return None
 
     def _save(self, step: int, state: Any, history: Info) -> None:
-        orbax = _orbax()
+        """Start to write a save; every process of several must call this."""
         data = _pack((state, history))
         self._saved, self._due = step, 0
-        if self._manager is None:
-            return
-        rows = len(jax.tree.leaves(history)[0])
-        about = {**self._about, "rows": rows, "bytes": data.size, "crc32": zlib.crc32(data.data)}
+        if self._writer is not None:
+            rows = len(jax.tree.leaves(history)[0])
+            self._writer.write(step, {**self._about, "step": step, "rows": rows, "bytes": data.size}, data)
+
+
+STATE = "state.npz"
+
+
+class _Writer:
+    """Writes saves in a thread, one at a time. `failure` says why the last save failed; empty where it did not."""
+
+    def __init__(self, directory: Path, keep: int, kept: list[int], unlock: Callable[[], None]):
+        self._directory, self._keep, self._kept, self._unlock = directory, keep, kept, unlock
+        self._thread = ThreadPoolExecutor(1, "bilevax-save")
+        self._writing: Future[None] | None = None
+        self._step = 0
+        self._checked = False
+        self.failure = ""
+
+    def busy(self) -> bool:
+        """Whether a save is being written."""
+        return self._writing is not None and not self._writing.done()
+
+    def write(self, step: int, about: dict[str, Any], data: np.ndarray) -> None:
+        """Start a save."""
+        self._step, self._writing = step, self._thread.submit(self._write, step, about, data)
+
+    def wait(self) -> str:
+        """Wait for the save that is being written, if one is. Returns `failure`."""
+        if self._writing is not None:
+            error = self._writing.exception()
+            self._writing, self.failure = None, ""
+            if error is not None:
+                reason = _files.reason(error) if isinstance(error, OSError) else _first_line(error)
+                where = repr(str(self._directory))
+                self.failure = f"Checkpoint: step {self._step} could not be saved to {where} ({reason})."
+        return self.failure
+
+    def close(self) -> None:
+        """End the thread, and unlock the directory."""
+        self._thread.shutdown()
+        self._unlock()
+
+    def _write(self, step: int, about: dict[str, Any], data: np.ndarray) -> None:
+        if not self._directory.is_dir():  # removed while the solve ran, the lock with it
+            _files.make(self._directory)
+            self._unlock()
+            self._unlock = _lock(self._directory)
+        final = self._directory / str(step)
+        if os.path.lexists(final):
+            raise FileExistsError(f"{str(final)!r} is in the way")
+        part = _files.scratch(self._directory, [STATE], step=step)
         try:
-            self._manager.save(
-                step,
-                args=orbax.args.Composite(
-                    arrays=orbax.args.StandardSave({"bytes": data}), about=orbax.args.JsonSave(about)
-                ),
-            )
-        except Exception as error:
-            raise self._unwritten(step, error) from error
+            text = np.frombuffer(json.dumps(about).encode(), np.uint8)
+            with (part / STATE).open("wb") as file:
+                np.savez(file, about=text, data=data)
+            _files.sync(part / STATE)
+            if not self._checked:  # a file system that alters what it is given shows at once
+                found, again = _read(part / STATE)
+                if found != about or again.tobytes() != data.tobytes():
+                    raise OSError("what was written reads back otherwise")
+                self._checked = True
+            with suppress(OSError):  # some file systems cannot
+                _files.sync(part)
+            part.rename(final)
+        except BaseException:
+            with suppress(OSError):
+                _files.remove_ours(part)
+            raise
+        with suppress(OSError):
+            _files.sync(self._directory)
+        self._kept.append(step)
+        for old in self._kept[: -self._keep]:
+            with suppress(OSError):
+                _files.remove_whole(self._directory / str(old))
+        del self._kept[: -self._keep]
 
-    def _compare(self, step: int, found: dict[str, Any], wanted: dict[str, Any]) -> None:
-        """Refuse a save of another solve; what explains the rest is told first."""
-        where = f"resume: step {step} in {str(self.directory)!r}"
-        instead = "Resume with what it was saved with, or name another directory."
-        if found["shapes"] != wanted["shapes"]:
-            pairs = zip(found["shapes"], wanted["shapes"], strict=False)
-            was, now = next((p for p in pairs if p[0] != p[1]), ("", ""))
-            told = f": it has {was!r}, and this solve {now!r}" if was else ""
-            raise InputError(f"{where} is of a solve with other shapes or another source of batches{told}. {instead}")
-        version = ""
-        if found["jax"] != wanted["jax"]:
-            version = (
-                f" (or only JAX's version: it was saved under {found['jax']}, this is {wanted['jax']}, and the same "
-                "bits cannot be promised across versions)"
-            )
-        for part, name in (
-            ("problem", "problem"),
-            ("solver", "solver, or the same with other settings"),
-            ("key", "key"),
-        ):
-            if found[part] != wanted[part]:
-                raise InputError(f"{where} is of a solve with another {name}{version}. {instead}")
-        for was, now in zip(found["data"], wanted["data"], strict=False):
-            if was != now:
-                name, _, _ = now.partition(": ")
-                raise InputError(f"{where} is of a solve with other data: the values of {name} differ. {instead}")
 
-    def _damaged(self, step: int, steps: list[int], cause: Any) -> InputError:
-        earlier = [s for s in steps if s < step]
-        then = f"continue from step {earlier[-1]}" if earlier else "start from the beginning"
-        reason = str(cause).strip().splitlines()[0][:200] if str(cause).strip() else type(cause).__name__
-        return InputError(
-            f"resume: the checkpoint of step {step} in {str(self.directory)!r} is cut short or damaged ({reason}). "
-            f"Delete the folder {str(self.directory / str(step))!r}; the solve will then {then}."
+def _read(path: Path) -> tuple[dict[str, Any], np.ndarray]:
+    """What a save is about, and its bytes; their checksums are checked as they are read."""
+    with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
+        return json.loads(file["about"].tobytes()), file["data"]
+
+
+def _step_of(path: Path) -> int | None:
+    """The step that a file or folder is named after."""
+    return int(path.name) if path.name.isascii() and path.name.isdecimal() and path.name[:1] != "0" else None
+
+
+def _saves(directory: Path) -> dict[int, Path]:
+    """The saves by their steps: folders that this program made, named after the step that they were made for."""
+    if not directory.is_dir():
+        return {}
+    return {
+        step: path
+        for path in directory.iterdir()
+        if (step := _step_of(path)) is not None and (_files.read_mark(path) or {}).get("step") == step
+    }
+
+
+def _what_it_is(path: Path) -> str:
+    mark = _files.read_mark(path) or {}
+    if "step" in mark:
+        return f"holds the save of step {mark['step']}: it was renamed or copied"
+    return "has lost its owner file" if _was_a_save(path) else "was not made by bilevax"
+
+
+def _was_a_save(path: Path) -> bool:
+    return os.path.lexists(path / STATE)
+
+
+def _lock(directory: Path) -> Callable[[], None]:
+    try:
+        return _files.lock(directory, "Checkpoint: directory")
+    except OSError as error:
+        raise _unwritable("Checkpoint", directory, error) from error
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
+
+
+def _compare(where: str, found: dict[str, Any], wanted: dict[str, Any]) -> None:
+    """Refuse a save of another solve; what explains the rest is named first."""
+    instead = "Resume with what it was saved with, or name another directory."
+    if found.get("shapes") != wanted["shapes"]:
+        pairs = zip(found.get("shapes", []), wanted["shapes"], strict=False)
+        was, now = next((p for p in pairs if p[0] != p[1]), ("", ""))
+        told = f": it has {was!r}, and this solve {now!r}" if was else ""
+        raise InputError(f"{where} is of a solve with other shapes or another source of batches{told}. {instead}")
+    version = ""
+    if found.get("jax") != wanted["jax"]:
+        version = (
+            f" (or only JAX's version: it was saved under {found.get('jax')}, this is {wanted['jax']}, and the same "
+            "bits cannot be promised across versions)"
         )
-
-    def _unwritten(self, step: int, error: Exception) -> OSError:
-        return OSError(
-            f"Checkpoint: step {step} could not be written to {str(self.directory)!r} ({error}). Saves made before are "
-            "untouched: once there is room, resume from them."
-        )
+    for part, name in (
+        ("problem", "problem"),
+        ("solver", "solver, or the same with other settings"),
+        ("key", "key"),
+    ):
+        if found.get(part) != wanted[part]:
+            raise InputError(f"{where} is of a solve with another {name}{version}. {instead}")
+    for was, now in zip_longest(found.get("data", []), wanted["data"]):
+        if was != now:
+            name, _, _ = (now or was).partition(": ")
+            raise InputError(f"{where} is of a solve with other data: the values of {name} differ. {instead}")
 
 
 def _about(fingerprint: Fingerprint) -> dict[str, Any]:
@@ -466,12 +707,24 @@ def _unpack(data: np.ndarray, like: Any) -> Any:
     return jax.tree.map(take, like)
 
 
-def _last(info: Info) -> dict[str, np.ndarray]:
-    """The scalars of a stretch's last step by name; those in `extra` by their names there."""
-    extra = jax.tree_util.tree_leaves_with_path(info.extra)
-    named = {jax.tree_util.keystr(path, simple=True, separator="/"): x for path, x in extra}
-    named |= {name: getattr(info, name) for name in Info._fields if name != "extra"}
+def _last(info: Info, taken: Iterable[str] = ()) -> dict[str, np.ndarray]:
+    """The scalars of a stretch's last step by name; those in `extra` by their names there, where these are free."""
+    named = {name: getattr(info, name) for name in Info._fields if name != "extra"}
+    for path, x in jax.tree_util.tree_leaves_with_path(info.extra):
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        while name in named or name in taken:
+            name = f"extra/{name}"
+        named[name] = x
     return {name: x[-1] for name, x in named.items()}
+
+
+def _record(line: bytes) -> dict[str, Any] | None:
+    """A line of a log; None if it is none."""
+    try:
+        record = json.loads(line)
+        return record if isinstance(record["step"], int) and isinstance(record["seconds"], int | float) else None
+    except (ValueError, LookupError, TypeError):
+        return None
 
 
 def _mean(value: np.ndarray) -> float:
@@ -491,32 +744,30 @@ def _jsonable(value: np.ndarray) -> Any:
 
 
 def _unused(path: Path) -> Path:
-    """`path` with the first number behind it that is free."""
-    number = 1
-    while (candidate := path.with_name(f"{path.name}.{number}")).exists():
+    """`path`, or where that is taken, with the first number behind it that is free."""
+    number, candidate = 0, path
+    while os.path.lexists(candidate):
         number += 1
+        candidate = path.with_name(f"{path.name}.{number}")
     return candidate
 
 
-def make_writable(directory: Path) -> None:
-    """Make a directory if need be, and try it with a file that leaves no trace.
-
-    Raises:
-        OSError: it cannot be made or written.
-    """
-    directory.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryFile(dir=directory):
-        pass
+def _warn(text: str) -> None:
+    warnings.warn(text, stacklevel=3)
 
 
 def _require_writable(owner: str, directory: Path) -> None:
     try:
-        make_writable(directory)
+        _files.make_writable(directory)
     except OSError as error:
-        raise InputError(
-            f"{owner}: directory is {str(directory)!r}, which cannot be written ({error.strerror}). Name one that you "
-            "can write to."
-        ) from error
+        raise _unwritable(owner, directory, error) from error
+
+
+def _unwritable(owner: str, directory: Path, error: OSError) -> InputError:
+    return InputError(
+        f"{owner}: directory is {str(directory)!r}, which cannot be written ({_files.reason(error)}). Name one that "
+        "you can write to."
+    )
 
 
 def _import(module: str, owner: str, extra: str) -> Any:
@@ -528,30 +779,3 @@ def _import(module: str, owner: str, extra: str) -> Any:
             f"{owner} needs the package {package}, which is not installed. Install it with the extra: "
             f"pip install 'bilevax[{extra}]'."
         ) from error
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Within, orbax's warnings about folders that are not whole are not printed: what matters is raised."""
-
-    def serious(record: logging.LogRecord) -> bool:
-        return record.levelno >= logging.ERROR
-
-    logger = logging.getLogger("absl")
-    logger.addFilter(serious)
-    try:
-        yield
-    finally:
-        logger.removeFilter(serious)
-
-
-def _alone(name: str) -> Any:
-    """Orbax's options for work that this process does by itself, whatever the others do."""
-    here = jax.process_index()
-    return _orbax().options.MultiprocessingOptions(
-        primary_host=here, active_processes={here}, barrier_sync_key_prefix=f"bilevax-{name}-{here}"
-    )
-
-
-def _orbax() -> Any:
-    return importlib.import_module("orbax.checkpoint")

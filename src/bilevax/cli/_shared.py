@@ -18,7 +18,7 @@ from rich.console import Console
 
 import bilevax
 from bilevax import layout as layouts
-from bilevax.callbacks import make_writable
+from bilevax._files import make_writable
 from bilevax.layout import Layout
 from bilevax.problem import InputError
 from bilevax.solve import ProcessLostError, SolveError
