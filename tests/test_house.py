@@ -16,6 +16,7 @@ ORDER = [
     "oracles",
     "hoisting",
     "schedules",
+    "_optimizers",
     "smoothing",
     "linear_solve",
     "solvers",

@@ -14,8 +14,9 @@ import jax.numpy as jnp
 import optax
 
 from bilevax import oracles
+from bilevax._optimizers import check_optimizer, require_optimizer
 from bilevax.linear_solve import CG, LinearSolve
-from bilevax.problem import Batch, InputError, Problem, PyTree, require_count
+from bilevax.problem import Batch, InputError, Problem, PyTree, identity, require_count
 from bilevax.solvers import base
 
 
@@ -110,12 +111,13 @@ class Argmin:
     optimizer: optax.GradientTransformation = optax.adam(1e-2)
     steps: int = 200
     linear_solve: LinearSolve = CG(100)
-    project: Callable[[PyTree], PyTree] = lambda v: v
+    project: Callable[[PyTree], PyTree] = identity
 
     def __post_init__(self) -> None:
         require_count("Argmin", "steps", self.steps)
         if not callable(self.lower_loss):
             raise InputError(f"Argmin: lower_loss is {self.lower_loss!r}. Pass a function lower_loss(u, v[, data]).")
+        require_optimizer("Argmin", "optimizer", self.optimizer)
 
     def __call__(self, u: PyTree, start: PyTree, data: PyTree = None, key: Any = None) -> PyTree:
         """The minimiser, from `start`."""
@@ -130,6 +132,10 @@ class Argmin:
 def _argmin(argmin: Argmin, u: PyTree, start: PyTree, data: PyTree, key: Any) -> PyTree:
     problem, batch = argmin.problem(), Batch(lower=data)
     direction = base.descend(problem, u, batch)
+    loss = jax.eval_shape(direction.problem.lower, u, start, base.lower_data(batch, 0), key)
+    objective = direction.objective(start, base.lower_data(batch, 0), key, loss)
+    projected = argmin.project is not identity
+    check_optimizer("Argmin", "optimizer", argmin.optimizer, "start", start, objective, projected)
     state = argmin.optimizer.init(start)
     return base.lower_moves(direction, argmin.optimizer, state, start, problem, batch, argmin.steps, key)[0]
 

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from bilevax._optimizers import check_optimizer, require_optimizer, update
 from bilevax.oracles import Along
 from bilevax.problem import InputError, PyTree, require_count
 
@@ -261,14 +262,16 @@ class ByOptimizer:
 
     def __post_init__(self) -> None:
         _check("ByOptimizer", {"steps": self.steps}, self.damping)
+        require_optimizer("ByOptimizer", "optimizer", self.optimizer)
 
     def __call__(self, along: Along, b: PyTree, start: PyTree) -> Answer:
         """The answer."""
+        check_optimizer("ByOptimizer", "optimizer", self.optimizer, "q", start)
         product = _product(along, self.damping)
 
         def one(carry: Any, _: None) -> tuple[Any, None]:
             q, opt_state = carry
-            updates, opt_state = self.optimizer.update(self.form(product, b, q), opt_state, q)
+            updates, opt_state = update(self.optimizer, self.form(product, b, q), opt_state, q)
             return (optax.apply_updates(q, updates), opt_state), None
 
         (q, _), _ = jax.lax.scan(one, (start, self.optimizer.init(start)), None, length=self.steps)

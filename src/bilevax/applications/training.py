@@ -110,8 +110,8 @@ def train(model: Model, training: Training, x: Any, y: Any, weight: Any, key: An
     def one(carry: Any, step: Any) -> tuple[Any, None]:
         v, opt_state = carry
         batch = source.at(step, order_key)
-        gradient, _ = base.descend(problem, u, batch)(v, batch.lower, jax.random.fold_in(train_key, step))
-        return base.move(optimizer, opt_state, v, gradient, problem.project_lower), None
+        descent, key = base.descend(problem, u, batch), jax.random.fold_in(train_key, step)
+        return descent.move(optimizer, opt_state, v, batch.lower, key)[0], None
 
     return jax.lax.scan(one, (v, optimizer.init(v)), jnp.arange(training.steps))[0][0]
 

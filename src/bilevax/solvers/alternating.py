@@ -45,6 +45,7 @@ class Alternating:
         """Refuse constraints, and what no solver can treat."""
         base.refuse_constraints(self, problem)
         problem.check(u, v, batch)
+        base.check_optimizers(self, problem, u, v, batch, upper=base.Known.FUNCTION, lower=base.Known.FUNCTION)
 
     def init(self, problem: Problem, u: PyTree, v: PyTree, batch: Batch) -> AlternatingState:
         """The state at (u, v)."""
@@ -67,6 +68,13 @@ class Alternating:
             lower_key,
         )
         f = oracles.upper(problem, state.u, v, batch.upper, upper_key)
-        u, upper_opt = base.move(self.upper_optimizer, state.upper_opt, state.u, f.grad_u, problem.project_upper)
+        objective = base.Objective(
+            f.loss,
+            lambda u: problem.upper(u, v, batch.upper, upper_key),
+            lambda u: oracles.upper(problem, u, v, batch.upper, upper_key).grad_u,
+        )
+        u, upper_opt = base.move(
+            self.upper_optimizer, state.upper_opt, state.u, f.grad_u, problem.project_upper, objective=objective
+        )
         info = base.Info(f.loss, lower_loss, optax.tree.norm(f.grad_u), lower_norm, {})
         return AlternatingState(u, v, upper_opt, lower_opt), info

@@ -5,7 +5,9 @@ treat, `init` makes the state, `step` takes one step: `lower_steps` moves of v, 
 is a NamedTuple of arrays whose first four fields are `u, v, upper_opt, lower_opt`.
 """
 
+import enum
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
 import jax
@@ -13,7 +15,8 @@ import jax.numpy as jnp
 import optax
 
 from bilevax import oracles
-from bilevax.problem import Batch, InputError, PerMove, Problem, PyTree
+from bilevax._optimizers import Objective, check_optimizer, update
+from bilevax.problem import Batch, InputError, PerMove, Problem, PyTree, identity
 
 
 class Info(NamedTuple):
@@ -56,6 +59,49 @@ def refuse_constraints(solver: Any, problem: Problem) -> None:
         )
 
 
+class Known(enum.Enum):
+    """What a solver knows of the function whose gradient moves a variable, beside that gradient."""
+
+    NOTHING = "nothing: the direction is no function's gradient, or its weights change"
+    VALUE = "its value"
+    FUNCTION = "its value, and itself as a function of the variable"
+
+
+def check_optimizers(
+    solver: Any,
+    problem: Problem,
+    u: PyTree,
+    v: PyTree,
+    batch: Batch,
+    upper: Known = Known.NOTHING,
+    lower: Known = Known.NOTHING,
+) -> None:
+    """Refuse, by name, an optimizer of the solver that cannot move u or v; see `check_optimizer`.
+
+    `upper` and `lower` are what the solver hands to `upper_optimizer` and `lower_optimizer`, of f and of g.
+    """
+    key = jax.random.key(0)
+
+    def f(u: PyTree) -> Any:
+        return problem.upper(u, v, batch.upper, key)
+
+    def g(v: PyTree) -> Any:
+        return problem.lower(u, v, lower_data(batch, 0), key)
+
+    sides = (
+        ("upper_optimizer", "u", u, f, upper, problem.project_upper),
+        ("lower_optimizer", "v", v, g, lower, problem.project_lower),
+    )
+    for name, variable, x, loss, known, project in sides:
+        if not hasattr(solver, name):
+            continue
+        objective = None if known is Known.NOTHING else Objective(jax.eval_shape(loss, x))
+        if objective is not None and known is Known.FUNCTION:
+            objective = objective._replace(function=loss, gradient=lambda x: x)
+        owner, projected = type(solver).__name__, project is not identity
+        check_optimizer(owner, name, getattr(solver, name), variable, x, objective, projected)
+
+
 def all_finite(tree: PyTree) -> Any:
     """Whether every entry of a tree of floating arrays is finite."""
     return jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(tree)]))
@@ -75,9 +121,10 @@ def move(
     gradient: PyTree,
     project: Callable[[PyTree], PyTree],
     scale: Any = None,
+    objective: Objective | None = None,
 ) -> tuple[PyTree, Any]:
     """One move of a variable by an optax optimizer, its update times `scale`, then projected."""
-    updates, opt_state = optimizer.update(gradient, opt_state, x)
+    updates, opt_state = update(optimizer, gradient, opt_state, x, objective)
     if scale is not None:
         updates = jax.tree.map(lambda d: (scale * d).astype(d.dtype), updates)
     moved: Any = optax.apply_updates(x, updates)
@@ -112,23 +159,47 @@ def lower_moves(
 
     def one(carry: Any, t: Any) -> tuple[Any, Any]:
         v, opt_state = carry
-        gradient, told = direction(v, lower_data(batch, t), jax.random.fold_in(key, t))
-        return move(optimizer, opt_state, v, gradient, problem.project_lower, scale), told
+        data, move_key = lower_data(batch, t), jax.random.fold_in(key, t)
+        gradient, told = direction(v, data, move_key)
+        objective = direction.objective(v, data, move_key, told[0]) if isinstance(direction, Descent) else None
+        return move(optimizer, opt_state, v, gradient, problem.project_lower, scale, objective), told
 
     (v, opt_state), told = jax.lax.scan(one, (v, opt_state), jnp.arange(steps))
     return v, opt_state, jax.tree.map(lambda x: x[-1], told)
 
 
-def descend(
-    problem: Problem, u: PyTree, batch: Batch
-) -> Callable[[PyTree, PyTree, Any], tuple[PyTree, tuple[Any, Any]]]:
-    """The direction of plain descent on g, for `lower_moves`; tells (g, |grad_v g|)."""
+@dataclass(frozen=True)
+class Descent:
+    """The direction of plain descent on g at a fixed u, for `lower_moves`; tells (g, |grad_v g|)."""
 
-    def direction(v: PyTree, data: PyTree, key: Any) -> tuple[PyTree, tuple[Any, Any]]:
-        loss, gradient = oracles.lower_gradient(problem, u, v, data, key)
+    problem: Problem
+    u: PyTree
+
+    def __call__(self, v: PyTree, data: PyTree, key: Any) -> tuple[PyTree, tuple[Any, Any]]:
+        """grad_v g, and (g, |grad_v g|)."""
+        loss, gradient = oracles.lower_gradient(self.problem, self.u, v, data, key)
         return gradient, (loss, optax.tree.norm(gradient))
 
-    return direction
+    def objective(self, v: PyTree, data: PyTree, key: Any, loss: Any) -> Objective:
+        """G on this batch as a function of v, `loss` at the present one."""
+        return Objective(
+            loss,
+            lambda v: self.problem.lower(self.u, v, data, key),
+            lambda v: oracles.lower_gradient(self.problem, self.u, v, data, key)[1],
+        )
+
+    def move(
+        self, optimizer: optax.GradientTransformation, opt_state: Any, v: PyTree, data: PyTree, key: Any
+    ) -> tuple[tuple[PyTree, Any], tuple[Any, Any]]:
+        """One move of v down g, with its optimizer's state; (g, |grad_v g|) before it."""
+        gradient, told = self(v, data, key)
+        objective = self.objective(v, data, key, told[0])
+        return move(optimizer, opt_state, v, gradient, self.problem.project_lower, objective=objective), told
+
+
+def descend(problem: Problem, u: PyTree, batch: Batch) -> Descent:
+    """Plain descent on g at a fixed u."""
+    return Descent(problem, u)
 
 
 def start_of_step(problem: Problem, state: Any, batch: Batch, key: Any) -> PyTree:

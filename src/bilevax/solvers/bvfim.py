@@ -75,6 +75,7 @@ class BVFIM:
         """Refuse constraints, and what no solver can treat."""
         base.refuse_constraints(self, problem)
         problem.check(u, v, batch)
+        base.check_optimizers(self, problem, u, v, batch)
 
     def init(self, problem: Problem, u: PyTree, v: PyTree, batch: Batch) -> BVFIMState:
         """The state at (u, v), z = v."""

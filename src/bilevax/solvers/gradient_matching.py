@@ -59,6 +59,7 @@ class GradientMatching:
         """Refuse constraints, and what no solver can treat."""
         base.refuse_constraints(self, problem)
         problem.check(u, v, batch)
+        base.check_optimizers(self, problem, u, v, batch, upper=base.Known.VALUE)
 
     def init(self, problem: Problem, u: PyTree, v: PyTree, batch: Batch) -> GradientMatchingState:
         """The state at (u, v)."""
@@ -78,7 +79,10 @@ class GradientMatching:
         alignment = optax.tree.vdot(along_f, along_g)
         p = optax.tree.scale(-1 / size_g, optax.tree.sub(along_f, optax.tree.scale(alignment, along_g)))
         direction = g.along(p)[0]
-        u, upper_opt = base.move(self.upper_optimizer, state.upper_opt, state.u, direction, problem.project_upper)
+        objective = base.Objective(1 - alignment)
+        u, upper_opt = base.move(
+            self.upper_optimizer, state.upper_opt, state.u, direction, problem.project_upper, objective=objective
+        )
         extra = {"alignment": alignment}
         info = base.Info(f.loss, g.loss, optax.tree.norm(direction), optax.tree.norm(g.grad_v), extra)
         return GradientMatchingState(u, state.v, upper_opt, ()), info

@@ -55,6 +55,7 @@ class Implicit:
         """Refuse constraints, and what no solver can treat."""
         base.refuse_constraints(self, problem)
         problem.check(u, v, batch)
+        base.check_optimizers(self, problem, u, v, batch, upper=base.Known.VALUE, lower=base.Known.FUNCTION)
 
     def init(self, problem: Problem, u: PyTree, v: PyTree, batch: Batch) -> ImplicitState:
         """The state at (u, v), q zero."""
@@ -78,7 +79,10 @@ class Implicit:
         g = oracles.lower(problem, state.u, v, data, upper_key, curvature=self.curvature)
         q, cross, residual = self.linear_solve(g.along, f.grad_v, state.q)
         direction = optax.tree.sub(f.grad_u, cross)
-        u, upper_opt = base.move(self.upper_optimizer, state.upper_opt, state.u, direction, problem.project_upper)
+        objective = base.Objective(f.loss)
+        u, upper_opt = base.move(
+            self.upper_optimizer, state.upper_opt, state.u, direction, problem.project_upper, objective=objective
+        )
         extra = {"linear_residual": residual}
         info = base.Info(f.loss, g.loss, optax.tree.norm(direction), optax.tree.norm(g.grad_v), extra)
         return ImplicitState(u, v, upper_opt, lower_opt, q), info

@@ -100,6 +100,7 @@ class LearningToReweight:
                 "Give u one entry for each training sample."
             )
         problem.check(u, v, batch)
+        base.check_optimizers(self, problem, u, v, batch, lower=base.Known.FUNCTION)
         self._check_losses(problem, u, v, batch)
 
     def _check_losses(self, problem: Problem, u: Any, v: PyTree, batch: Batch) -> None:
@@ -149,11 +150,11 @@ class LearningToReweight:
         weight = index.size * positive / jnp.where(total > 0, total, 1)
         u = problem.project_upper(state.u.at[index].set(weight))
 
-        loss, gradient = oracles.lower_gradient(problem, u, v, batch.lower, lower_key)
-        v, lower_opt = base.move(self.lower_optimizer, state.lower_opt, v, gradient, problem.project_lower)
+        descent = base.descend(problem, u, batch)
+        (v, lower_opt), (loss, size) = descent.move(self.lower_optimizer, state.lower_opt, v, batch.lower, lower_key)
         here = copies > 0
         seen = state.seen + here
         mean = state.mean_weight + jnp.where(here, (u - state.mean_weight) / jnp.maximum(seen, 1).astype(u.dtype), 0)
         extra = {"used": jnp.mean(weight > 0, dtype=weight.dtype)}
-        info = base.Info(f.loss, loss, optax.tree.norm(slope), optax.tree.norm(gradient), extra)
+        info = base.Info(f.loss, loss, optax.tree.norm(slope), size, extra)
         return LearningToReweightState(u, v, (), lower_opt, mean, seen), info

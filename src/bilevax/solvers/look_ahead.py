@@ -73,6 +73,7 @@ class LookAhead:
         """Refuse constraints, and what no solver can treat."""
         base.refuse_constraints(self, problem)
         problem.check(u, v, batch)
+        base.check_optimizers(self, problem, u, v, batch, upper=base.Known.VALUE, lower=base.Known.FUNCTION)
 
     def init(self, problem: Problem, u: PyTree, v: PyTree, batch: Batch) -> LookAheadState:
         """The state at (u, v)."""
@@ -88,7 +89,10 @@ class LookAhead:
         f = oracles.upper(problem, state.u, ahead, batch.upper, upper_key)
         p = jax.tree.map(lambda d: -self.rate * d, f.grad_v)
         direction = optax.tree.add(f.grad_u, g.along(p)[0])
-        u, upper_opt = base.move(self.upper_optimizer, state.upper_opt, state.u, direction, problem.project_upper)
+        objective = base.Objective(f.loss)
+        u, upper_opt = base.move(
+            self.upper_optimizer, state.upper_opt, state.u, direction, problem.project_upper, objective=objective
+        )
         v, lower_opt, (lower_loss, lower_norm) = base.lower_moves(
             base.descend(problem, u, batch),
             self.lower_optimizer,

@@ -106,6 +106,7 @@ class Penalty:
     def check(self, problem: Problem, u: PyTree, v: PyTree, batch: Batch) -> None:
         """Refuse what no solver can treat."""
         problem.check(u, v, batch)
+        base.check_optimizers(self, problem, u, v, batch)
 
     def init(self, problem: Problem, u: PyTree, v: PyTree, batch: Batch) -> PenaltyState:
         """The state at (u, v): stage 0, all multipliers zero."""

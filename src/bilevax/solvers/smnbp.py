@@ -95,6 +95,7 @@ class SMNBP:
         """Refuse constraints, and what no solver can treat."""
         base.refuse_constraints(self, problem)
         problem.check(u, v, batch)
+        base.check_optimizers(self, problem, u, v, batch)
 
     def init(self, problem: Problem, u: PyTree, v: PyTree, batch: Batch) -> SMNBPState:
         """The state at (u, v): stage 0, multipliers zero."""

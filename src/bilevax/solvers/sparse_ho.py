@@ -90,6 +90,7 @@ class SparseHO:
                 "Problem(regularizer=...), or use Implicit."
             )
         problem.check(u, v, batch)
+        base.check_optimizers(self, problem, u, v, batch, upper=base.Known.VALUE)
         key = jax.random.key(0)
         moved = jax.jit(lambda u, v, batch: self._moved(problem, u, v, batch, key, key))(u, v, batch)
         if not _any(moved):
@@ -145,7 +146,10 @@ class SparseHO:
 
         q, cross, residual = self.linear_solve(along, on_support(f.grad_v), on_support(state.q))
         q, direction = on_support(q), optax.tree.sub(f.grad_u, cross)
-        moved, upper_opt = base.move(self.upper_optimizer, state.upper_opt, u, direction, problem.project_upper)
+        objective = base.Objective(f.loss)
+        moved, upper_opt = base.move(
+            self.upper_optimizer, state.upper_opt, u, direction, problem.project_upper, objective=objective
+        )
         leaves = jax.tree.leaves(support)
         share = sum(jnp.sum(x) for x in leaves) / sum(x.size for x in leaves)
         extra = {"support": share, "linear_residual": residual}

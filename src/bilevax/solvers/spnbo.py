@@ -256,6 +256,7 @@ class SPNBO:
         """Refuse constraints, more rows than v has, and what no solver can treat."""
         base.refuse_constraints(self, problem)
         problem.check(u, v, batch)
+        base.check_optimizers(self, problem, u, v, batch)
         self.rows.check(v)
 
     def init(self, problem: Problem, u: PyTree, v: PyTree, batch: Batch) -> SPNBOState:

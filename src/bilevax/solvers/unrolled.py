@@ -10,6 +10,7 @@ import optax
 from jax.flatten_util import ravel_pytree
 
 from bilevax import oracles
+from bilevax._optimizers import first_line, update
 from bilevax.hoisting import hoist
 from bilevax.problem import Batch, InputError, Problem, PyTree, require_count
 from bilevax.solvers import base
@@ -66,6 +67,8 @@ class ReverseMode:
         """Refuse constraints, and what no solver can treat."""
         base.refuse_constraints(self, problem)
         problem.check(u, v, batch)
+        base.check_optimizers(self, problem, u, v, batch, upper=base.Known.VALUE, lower=base.Known.FUNCTION)
+        _require_differentiable(self, problem, u, v, batch)
 
     def init(self, problem: Problem, u: PyTree, v: PyTree, batch: Batch) -> UnrolledState:
         """The state at (u, v)."""
@@ -116,6 +119,8 @@ class ForwardMode:
         """Refuse constraints, and what no solver can treat."""
         base.refuse_constraints(self, problem)
         problem.check(u, v, batch)
+        base.check_optimizers(self, problem, u, v, batch, upper=base.Known.VALUE, lower=base.Known.FUNCTION)
+        _require_differentiable(self, problem, u, v, batch)
 
     def init(self, problem: Problem, u: PyTree, v: PyTree, batch: Batch) -> UnrolledState:
         """The state at (u, v)."""
@@ -143,6 +148,24 @@ class ForwardMode:
         return _finish(self, problem, state.u, v, state.upper_opt, lower_opt, direction, f, told)
 
 
+def _require_differentiable(solver: Any, problem: Problem, u: PyTree, v: PyTree, batch: Batch) -> None:
+    """Refuse a lower optimizer that cannot be differentiated in reverse mode, such as one with a line search."""
+    optimizer, data, key = solver.lower_optimizer, base.lower_data(batch, 0), jax.random.key(0)
+
+    def updated(v: PyTree) -> PyTree:
+        objective = base.descend(problem, u, batch).objective(v, data, key, problem.lower(u, v, data, key))
+        gradient, state = v, optimizer.init(v)
+        return jax.vjp(lambda d: update(optimizer, d, state, v, objective)[0], gradient)[1](v)
+
+    try:
+        jax.eval_shape(updated, v)
+    except Exception as error:
+        raise InputError(
+            f"{type(solver).__name__} differentiates its lower moves, and lower_optimizer cannot be differentiated: "
+            f"{first_line(error)} Pass an optimizer without a line search, such as optax.sgd(1e-2)."
+        ) from error
+
+
 def _moves(
     solver: Any,
     problem: Problem,
@@ -159,9 +182,8 @@ def _moves(
 
     def move(fixed: tuple[PyTree, Batch], carry: Any, t: Any) -> tuple[Any, Any]:
         (u, batch), (v, opt_state) = fixed, carry
-        direction = base.descend(problem, u, batch)
-        gradient, told = direction(v, base.lower_data(batch, t), jax.random.fold_in(key, t))
-        return base.move(solver.lower_optimizer, opt_state, v, gradient, problem.project_lower), told
+        descent, data = base.descend(problem, u, batch), base.lower_data(batch, t)
+        return descent.move(solver.lower_optimizer, opt_state, v, data, jax.random.fold_in(key, t))
 
     made, one = hoist(move, (u, batch), carry, ts[0])
     # Of each move the products alone are kept for the way back; what is between them is quicker made again than read.
@@ -190,6 +212,8 @@ def _finish(
     f: oracles.Upper,
     told: tuple[Any, Any],
 ) -> tuple[UnrolledState, base.Info]:
-    u, upper_opt = base.move(solver.upper_optimizer, upper_opt, u, direction, problem.project_upper)
+    u, upper_opt = base.move(
+        solver.upper_optimizer, upper_opt, u, direction, problem.project_upper, objective=base.Objective(f.loss)
+    )
     info = base.Info(f.loss, told[0], optax.tree.norm(direction), told[1], {})
     return UnrolledState(u, v, upper_opt, lower_opt), info
