@@ -19,6 +19,7 @@ SHIFT = jnp.array([1.0, 2.0])
 # v*(u) = u + SHIFT, so f is least where u = TARGET - SHIFT.
 QUADRATIC = Problem(lambda u, v: jnp.sum((v["a"] - TARGET) ** 2), lambda u, v: jnp.sum((v["a"] - u["x"] - SHIFT) ** 2))
 LOW, HIGH = {"x": jnp.full(2, -4.0)}, {"x": jnp.full(2, 1.0)}
+LARGE = Problem(lambda u, v: jnp.sum(v**2), lambda u, v: jnp.sum((v - u) ** 2))
 START = {"a": jnp.zeros(2)}
 SETTINGS = {"lower_steps": 20, "lower_optimizer": optax.sgd(0.4)}
 
@@ -107,6 +108,81 @@ def test_interrupt_keeps_the_trials_so_far(key, monkeypatch):
     assert raised.value.result.status is Status.INTERRUPTED
 
 
+@pytest.mark.parametrize("sampler", [TPE(), TPE(together=4), GP()], ids=repr)
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf, 1e300])
+def test_samplers_leave_the_region_where_trials_fail(sampler, bad):
+    """Half of the box is bad: of the last 50 trials of 100, well under half go there."""
+    pytest.importorskip("optuna")
+    if isinstance(sampler, GP):
+        pytest.importorskip("torch")
+    low, high = -np.ones(2), np.ones(2)
+    proposals = sampler.start(low, high, None, 0)
+    points = []
+    for _ in range(100 // sampler.together):
+        asked = proposals.ask(sampler.together)
+        proposals.tell(np.where(asked[:, 0] > 0, bad, ((asked + 0.3) ** 2).sum(1)))
+        points.extend(asked)
+    points = np.array(points)
+    assert (points[50:, 0] > 0).mean() < 0.25
+    assert np.abs(points + 0.3).max(1).min() < 0.1
+
+
+def test_samplers_whose_trials_all_fail():
+    pytest.importorskip("optuna")
+    proposals = TPE().start(np.zeros(1), np.ones(1), None, 0)
+    points = []
+    for _ in range(15):
+        points.append(proposals.ask(1))
+        proposals.tell(np.full(1, np.nan))
+    assert len(np.unique(np.array(points))) == 15
+    assert np.abs(np.diff(np.sort(np.array(points).ravel()))).max() < 0.6  # all over the box
+    for _ in range(30):
+        points.append(proposals.ask(1))
+        proposals.tell(np.where(points[-1][:, 0] > 0.5, np.nan, 1.0))
+    assert (np.array(points[-15:]) > 0.5).mean() < 0.4
+
+
+@pytest.mark.parametrize(
+    ("losses", "told"),
+    [
+        ([1.0, 2.0, np.nan], [1.0, 2.0, 3.0]),
+        ([1.0, np.inf, -np.inf], [1.0, 2.0, 2.0]),
+        ([0.0, np.nan], [0.0, 1.0]),
+        ([-3.0, np.nan], [-3.0, 0.0]),
+        ([0.0, 1.0, 2.0, 1e300], [0.0, 1.0, 2.0, 150.0]),
+        ([-1e300, 0.0], [-1e100, 0.0]),
+    ],
+)
+def test_what_a_sampler_is_told(losses, told):
+    np.testing.assert_allclose(search_module._finite(np.array(losses)), told)
+
+
+def test_ctrl_c_ends_the_search_after_the_running_trials(key):
+    class Pressed(Random):
+        def start(self, *arguments):
+            ask, tell = Random.start(self, *arguments)
+
+            def pressing(losses):
+                pressed.append(1)
+                if len(pressed) == 2:
+                    signal.raise_signal(signal.SIGINT)
+                tell(losses)
+
+            return search_module.Proposals(ask, pressing)
+
+    pressed, before = [], signal.getsignal(signal.SIGINT)
+    with pytest.raises(SolveInterrupted, match="Trial 8 of 40") as raised:
+        search(Pressed(4), QUADRATIC, LOW, HIGH, START, trials=40, key=key, **SETTINGS)
+    assert raised.value.result.steps == 8
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_counts_and_seconds_of_numpy(key):
+    counts = {"trials": np.int64(3), "lower_steps": np.int32(20)}
+    result = search(Random(4), QUADRATIC, LOW, HIGH, START, key=key, seconds=np.float64(60), **(SETTINGS | counts))
+    assert (result.steps, result.status) == (3, Status.FINISHED)
+
+
 def test_time_limit(key):
     result = search(Random(4), QUADRATIC, LOW, HIGH, START, trials=4000, key=key, seconds=0.0, **SETTINGS)
     assert (result.steps, result.status) == (4, Status.STOPPED)
@@ -134,16 +210,42 @@ def test_minibatches_reach_the_mean(key):
 
 
 def test_refusals(key):
-    def refused(low=LOW, high=HIGH, problem=QUADRATIC, sampler=Random(), **more):
+    def refused(low=LOW, high=HIGH, problem=QUADRATIC, sampler=Random(), v=START, batches=None, **more):
         with pytest.raises(InputError) as raised:
-            search(sampler, problem, low, high, START, **({"trials": 2, "key": key} | more))
+            search(sampler, problem, low, high, v, batches, **({"trials": 2, "key": key} | more))
         return str(raised.value)
 
     assert "not below high in 2 of 2" in refused(low=HIGH, high=LOW)
+    assert "not below high in 2 of 2" in refused(low=LOW, high=LOW)
     assert "shaped like u" in refused(high={"x": jnp.ones(3)})
     assert "infinite" in refused(high={"x": jnp.full(2, jnp.inf)})
-    assert "trials is 0" in refused(trials=0)
+    assert "low['x'] holds 1 NaN" in refused(low={"x": float("nan")}, high={"x": 1.0})
+    assert "too large" in refused(low={"x": -1.7e308}, high={"x": 1.7e308})
+    assert "dtype int64" in refused(low={"x": jnp.zeros(2, int)})
+    assert "low holds no arrays" in refused(low=None)
+    assert "low is a object" in refused(low=object())
+    for name in ("trials", "lower_steps"):
+        for count in (0, -1, 2.0, "2", True, None):
+            assert f"{name} is {count!r}" in refused(**{name: count})
+    assert "together is 0" in refused(sampler=Random(0))
+    assert "sampler is the class TPE, and must be" in refused(sampler=TPE)
+    assert "sampler is 'random'" in refused(sampler="random")
+    for seconds in (-1, float("nan"), "60", True):
+        assert f"seconds is {seconds!r}" in refused(seconds=seconds)
+    for bad in (0, None, jax.random.split(jax.random.key(0))):
+        assert "key is" in refused(key=bad)
+    for batches in ([1, 2], iter([]), jnp.ones(3), "data", Minibatches):
+        assert f"batches is a {type(batches).__name__}. Pass a Batch" in refused(batches=batches)
     assert "shaped like u" in refused(first={"x": jnp.ones(3)})
+    assert "shaped like u" in refused(first=jnp.ones(2))
+    assert "first is outside of the bounds in 1 of 2" in refused(first={"x": jnp.array([0.0, 1.5])})
+    assert "first['x'] holds 1 NaN" in refused(first={"x": jnp.array([0.0, jnp.nan])})
+    assert "v['a'] has dtype int64" in refused(v={"a": np.zeros(2, int)})
+    assert "problem is None" in refused(problem=None)
+    pytest.importorskip("optuna")
+    assert "u has 20,000 entries" in refused(
+        low=jnp.zeros(20_000), high=jnp.ones(20_000), v=jnp.zeros(20_000), sampler=TPE(), problem=LARGE
+    )
     assert "constraints" in refused(
         problem=Problem(QUADRATIC.upper_loss, QUADRATIC.lower_loss, (Equality(lambda u, v: u["x"]),))
     )

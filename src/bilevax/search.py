@@ -20,11 +20,16 @@ import optax
 from jax.flatten_util import ravel_pytree
 
 from bilevax import _signals
+from bilevax._optimizers import check_optimizer
 from bilevax.batches import Fixed, Source
-from bilevax.problem import Batch, InputError, Problem, PyTree, check_variable, require_count
-from bilevax.solve import Result, SolveError, SolveInterrupted, Status
+from bilevax.problem import Batch, InputError, Problem, PyTree, check_finite, check_variable, identity, require_count
+from bilevax.solve import Result, SolveError, SolveInterrupted, Status, _check_key
 from bilevax.solvers import base
 from bilevax.solvers.base import Info
+
+FIRST_TRIALS = 10  # that Optuna's samplers draw at random
+HUGE, FAR = 1e100, 100.0
+MOST_ENTRIES = 10_000  # of u, for the samplers of Optuna
 
 
 class Proposals(NamedTuple):
@@ -86,7 +91,7 @@ class TPE:
 
     def start(self, low: np.ndarray, high: np.ndarray, first: np.ndarray | None, seed: int) -> Proposals:
         """Proposals by Optuna."""
-        optuna = _optuna("TPE")
+        optuna = _optuna("TPE", len(low))
         return _by_optuna(optuna.samplers.TPESampler(seed=seed), low, high, first)
 
 
@@ -102,7 +107,7 @@ class GP:
 
     def start(self, low: np.ndarray, high: np.ndarray, first: np.ndarray | None, seed: int) -> Proposals:
         """Proposals by Optuna."""
-        optuna = _optuna("GP")
+        optuna = _optuna("GP", len(low))
         if importlib.util.find_spec("torch") is None:
             raise InputError("GP needs torch, which is not installed. Install it by pip install torch, or take TPE.")
         with warnings.catch_warnings():  # Optuna marks it as experimental
@@ -111,7 +116,12 @@ class GP:
         return _by_optuna(sampler, low, high, first)
 
 
-def _optuna(owner: str) -> Any:
+def _optuna(owner: str, entries: int) -> Any:
+    if entries > MOST_ENTRIES:
+        raise InputError(
+            f"{owner}: u has {entries:,} entries, which it proposes one by one, for minutes. At most {MOST_ENTRIES:,}: "
+            "take Random, or a solver that follows the gradient."
+        )
     try:
         import optuna
     except ImportError as error:
@@ -148,22 +158,40 @@ def _by_optuna(sampler: Any, low: np.ndarray, high: np.ndarray, first: np.ndarra
         study = optuna.create_study(sampler=sampler, direction="minimize")
         if first is not None:
             study.enqueue_trial(dict(zip(names, first.tolist(), strict=True)))
-    waiting: list[Any] = []
+    asked: list[Any] = []
+    found: list[float] = []
+    told = 0
 
     def ask(n: int) -> np.ndarray:
         with _quiet():
-            waiting[:] = [study.ask(distributions) for _ in range(n)]
-        return np.array([[trial.params[name] for name in names] for trial in waiting])
+            new = [study.ask(distributions) for _ in range(n)]
+        asked.extend(new)
+        return np.array([[trial.params[name] for name in names] for trial in new])
 
     def tell(losses: np.ndarray) -> None:
-        with _quiet():
-            for trial, loss in zip(waiting, losses.tolist(), strict=True):
-                if np.isfinite(loss):
+        nonlocal told
+        found.extend(losses.tolist())
+        # Optuna draws its first trials at random, whatever they give: until then what is bad can wait to be known.
+        if len(found) >= FIRST_TRIALS and np.isfinite(found).any():
+            with _quiet():
+                for trial, loss in zip(asked[told:], _finite(np.array(found))[told:].tolist(), strict=True):
                     study.tell(trial, loss)
-                else:
-                    study.tell(trial, state=optuna.trial.TrialState.FAIL)
+            told = len(found)
 
     return Proposals(ask, tell)
+
+
+def _finite(losses: np.ndarray) -> np.ndarray:
+    """Losses (n,) as a sampler can use them, at least one of them finite.
+
+    A trial that failed, and is left out, is proposed again and again: it counts as worse than all others. Losses far
+    above the better half of them are brought down, since one of 1e300 leaves a Gaussian process no scale for the rest.
+    """
+    finite = np.clip(losses[np.isfinite(losses)], -HUGE, HUGE)
+    least = finite.min()
+    most = min(finite.max(), least + FAR * (np.median(finite) - least))
+    bad = most + (most - least or max(abs(least), 1.0))
+    return np.where(np.isfinite(losses), np.clip(losses, -HUGE, most), bad)
 
 
 def trained(
@@ -186,8 +214,8 @@ def trained(
     def one(carry: Any, t: Any) -> tuple[Any, Any]:
         v, opt_state = carry
         batch = source.at(t, batch_key)
-        gradient, told = base.descend(problem, u, batch)(v, base.lower_data(batch, 0), jax.random.fold_in(move_key, t))
-        return base.move(optimizer, opt_state, v, gradient, problem.project_lower), told
+        descent, data = base.descend(problem, u, batch), base.lower_data(batch, 0)
+        return descent.move(optimizer, opt_state, v, data, jax.random.fold_in(move_key, t))
 
     (v, _), (losses, norms) = jax.lax.scan(one, (v, optimizer.init(v)), jnp.arange(steps))
     return v, problem.upper(u, v, first.upper, start_key), losses[-1], norms[-1]
@@ -241,7 +269,7 @@ def search(
         key: a jax.random key.
         lower_steps: moves of v in each trial: so many gradients of g are its cost.
         lower_optimizer: any optax optimizer, started afresh in each trial.
-        first: a u to try before all others, the default say.
+        first: a u within the bounds to try before all others, the default say.
         seconds: begin no trial after so many; None for no such limit.
         throw: raise SolveError where every trial failed; False returns a Result with that status.
 
@@ -252,10 +280,10 @@ def search(
         tried, leading axis `steps`. Trials that are trained together end at the same second.
 
     Raises:
-        InputError: bounds that are not finite, not alike or the wrong way round; constraints; a sampler whose package
-            is not installed.
+        InputError: bounds that are not finite, not alike or the wrong way round; a `first` outside of them;
+            constraints; an optimizer that cannot move v; a sampler whose package is not installed.
         SolveError: f was not finite in any trial.
-        SolveInterrupted: Ctrl-C; `.result` holds the trials so far.
+        SolveInterrupted: Ctrl-C, which ends the search after the running trials; `.result` holds the trials so far.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -268,8 +296,18 @@ def search(
         >>> bool(abs(result.u[0] - 0.5) < 0.1), result.history.extra["gradient_evaluations"][-1].item()
         (True, 20000)
     """
-    for name, count in (("trials", trials), ("lower_steps", lower_steps), ("together", sampler.together)):
+    if isinstance(sampler, type) or not callable(getattr(sampler, "start", None)) or not hasattr(sampler, "together"):
+        found = f"the class {sampler.__name__}" if isinstance(sampler, type) else repr(sampler)
+        raise InputError(f"search: sampler is {found}, and must be a sampler, such as Random() or TPE().")
+    counts = [x.item() if isinstance(x, np.integer) else x for x in (trials, lower_steps, sampler.together)]
+    for name, count in zip(("trials", "lower_steps", "together"), counts, strict=True):
         require_count("search", name, count)
+    trials, lower_steps, together = counts
+    if seconds is not None and not (_is_number(seconds) and seconds >= 0):
+        raise InputError(f"search: seconds is {seconds!r}, and must be zero or positive, or None for no limit.")
+    if not isinstance(problem, Problem):
+        raise InputError(f"search: problem is {problem!r}, and must be a bilevax.Problem.")
+    _check_key(key)
     if problem.constraints:
         raise InputError(
             f"search cannot treat upper-level constraints, and this problem has {len(problem.constraints)}."
@@ -277,42 +315,59 @@ def search(
     lowest, highest, unravel = _bounds(low, high)
     start = None if first is None else _inside(first, low, lowest, highest)
     batches = Batch() if batches is None else batches
-    source: Any = Fixed(jax.tree.map(jnp.asarray, batches)) if isinstance(batches, Batch) else batches
+    if isinstance(batches, Batch):
+        check_finite("batches", batches)
+        source: Any = Fixed(jax.tree.map(jnp.asarray, batches))
+    elif callable(getattr(batches, "at", None)) and not isinstance(batches, type):
+        source = batches
+    else:
+        raise InputError(
+            f"search: batches is a {type(batches).__name__}. Pass a Batch, or a source such as Minibatches: all trials "
+            "have the same batches, drawn on the device, so an iterable of batches will not do."
+        )
     middle = unravel(jnp.asarray((lowest + highest) / 2))
-    problem.check(middle, v, source.at(0, key))
+    check_variable("v", v)
+    drawn = source.at(0, key)
+    problem.check(middle, v, drawn)
+    known = base.Descent(problem, middle).objective(v, base.lower_data(drawn, 0), key, jnp.zeros(()))
+    check_optimizer("search", "lower_optimizer", lower_optimizer, "v", v, known, problem.project_lower is not identity)
     v = jax.tree.map(jnp.asarray, v)
     seed_key, trial_key = jax.random.split(key)
     proposals = sampler.start(lowest, highest, start, int(jax.random.bits(seed_key, dtype=jnp.uint32)))
 
     best_u, best_v, best = middle, v, np.inf
-    points, rows = np.zeros((0, len(lowest))), []
+    points: list[np.ndarray] = []
+    rows: list[tuple[float, ...]] = []
     status, began = Status.FINISHED, time.perf_counter()
-    with _signals.deferred(_signals.INTERRUPT) as asked:
-        while len(points) < trials:
-            asked.poll()
-            if asked:
-                break
-            if seconds is not None and time.perf_counter() - began > seconds and len(points):
-                status = Status.STOPPED
-                break
-            count = min(sampler.together, trials - len(points))
-            asked_for = proposals.ask(count)
-            # The last, smaller group is filled up to the size that is compiled.
-            stack = jnp.asarray(np.concatenate([asked_for, np.repeat(asked_for[:1], sampler.together - count, axis=0)]))
-            tried = jax.vmap(unravel)(stack.astype(ravel_pytree(middle)[0].dtype))
-            end, *told = _trials(problem, lower_optimizer, lower_steps, tried, v, source, trial_key)
-            f, g, norm = (np.asarray(x, float)[:count] for x in told)
-            proposals.tell(f)
-            passed = time.perf_counter() - began
-            if np.isfinite(f).any() and np.nanmin(f) < best:
-                i = int(np.nanargmin(f))
-                best, best_u, best_v = float(f[i]), jax.tree.map(lambda x, i=i: x[i], tried), end
-            points = np.concatenate([points, asked_for])
-            rows += [(*row, passed) for row in zip(f, g, norm, strict=True)]
-    if asked:
-        if not rows:
-            raise KeyboardInterrupt
+    dtype = ravel_pytree(middle)[0].dtype
+    try:
+        with _signals.deferred(_signals.INTERRUPT) as stopped:
+            while len(rows) < trials:
+                stopped.poll()
+                if stopped:
+                    status = Status.INTERRUPTED
+                    break
+                if seconds is not None and time.perf_counter() - began > seconds and rows:
+                    status = Status.STOPPED
+                    break
+                count = min(together, trials - len(rows))
+                asked = proposals.ask(count)
+                # The last, smaller group is filled up to the size that is compiled.
+                stack = jnp.asarray(np.concatenate([asked, np.repeat(asked[:1], together - count, axis=0)]))
+                tried = jax.vmap(unravel)(stack.astype(dtype))
+                end, *told = _trials(problem, lower_optimizer, lower_steps, tried, v, source, trial_key)
+                f, g, norm = (np.asarray(x, float)[:count] for x in told)
+                proposals.tell(f)
+                passed = time.perf_counter() - began
+                if np.isfinite(f).any() and np.nanmin(f) < best:
+                    i = int(np.nanargmin(f))
+                    best, best_u, best_v = float(f[i]), jax.tree.map(lambda x, i=i: x[i], tried), end
+                points.extend(asked)
+                rows.extend((*row, passed) for row in zip(f, g, norm, strict=True))
+    except KeyboardInterrupt:  # a second Ctrl-C, in the midst of trials
         status = Status.INTERRUPTED
+    if status is Status.INTERRUPTED and not rows:
+        raise KeyboardInterrupt
     if not np.isfinite(best):
         status = Status.NON_FINITE if status is not Status.INTERRUPTED else status
     f, g, norm, passed = np.array(rows).T
@@ -323,7 +378,7 @@ def search(
         "gradient_evaluations": lower_steps * np.arange(1, len(f) + 1),
     }
     history = Info(f, g, np.full(len(f), np.nan), norm, extra)
-    tried = jax.device_get(jax.vmap(unravel)(jnp.asarray(points[: len(f)])))
+    tried = jax.device_get(jax.vmap(unravel)(jnp.asarray(np.array(points[: len(f)]), dtype)))
     result = Result(best_u, best_v, status, len(f), history, tried)
     if status is Status.INTERRUPTED:
         raise SolveInterrupted(f"Trial {len(f)} of {trials}: the search was interrupted from the keyboard.", result)
@@ -344,16 +399,36 @@ def _bounds(low: PyTree, high: PyTree) -> tuple[np.ndarray, np.ndarray, Callable
             f"low has shapes {jax.tree.map(np.shape, low)} and high {jax.tree.map(np.shape, high)}. "
             "Both must be shaped like u."
         )
-    flat, unravel = ravel_pytree(jax.tree.map(jnp.asarray, low))
+    low, high = jax.tree.map(jnp.asarray, (low, high))
+    check_finite("low", low)
+    check_finite("high", high)
+    flat, unravel = ravel_pytree(low)
     lowest, highest = np.asarray(flat, float), np.asarray(ravel_pytree(high)[0], float)
-    if wrong := int((lowest >= highest).sum()):
+    if wrong := int((~(lowest < highest)).sum()):
         raise InputError(f"low is not below high in {wrong} of {len(lowest)} entries. Swap or widen those bounds.")
+    if not np.isfinite(highest / 2 - lowest / 2).all() or (highest / 2 - lowest / 2).max() > HUGE:
+        raise InputError("high - low is too large a number. Narrow the bounds.")
     return lowest, highest, unravel
 
 
 def _inside(first: PyTree, low: PyTree, lowest: np.ndarray, highest: np.ndarray) -> np.ndarray:
     check_variable("first", first)
+    first = jax.tree.map(jnp.asarray, first)
+    check_finite("first", first)
+    shapes = [(jax.tree.structure(x), [np.shape(a) for a in jax.tree.leaves(x)]) for x in (first, low)]
+    if shapes[0] != shapes[1]:
+        raise InputError(
+            f"first has shapes {jax.tree.map(np.shape, first)} and the bounds {jax.tree.map(np.shape, low)}. "
+            "It must be shaped like u."
+        )
     point = np.asarray(ravel_pytree(first)[0], float)
-    if point.shape != lowest.shape or jax.tree.structure(first) != jax.tree.structure(low):
-        raise InputError(f"first has {point.size} entries and the bounds {lowest.size}. It must be shaped like u.")
+    room = 1e-6 * (highest - lowest)  # the rounding of bounds and of `first` in their own types
+    if outside := int(((point < lowest - room) | (point > highest + room)).sum()):
+        raise InputError(
+            f"first is outside of the bounds in {outside} of {point.size} entries. Move it into them, or widen them."
+        )
     return np.clip(point, lowest, highest)
+
+
+def _is_number(x: Any) -> bool:
+    return isinstance(x, int | float | np.integer | np.floating) and not isinstance(x, bool)
