@@ -341,8 +341,9 @@ def test_a_missing_package_is_named_with_its_extra(tmp_path, monkeypatch, module
 
 def test_an_unwritable_directory_is_refused(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(InputError, match=r"TensorBoard: directory is .* cannot be written"):
-        run(callbacks=[TensorBoard(tmp_path / "file" / "runs")])
+    for place in (tmp_path / "file", tmp_path / "file" / "runs"):
+        with pytest.raises(InputError, match=r"TensorBoard: directory is .* cannot be written"):
+            start(TensorBoard(place))
 
 
 def test_nothing_is_imported_before_it_is_used():

@@ -52,6 +52,14 @@ def test_relative_and_home_paths_become_absolute(tmp_path, monkeypatch):
     assert _files.local_path("x", "~/b") == tmp_path / "home" / "b"
 
 
+def test_a_relative_path_in_a_folder_that_is_gone_is_refused(tmp_path, monkeypatch):
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    with pytest.raises(InputError, match="a current folder that is gone"):
+        _files.local_path("x", "saves")
+
+
 def tree(folder):
     return sorted(str(p.relative_to(folder)) for p in folder.rglob("*"))
 

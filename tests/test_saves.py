@@ -177,6 +177,16 @@ def test_saves_below_any_name_are_read_back(tmp_path, name):
     assert os.listdir(tmp_path) == [name.split("/")[0]]
 
 
+@pytest.mark.parametrize("kind", ["too long", "loop", "file", "below a file"])
+def test_a_directory_that_cannot_be_is_a_sentence(tmp_path, kind):
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    places = {"too long": ["long" * 30] * 50, "loop": ["loop"], "file": ["file"], "below a file": ["file", "saves"]}
+    with pytest.raises(InputError, match=r"Checkpoint: directory is .*, which cannot be (read|written) \("):
+        play(Checkpoint(tmp_path.joinpath(*places[kind])), 20)
+    assert (tmp_path / "file").read_text() == "mine"
+
+
 # --- saves that fail -----------------------------------------------------------------------------------------------
 
 
@@ -245,6 +255,20 @@ def load_quietly(save):
     with pytest.raises(InputError, match=r"which another solve .* is writing to"):
         load(save)
     return max(saves(save.directory))
+
+
+@pytest.mark.filterwarnings("error")
+def test_where_warnings_are_errors_a_failed_save_still_ends_nothing(tmp_path, monkeypatch, capfd):
+    def meanwhile(step):
+        monkeypatch.setattr(callbacks.np, "savez", broken if step == 10 else real)
+
+    def broken(*arguments, **options):
+        raise OSError(28, "No space left on device")
+
+    real = np.savez
+    play(Checkpoint(tmp_path), 40, meanwhile=meanwhile)
+    assert saves(tmp_path) == [30, 40]
+    assert "step 10 could not be saved" in capfd.readouterr().err
 
 
 def test_the_last_save_is_tried_again_where_it_failed_before(tmp_path, monkeypatch):

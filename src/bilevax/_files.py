@@ -73,7 +73,12 @@ def local_path(where: str, path: Any) -> Path:
         raise InputError(f"{where} is {text!r}, which cannot be encoded as a file name on this system.") from error
     if too_long:
         raise InputError(f"{where} holds a name of more than {LONGEST_NAME} bytes: {text[:60]!r}... Shorten it.")
-    return Path(os.path.abspath(found))
+    try:
+        return Path(os.path.abspath(found))
+    except FileNotFoundError as error:
+        raise InputError(
+            f"{where} is {text!r}, relative to a current folder that is gone. Write it in full."
+        ) from error
 
 
 def reason(error: OSError) -> str:

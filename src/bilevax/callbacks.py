@@ -14,6 +14,7 @@ import os
 import socket
 import stat
 import struct
+import sys
 import time
 import warnings
 from collections.abc import Callable, Iterable
@@ -387,9 +388,11 @@ class Checkpoint:
                 self._clean()
                 kept = sorted(set(_saves(self.directory)) - self._damaged)
                 self._writer = _Writer(self.directory, self.keep, kept, unlock)
-        except BaseException:
+        except BaseException as error:
             if unlock is not None:
                 unlock()
+            if isinstance(error, OSError):
+                raise _unwritable("Checkpoint", self.directory, error) from error
             raise
         self._about, self._saved, self._due = about, run.step, 0
         self._running, self._several = True, run.several
@@ -479,10 +482,16 @@ class Checkpoint:
         """
         _files.require_unlocked(self.directory, "Checkpoint: directory")
         self._damaged = set()
-        saves, faults = _saves(self.directory), {}
-        for path in self.directory.iterdir() if self.directory.is_dir() else ():
-            if _step_of(path) is not None and _step_of(path) not in saves and _was_a_save(path):
-                faults[path] = _what_it_is(path)
+        faults = {}
+        try:
+            saves = _saves(self.directory)
+            for path in self.directory.iterdir() if self.directory.is_dir() else ():
+                if _step_of(path) is not None and _step_of(path) not in saves and _was_a_save(path):
+                    faults[path] = _what_it_is(path)
+        except OSError as error:
+            raise InputError(
+                f"Checkpoint: directory is {str(self.directory)!r}, which cannot be read ({_files.reason(error)})."
+            ) from error
         for step in sorted(saves, reverse=True):
             path = self.directory / str(step)
             try:
@@ -498,7 +507,8 @@ class Checkpoint:
                 continue
             _compare(f"resume: step {step} in {str(self.directory)!r}", about, _about(fingerprint))
             for other, fault in faults.items():
-                _warn(f"resume: {str(other)!r} {fault}. It is not used; the solve continues from step {step}.")
+                told = f"resume: {str(other)!r} {fault}. It is not used; the solve continues from step {step}."
+                warnings.warn(told, stacklevel=2)
             history = jax.tree.map(lambda x, n=step: jax.ShapeDtypeStruct((n, *x.shape[1:]), x.dtype), info)
             return Saved(step, *_unpack(data, (state, history)))
         if faults:
@@ -753,7 +763,11 @@ def _unused(path: Path) -> Path:
 
 
 def _warn(text: str) -> None:
-    warnings.warn(text, stacklevel=3)
+    """Warn in the midst of a solve, which goes on also where warnings are errors."""
+    try:
+        warnings.warn(text, stacklevel=3)
+    except UserWarning:
+        print(text, file=sys.stderr)
 
 
 def _require_writable(owner: str, directory: Path) -> None:
