@@ -114,16 +114,16 @@ def test_the_estimator_by_folds_and_by_samples_of_their_own():
 
 
 def test_the_estimator_passes_callbacks_and_resume_on(tmp_path):
-    class Stop(Exception):
+    class StopError(Exception):
         pass
 
     def interrupt(visit):
         if visit.step == 3:
-            raise Stop
+            raise StopError
 
     through = TunedLasso(steps=6).fit(X, Y)
     keep = Checkpoint(tmp_path / "run")
-    with pytest.raises(Stop):
+    with pytest.raises(StopError):
         TunedLasso(steps=6, callbacks=[keep, interrupt]).fit(X, Y)
     resumed = TunedLasso(steps=6, callbacks=[keep], resume=keep).fit(X, Y)
     np.testing.assert_array_equal(resumed.alpha_, through.alpha_)
