@@ -1,20 +1,22 @@
 """Reading a user's labelled data (CSV, Parquet, NPZ) and turning them into numbers, or a sentence why not."""
 
-import zipfile
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
-from sklearn.compose import ColumnTransformer
 from sklearn.model_selection import train_test_split
-from sklearn.preprocessing import OneHotEncoder, StandardScaler
+from sklearn.preprocessing import StandardScaler
 
+from bilevax._kinds import MOST_CATEGORIES, settle_classes, settle_features, settle_quantities
+from bilevax._readers import TURN_DATES, first_line, read_raw
 from bilevax.problem import InputError, listed
 
-SUFFIXES = ".csv, .csv.gz, .parquet and .npz"
-MOST_CATEGORIES = 50
+EXTREME = 1e100  # squares of such numbers overflow
+EXACT = 2.0**53  # the integers up to which float64 has each
+LARGEST_QUANTITY = 1e30
 
 
 class Table(NamedTuple):
@@ -25,12 +27,14 @@ class Table(NamedTuple):
         features: one row per sample, one column per feature; an image's pixels flat, in C order.
         labels: (n,), of any type.
         image_shape: the shape of one sample where the samples are images, else None.
+        notes: what was done in reading, in sentences.
     """
 
     name: str
     features: pd.DataFrame
     labels: np.ndarray
     image_shape: tuple[int, ...] | None
+    notes: tuple[str, ...] = ()
 
 
 class Labelled(NamedTuple):
@@ -65,17 +69,17 @@ class Encoded(NamedTuple):
 
 
 def read(path: Path, target: str | None, role: str) -> Table:
-    r"""Read labelled samples.
+    r"""Read labelled samples from one file. Files that belong together are read by `read_together`.
 
     Args:
         path: a CSV or Parquet file with named columns, or an NPZ file with an array `X` of shape (n, ...)
             (numbers; three or four axes are images) and an array of labels (n,).
-        target: the column that holds the labels; for NPZ the array's name, `y` unless told.
+        target: the column that holds the labels; for NPZ the array's name, `y` by default.
         role: what messages call the file, such as `TRAIN`.
 
     Raises:
-        InputError: the file cannot be read, lacks the target or is empty; values are missing or infinite;
-            there are fewer than two labels, or the target holds fractions.
+        InputError: the file cannot be read, lacks the target or is empty; values are missing or infinite; a column
+            holds numbers but for a few cells; there are fewer than two labels, or the target holds fractions.
 
     Example:
         >>> import tempfile, pathlib
@@ -87,124 +91,104 @@ def read(path: Path, target: str | None, role: str) -> Table:
         >>> table.labels.tolist(), list(table.features.columns)
         (['cat', 'dog'], ['weight'])
     """
-    table = _read(path, target, role)
-    _check_labels(table)
-    return table
+    return read_together({role: path}, target)[0]
+
+
+def read_together(files: Mapping[str, Path], target: str | None) -> list[Table]:
+    r"""Read labelled samples from several files whose columns and labels mean the same.
+
+    Whether a column holds numbers or text is decided once, by its cells in all files: 01 is a code where another file
+    has A1 in that column. Labels are whole numbers, truth values or text in all files alike.
+
+    Args:
+        files: the files by their role; messages call them by it. The first one is trained on.
+        target: as for `read`.
+
+    Raises:
+        InputError: as for `read`.
+
+    Example:
+        >>> import tempfile, pathlib
+        >>> from bilevax.tables import read_together
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     a, b = pathlib.Path(folder) / "a.csv", pathlib.Path(folder) / "b.csv"
+        ...     _ = a.write_text("ward,kind\n01,cat\n02,dog\n"), b.write_text("ward,kind\n01,dog\nA1,cat\n")
+        ...     train, clean = read_together({"TRAIN": a, "--clean": b}, target="kind")
+        >>> train.features["ward"].tolist(), clean.features["ward"].tolist()
+        (['01', '02'], ['01', 'A1'])
+    """
+    tables = _read(files, target, settle_classes)
+    for table in tables:
+        _check_labels(table)
+    return tables
 
 
 def read_quantities(path: Path, target: str | None, role: str) -> Table:
-    """As `read`, where the target is a quantity: `labels` are then numbers (n,).
+    """As `read`, where the target is a quantity: `labels` are then float64 (n,).
 
     Raises:
         InputError: as for `read`; the target holds no numbers, or one number alone.
     """
-    table = _read(path, target, role)
-    if not (np.issubdtype(table.labels.dtype, np.number) or table.labels.dtype == bool):
-        raise InputError(
-            f"{table.name}: the target holds {table.labels.dtype} (such as {table.labels.tolist()[0]!r}), and a "
-            "quantity is needed. Pass a column of numbers as --target, or leave out --lasso to tune a classifier."
-        )
-    labels = table.labels.astype(np.float64)
-    if np.ptp(labels) == 0:
-        raise InputError(f"{table.name}: the target is {labels[0]:g} in all rows: there is nothing to learn.")
-    return table._replace(labels=labels)
+    return read_quantities_together({role: path}, target)[0]
 
 
-def _read(path: Path, target: str | None, role: str) -> Table:
-    name = f"{role} ({path})"
-    if not path.is_file():
-        found = "is a directory" if path.is_dir() else "does not exist"
-        raise InputError(f"{name} {found}. Pass a file that ends in one of {SUFFIXES}.")
-    if path.suffix == ".npz":
-        table = _read_npz(path, "y" if target is None else target, name)
-    else:
-        table = _read_frame(path, target, name)
-    if not len(table.labels) or not table.features.shape[1]:
-        raise InputError(f"{name} holds {len(table.labels)} samples of {table.features.shape[1]} features. Check it.")
-    _check_complete(table, "the labels" if path.suffix == ".npz" else repr(target))
-    return table
+def read_quantities_together(files: Mapping[str, Path], target: str | None) -> list[Table]:
+    """As `read_together`, where the target is a quantity.
 
-
-def _read_frame(path: Path, target: str | None, name: str) -> Table:
-    if target is None:
-        raise InputError(f"{name} needs --target, the name of the column that holds the labels.")
-    suffix = "".join(path.suffixes[-2:]) if path.suffix == ".gz" else path.suffix
-    try:
-        if suffix in (".csv", ".csv.gz"):
-            frame = pd.read_csv(path, low_memory=False)
-        elif suffix == ".parquet":
-            frame = pd.read_parquet(path)
-        else:
+    Raises:
+        InputError: as for `read_quantities`.
+    """
+    tables = _read(files, target, settle_quantities)
+    for table in tables:
+        low, high = table.labels.min(), table.labels.max()
+        if low == high:
+            raise InputError(f"{table.name}: the target is {low:g} in all rows: there is nothing to learn.")
+        if max(abs(low), abs(high)) > LARGEST_QUANTITY:
             raise InputError(
-                f"{name} ends in {path.suffix!r}, which is not known. Convert it to one of {SUFFIXES}."
-                if path.suffix
-                else f"{name} has no suffix, so its format is not known. Rename it to end in one of {SUFFIXES}."
+                f"{table.name}: the target goes from {low:g} to {high:g}, too large for single precision. Divide it, "
+                "or mend those rows."
             )
-    except (OSError, ValueError, EOFError) as error:  # parser and Arrow errors are ValueErrors or OSErrors
-        if isinstance(error, InputError):
-            raise
-        raise InputError(f"{name} cannot be read as {suffix}: {_first_line(error)} Check the file.") from error
-    frame.columns = frame.columns.astype(str)
-    if target not in frame.columns:
-        raise InputError(f"{name} has no column {target!r} (--target). Its columns are {listed(frame.columns)}.")
-    return Table(name, frame.drop(columns=target), np.asarray(frame[target]), None)
+    return tables
 
 
-def _read_npz(path: Path, target: str, name: str) -> Table:
-    try:
-        with np.load(path, allow_pickle=False) as arrays:
-            found = {key: arrays[key] for key in arrays.files if key in ("X", target)}
-            names = arrays.files
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, AttributeError) as error:
-        raise InputError(
-            f"{name} cannot be read as .npz: {_first_line(error)} Save it by numpy.savez(path, X=..., y=...), "
-            "with arrays of numbers or strings, not of objects."
-        ) from error
-    for key in ("X", target):
-        if key not in found:
-            raise InputError(f"{name} has no array {key!r}. Its arrays are {listed(names)}; X and {target} are needed.")
-    X, y = found["X"], found[target]
-    if X.ndim < 2 or y.shape != X.shape[:1]:
-        raise InputError(
-            f"{name}: X has shape {X.shape} and {target} has shape {y.shape}. "
-            "X must be (samples, ...) and the labels (samples,), of the same length."
-        )
-    if not (np.issubdtype(X.dtype, np.number) or X.dtype == bool):
-        raise InputError(f"{name}: X has dtype {X.dtype}, and must hold numbers.")
-    flat = X.reshape(len(X), -1) if X.size else X.reshape(len(X), 0)
-    features = pd.DataFrame(flat, columns=[f"X[{i}]" for i in range(flat.shape[1])])
-    side = int(np.sqrt(flat.shape[1]))
-    if X.ndim in (3, 4):
-        image_shape = X.shape[1:]
-    elif X.ndim == 2 and X.dtype == np.uint8 and side >= 8 and side * side == flat.shape[1]:
-        image_shape = (side, side)  # bytes in square rows: flat grey images, as MNIST is often kept
-    else:
-        image_shape = None
-    return Table(name, features, y, image_shape)
+def _read(files: Mapping[str, Path], target: str | None, settle_labels: Any) -> list[Table]:
+    raws = [read_raw(path, target, role) for role, path in files.items()]
+    for raw in raws:
+        if 0 in raw.features.shape:
+            raise InputError(
+                f"{raw.name} holds {len(raw.features)} samples of {raw.features.shape[1]} features. Check it."
+            )
+    tables = []
+    for raw, (features, lacking, notes), (labels, unlabelled, told) in zip(
+        raws, settle_features(raws), settle_labels(raws), strict=True
+    ):
+        missing = lacking | _not_finite(features)
+        missing = {repr(column): missing[column] for column in features.columns if column in missing}
+        if unlabelled:
+            missing[raw.target] = unlabelled
+        if missing:
+            counts = [f"{column}: {n}" for column, n in missing.items()]
+            raise InputError(
+                f"{raw.name} has missing or infinite values ({listed(counts, quote=False)}). "
+                "Fill them or drop those rows or columns first."
+            )
+        tables.append(Table(raw.name, features, labels, raw.image_shape, (*raw.notes, *notes, *told)))
+    return tables
 
 
-def _check_complete(table: Table, target: str) -> None:
-    missing = {repr(c): int(n) for c, n in table.features.isna().sum().items() if n}
-    numbers = table.features.select_dtypes("number")
-    missing |= {repr(c): int(n) for c, n in (~np.isfinite(numbers)).sum().items() if n}
-    infinite = np.isinf(table.labels) if np.issubdtype(table.labels.dtype, np.floating) else False
-    if without_label := int((pd.isna(table.labels) | infinite).sum()):
-        missing[target] = without_label
-    if missing:
-        counts = [f"{column}: {n}" for column, n in missing.items()]
-        raise InputError(
-            f"{table.name} has missing or infinite values ({listed(counts, quote=False)}). "
-            "Fill them or drop those rows or columns first."
-        )
+def _not_finite(features: pd.DataFrame) -> dict[str, int]:
+    floats = _chosen(features, [c for c, kind in features.dtypes.items() if _plain(kind).kind == "f"])
+    counts = np.sum(~np.isfinite(floats.to_numpy()), axis=0)
+    return {floats.columns[i]: int(counts[i]) for i in np.flatnonzero(counts)}
+
+
+def _plain(kind: Any) -> np.dtype:
+    """A column's dtype where it is one of NumPy's, else that of objects."""
+    return kind if isinstance(kind, np.dtype) else np.dtype(object)
 
 
 def _check_labels(table: Table) -> None:
     labels = pd.unique(pd.Series(table.labels))
-    if np.issubdtype(table.labels.dtype, np.floating) and np.any(table.labels != np.round(table.labels)):
-        raise InputError(
-            f"{table.name}: the target holds fractions (such as {labels[labels != np.round(labels)][0]}), "
-            "so it is a quantity and not a label. Pass a column of classes as --target."
-        )
     if len(labels) < 2:
         raise InputError(
             f"{table.name} has one class only ({listed(labels)}). At least two are needed to learn from: "
@@ -240,7 +224,8 @@ def encode(train: Table, *others: Table) -> Encoded:
     past the 50 most frequent together. A column `Unnamed: 0` (a row index that was saved along) is left out.
 
     Raises:
-        InputError: the columns, or the images' shapes, differ between the tables.
+        InputError: the columns, or the images' shapes, differ between the tables; a column holds dates or complex
+            numbers; a value is too large for single precision on the scale of `train`.
 
     Example:
         >>> import numpy as np, pandas as pd
@@ -250,26 +235,26 @@ def encode(train: Table, *others: Table) -> Encoded:
         array([[-1.,  1.,  0.],
                [ 1.,  0.,  1.]], dtype=float32)
     """
-    notes = []
-    columns = [c for c in train.features.columns if c != "Unnamed: 0"]
-    if len(columns) < train.features.shape[1]:
+    tables = (train, *others)
+    notes = list(dict.fromkeys(note for table in tables for note in table.notes))
+    if "Unnamed: 0" in train.features.columns:
         notes.append("Column 'Unnamed: 0' is taken for a saved row index and left out.")
-    if not columns:
+    numbers, text = _numbers_and_text(train)
+    if not numbers and not text:
         raise InputError(f"{train.name} has no feature columns besides a row index. Check the file.")
-    text = [c for c in columns if not _is_numeric(train.features[c])]
-    frames = [_aligned(table, train, columns, text) for table in (train, *others)]
+    for table in tables:
+        _check_alike(table, train, numbers, text)
     if train.image_shape is not None:
-        pixels = [frame.to_numpy(np.float64) for frame in frames]
-        middle, spread = pixels[0].mean(), pixels[0].std() or 1.0
-        return Encoded(tuple(((x - middle) / spread).astype(np.float32) for x in pixels), ())
+        scaled = _scaled_images(tables)
+        return Encoded(tuple(_single(x, t, list(t.features.columns)) for x, t in zip(scaled, tables, strict=True)), ())
+    parts = [[_single(x, t, numbers)] for x, t in zip(_standardised(tables, numbers), tables, strict=True)]
     if text:
-        sizes = [f"{c} ({frames[0][c].nunique()} values)" for c in text]
+        sizes = [f"{c} ({train.features[c].nunique()} values)" for c in text]
         notes.append(f"One-hot encoded, since they hold no numbers: {listed(sizes, quote=False)}.")
-    one_hot = OneHotEncoder(handle_unknown="infrequent_if_exist", max_categories=MOST_CATEGORIES, sparse_output=False)
-    transformer = ColumnTransformer(
-        [("numbers", StandardScaler(), [c for c in columns if c not in text]), ("categories", one_hot, text)]
-    ).fit(frames[0])
-    return Encoded(tuple(np.asarray(transformer.transform(f), np.float32) for f in frames), tuple(notes))
+        categories = _categories(train, text)
+        for part, table in zip(parts, tables, strict=True):
+            part.append(_one_hot(table, text, categories))
+    return Encoded(tuple(np.concatenate(part, axis=1) for part in parts), tuple(notes))
 
 
 def encoded_names(train: Table) -> tuple[list[str], list[str]]:
@@ -282,50 +267,158 @@ def encoded_names(train: Table) -> tuple[list[str], list[str]]:
         >>> encoded_names(table)
         (['size', 'kind = a', 'kind = b'], ['size', 'kind', 'kind'])
     """
-    frame = train.features.drop(columns="Unnamed: 0", errors="ignore")
-    numbers = [c for c in frame.columns if _is_numeric(frame[c])]
-    text = frame.drop(columns=numbers).astype(str)
+    numbers, text = _numbers_and_text(train)
     names, columns = list(numbers), list(numbers)
-    settings: Any = {"feature_name_combiner": lambda column, value: f"{column} = {value}"}
-    for column in text.columns:
-        encoder = OneHotEncoder(handle_unknown="infrequent_if_exist", max_categories=MOST_CATEGORIES, **settings)
-        found = encoder.fit(text[[column]]).get_feature_names_out().tolist()
-        names += found
-        columns += [column] * len(found)
+    if text:
+        for column, found in zip(text, _categories(train, text), strict=True):
+            told = [f"{column} = {value}" for value in found.frequent]
+            told += [f"{column} = any other"] * found.others
+            names += told
+            columns += [column] * len(told)
     return names, columns
 
 
-def _aligned(table: Table, train: Table, columns: Sequence[str], text: Sequence[str]) -> pd.DataFrame:
-    """The table's features in the order of the training table's columns."""
+def _numbers_and_text(train: Table) -> tuple[list[str], list[str]]:
+    """The columns of numbers and the others, without a saved row index."""
+    kinds = {c: _is_numeric(kind) for c, kind in train.features.dtypes.items() if c != "Unnamed: 0"}
+    return [c for c, numeric in kinds.items() if numeric], [c for c, numeric in kinds.items() if not numeric]
+
+
+def _check_alike(table: Table, train: Table, numbers: Sequence[str], text: Sequence[str]) -> None:
+    """Refuse a table whose columns, or pictures, are not those of the training table."""
     if table.image_shape != train.image_shape:
         raise InputError(
             f"{table.name} has samples of shape {table.image_shape} and {train.name} of shape {train.image_shape}. "
             "They must be alike."
         )
-    found = [c for c in table.features.columns if c != "Unnamed: 0"]
-    lacking, extra = [c for c in columns if c not in found], [c for c in found if c not in columns]
+    kinds = {c: kind for c, kind in table.features.dtypes.items() if c != "Unnamed: 0"}
+    wanted = {*numbers, *text}
+    lacking = [c for c in (*numbers, *text) if c not in kinds]
+    extra = [c for c in kinds if c not in wanted]
     if lacking or extra:
         told = [f"lacks {listed(lacking)}"] * bool(lacking) + [f"has {listed(extra)} besides"] * bool(extra)
         raise InputError(
             f"{table.name} {' and '.join(told)}, compared with {train.name}. Give both the same feature columns."
         )
-    frame = table.features.reindex(columns=list(columns))
-    for column in columns:
-        values = table.features[column]
-        if pd.api.types.is_datetime64_any_dtype(values):
-            raise InputError(f"Column {column!r} of {table.name} holds dates. Turn it into numbers, or drop it.")
-        if column in text:
-            frame[column] = values.astype(str)
-        elif not _is_numeric(values):
+    for column, kind in kinds.items():
+        if pd.api.types.is_datetime64_any_dtype(kind) or pd.api.types.is_timedelta64_dtype(kind):
+            raise InputError(f"Column {column!r} of {table.name} holds dates or times. {TURN_DATES}")
+        if pd.api.types.is_complex_dtype(kind):
+            raise InputError(f"Column {column!r} of {table.name} holds complex numbers. Split them into real columns.")
+    for column in numbers:
+        if not _is_numeric(kinds[column]):
             raise InputError(
                 f"Column {column!r} holds numbers in {train.name} and text in {table.name} "
-                f"(such as {values.tolist()[0]!r}). Give both the same kind of values."
+                f"(such as {table.features[column].tolist()[0]!r}). Give both the same kind of values."
             )
-    return frame
 
 
-def _is_numeric(column: Any) -> bool:
-    return pd.api.types.is_numeric_dtype(column) or pd.api.types.is_bool_dtype(column)
+def _is_numeric(kind: Any) -> bool:
+    return pd.api.types.is_numeric_dtype(kind) or pd.api.types.is_bool_dtype(kind)
+
+
+def _standardised(tables: Sequence[Table], columns: Sequence[str]) -> list[np.ndarray]:
+    """Numeric columns by the first table's means and deviations, float64.
+
+    The first row is subtracted before anything else, so that a small spread beside a large offset keeps its digits, and
+    columns of very large or small numbers are brought near 1 by a power of two, so that no square overflows.
+    """
+    if not columns:
+        return [np.empty((len(table.features), 0)) for table in tables]
+    differences, start, powers = [], None, None
+    for table in tables:
+        values = _chosen(table.features, columns).to_numpy(np.float64)
+        origin = start = values[0] if start is None else start
+        if powers is None:
+            largest = np.abs(values).max(axis=0)
+            extreme = (largest > EXTREME) | ((largest < 1 / EXTREME) & (largest > 0))
+            powers = np.where(extreme, -np.frexp(largest)[1], 0)
+        if powers.any():
+            with np.errstate(over="ignore"):
+                values, origin = np.ldexp(values, powers), np.ldexp(origin, powers)
+        difference = values - origin
+        # Integers beyond 2^53 do not fit into float64; their differences do.
+        for i in np.flatnonzero(np.abs(values).max(axis=0) > EXACT).tolist():
+            column = table.features[columns[i]]
+            if column.dtype.kind in "iu":
+                first = int(tables[0].features[columns[i]].iloc[0])
+                difference[:, i] = [float(value - first) for value in column.tolist()]
+        differences.append(difference)
+    scaler = StandardScaler().fit(differences[0])
+    return [np.asarray(scaler.transform(difference)) for difference in differences]
+
+
+def _scaled_images(tables: Sequence[Table]) -> list[np.ndarray]:
+    """All pixels by one mean and one deviation, those of the first table."""
+    pixels = [table.features.to_numpy(np.float64) for table in tables]
+    largest = np.abs(pixels[0]).max()
+    power = -int(np.frexp(largest)[1]) if largest > EXTREME or 0 < largest < 1 / EXTREME else 0
+    if power:
+        with np.errstate(over="ignore"):
+            pixels = [np.ldexp(x, power) for x in pixels]
+    middle, spread = pixels[0].mean(), pixels[0].std() or 1.0
+    return [(x - middle) / spread for x in pixels]
+
+
+def _single(scaled: np.ndarray, table: Table, columns: Sequence[str]) -> np.ndarray:
+    """In single precision; refuses what does not fit."""
+    with np.errstate(over="ignore"):
+        values = scaled.astype(np.float32)
+    beyond = np.argwhere(~np.isfinite(values)).tolist()
+    if beyond:
+        row, place = beyond[0]
+        column = columns[place]
+        raise InputError(
+            f"Column {column!r} of {table.name} holds {table.features[column].iloc[row]:g} in row {row}, which is too "
+            "far from the training samples' values. Mend or drop that row; rows are counted from 0."
+        )
+    return values
+
+
+class _Categories(NamedTuple):
+    """The values of a column of text that have a column of their own, and whether one more stands for all others."""
+
+    frequent: tuple[str, ...]
+    others: bool
+
+
+def _categories(train: Table, text: Sequence[str]) -> list[_Categories]:
+    """In the order of the text; of more than `MOST_CATEGORIES` values the most frequent, and one for the others."""
+    chosen = []
+    for words in _words(train, text):
+        counts = Counter(words)
+        found = sorted(counts)
+        if others := len(found) > MOST_CATEGORIES:
+            found = sorted(sorted(found, key=counts.__getitem__)[1 - MOST_CATEGORIES :])
+        chosen.append(_Categories(tuple(found), others))
+    return chosen
+
+
+def _one_hot(table: Table, text: Sequence[str], categories: Sequence[_Categories]) -> np.ndarray:
+    """A 1 for each cell in the column of its value, all others 0: (n, the sum of their numbers), float32.
+
+    A value that the training table lacks counts among the others, where there is a column for them.
+    """
+    starts = np.cumsum([0, *(len(found.frequent) + found.others for found in categories)])
+    matrix = np.zeros((len(table.features), int(starts[-1])), np.float32)
+    for words, found, start in zip(_words(table, text), categories, starts.tolist(), strict=False):
+        places = {value: start + i for i, value in enumerate(found.frequent)}
+        other = start + len(found.frequent) if found.others else -1
+        chosen = np.array([places.get(word, other) for word in words])
+        rows = np.flatnonzero(chosen >= 0)
+        matrix[rows, chosen[rows]] = 1
+    return matrix
+
+
+def _words(table: Table, text: Sequence[str]) -> Iterator[list[str]]:
+    """The cells of each column of text."""
+    for column in _chosen(table.features, text).to_numpy(object).T:
+        yield [str(value) for value in column.tolist()]
+
+
+def _chosen(frame: pd.DataFrame, columns: Sequence[str]) -> pd.DataFrame:
+    """These columns in this order, without a copy where they are all."""
+    return frame if list(frame.columns) == list(columns) else frame.loc[:, list(columns)]
 
 
 def from_files(train: Path, clean: Path, test: Path | None, target: str | None, hold_out: float, seed: int) -> Labelled:
@@ -340,8 +433,8 @@ def from_files(train: Path, clean: Path, test: Path | None, target: str | None, 
     Raises:
         InputError: what `read`, `encode` or `check_known_labels` refuse; too few clean samples to set some aside.
     """
-    doubted = read(train, target, "TRAIN")
-    others = [read(path, target, role) for path, role in ((clean, "--clean"), (test, "--test")) if path is not None]
+    files = {"TRAIN": train, "--clean": clean} | ({} if test is None else {"--test": test})
+    doubted, *others = read_together(files, target)
     for table in others:
         check_known_labels(table, doubted)
     encoded = encode(doubted, *others)
@@ -362,7 +455,7 @@ def from_files(train: Path, clean: Path, test: Path | None, target: str | None, 
             )
         except ValueError as error:
             raise InputError(
-                f"--hold-out {hold_out} cannot be taken from {len(y_clean)} clean samples: {_first_line(error)} "
+                f"--hold-out {hold_out} cannot be taken from {len(y_clean)} clean samples: {first_line(error)} "
                 "Add clean samples, or measure on a file of its own, by --test."
             ) from error
         X_test, y_test, X_clean, y_clean = X_clean[aside], y_clean[aside], X_clean[kept], y_clean[kept]
@@ -372,20 +465,20 @@ def from_files(train: Path, clean: Path, test: Path | None, target: str | None, 
 
 
 def as_images(table: Table) -> np.ndarray | None:
-    """The samples as images (n, height, width) or (n, height, width, 3 or 4) with values in 0..1, if they are."""
+    """The samples as images (n, height, width) or (n, height, width, 3 or 4) with values in 0..1, if they are.
+
+    Bytes are divided by 255, as the models do it; other numbers are brought to 0..1 by their smallest and largest.
+    """
     if table.image_shape is None:
         return None
-    pixels = table.features.to_numpy(np.float32).reshape(len(table.labels), *table.image_shape)
+    bytes_alone = all(kind == np.uint8 for kind in set(table.features.dtypes))
+    pixels = table.features.to_numpy(np.float64).reshape(len(table.labels), *table.image_shape)
     if pixels.ndim == 4 and pixels.shape[-1] not in (1, 3, 4) and pixels.shape[1] in (1, 3, 4):
         pixels = np.moveaxis(pixels, 1, -1)  # channels first, as PyTorch keeps them
     if pixels.ndim == 4 and pixels.shape[-1] == 1:
         pixels = pixels[..., 0]
     if pixels.ndim == 4 and pixels.shape[-1] not in (3, 4):
         return None
-    low, high = pixels.min(), pixels.max()
-    return (pixels - low) / (high - low if high > low else 1.0)
-
-
-def _first_line(error: BaseException) -> str:
-    text = str(error).strip() or type(error).__name__
-    return text.splitlines()[0].rstrip(".") + "."
+    low, high = (0.0, 255.0) if bytes_alone else (float(pixels.min()), float(pixels.max()))
+    spread = high / 2 - low / 2  # halves, since the difference of two large numbers may overflow
+    return ((pixels / 2 - low / 2) / (spread or 1.0)).astype(np.float32)

@@ -116,9 +116,10 @@ def _from_files(data: Path, validation: Path | None, target: str | None, seed: i
             )
         return table.features.to_numpy(np.float32)
 
-    table = tables.read(data, target, "DATA")
+    files = {"DATA": data} | ({} if validation is None else {"--validation": validation})
+    table, *others = tables.read_together(files, target)
     x, y = features(table), table.labels
-    if validation is None:
+    if not others:
         values, counts = np.unique(y, return_counts=True)
         if counts.min() < 6:
             raise InputError(
@@ -129,7 +130,7 @@ def _from_files(data: Path, validation: Path | None, target: str | None, seed: i
         train, aside = train_test_split(places, test_size=1 / 3, stratify=y, random_state=seed)
         x, x_val, y, y_val = x[train], x[aside], y[train], y[aside]
     else:
-        other = tables.read(validation, target, "--validation")
+        other = others[0]
         if set(other.features.columns) != set(table.features.columns):
             raise InputError(f"{other.name} has other columns than {table.name}. Give both files the same features.")
         # As one table: columns in one order, and pictures on one scale.

@@ -140,10 +140,8 @@ def _from_files(files: dict[str, Path | None], target: str | None, hold_out: flo
     from bilevax import tables
 
     paths = {name: path for name, path in files.items() if path is not None}
-    read = {
-        name: tables.read_quantities(path, target, "TRAIN" if name == "train" else f"--{name}")
-        for name, path in paths.items()
-    }
+    roles = {"TRAIN" if name == "train" else f"--{name}": path for name, path in paths.items()}
+    read = dict(zip(paths, tables.read_quantities_together(roles, target), strict=True))
     train = read.pop("train")
     if "test" not in read:
         test = _aside(len(train.labels), hold_out, seed)

@@ -205,9 +205,8 @@ def _from_files(files: dict[str, Path | None], target: str | None, hold_out: flo
     from bilevax import tables
 
     paths = {name: path for name, path in files.items() if path is not None}
-    read = {
-        name: tables.read(path, target, "TRAIN" if name == "train" else f"--{name}") for name, path in paths.items()
-    }
+    roles = {"TRAIN" if name == "train" else f"--{name}": path for name, path in paths.items()}
+    read = dict(zip(paths, tables.read_together(roles, target), strict=True))
     train = read.pop("train")
     return _split(train, read, hold_out, seed)._replace(title=str(files["train"]))
 
