@@ -553,3 +553,110 @@ def test_each_class_gives_as_many_pictures_as_the_smallest_has(tmp_path):
     found = datasets.class_folders(tmp_path)
     assert found.names == ["a", "b", "c"]
     assert np.array_equal(found.images, GREY[[[0, 1], [3, 1], [0, 2]]])
+
+
+# --- pictures as people have them -----------------------------------------------------------------------------------
+
+
+def saved(mode, array, suffix="png", **settings):
+    out = io.BytesIO()
+    Image.fromarray(array).convert(mode).save(
+        out, {"png": "PNG", "jpg": "JPEG", "gif": "GIF", "tif": "TIFF"}[suffix], **settings
+    )
+    return out.getvalue()
+
+
+def with_alpha(shade, alpha):
+    """A picture of one shade with a drawing in the alpha channel."""
+    return np.dstack([np.full((*alpha.shape, 3), shade, np.uint8), alpha])
+
+
+STROKE = np.array([[0, 255, 0, 0], [0, 255, 128, 0]], np.uint8)
+
+
+@pytest.mark.parametrize(("shade", "shown"), [(0, 255 - STROKE), (255, STROKE)], ids=["black ink", "white ink"])
+@pytest.mark.parametrize("mode", ["RGBA", "LA"])
+def test_a_drawing_in_the_alpha_channel_is_a_drawing(tmp_path, mode, shade, shown):
+    put(tmp_path, a={"1.png": saved(mode, with_alpha(shade, STROKE))})
+    found = datasets.class_folders(tmp_path).images
+    image = found[0, 0] if mode == "LA" else found[0, 0, ..., 0]
+    assert np.array_equal(image, shown)
+
+
+def test_an_alpha_channel_that_hides_all_or_nothing_is_left_out(tmp_path):
+    for alpha in (0, 255):
+        put(tmp_path, a={"1.png": np.dstack([COLOUR[0], np.full((5, 6), alpha, np.uint8)])})
+        assert np.array_equal(datasets.class_folders(tmp_path).images[0, 0], COLOUR[0])
+
+
+def test_a_transparent_colour_of_a_palette_or_of_grey_is_the_ground(tmp_path):
+    grey = np.array([[7, 7, 90], [7, 90, 7]], np.uint8)
+    put(tmp_path, a={"1.png": saved("L", grey, transparency=7)}, b={"1.gif": saved("P", grey, "gif", transparency=7)})
+    found = datasets.class_folders(tmp_path, side=None).images
+    assert np.array_equal(found[0, 0, ..., 0], np.where(grey == 7, 255, 90))
+    assert found[1, 0].min() < 128
+
+
+def test_cmyk_floats_frames_and_turned_photographs(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turn by 90 degrees clockwise
+    tall = np.zeros((16, 8, 3), np.uint8)
+    tall[:8] = 255
+    ramp = np.linspace(0, 1, 48, dtype=np.float32).reshape(6, 8)
+    frames = [Image.fromarray(np.full((6, 8), value, np.uint8)) for value in (200, 10)]
+    put(tmp_path, a={}, b={}, c={}, d={})
+    (tmp_path / "a" / "1.jpg").write_bytes(saved("RGB", tall, "jpg", exif=exif))
+    (tmp_path / "b" / "1.tif").write_bytes(saved("CMYK", np.full((6, 8, 3), (255, 0, 0), np.uint8), "tif"))
+    Image.fromarray(ramp).save(tmp_path / "c" / "1.tif")
+    Image.fromarray(ramp * 255).save(tmp_path / "c" / "2.tif")
+    Image.fromarray(ramp - 3).save(tmp_path / "c" / "3.tif")
+    frames[0].save(tmp_path / "d" / "1.gif", save_all=True, append_images=frames[1:])
+    turned = datasets._read_picture(tmp_path / "a" / "1.jpg")[0]
+    assert turned.size == (16, 8)
+    assert np.asarray(turned)[4, 2].max() < 50  # what was below is on the left
+    assert np.asarray(turned)[4, 13].min() > 200
+    assert np.abs(np.asarray(datasets._read_picture(tmp_path / "b" / "1.tif")[0]).astype(int) - [255, 0, 0]).max() < 3
+    for name in ("1", "2"):
+        shown, grey = datasets._read_picture(tmp_path / "c" / f"{name}.tif")
+        assert grey
+        assert np.array_equal(np.asarray(shown)[..., 0], np.rint(ramp * 255))
+    with pytest.raises(ValueError, match=r"its floats span -3..-2, which is neither"):
+        datasets._read_picture(tmp_path / "c" / "3.tif")
+    assert np.asarray(datasets._read_picture(tmp_path / "d" / "1.gif")[0])[0, 0, 0] == 200
+
+
+def test_what_is_no_regular_file_is_named_and_never_opened(tmp_path):
+    put(tmp_path, a={"1.png": GREY[0]})
+    os.mkfifo(tmp_path / "a" / "pipe.png")
+    (tmp_path / "a" / "zero.png").symlink_to("/dev/zero")
+    (tmp_path / "a" / "loop.png").symlink_to("loop.png")
+    (tmp_path / "a" / "gone.png").symlink_to("nowhere.png")
+    (tmp_path / "a" / "round").symlink_to(tmp_path)
+    (tmp_path / "a" / "näme\nof two lines.png").write_bytes(png(GREY[1]))
+    (tmp_path / os.fsdecode(b"a/\xff.png")).write_bytes(png(GREY[2]))
+    found = datasets.class_folders(tmp_path)
+    assert found.unread == ["a/gone.png", "a/loop.png", "a/pipe.png", "a/zero.png"]
+    assert found.counts == [3]
+    with pytest.raises(InputError, match=r"gone.png cannot be read as a picture \(it does not exist\)"):
+        datasets.class_folders(tmp_path, strict=True)
+
+
+def test_a_folder_that_cannot_be_listed_is_refused(tmp_path, monkeypatch):
+    def refuse(self):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(type(tmp_path), "iterdir", refuse)
+    with pytest.raises(InputError, match=r"cannot be listed \(Permission denied\)\. Check its permissions"):
+        datasets.class_folders(tmp_path)
+
+
+def test_pictures_beyond_the_memory_are_refused(tmp_path, monkeypatch):
+    put(tmp_path, a={f"{i}.png": GREY[0] for i in range(8)})
+    monkeypatch.setattr(datasets, "memory", lambda: 1000)
+    with pytest.raises(InputError, match=r"do not fit into memory \(6 of them .*--side"):
+        datasets.class_folders(tmp_path)
+
+
+def test_data_are_fetched_by_https_first():
+    for name in ("_MNIST", "_FASHION_MNIST", "_CIFAR10", "_SVHN", "_OMNIGLOT"):
+        assert all(file.folders[0].startswith("https://") for file in getattr(datasets, name).files)

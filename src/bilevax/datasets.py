@@ -18,6 +18,7 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
+import warnings
 import zipfile
 import zlib
 from collections import Counter
@@ -25,12 +26,16 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import numpy as np
 
+from bilevax._archives import UnreadableError, check_regular, memory, read_npz
 from bilevax.problem import InputError, listed, require_count
+
+if TYPE_CHECKING:
+    import PIL.Image
 
 CLASSES = 10  # of each of the data sets here
 DIGITS = 1797
@@ -38,6 +43,7 @@ DIGITS_TRAIN = 1437
 OMNIGLOT_DRAWERS = 20
 TIMEOUT = 30.0  # seconds without a byte
 BLOCK = 1 << 18  # bytes read at a time
+NEARLY_WHITE = 191  # the mean shade, of 255, from which on a transparent picture is shown on black
 STALE = 24 * 3600  # seconds; what a killed download left behind is then swept up
 
 
@@ -139,8 +145,9 @@ _MNIST = _Source(
     _read_mnist,
 )
 _FASHION_FOLDERS = (
-    "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",
     "https://raw.githubusercontent.com/zalandoresearch/fashion-mnist/master/data/fashion/",
+    "https://github.com/zalandoresearch/fashion-mnist/raw/master/data/fashion/",
+    "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",
 )
 _FASHION_MNIST = _Source(
     "fashion_mnist",
@@ -160,7 +167,7 @@ _CIFAR10 = _Source(
     (_Published("cifar-10-binary.tar.gz", _CIFAR10_FOLDERS, 170052171, "c32a1d4ab5d03f1284b67883e8d87530"),),
     _read_cifar10,
 )
-_SVHN_FOLDERS = ("http://ufldl.stanford.edu/housenumbers/",)
+_SVHN_FOLDERS = ("https://ufldl.stanford.edu/housenumbers/", "http://ufldl.stanford.edu/housenumbers/")
 _SVHN = _Source(
     "svhn",
     (32, 32, 3),
@@ -380,47 +387,55 @@ def class_folders(folder: Path, *, side: int | None = None, strict: bool = False
         side: all pictures are brought to side x side; None leaves them as they are, and they must be alike.
         strict: a file that cannot be read as a picture is an error; otherwise it is left out and named.
 
-    The pictures are grey where all of them are, and otherwise in colour.
+    The pictures are grey where all of them are, and otherwise in colour. They are turned as their EXIF data say, and of
+    several frames the first is read. Transparent ones are shown on white, or on black where what is visible is nearly
+    white: a drawing that is all in the alpha channel stays a drawing.
 
     Raises:
         InputError: no such folder; no subfolders; one without a readable picture; pictures of several sizes where
-            no side is given; a side that is not positive; a file that cannot be read, where strict.
+            no side is given, or too many for the memory; a side that is not positive; a folder that cannot be listed;
+            a file that cannot be read, where strict.
     """
-    from PIL import Image, UnidentifiedImageError
-
     if side is not None:
-        require_count("class_folders", "side", side)
-    if not folder.is_dir():
+        side = require_count("class_folders", "side", side)
+    if not os.path.isdir(folder):
         raise InputError(f"{folder} is no folder. Pass a folder that has one subfolder of pictures for each class.")
-    names = sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+    names = [path.name for path in _visible(folder) if path.is_dir()]
     if not names:
         raise InputError(f"{folder} has no subfolders. Make one for each class, with its pictures in it.")
     unread: list[str] = []
     drawn: dict[str, list[np.ndarray]] = {}
     sizes: Counter[tuple[int, int]] = Counter()
-    grey = True
+    all_grey, total, room = True, 0, memory() // 2
     for name in names:
         drawn[name] = []
-        for path in sorted(p for p in (folder / name).iterdir() if p.is_file() and not p.name.startswith(".")):
+        for path in _visible(folder / name):
+            if path.is_dir():
+                continue
             try:
-                with Image.open(path) as picture:
-                    mode, shown = picture.mode, picture
-                    if mode.startswith("I"):  # 16 bits, which `convert` would cut off at 255
-                        high = np.asarray(picture).clip(0, 65535) >> 8
-                        shown = Image.fromarray(high.astype(np.uint8))
-                    shown = shown.convert("RGB")
-            except (OSError, ValueError, SyntaxError, UnidentifiedImageError, Image.DecompressionBombError) as error:
+                check_regular(path, "it", "")
+                shown, grey = _read_picture(path)
+            except Exception as error:  # decoders raise whatever a damaged file leads them to
                 if strict:
+                    reason = str(error).strip().rstrip(".") or type(error).__name__
                     raise InputError(
-                        f"{path} cannot be read as a picture ({error}). Remove it, or go on without it (no --strict)."
+                        f"{path} cannot be read as a picture ({reason}). Remove it, or go on without it (no --strict)."
                     ) from error
                 unread.append(f"{name}/{path.name}")
                 continue
-            grey &= mode in ("1", "L", "LA") or mode.startswith("I")
+            all_grey &= grey
             if side is not None:
+                from PIL import Image
+
                 shown = shown.resize((side, side), Image.Resampling.LANCZOS)
             sizes[shown.size] += 1
             drawn[name].append(np.asarray(shown))
+            total += drawn[name][-1].nbytes
+            if total > room:
+                raise InputError(
+                    f"The pictures in {folder} do not fit into memory ({sizes.total():,} of them take {total >> 20:,} "
+                    "MB). Pass a smaller side that all get (--side), or fewer pictures."
+                )
         if not drawn[name]:
             raise InputError(f"{folder / name} has no picture that can be read. Add some, or remove the folder.")
     if len(sizes) > 1:
@@ -428,7 +443,51 @@ def class_folders(folder: Path, *, side: int | None = None, strict: bool = False
         raise InputError(f"The pictures in {folder} are of several sizes: {told}. Pass the side that all get (--side).")
     counts = [len(drawn[name]) for name in names]
     images = np.stack([np.stack(drawn[name][: min(counts)]) for name in names])
-    return ClassFolders(images[..., 0] if grey else images, names, unread, counts)
+    return ClassFolders(images[..., 0] if all_grey else images, names, unread, counts)
+
+
+def _visible(folder: Path) -> list[Path]:
+    """What a folder holds, by name, without what is hidden."""
+    try:
+        return sorted((path for path in folder.iterdir() if not path.name.startswith(".")), key=lambda path: path.name)
+    except OSError as error:
+        raise InputError(f"{folder} cannot be listed ({error.strerror}). Check its permissions.") from error
+
+
+def _read_picture(path: Path) -> tuple["PIL.Image.Image", bool]:
+    """A file's picture as it looks, in RGB, and whether it is of a grey kind."""
+    from PIL import Image, ImageOps
+
+    with warnings.catch_warnings(), Image.open(path) as picture:
+        warnings.simplefilter("ignore")  # on metadata that is odd; what cannot be decoded is an error
+        mode = picture.mode
+        shown = ImageOps.exif_transpose(picture)
+        if mode.startswith("I"):  # 16 bits, which `convert` would cut off at 255
+            high = np.asarray(shown).clip(0, 65535) >> 8
+            shown = Image.fromarray(high.astype(np.uint8))
+        elif mode == "F":  # `convert` would make 0..1 black
+            values = np.asarray(shown)
+            high = 1 if values.max() <= 1 else 255
+            if not (values.min() >= 0 and values.max() <= high):  # NaN, too
+                raise ValueError(
+                    f"its floats span {values.min():g}..{values.max():g}, which is neither 0..1 nor 0..255"
+                )
+            shown = Image.fromarray(np.rint(values * (255 / high)).astype(np.uint8))
+        elif mode in ("RGBA", "LA", "PA", "RGBa") or "transparency" in shown.info:
+            shown = _on_a_ground(shown.convert("RGBA"))
+        return shown.convert("RGB"), mode in ("1", "L", "LA", "F") or mode.startswith("I")
+
+
+def _on_a_ground(picture: "PIL.Image.Image") -> "PIL.Image.Image":
+    """A picture with an alpha channel, laid on white, or on black where white would hide what is visible."""
+    from PIL import Image
+
+    alpha = np.asarray(picture.getchannel("A"), np.float64)
+    if not alpha.any():  # nothing is visible: the channel means something else
+        return picture
+    shade = np.average(np.asarray(picture.convert("RGB").convert("L")), weights=alpha)
+    ground = "black" if shade > NEARLY_WHITE else "white"
+    return Image.alpha_composite(Image.new("RGBA", picture.size, ground), picture)
 
 
 def digits() -> Images:
@@ -496,14 +555,10 @@ def _cache() -> Path:
 
 
 def _read_npz(path: Path, source: _Source, remedy: str) -> Any:
-    unreadable = (OSError, EOFError, ValueError, TypeError, RuntimeError, zipfile.BadZipFile, zlib.error)
     try:
-        with open(path, "rb") as stream, np.load(stream) as file:
-            arrays = {name: np.asarray(file[name]) for name in source.kind._fields if name in file.files}
-    except unreadable as error:
-        raise InputError(
-            f"{path} is damaged or no NPZ file ({str(error) or type(error).__name__}). {remedy}"
-        ) from error
+        arrays, _ = read_npz(path, source.kind._fields)
+    except UnreadableError as error:
+        raise InputError(f"{path} is damaged or no NPZ file ({error}). {remedy}") from error
     missing = [name for name in source.kind._fields if name not in arrays]
     if missing:
         raise InputError(f"{path} lacks the arrays {listed(missing, quote=False)}. {remedy}")
