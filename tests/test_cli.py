@@ -2,11 +2,13 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import textwrap
 import time
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -291,15 +293,16 @@ EXPERIMENTS = {"figure1": Experiment("Four examples", _run), "table4": Experimen
 
 @pytest.fixture
 def checkout(tmp_path, monkeypatch):
-    """A directory with a catalog of experiments, and we in it."""
+    """A checkout of bilevax with a catalog of experiments, and we beside it."""
     (tmp_path / "experiments").mkdir()
     (tmp_path / "experiments" / "__init__.py").write_text("")
     (tmp_path / "experiments" / "catalog.py").write_text(textwrap.dedent(CATALOG))
     before = {name: module for name, module in sys.modules.items() if name.partition(".")[0] == "experiments"}
     for name in before:
         monkeypatch.delitem(sys.modules, name)
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    monkeypatch.chdir(tmp_path)
+    (tmp_path / "src" / "bilevax").mkdir(parents=True)
+    monkeypatch.setattr(bilevax, "__file__", str(tmp_path / "src" / "bilevax" / "__init__.py"))
+    monkeypatch.chdir(tmp_path / "src")
     yield tmp_path
     for name in [name for name in sys.modules if name.partition(".")[0] == "experiments"]:
         del sys.modules[name]
@@ -313,12 +316,12 @@ def test_reproduce_lists_and_runs(checkout):
     result = bilevax_command("reproduce", "table4", "--quick", "--seeds", 3, "--solver", "Penalty")
     assert result.exit_code == 0, result.output
     assert (
-        checkout / "out" / "table4" / "ran.txt"
+        checkout / "src" / "out" / "table4" / "ran.txt"
     ).read_text() == "(True, False, 3, 'Penalty', None, None, None, None, None)"
     result = bilevax_command("reproduce", "table4", "--dataset", "mnist", "--noise", 25)
     assert result.exit_code == 0, result.output
     assert (
-        checkout / "out" / "table4" / "ran.txt"
+        checkout / "src" / "out" / "table4" / "ran.txt"
     ).read_text() == "(False, False, None, None, 'mnist', 25, None, None, None)"
 
 
@@ -335,6 +338,33 @@ def test_reproduce_outside_of_a_checkout(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(bilevax, "__file__", str(tmp_path / "site-packages" / "bilevax" / "__init__.py"))
     assert "Clone the repository" in refused("reproduce", "--list")
+
+
+def test_reproduce_imports_nothing_from_the_current_folder(checkout, tmp_path, monkeypatch):
+    """./experiments/catalog.py of another folder is not run, whether or not there is one of the checkout."""
+    strange = tmp_path / "downloads"
+    (strange / "experiments").mkdir(parents=True)
+    for name in ("__init__.py", "catalog.py"):
+        (strange / "experiments" / name).write_text("raise SystemExit('imported from the current folder')")
+    monkeypatch.chdir(strange)
+    monkeypatch.setattr(sys, "path", ["", str(strange), *sys.path])
+    before = list(sys.path)
+    result = bilevax_command("reproduce", "--list")
+    assert result.exit_code == 0, result.output
+    assert "Four examples" in result.stdout
+    assert sys.path == before
+    shutil.rmtree(checkout / "experiments")
+    for name in [name for name in sys.modules if name.partition(".")[0] == "experiments"]:
+        del sys.modules[name]
+    assert "Clone the repository" in refused("reproduce", "--list")
+    assert not [name for name in sys.modules if name.partition(".")[0] == "experiments"]
+
+
+def test_no_command_puts_a_folder_on_the_path():
+    """The console script, unlike python -m, leaves the current folder off sys.path; no file of ours adds it."""
+    source = Path(cli.__file__).parents[1]
+    for path in source.rglob("*.py"):
+        assert "sys.path" not in path.read_text(), path
 
 
 def test_table_without_a_test_set_says_how_to_get_one():

@@ -264,6 +264,7 @@ def test_the_published_files_are_described_whole():
             assert re.fullmatch("[0-9a-f]{32}", file.md5)
             assert file.size > 4000
             assert all(re.fullmatch(r"https?://\S+/", folder) for folder in file.folders)
+            assert file.folders[0].startswith("https://")
         assert len({file.md5 for file in source.files}) == len(source.files)
 
 

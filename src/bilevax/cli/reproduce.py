@@ -1,6 +1,7 @@
 """`bilevax reproduce`: the papers' tables and figures."""
 
 import importlib
+import importlib.util
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -74,12 +75,27 @@ def reproduce(
 
 
 def _catalog() -> Any:
-    """`experiments.catalog`, from the checkout in or above which we are."""
-    for place in (Path.cwd(), Path(bilevax.__file__).resolve().parents[2]):
-        if (place / "experiments" / "catalog.py").is_file():
-            sys.path.insert(0, str(place))
-            return importlib.import_module("experiments.catalog")
-    raise InputError(
-        "The directory experiments/ was found neither here nor beside the package: the experiments are part of the "
-        "repository and not of the installed package. Clone the repository and run this command in it."
-    )
+    """`experiments.catalog` of the checkout that bilevax itself is imported from, and of no other folder.
+
+    The package is loaded by its location, whatever folders Python looks for modules in.
+    """
+    package = Path(bilevax.__file__).resolve().parent
+    folder = package.parents[1] / "experiments"
+    if package.parent.name != "src" or not all((folder / name).is_file() for name in ("__init__.py", "catalog.py")):
+        raise InputError(
+            f"The experiments are part of the repository and not of the installed package, and bilevax is imported "
+            f"from {package}. Clone the repository, install it by pip install -e '.[experiments]', and run this "
+            "command again."
+        )
+    loaded = sys.modules.get("experiments")
+    if loaded is None:
+        spec = importlib.util.spec_from_file_location(
+            "experiments", folder / "__init__.py", submodule_search_locations=[str(folder)]
+        )
+        assert spec is not None
+        assert spec.loader is not None
+        loaded = sys.modules["experiments"] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(loaded)
+    if [Path(place).resolve() for place in getattr(loaded, "__path__", ())] != [folder]:
+        raise InputError(f"Another module named experiments is imported already, and not that of {folder}.")
+    return importlib.import_module("experiments.catalog")
