@@ -384,7 +384,10 @@ def test_an_unwritable_place_is_refused_before_anything_runs(tmp_path, callback)
     assert visits == []
 
 
-@pytest.mark.parametrize("arguments", [{"every": 0}, {"keep": 0}, {"every": 1.5}])
+@pytest.mark.parametrize(
+    "arguments",
+    [{"every": 0}, {"keep": 0}, {"every": 1.5}, {"every": True}, {"keep": "2"}, {"keep": None}, {"every": -1}],
+)
 def test_counts_that_are_not_positive_are_refused(tmp_path, arguments):
     with pytest.raises(InputError, match="must be a positive integer"):
         Checkpoint(tmp_path / "unused", **arguments)

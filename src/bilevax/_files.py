@@ -295,7 +295,7 @@ def _temporary(path: Path) -> Path:
 
 def sync(path: Path) -> None:
     """Wait until a file or a folder is on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
+    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
     try:
         os.fsync(descriptor)
     finally:

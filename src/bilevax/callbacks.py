@@ -15,6 +15,7 @@ import socket
 import stat
 import struct
 import sys
+import threading
 import time
 import warnings
 from collections.abc import Callable, Iterable
@@ -365,6 +366,7 @@ class Checkpoint:
         self._saved = 0
         self._due = 0
         self._damaged: set[int] = set()  # steps, as found by `load`
+        self._refused: set[int] = set()  # threads whose solves were refused because another one is running
         self._writer: _Writer | None = None  # of the first process
 
     def start(self, run: Run) -> None:
@@ -375,6 +377,7 @@ class Checkpoint:
                 solve starts from, or something that is no save stands where one would go.
         """
         if self._running:
+            self._refused.add(threading.get_ident())
             raise InputError(
                 f"Checkpoint: one object, of {str(self.directory)!r}, is given to two solves, or twice to one. Make "
                 "one for each, with a directory of its own."
@@ -447,6 +450,9 @@ class Checkpoint:
         Raises:
             SaveError: the last state could not be saved.
         """
+        if threading.get_ident() in self._refused:  # the end of a solve that `start` refused, not of the running one
+            self._refused.discard(threading.get_ident())
+            return
         if not self._running:
             return
         writer = self._writer
@@ -547,7 +553,8 @@ class _Writer:
         return self._writing is not None and not self._writing.done()
 
     def write(self, step: int, about: dict[str, Any], data: np.ndarray) -> None:
-        """Start a save."""
+        """Start a save; the one before must have ended."""
+        self.wait()
         self._step, self._writing = step, self._thread.submit(self._write, step, about, data)
 
     def wait(self) -> str:
