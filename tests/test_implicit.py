@@ -5,8 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import scipy.optimize
 
-from bilevax import Batch, Inequality, InputError, Problem
+from bilevax import Batch, Implicit, Inequality, InputError, Problem, ReverseMode, solve
 from bilevax.implicit import Argmin, hypergradient
 from bilevax.linear_solve import CG, Direct
 
@@ -88,3 +89,181 @@ def test_refusals():
     constrained = Problem(lambda u, v: jnp.sum(v), lambda u, v: jnp.sum(v * u), (Inequality(lambda u, v: v),))
     with pytest.raises(InputError, match=r"has 1 constraints\. Take Penalty"):
         hypergradient(constrained, jnp.ones(2), jnp.ones(2))
+
+
+# --- sets, singular systems, data -----------------------------------------------------------------------------------
+
+SET_RNG = np.random.default_rng(1)
+FACTOR = SET_RNG.normal(size=(8, 5))
+SLOPES, TARGET, AT = SET_RNG.normal(size=(5, 3)), SET_RNG.normal(size=5), 1.5 * SET_RNG.normal(size=3)
+SETS = {
+    "non-negative": (optax.projections.projection_non_negative, {"bounds": [(0, None)] * 5}, 3),
+    "box": (lambda v: optax.projections.projection_box(v, -0.1, 0.2), {"bounds": [(-0.1, 0.2)] * 5}, 3),
+    "simplex": (
+        optax.projections.projection_simplex,
+        {"bounds": [(0, None)] * 5, "constraints": {"type": "eq", "fun": lambda v: v.sum() - 1}},
+        3,
+    ),
+    "ball": (
+        lambda v: optax.projections.projection_l2_ball(v, 0.3),
+        {"constraints": {"type": "ineq", "fun": lambda v: 0.09 - v @ v, "jac": lambda v: -2 * v}},
+        5,
+    ),
+}
+
+
+def in_a_set(u, v):
+    quadratic = jnp.sum((jnp.asarray(FACTOR) @ v) ** 2) / 2 - (jnp.asarray(SLOPES) @ u) @ v
+    return quadratic + jnp.exp(u[0]) * jnp.sum(v**4)
+
+
+def outside(u, v):
+    return jnp.sum(jnp.arange(1, 6) * (v - TARGET) ** 2) + jnp.sum(u**2)
+
+
+@pytest.mark.parametrize(("project", "stated", "at_bounds"), SETS.values(), ids=SETS)
+def test_derivatives_where_bounds_are_active(project, stated, at_bounds):
+    """Against central differences of the descent's end, itself against scipy's SLSQP."""
+    layer = Argmin(in_a_set, optax.sgd(0.02), 3000, CG(100, 1e-12), project)
+    start = jnp.full(5, 0.05)
+
+    def end(u):
+        v = layer(u, start)
+        return outside(u, v), v
+
+    value_and_grad = jax.jit(jax.value_and_grad(end, has_aux=True))
+    (_, v), gradient = value_and_grad(jnp.asarray(AT))
+    slope = jax.jit(jax.grad(in_a_set, 1))
+    peer = scipy.optimize.minimize(
+        lambda v: float(in_a_set(AT, v)),
+        np.full(5, 0.05),
+        jac=lambda v: np.asarray(slope(AT, v)),
+        method="SLSQP",
+        options={"ftol": 1e-14, "maxiter": 300},
+        **stated,
+    )
+    np.testing.assert_allclose(v, peer.x, atol=1e-6)
+    moved = [value_and_grad(jnp.asarray(AT + sign * h))[0][0] for h in 1e-5 * np.eye(3) for sign in (1, -1)]
+    wanted = np.diff(np.reshape(moved, (3, 2))[:, ::-1])[:, 0] / 2e-5
+    np.testing.assert_allclose(gradient, wanted, atol=1e-7)
+    problem = Problem(outside, in_a_set, project_lower=project)
+    found = jax.jit(lambda u, v: hypergradient(problem, u, v))(jnp.asarray(AT), v)
+    np.testing.assert_allclose(found.gradient, wanted, rtol=1e-5)
+    assert np.sum(np.abs(slope(AT, v)) > 1e-2) >= at_bounds
+
+
+def test_implicit_descends_to_the_answer_beyond_an_active_bound():
+    """v*(u) = max(u, 0), f = (u + 2)^2 + (v + 3)^2: from u = 1 to (-2, 0). Free, v = u leads to u = -2.5."""
+    problem = Problem(
+        lambda u, v: jnp.sum((u + 2) ** 2 + (v + 3) ** 2),
+        lambda u, v: jnp.sum((v - u) ** 2),
+        project_lower=optax.projections.projection_non_negative,
+    )
+    for solver in (Implicit(optax.sgd(0.1), optax.sgd(0.4)), ReverseMode(optax.sgd(0.1), optax.sgd(0.4))):
+        result = solve(solver, problem, jnp.ones(1), jnp.ones(1), steps=150, key=jax.random.key(0))
+        np.testing.assert_allclose([*result.u, *result.v], [-2, 0], atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("project", "reason"),
+    [
+        (lambda v: 0.9 * v, "moves a point that it has projected already"),
+        (lambda v: v.at[0].set(v[1]), "derivative that is not symmetric"),
+        (lambda v: jax.pure_callback(lambda v: v, v, v), "cannot be differentiated"),
+    ],
+    ids=["shrinkage", "oblique", "callback"],
+)
+def test_what_is_no_projection_is_refused(project, reason):
+    problem = Problem(outside, in_a_set, project_lower=project)
+    for refused in (
+        lambda: Implicit().check(problem, jnp.ones(3), jnp.ones(5), Batch()),
+        lambda: hypergradient(problem, jnp.ones(3), jnp.ones(5)),
+        lambda: Argmin(in_a_set, project=project)(jnp.ones(3), jnp.ones(5)),
+    ):
+        with pytest.raises(InputError, match=reason):
+            refused()
+
+
+def test_a_softmax_with_an_intercept_has_the_derivative_of_the_pseudo_inverse():
+    """A constant added to all logits changes nothing: a null direction of H, to which grad_v f is orthogonal."""
+    rng = np.random.default_rng(0)
+    x, x_val = rng.normal(size=(2, 20, 3))
+    y, y_val = rng.integers(0, 3, (2, 20))
+
+    def logits(v, x):
+        return x @ v["w"] + v["b"]
+
+    def lower(u, v):
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits(v, x), y)
+        return jnp.mean(losses) + jnp.exp(u[0]) * jnp.sum(v["w"] ** 2)
+
+    def upper(u, v):
+        return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits(v, x_val), y_val))
+
+    fitted = Argmin(lower, optax.sgd(1.0), 3000)
+    u, start = jnp.array([-2.0]), {"w": jnp.zeros((3, 3)), "b": jnp.zeros(3)}
+    value = jax.jit(lambda u: upper(u, fitted(u, start)))
+    wanted = (value(u + 1e-4) - value(u - 1e-4)) / 2e-4
+    v = fitted(u, start)
+    for linear_solve in (CG(100), CG(1000, 1e-15), Direct()):
+        found = hypergradient(Problem(upper, lower), u, v, linear_solve=linear_solve)
+        np.testing.assert_allclose(found.gradient, wanted, rtol=1e-5)
+
+
+def test_a_system_without_a_solution_is_warned_of():
+    """H = diag(2, 0) and grad_v f = (2, 2): v*(u) is a line."""
+    problem = Problem(lambda u, v: jnp.sum((v + 1) ** 2), lambda u, v: (v[0] - u[0]) ** 2)
+    for linear_solve in (CG(100), Direct()):
+        with pytest.warns(UserWarning, match="hypergradient: the linear system .* Hessian of the lower loss is sing"):
+            found = hypergradient(problem, jnp.zeros(1), jnp.zeros(2), linear_solve=linear_solve)
+        assert found.residual > 1
+    layer = Argmin(problem.lower_loss, optax.sgd(0.1), 10)
+    with pytest.warns(UserWarning, match="Argmin: the linear system"):
+        jax.grad(lambda u: jnp.sum((layer(u, jnp.zeros(2)) + 1) ** 2))(jnp.zeros(1))
+
+
+def test_argmin_has_a_derivative_in_its_data():
+    """Of ridge regression in features and targets, and none in integers among them."""
+    layer = Argmin(lambda u, v, data: ridge(u, v, data["floats"]) * data["count"], optax.sgd(0.02), 2000)
+    u, floats = jnp.asarray(RNG.normal(size=4)), (jnp.asarray(X), jnp.asarray(Y))
+
+    def exact(floats):
+        x, y = floats
+        return held_out(jnp.linalg.solve(x.T @ x / 30 + jnp.diag(jnp.exp(u)), x.T @ y / 30))
+
+    found = jax.grad(lambda floats: held_out(layer(u, jnp.zeros(4), {"floats": floats, "count": 3})))(floats)
+    for a, b in zip(found, jax.grad(exact)(floats), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-9)
+
+
+def test_calls_outside_of_jit_compile_once():
+    traced = []
+
+    def lower(u, v):
+        traced.append(1)
+        return jnp.sum((v - u) ** 2)
+
+    layer = Argmin(lower, optax.sgd(0.1), 5)
+    gradient = jax.grad(lambda u: jnp.sum(layer(u, jnp.zeros(2))))
+    gradient(jnp.ones(2))
+    first = len(traced)
+    for _ in range(3):
+        gradient(2 * jnp.ones(2))
+    assert len(traced) == first
+
+
+def test_the_smoothing_of_a_regularizer_is_asked_for_and_taken():
+    """v = sign(u) max(|u| - 0.1, 0) of (v - u)^2 / 2 + 0.1 |v|: dv/du = 1 where the smoothing is small beside v."""
+    problem = Problem(
+        lambda u, v: jnp.sum(v),
+        lambda u, v: jnp.sum((v - u) ** 2) / 2,
+        regularizer=lambda u, v, mu: 0.1 * jnp.sum(jnp.sqrt(v**2 + mu**2)),
+    )
+    u, v = jnp.array([0.101]), jnp.array([0.001])
+    with pytest.raises(InputError, match="the problem has a regularizer, and mu is missing"):
+        hypergradient(problem, u, v)
+    with pytest.raises(InputError, match="mu is 0, and must be positive"):
+        hypergradient(problem, u, v, mu=0)
+    np.testing.assert_allclose(hypergradient(problem, u, v, mu=1e-9).gradient, 1, rtol=1e-6)
+    curvature = 1 + 0.1 * 1e-6 / 2e-6**1.5
+    np.testing.assert_allclose(hypergradient(problem, u, v, mu=1e-3).gradient, 1 / curvature, rtol=1e-6)

@@ -227,3 +227,59 @@ def test_cg_takes_the_products_that_it_names_and_the_answers_cross_term():
     jax.jit(lambda b: ls.CG(steps=4)(along, b, 0.1 * b))(b)
     jax.effects_barrier()
     assert len(calls) == 4 + 1 + 1
+
+
+@dtypes
+def test_on_a_singular_matrix_the_residual_is_the_true_one_and_q_stays_short(dtype):
+    """H = 2 A'A of rank 2; b = e1 has no solution (least residual .894), b = H (1, 1, 1) has one of least norm."""
+    a = np.array([[1, 2, 3], [2, 4, 6.5]])
+    h = 2 * a.T @ a
+    cases = np.stack([np.eye(3)[0], h @ np.ones(3)])
+    longest = 100 * np.linalg.norm(np.linalg.pinv(h) @ cases[0])
+    bs = jnp.asarray(cases, dtype)
+    for solve in (ls.CG(100), ls.GMRES(100), ls.Direct(), ls.Neumann(100, 0.01)):
+
+        def one(b, solve=solve):
+            return solve(lambda x: (None, jnp.asarray(h, b.dtype) @ x), b, 0 * b)
+
+        answers = jax.jit(jax.vmap(one))(bs)
+        for q, residual, b in zip(answers.q, answers.residual, cases, strict=True):
+            rounding = 20 * float(jnp.finfo(dtype).eps) * (np.linalg.norm(h) * np.linalg.norm(q) + np.linalg.norm(b))
+            assert abs(float(residual) - np.linalg.norm(h @ np.asarray(q, float) - b)) <= rounding, solve
+            assert np.linalg.norm(q) < longest, solve
+        assert 0.89 < answers.residual[0] <= 1 + 1e-6
+        if isinstance(solve, ls.CG | ls.Direct):
+            wanted = np.linalg.pinv(h) @ cases[1]
+            np.testing.assert_allclose(answers.q[1], wanted, atol=3e-3 if dtype == jnp.float32 else 1e-9)
+
+
+@dtypes
+def test_conjugate_gradients_end_before_they_leave_the_range(dtype):
+    """Rank 12 of 20, with a solution: 1,000 steps at a tolerance out of reach hold nothing of the null space."""
+    rng = np.random.default_rng(0)
+    root = 10.0 ** rng.uniform(-1, 0, (12, 1)) * rng.normal(size=(12, 20))
+    h = root.T @ root
+    b = h @ rng.normal(size=20)
+    q, residual = run(ls.CG(1000, 1e-20), jnp.asarray(h, dtype), jnp.asarray(b, dtype))
+    wanted = np.linalg.pinv(h) @ b
+    assert np.linalg.norm(q - wanted) < 1e4 * float(jnp.finfo(dtype).eps) * np.linalg.norm(wanted)
+    assert residual < 1e3 * float(jnp.finfo(dtype).eps) * np.linalg.norm(b)
+
+
+@patient
+def test_leaves_of_several_types(solve):
+    types = jnp.float32, jnp.bfloat16
+    a, b = matrix(n=6)
+    trees = {"w": jnp.asarray(b[:4], types[0]), "b": jnp.asarray(b[4:], types[1])}
+
+    def along(q):
+        flat = jnp.concatenate([q["w"], q["b"]])
+        image = jnp.asarray(a, flat.dtype) @ flat
+        return None, {"w": image[:4].astype(types[0]), "b": image[4:].astype(types[1])}
+
+    q, _, residual = jax.jit(lambda b: solve(along, b, jax.tree.map(jnp.zeros_like, b)))(trees)
+    assert (q["w"].dtype, q["b"].dtype) == types
+    wanted = np.linalg.solve(a + DAMPING * np.eye(6), b)
+    coarsest = max(float(jnp.finfo(t).eps) for t in types)
+    np.testing.assert_allclose(np.r_[q["w"].astype(float), q["b"].astype(float)], wanted, atol=20 * coarsest)
+    assert residual.dtype == jnp.result_type(jnp.float32, *types)

@@ -1,10 +1,12 @@
 """Implicit differentiation as functions: the hypergradient at a point, and an argmin with a derivative.
 
 Both rest on the implicit function theorem: where grad_v g(u, v) = 0 and H = grad2_vv g is invertible, v*(u) moves with
-u by -H^-1 grad2_vu g (Bengio 2000; Blondel et al. 2022, arXiv:2105.15183).
+u by -H^-1 grad2_vu g (Bengio 2000; Blondel et al. 2022, arXiv:2105.15183). Where v lives in a set, v*(u) is the fixed
+point of a projected descent, and moves with u as `oracles.fixed_point` has it.
 """
 
 import functools
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -12,6 +14,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jax.core import Tracer
 
 from bilevax import oracles
 from bilevax._optimizers import check_optimizer, require_optimizer
@@ -19,9 +22,14 @@ from bilevax.linear_solve import CG, LinearSolve
 from bilevax.problem import Batch, InputError, Problem, PyTree, identity, require_count
 from bilevax.solvers import base
 
+SOLVED = 1e-3  # of |b|: a residual above it is warned of
+
 
 class Hypergradient(NamedTuple):
-    """f(u, v), d/du f(u, v*(u)) as far as v is v*(u), and the residual of the linear system."""
+    """f(u, v), d/du f(u, v*(u)) as far as v is v*(u), and the residual |H q - grad_v f| of the linear system.
+
+    Where the residual is not small beside |grad_v f|, the gradient is not to be trusted.
+    """
 
     loss: Any
     gradient: PyTree
@@ -36,20 +44,27 @@ def hypergradient(
     *,
     key: Any = None,
     linear_solve: LinearSolve = CG(100),
+    mu: Any = None,
 ) -> Hypergradient:
     """grad_u f - grad2_uv g q with grad2_vv g q = grad_v f, for loops of your own.
 
     Args:
-        problem: without constraints.
+        problem: without constraints. Where it has a `project_lower`, the system is that of the fixed point of a
+            projected descent, which is right on the boundary of the set, too.
         u, v: the point, pytrees of floating arrays; v should be v*(u), or near it.
         batch: as `solve` hands it to the losses.
         key: for losses that take one.
         linear_solve: one of `bilevax.linear_solve`.
+        mu: how far the problem's regularizer is smoothed, which it must have been when v was found. Solvers without
+            a schedule for mu have 1e-3. Needed where the problem has a regularizer.
 
-    It may be called under jit and vmap.
+    Where the residual is above a thousandth of |grad_v f| it warns: the linear solve has stopped early, or the Hessian
+    is singular and the system has no solution. It may be called under jit and vmap, where it cannot warn: then look at
+    the `residual` that it returns.
 
     Raises:
-        InputError: the problem has constraints, which a hypergradient knows nothing of.
+        InputError: the problem has constraints, which a hypergradient knows nothing of; it has a regularizer and mu is
+            missing, or mu is not positive; project_lower is no orthogonal projection.
 
     Example:
         >>> import jax.numpy as jnp
@@ -64,11 +79,38 @@ def hypergradient(
         raise InputError(
             f"hypergradient: the problem has {len(problem.constraints)} constraints. Take Penalty, which treats them."
         )
+    if problem.regularizer is not None and mu is None:
+        raise InputError(
+            "hypergradient: the problem has a regularizer, and mu is missing. Pass the mu at which v minimises the "
+            "lower level: 1e-3 for most solvers. For a v of the regularizer with its corners take SparseHO or "
+            "diagnostics.nonsmooth_stationarity."
+        )
+    if mu is None:
+        mu = 1.0
+    elif not isinstance(mu, Tracer) and not mu > 0:
+        raise InputError(f"hypergradient: mu is {mu!r}, and must be positive.")
+    u, v = jax.tree.map(jnp.asarray, (u, v))
+    oracles.require_projection("hypergradient", "project_lower", problem.project_lower, v)
     batch = Batch() if batch is None else batch
     f = oracles.upper(problem, u, v, batch.upper, key)
-    g = oracles.lower(problem, u, v, base.lower_data(batch, 0), key)
-    found = linear_solve(g.along, f.grad_v, optax.tree.zeros_like(v))
+    g = oracles.lower(problem, u, v, base.lower_data(batch, 0), key, mu=mu)
+    along, b = oracles.on_set(problem, u, v, g, f.grad_v)
+    found = linear_solve(along, b, optax.tree.zeros_like(v))
+    _warn_unsolved("hypergradient", found.residual, optax.tree.norm(b))
     return Hypergradient(f.loss, optax.tree.sub(f.grad_u, found.cross), found.residual)
+
+
+def _warn_unsolved(owner: str, residual: Any, size: Any) -> None:
+    if isinstance(residual, Tracer) or bool(jnp.all(residual <= SOLVED * size)):
+        return
+    share = float(jnp.max(residual / jnp.where(size > 0, size, 1)))
+    warnings.warn(
+        f"{owner}: the linear system of the derivative is solved to a relative residual of {share:.1e} only, so the "
+        "derivative may be far off. Either the linear solve has stopped early: give it more steps, or take Direct() or "
+        "GMRES(). Or the Hessian of the lower loss is singular, v*(u) is not unique, and there is no derivative: add a "
+        "regularisation to the lower loss, or a damping to the linear solve.",
+        stacklevel=3,
+    )
 
 
 @dataclass(frozen=True)
@@ -84,14 +126,18 @@ class Argmin:
         optimizer: any optax optimizer of v.
         steps: how many moves it makes.
         linear_solve: one of `bilevax.linear_solve`, for the system of the derivative.
-        project: maps v onto the set it lives in, after each move. The derivative knows nothing of it: it is right
-            where the minimiser lies inside.
+        project: the orthogonal projection onto the set that v lives in, after each move. Where that is no box, take
+            plain descent (`optax.sgd`): the ends of projected Adam depend on its scales.
 
-    `argmin(u, start, data, key)` gives v, of the shapes of `start`. Derivatives are taken with respect to u alone:
-    what else is to have one belongs in u. It may be called under jit and vmap, and differentiated once, in reverse.
+    `argmin(u, start, data, key)` gives v, of the shapes of `start`. Its derivatives are those with respect to u and
+    data, on the boundary of the set, too; with respect to `start` it is zero, as it is for the minimiser. Calls of one
+    Argmin with equal shapes are compiled once. It may be called under jit and vmap, and differentiated once, in
+    reverse. Where the linear system is solved badly the derivative warns; under jit it cannot: there look at the
+    `residual` of a `hypergradient`.
 
     Raises:
-        InputError: steps is no positive integer; lower_loss is no function.
+        InputError: steps is no positive integer; lower_loss or project is no function; project is no orthogonal
+            projection.
 
     Example:
         >>> import jax, jax.numpy as jnp, optax
@@ -118,18 +164,59 @@ class Argmin:
         if not callable(self.lower_loss):
             raise InputError(f"Argmin: lower_loss is {self.lower_loss!r}. Pass a function lower_loss(u, v[, data]).")
         require_optimizer("Argmin", "optimizer", self.optimizer)
+        if not callable(self.project):
+            raise InputError(f"Argmin: project is {self.project!r}. Pass a function v -> v.")
 
     def __call__(self, u: PyTree, start: PyTree, data: PyTree = None, key: Any = None) -> PyTree:
         """The minimiser, from `start`."""
+        u, start, data = jax.tree.map(jnp.asarray, (u, start, data))
+        oracles.require_projection("Argmin", "project", self.project, start)
         return _argmin(self, u, start, data, jax.random.key(0) if key is None else key)
 
     def problem(self) -> Problem:
         """The lower problem; there is nothing at the upper level."""
-        return Problem(lambda u, v: jnp.zeros(()), self.lower_loss, project_lower=self.project)
+        return Problem(_nothing, self.lower_loss, project_lower=self.project)
+
+
+def _nothing(u: PyTree, v: PyTree) -> Any:
+    return jnp.zeros(())
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _argmin(argmin: Argmin, u: PyTree, start: PyTree, data: PyTree, key: Any) -> PyTree:
+    return _compiled(_descended, argmin)(argmin, u, start, data, key)
+
+
+def _forwards(argmin: Argmin, u: PyTree, start: PyTree, data: PyTree, key: Any) -> tuple[PyTree, Any]:
+    v = _argmin(argmin, u, start, data, key)
+    return v, (u, v, data, key)
+
+
+def _backwards(argmin: Argmin, kept: Any, cotangent: PyTree) -> tuple[Any, ...]:
+    of_u, of_data, residual, size = _compiled(_pulled_back, argmin)(argmin, *kept, cotangent)
+    _warn_unsolved("Argmin", residual, size)
+    return of_u, None, of_data, None
+
+
+_argmin.defvjp(_forwards, _backwards)
+
+
+def _compiled(function: Callable[..., Any], argmin: Argmin) -> Callable[..., Any]:
+    """The function compiled for this Argmin, once for equal ones; as it is where the Argmin cannot be hashed."""
+    try:
+        hash(argmin)
+    except TypeError:
+        return function
+    return _jitted(function)
+
+
+@functools.cache
+def _jitted(function: Callable[..., Any]) -> Callable[..., Any]:
+    return jax.jit(function, static_argnums=0)
+
+
+def _descended(argmin: Argmin, u: PyTree, start: PyTree, data: PyTree, key: Any) -> PyTree:
+    """The end of the descent."""
     problem, batch = argmin.problem(), Batch(lower=data)
     direction = base.descend(problem, u, batch)
     loss = jax.eval_shape(direction.problem.lower, u, start, base.lower_data(batch, 0), key)
@@ -140,16 +227,25 @@ def _argmin(argmin: Argmin, u: PyTree, start: PyTree, data: PyTree, key: Any) ->
     return base.lower_moves(direction, argmin.optimizer, state, start, problem, batch, argmin.steps, key)[0]
 
 
-def _forwards(argmin: Argmin, u: PyTree, start: PyTree, data: PyTree, key: Any) -> tuple[PyTree, Any]:
-    v = _argmin(argmin, u, start, data, key)
-    return v, (u, v, data, key)
+def _pulled_back(argmin: Argmin, u: PyTree, v: PyTree, data: PyTree, key: Any, cotangent: PyTree) -> tuple[Any, ...]:
+    """The derivatives in u and in the floating leaves of data, the residual of their system, and the size of its b."""
+    leaves, form = jax.tree.flatten((u, data))
+    moving = [jnp.issubdtype(x.dtype, jnp.floating) for x in leaves]
 
+    def joined(floating: list[Any]) -> tuple[PyTree, PyTree]:
+        given = iter(floating)
+        return jax.tree.unflatten(form, [next(given) if m else x for x, m in zip(leaves, moving, strict=True)])
 
-def _backwards(argmin: Argmin, kept: Any, cotangent: PyTree) -> tuple[Any, ...]:
-    u, v, data, key = kept
-    g = oracles.lower(argmin.problem(), u, v, data, key)
-    found = argmin.linear_solve(g.along, cotangent, optax.tree.zeros_like(v))
-    return jax.tree.map(jnp.negative, found.cross), None, None, None
+    def lower_loss(floating: list[Any], v: PyTree) -> Any:
+        u, data = joined(floating)
+        return argmin.problem().lower(u, v, data, key)
 
-
-_argmin.defvjp(_forwards, _backwards)
+    floating = [x for x, m in zip(leaves, moving, strict=True) if m]
+    problem = Problem(_nothing, lower_loss, project_lower=argmin.project)
+    g = oracles.lower(problem, floating, v, None, key)
+    along, b = oracles.on_set(problem, floating, v, g, cotangent)
+    found = argmin.linear_solve(along, b, optax.tree.zeros_like(v))
+    cross = iter(found.cross)
+    found_leaves = [-next(cross) if m else None for m in moving]
+    of_u, of_data = jax.tree.unflatten(form, found_leaves)
+    return of_u, of_data, found.residual, optax.tree.norm(b)

@@ -3,7 +3,12 @@
 Each is a frozen dataclass called as `solve(along, b, start) -> Answer(q, cross, residual)`, where
 along(q) = (cross, H q) is that of `oracles.lower`: cross = grad2_uv g . q, which the caller needs of the answer, comes
 with the product that its residual |(H + damping) q - b| takes. H is symmetric but need not be positive definite: the
-answer is always finite and its residual at most |b|, whatever the curvature.
+answer is always finite and its residual at most |b|, whatever the curvature. Where H is singular and H q = b has
+solutions, `CG`, `Neumann` and `Direct` return the one of least norm if they start from zero. Where it has none, the
+residual stays large.
+
+Leaves of different types, and float16 and bfloat16, are computed in the type that holds them all, at least float32; q
+has the types of b.
 """
 
 from collections.abc import Callable
@@ -13,6 +18,7 @@ from typing import Any, NamedTuple, Protocol
 import jax
 import jax.numpy as jnp
 import optax
+from jax.flatten_util import ravel_pytree
 
 from bilevax._optimizers import check_optimizer, require_optimizer, update
 from bilevax.oracles import Along
@@ -35,6 +41,26 @@ class LinearSolve(Protocol):
     def __call__(self, along: Along, b: PyTree, start: PyTree) -> Answer:
         """Q with H q near b."""
         ...
+
+
+def _in_one_type(along: Along, b: PyTree, start: PyTree) -> tuple[Along, PyTree, PyTree, Callable[[Answer], Answer]]:
+    """`along`, b and start in one type that holds all leaves, at least float32, and the way back."""
+    types = [x.dtype for x in jax.tree.leaves(b)]
+    wide = jnp.result_type(jnp.float32, *types)
+    if all(t == wide for t in types):
+        return along, b, start, lambda answer: answer
+
+    def cast(x: PyTree) -> PyTree:
+        return jax.tree.map(lambda a: a.astype(wide), x)
+
+    def back(x: PyTree) -> PyTree:
+        return jax.tree.map(lambda a, like: a.astype(like.dtype), x, b)
+
+    def along_wide(q: PyTree) -> tuple[PyTree, PyTree]:
+        cross, image = along(back(q))
+        return cross, cast(image)
+
+    return along_wide, cast(b), cast(start), lambda answer: answer._replace(q=back(answer.q))
 
 
 def _product(along: Along, damping: float) -> Product:
@@ -74,13 +100,36 @@ def _check(owner: str, counts: dict[str, int], damping: float, tolerance: float 
         raise InputError(f"{owner}: damping is {damping}, and must be zero or positive.")
 
 
+FLAT = 10  # times the rounding of the largest curvature met: a curvature below it is none
+IN_DOUBT = 1e-2  # of |b|, by which rounding may have parted the residual from its recurrence
+
+
+class _Turn(NamedTuple):
+    """What a turn of conjugate gradients leaves: q, its residual r, the direction p, and what tells when to end.
+
+    `squared` is |r|^2, `squared_p` |p|^2; `top` is the largest curvature |p'Hp| / |p|^2 so far, `reach` an upper bound
+    of |q|. `checking` is whether the next turn takes the residual anew instead of a step.
+    """
+
+    q: PyTree
+    r: PyTree
+    squared: Any
+    p: PyTree
+    squared_p: Any
+    top: Any
+    reach: Any
+    step: Any
+    checking: Any
+
+
 @dataclass(frozen=True)
 class CG:
     """Conjugate gradients (Hestenes and Stiefel 1952), warm-started.
 
-    Those of jax.scipy do not tell their residual, and to take it is a product with H more. They begin at `start` where
-    that is better than 0, and return it where it is better than what they came to, as it can be under negative
-    curvature.
+    They begin at `start` where that is better than 0, and return it where it is better than what they came to, as it
+    can be under negative curvature. They end, too, at a direction without curvature, as H has where it is singular, and
+    where the residual has come down to the rounding of H q. The residual is that of the recurrence, and is taken anew
+    by one more product where rounding may have parted the two (then jax.scipy's are off without a word).
 
     Args:
         steps: at most this many products with H; one more is for the residual of `start`.
@@ -104,8 +153,10 @@ class CG:
 
     def __call__(self, along: Along, b: PyTree, start: PyTree) -> Answer:
         """The answer."""
+        along, b, start, back = _in_one_type(along, b, start)
         product = _product(along, self.damping)
         squared_b = optax.tree.norm(b, squared=True)
+        eps = jnp.finfo(squared_b.dtype).eps
         r = optax.tree.sub(b, product(start))
         squared = optax.tree.norm(r, squared=True)
         helps = squared < squared_b  # else r would be known to the rounding of H start alone
@@ -113,28 +164,50 @@ class CG:
             lambda x, y: jnp.where(helps, x, y), (start, r, squared), (optax.tree.zeros_like(b), b, squared_b)
         )
 
-        def going(carry: Any) -> Any:
-            _, _, squared, _, step = carry
-            return (squared > self.tolerance**2 * squared_b) & (step < self.steps)
+        def ended(turn: _Turn) -> Any:
+            floor = jnp.maximum(self.tolerance**2 * squared_b, (eps * turn.top * turn.reach) ** 2)
+            return ~(turn.squared > floor) | (turn.step >= self.steps)
 
-        def one(carry: Any) -> Any:
-            q, r, squared, p, step = carry
-            image = product(p)
-            rate = squared / optax.tree.vdot(p, image)
-            q, r = optax.tree.add_scale(q, rate, p), optax.tree.add_scale(r, -rate, image)
+        def one(turn: _Turn) -> _Turn:
+            checking = turn.checking
+            image = product(_where(checking, turn.q, turn.p))
+            bend: Any = optax.tree.vdot(turn.p, image)
+            curvature = jnp.abs(bend) / turn.squared_p
+            top = jnp.where(checking, turn.top, jnp.maximum(turn.top, curvature))
+            bent = (curvature > FLAT * eps * top) & ~checking
+            rate = jnp.where(bent, turn.squared / jnp.where(bent, bend, 1), 0)
+            q = optax.tree.add_scale(turn.q, rate, turn.p)
+            r = optax.tree.add_scale(_where(checking, b, turn.r), jnp.where(checking, -1, -rate), image)
             new = optax.tree.norm(r, squared=True)
-            return q, r, new, optax.tree.add_scale(r, new / squared, p), step + 1
+            more = new / turn.squared
+            p = optax.tree.add_scale(r, more, turn.p)
+            reach = turn.reach + jnp.abs(rate) * jnp.sqrt(turn.squared_p)
+            step = jnp.where(bent, turn.step + 1, self.steps)
+            after = _Turn(q, r, new, p, new + more**2 * turn.squared_p, top, reach, step, checking)
+            parted = eps * step * top * reach > IN_DOUBT * jnp.sqrt(squared_b)
+            return after._replace(checking=ended(after) & parted & ~checking)
 
         q, r, squared = first
-        *last, _, _ = jax.lax.while_loop(going, one, (q, r, squared, r, 0))
+        reach = jnp.where(helps, optax.tree.norm(start), 0).astype(squared.dtype)
+        zero = jnp.zeros_like(squared)
+        turn = _Turn(q, r, squared, r, squared, zero, reach, jnp.zeros((), jnp.int32), jnp.zeros((), bool))
+        turn = jax.lax.while_loop(lambda turn: ~ended(turn) | turn.checking, one, turn)
+        last = (turn.q, turn.r, turn.squared)
         keep = helps & ~(last[-1] < squared)
-        q, r, _ = jax.tree.map(lambda x, y: jnp.where(keep, x, y), first, tuple(last))
-        return _answer(along, self.damping, b, q, optax.tree.sub(b, r))
+        q, r, _ = _where(keep, first, last)
+        return back(_answer(along, self.damping, b, q, optax.tree.sub(b, r)))
+
+
+def _where(condition: Any, x: PyTree, y: PyTree) -> PyTree:
+    return jax.tree.map(lambda a, b: jnp.where(condition, a, b), x, y)
 
 
 @dataclass(frozen=True)
 class GMRES:
     """GMRES (Saad and Schultz 1986), by lineax, warm-started; for indefinite H.
+
+    Where H is singular its answer may hold any part of the null space; one so long that H q is rounding alone is
+    dropped. That test takes one more product.
 
     Args:
         steps: at most this many outer iterations.
@@ -153,16 +226,25 @@ class GMRES:
 
     def __call__(self, along: Along, b: PyTree, start: PyTree) -> Answer:
         """The answer."""
-        import lineax
+        import lineax  # imported when first used: it takes a third of the time that jax itself takes
+
+        along, b, start, back = _in_one_type(along, b, start)
 
         solver = lineax.GMRES(self.tolerance, self.tolerance * 1e-6, max_steps=self.steps, restart=self.restart)
-        q = _by_lineax(solver, _product(along, self.damping), b, start)
-        return _answer(along, self.damping, b, q)
+        operator = lineax.FunctionLinearOperator(_product(along, self.damping), jax.eval_shape(lambda: b))
+        # A zero right-hand side (or start) makes relative tests meaningless; _answer picks up the pieces.
+        q = lineax.linear_solve(operator, b, solver, options={"y0": start}, throw=False).value
+        size: Any = optax.tree.norm(b)
+        longest = IN_DOUBT * size**2 / (jnp.finfo(size.dtype).eps * optax.tree.norm(operator.mv(b)))
+        q = _where(optax.tree.norm(q) > longest, optax.tree.zeros_like(q), q)
+        return back(_answer(along, self.damping, b, q))
 
 
 @dataclass(frozen=True)
 class Direct:
-    """H formed from its products, and factorised by lineax (LU): n products for n entries, and n^2 numbers of memory.
+    """H formed from its products, and factorised (LU): n products for n entries, and n^2 numbers of memory.
+
+    Where H is singular to rounding it is decomposed by eigenvalues instead, and its pseudo-inverse is taken.
 
     Args:
         damping: solve (H + damping I) q = b.
@@ -182,21 +264,24 @@ class Direct:
         _check("Direct", {}, self.damping)
 
     def __call__(self, along: Along, b: PyTree, start: PyTree) -> Answer:
-        """The answer; 0 where H is singular."""
-        import lineax
+        """The answer; of a singular H that of least norm, and of least residual."""
+        along, b, start, back = _in_one_type(along, b, start)
+        product, (flat, unravel) = _product(along, self.damping), ravel_pytree(b)
+        rows = jax.vmap(lambda row: ravel_pytree(product(unravel(row)))[0])(jnp.eye(flat.size, dtype=flat.dtype))
+        matrix = (rows + rows.T) / 2
+        factors, pivots = jax.scipy.linalg.lu_factor(matrix)
+        within = FLAT * flat.size * jnp.finfo(flat.dtype).eps
+        diagonal = jnp.abs(jnp.diagonal(factors))
 
-        q = _by_lineax(lineax.LU(), _product(along, self.damping), b, start)
-        return _answer(along, self.damping, b, q)
+        def pseudo_inverse() -> Any:
+            values, vectors = jnp.linalg.eigh(matrix)
+            sizes = jnp.abs(values)
+            kept = sizes > within * jnp.max(sizes)
+            return vectors @ jnp.where(kept, (vectors.T @ flat) / jnp.where(kept, values, 1), 0)
 
-
-def _by_lineax(solver: Any, product: Product, b: PyTree, start: PyTree) -> PyTree:
-    import lineax  # imported when first used: it takes a third of the time that jax itself takes
-
-    shapes = jax.eval_shape(lambda: b)
-    operator = lineax.FunctionLinearOperator(product, shapes)
-    # A zero right-hand side (or start) makes relative tests meaningless; _answer picks up the pieces.
-    options = {} if isinstance(solver, lineax.LU) else {"y0": start}
-    return lineax.linear_solve(operator, b, solver, options=options, throw=False).value
+        regular = jnp.min(diagonal) > within * jnp.max(diagonal)
+        q = jax.lax.cond(regular, lambda: jax.scipy.linalg.lu_solve((factors, pivots), flat), pseudo_inverse)
+        return back(_answer(along, self.damping, b, unravel(q)))
 
 
 @dataclass(frozen=True)
@@ -220,6 +305,7 @@ class Neumann:
 
     def __call__(self, along: Along, b: PyTree, start: PyTree) -> Answer:
         """The answer. The series starts from zero: `start` is not used."""
+        along, b, start, back = _in_one_type(along, b, start)
         product = _product(along, self.damping)
 
         def one(carry: Any, _: None) -> tuple[Any, None]:
@@ -228,7 +314,7 @@ class Neumann:
             return (power, optax.tree.add(total, power)), None
 
         (_, total), _ = jax.lax.scan(one, (b, b), None, length=self.terms)
-        return _answer(along, self.damping, b, optax.tree.scale(self.scale, total))
+        return back(_answer(along, self.damping, b, optax.tree.scale(self.scale, total)))
 
 
 def least_squares(product: Product, b: PyTree, q: PyTree) -> PyTree:
@@ -267,6 +353,7 @@ class ByOptimizer:
     def __call__(self, along: Along, b: PyTree, start: PyTree) -> Answer:
         """The answer."""
         check_optimizer("ByOptimizer", "optimizer", self.optimizer, "q", start)
+        along, b, start, back = _in_one_type(along, b, start)
         product = _product(along, self.damping)
 
         def one(carry: Any, _: None) -> tuple[Any, None]:
@@ -277,4 +364,4 @@ class ByOptimizer:
         (q, _), _ = jax.lax.scan(one, (start, self.optimizer.init(start)), None, length=self.steps)
         # Near the end of a solve a move of fixed length, such as Adam's, leads away from the last answer.
         new, last = (_answer(along, self.damping, b, x) for x in (q, start))
-        return jax.tree.map(lambda x, y: jnp.where(new.residual < last.residual, x, y), new, last)
+        return back(_where(new.residual < last.residual, new, last))

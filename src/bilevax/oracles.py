@@ -8,16 +8,21 @@ from which every first-order method of the library is made (DESIGN: the one idea
 going back through the gradient, whose evaluation it shares: grad2_uv g . p is the derivative of <grad_v g, p> in u.
 Forward over that gradient (Pearlmutter 1994) has the same arithmetic and memory; compiled code of the backward form
 takes up to a fifth less time where there are convolutions. `finite_difference` takes two more gradients.
+
+Where v lives in a set, or has a regulariser with corners, v*(u) is the fixed point of a projected or proximal descent;
+`fixed_point` gives the `along` that takes the place of the above.
 """
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
+from jax.core import Tracer
 
-from bilevax.problem import Problem, PyTree
+from bilevax.problem import InputError, Problem, PyTree, identity
 
 Along = Callable[[PyTree], tuple[PyTree, PyTree]]
 Curvature = Callable[[Callable[[PyTree, PyTree], Any], PyTree, PyTree], "Lower"]  # g(u, v), u, v -> it
@@ -161,3 +166,145 @@ def lower_slopes(
     """g(u, v) and its gradients in u and in v: what methods on the value function min over v of g need."""
     loss, (grad_u, grad_v) = jax.value_and_grad(problem.lower, (0, 1))(u, v, data, key, mu)
     return loss, grad_u, grad_v
+
+
+class FixedPoint(NamedTuple):
+    """The linear system of a hypergradient where v*(u) is the fixed point of a map, see `fixed_point`."""
+
+    along: Along
+    b: PyTree
+    direct: PyTree
+
+
+def fixed_point(
+    move: Callable[[PyTree, PyTree], PyTree], u: PyTree, v: PyTree, g: Lower, b: PyTree, step: Any = None
+) -> FixedPoint:
+    """The system along(q)[1] = b whose solution gives the derivative of v*(u) = move(u, v*(u) - step grad_v g).
+
+    `move` is the projection onto the set that v lives in, or the proximal map of a regulariser, with step length
+    `step`. Its derivative J in its second argument is symmetric. Differentiating the fixed point,
+
+        (I - J + step H J) w = b,    d/du b . v*(u) = direct(w) - cross(step J w),    H = grad2_vv g,
+
+    where direct(w) is w times the derivative of `move` in u. With q = step w and the system multiplied by J from the
+    left it becomes symmetric, and has the solutions that count unchanged:
+
+        (J H J + J (I - J) / step) q = J b,    w = J q / step + b - H J q.
+
+    Where J is a projector (a box, a simplex, soft thresholding) it is the system of the free part of v alone, whatever
+    the step is; elsewhere (a ball, a group lasso) the second term is the curvature of the boundary. Without a set J is
+    the identity.
+
+    Args:
+        move: (u, v) -> v.
+        u, v: the point; v near the fixed point.
+        g: the lower loss there, without the regulariser that `move` is the proximal map of.
+        b: the gradient in v of what is to be differentiated, such as the upper loss.
+        step: positive; by default |grad_v g|^2 / <grad_v g, H grad_v g>, which depends on no unit.
+
+    Returns:
+        A FixedPoint. The derivative is `direct - cross`, where (cross, _) = along(q) and along(q)[1] = b; for any of
+        `bilevax.linear_solve` that is `direct - answer.cross`.
+    """
+    step = _cauchy_step(g, v) if step is None else step
+    before = jax.tree.map(lambda x, d: (x - step * d).astype(x.dtype), v, g.grad_v)
+    _, pull = jax.vjp(move, u, before)
+
+    def along(q: PyTree) -> tuple[PyTree, PyTree]:
+        p = pull(q)[1]
+        cross, image = g.along(p)
+        rest = jax.tree.map(lambda p, h: (p / step - h).astype(p.dtype), p, image)
+        bent = jax.tree.map(lambda q, p, h: (h + (q - p) / step).astype(q.dtype), q, p, image)
+        return optax.tree.sub(cross, pull(rest)[0]), pull(bent)[1]
+
+    direct, inner = pull(b)
+    return FixedPoint(along, inner, direct)
+
+
+def on_set(problem: Problem, u: PyTree, v: PyTree, g: Lower, b: PyTree) -> tuple[Along, PyTree]:
+    """`along` and b of the system for d/du b . v*(u), where v*(u) minimises g on the set of `project_lower`."""
+    if problem.project_lower is identity:
+        return g.along, b
+    found = fixed_point(lambda _, v: problem.project_lower(v), u, v, g, b)
+    return found.along, found.b
+
+
+def projected(problem: Problem, v: PyTree) -> tuple[PyTree, Callable[[PyTree], PyTree]]:
+    """The projection of v onto its set, and the product with the transpose of its derivative there."""
+    if problem.project_lower is identity:
+        return v, identity
+    found, pull = jax.vjp(problem.project_lower, v)
+    return found, lambda x: pull(x)[0]
+
+
+def _cauchy_step(g: Lower, v: PyTree) -> Any:
+    """|d|^2 / <d, H d> of d = grad_v g, which is 1 over a curvature of g; |v| / |d| where there is none."""
+    dtype = jnp.result_type(jnp.float32, *jax.tree.leaves(v))
+    largest: Any = optax.tree.max(jax.tree.map(lambda x: jnp.abs(x).astype(dtype), g.grad_v))
+    largest = jnp.where(largest > 0, largest, 1)
+    d = jax.tree.map(lambda x: (x.astype(dtype) / largest).astype(x.dtype), g.grad_v)
+    size, curvature = _dot(d, d, dtype), jnp.abs(_dot(d, g.along(d)[1], dtype))
+    flat = curvature <= jnp.finfo(dtype).tiny
+    length = jnp.sqrt(_dot(v, v, dtype) / jnp.where(size > 0, size, 1)) / largest
+    step = jnp.where(flat, length, size / jnp.where(flat, 1, curvature))
+    return jnp.where((step > 0) & jnp.isfinite(step), step, 1)
+
+
+def _dot(a: PyTree, b: PyTree, dtype: Any) -> Any:
+    return sum(
+        jnp.vdot(x.astype(dtype), y.astype(dtype)) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
+    )
+
+
+PROJECTION_WITHIN = 1e-3  # float32 keeps a projection to about 1e-6, and iterated ones to less
+
+
+def require_projection(owner: str, name: str, project: Callable[[PyTree], PyTree], v: PyTree) -> None:
+    """Refuse what is no orthogonal projection, since the derivative at its boundary would be wrong.
+
+    Inside of a jit nothing is tested.
+
+    Raises:
+        InputError: projecting twice is not projecting once, the derivative is not symmetric, or there is none.
+    """
+    if project is identity:
+        return
+    advice = (
+        f"{owner} differentiates the fixed point of a projected descent, which needs an orthogonal projection onto a "
+        "set, such as those of optax.projections. Use ReverseMode, which differentiates the moves themselves."
+    )
+    try:
+        again, skew = _defects(project, v)
+    except InputError:
+        raise
+    except Exception as error:  # whatever the user's function raises
+        reason = str(error).strip().splitlines()
+        raise InputError(
+            f"{owner}: {name} cannot be differentiated: {type(error).__name__}: {reason[0] if reason else ''} {advice}"
+        ) from error
+    if isinstance(again, Tracer):
+        return
+    if not again <= PROJECTION_WITHIN:
+        raise InputError(f"{owner}: {name} moves a point that it has projected already. {advice}")
+    if not skew <= PROJECTION_WITHIN:
+        raise InputError(f"{owner}: {name} has a derivative that is not symmetric. {advice}")
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _defects(project: Callable[[PyTree], PyTree], v: PyTree) -> tuple[Any, Any]:
+    """How far `project` moves what it has projected, and how far its derivative is from symmetric, both relative."""
+    dtype = jnp.result_type(jnp.float32, *jax.tree.leaves(v))
+    size = jnp.sqrt(_dot(v, v, dtype) / sum(jnp.size(x) for x in jax.tree.leaves(v)))
+    size = jnp.where(size > 0, size, 1)
+    keys = jax.random.split(jax.random.key(0), 3)
+    noise, a, b = (optax.tree.random_like(key, v, jax.random.normal) for key in keys)
+    x = jax.tree.map(lambda x, d: (x + size * d).astype(x.dtype), v, noise)
+    found, pull = jax.vjp(project, x)
+    again = optax.tree.sub(project(found), found)
+    moved = jnp.sqrt(_dot(again, again, dtype) / (_dot(x, x, dtype) + _dot(found, found, dtype)))
+    (of_a,), (of_b,) = pull(a), pull(b)
+    skew = jnp.abs(_dot(a, of_b, dtype) - _dot(b, of_a, dtype))
+    scale = jnp.sqrt(_dot(of_a, of_a, dtype) * _dot(b, b, dtype)) + jnp.sqrt(
+        _dot(of_b, of_b, dtype) * _dot(a, a, dtype)
+    )
+    return moved, skew / jnp.where(scale > 0, scale, 1)

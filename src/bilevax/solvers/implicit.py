@@ -39,7 +39,13 @@ class Implicit:
 
     Cost of a step: T gradients of g, one of f, and a product with the Hessian of g for each step of
     the linear solve. Memory: that of u, v, q and the optimizers; it does not grow with T.
-    `extra["linear_residual"]` tells |H q - grad_v f|.
+    `extra["linear_residual"]` is |H q - grad_v f|.
+
+    Where v lives in a set (`project_lower`), the system is that of the fixed point of a projected descent
+    (`oracles.fixed_point`), so that the direction is right where the bound is active, too. A projection is two products
+    with its derivative for each product with the Hessian, and one product more. For sets other than boxes take plain
+    descent below: the ends of projected Adam depend on its scales. With a `lower_start` that depends on u nothing goes
+    back through the start; in the limit of many moves v*(u) does not depend on it.
     """
 
     upper_optimizer: optax.GradientTransformation = optax.adam(1e-2)
@@ -52,10 +58,11 @@ class Implicit:
         require_count("Implicit", "lower_steps", self.lower_steps)
 
     def check(self, problem: Problem, u: PyTree, v: PyTree, batch: Batch) -> None:
-        """Refuse constraints, and what no solver can treat."""
+        """Refuse constraints, a project_lower that is no projection, and what no solver can treat."""
         base.refuse_constraints(self, problem)
         problem.check(u, v, batch)
         base.check_optimizers(self, problem, u, v, batch, upper=base.Known.VALUE, lower=base.Known.FUNCTION)
+        oracles.require_projection("Implicit", "project_lower", problem.project_lower, v)
 
     def init(self, problem: Problem, u: PyTree, v: PyTree, batch: Batch) -> ImplicitState:
         """The state at (u, v), q zero."""
@@ -77,7 +84,8 @@ class Implicit:
         f = oracles.upper(problem, state.u, v, batch.upper, upper_key)
         data = base.lower_data(batch, self.lower_steps - 1)
         g = oracles.lower(problem, state.u, v, data, upper_key, curvature=self.curvature)
-        q, cross, residual = self.linear_solve(g.along, f.grad_v, state.q)
+        along, b = oracles.on_set(problem, state.u, v, g, f.grad_v)
+        q, cross, residual = self.linear_solve(along, b, state.q)
         direction = optax.tree.sub(f.grad_u, cross)
         objective = base.Objective(f.loss)
         u, upper_opt = base.move(
