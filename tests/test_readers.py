@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 from sklearn.preprocessing import OneHotEncoder
 
-from bilevax import InputError, _archives, tables
+from bilevax import InputError, _archives, _readers, tables
 
 
 def refusal(call) -> str:
@@ -445,6 +445,44 @@ def test_parquet_numbers_are_numbers(tmp_path, column, expected):
     table = tables.read(tmp_path / "a.parquet", "y", "TRAIN")
     assert table.features["a"].tolist() == expected
     assert tables.encode(table).matrices[0].shape == (2, 2 if expected[0] == "a" else 1)
+
+
+def test_text_columns_of_parquet_that_hold_numbers_alone(tmp_path):
+    """Numbers are taken for numbers, and said; digits led by zeros are codes."""
+    for values, expected in ((["1.5", "2", "x"], None), (["1.5", "2", "30"], [1.5, 2, 30]), (["01", "2", "3"], None)):
+        pq.write_table(pa.table({"a": values, "y": ["p", "q", "p"]}), tmp_path / "a.parquet")
+        table = tables.read(tmp_path / "a.parquet", "y", "TRAIN")
+        assert table.features["a"].tolist() == (expected or values)
+        assert any("stored as text and holds numbers alone" in note for note in table.notes) == (expected is not None)
+
+
+def test_one_bad_cell_of_a_parquet_column(tmp_path):
+    pq.write_table(pa.table({"a": ["1.5", "2", "1e5 kg", "4"], "y": ["p", "q"] * 2}), tmp_path / "a.parquet")
+    text = refusal(lambda: tables.read(tmp_path / "a.parquet", "y", "TRAIN"))
+    assert "numbers, but for 1 cell: '1e5 kg' (row 2" in text
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"", "cannot be read as CSV"),
+        (b"feature,group\na\xff,1\n", "not UTF-8"),
+        (b"PK\x03\x04", "a zip archive"),
+        (b'a,b\n1,2,3,4\n1\n"', "cannot be read as CSV"),
+    ],
+)
+def test_words_that_cannot_be_read(tmp_path, content, said):
+    (tmp_path / "a.csv").write_bytes(content)
+    assert said in refusal(lambda: _readers.read_words(tmp_path / "a.csv", "--groups (a.csv)"))
+
+
+def test_words_are_kept_as_written(tmp_path):
+    (tmp_path / "a.csv").write_text("\ufefffeature , group\nNA, 01\n x,\n")
+    frame = _readers.read_words(tmp_path / "a.csv", "--groups")
+    assert frame.columns.tolist() == ["feature", "group"]
+    assert frame.to_numpy().tolist() == [["NA", "01"], ["x", ""]]
+    with pytest.raises(InputError, match="--groups is a directory"):
+        _readers.read_words(tmp_path, "--groups")
 
 
 @pytest.mark.parametrize("dtype", ["Int64", "Float64", "boolean", "category", "string"])

@@ -87,6 +87,11 @@ def settle_features(raws: Sequence[Raw]) -> list[tuple[pd.DataFrame, dict[str, i
             if numeric:
                 values = [np.nan if text in NO_VALUE | NO_NUMBER else float(text) for text in part.texts]
                 settled[i][column] = np.array(values)[part.codes]
+                if raws[i].typed and column in text[i] and not part.total(NO_VALUE | NO_NUMBER):
+                    notes[i].append(
+                        f"Column {column!r} of {raws[i].name} is stored as text and holds numbers alone: it is taken "
+                        "for numbers."
+                    )
                 continue
             if count := part.total(NO_VALUE):
                 missing[i][column] = count
@@ -131,6 +136,8 @@ def _are_numbers(column: str, names: list[str], parts: list[_Cells]) -> bool:
         )
     numbers = {text for text in counts if NUMBER.fullmatch(text)}
     others = [text for text in counts if text not in numbers and text not in NO_VALUE and text not in NO_NUMBER]
+    if all(DIGITS.fullmatch(text) for text in numbers) and any(PADDED.fullmatch(text) for text in numbers):
+        return False  # codes, such as 01, 02, A1
     if not others:
         return True
     if all(DATE.fullmatch(text) for text in others) and not numbers:
@@ -152,8 +159,6 @@ def _are_numbers(column: str, names: list[str], parts: list[_Cells]) -> bool:
         )
     if not numbers:
         return False
-    if all(DIGITS.fullmatch(text) for text in numbers) and any(PADDED.fullmatch(text) for text in numbers):
-        return False  # codes, such as 01, 02, A1
     good, bad = sum(counts[text] for text in numbers), sum(counts[text] for text in others)
     first_is_whole = not any(part_text in others for part_text in parts[0].texts) and any(
         text in numbers for text in parts[0].texts

@@ -44,6 +44,7 @@ class Raw(NamedTuple):
         target: how messages call the labels.
         image_shape: of one sample where the samples are images, else None.
         as_text: the given numeric columns, as the file writes them.
+        typed: whether the file says which columns are text.
         notes: what was done, in sentences.
     """
 
@@ -53,6 +54,7 @@ class Raw(NamedTuple):
     target: str
     image_shape: tuple[int, ...] | None
     as_text: Callable[[Sequence[str]], pd.DataFrame]
+    typed: bool
     notes: tuple[str, ...] = ()
 
 
@@ -89,6 +91,27 @@ def read_raw(path: Path, target: str | None, role: str) -> Raw:
         ) from error
     except (OSError, ValueError, EOFError, MemoryError, csv.Error, NotImplementedError) as error:
         raise InputError(f"{name} cannot be read as {suffix}: {first_line(error)} Check the file.") from error
+
+
+def read_words(path: Path, name: str) -> pd.DataFrame:
+    """A CSV file whose cells are all text, without the blanks around them.
+
+    Raises:
+        InputError: it is no regular file, or no CSV text.
+    """
+    check_regular(path, name, "Pass a CSV file.")
+    try:
+        _check_text(path, name)
+        with _opened(path) as stream:
+            frame = pd.read_csv(stream, dtype=str, keep_default_na=False, encoding="utf-8", index_col=False)
+    except UnicodeDecodeError as error:
+        raise InputError(f"{name} is not UTF-8 text. Save it as UTF-8.") from error
+    except (OSError, ValueError, EOFError, csv.Error) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{name} cannot be read as CSV: {first_line(error)} Check the file.") from error
+    frame.columns = frame.columns.astype(str).str.strip()
+    return pd.DataFrame({column: frame[column].str.strip() for column in frame})
 
 
 def first_line(error: BaseException) -> str:
@@ -155,7 +178,7 @@ def _read_csv(path: Path, target: str, name: str) -> Raw:
     notes = () if separator == "," else (f"{name} is read as columns separated by {SEPARATORS[separator]}.",)
     features = frame.copy()  # one block of memory for each dtype, where read_csv makes one for each column
     labels = features.pop(target)
-    return Raw(name, features, labels, repr(target), None, as_text, notes)
+    return Raw(name, features, labels, repr(target), None, as_text, False, notes)
 
 
 def _check_text(path: Path, name: str) -> None:
@@ -290,7 +313,7 @@ def _read_parquet(path: Path, target: str, name: str) -> Raw:
     def as_text(columns: Sequence[str]) -> pd.DataFrame:
         return pd.DataFrame({column: number_text(features[column]) for column in columns}, dtype=object)
 
-    return Raw(name, features, frame[target], repr(target), None, as_text, tuple(notes))
+    return Raw(name, features, frame[target], repr(target), None, as_text, True, tuple(notes))
 
 
 TURN_DATES = "Turn it into numbers, such as days since a first date, or drop it."
@@ -347,7 +370,7 @@ def _read_npz(path: Path, target: str, name: str) -> Raw:
     def as_text(columns: Sequence[str]) -> pd.DataFrame:
         return pd.DataFrame({column: number_text(features[column]) for column in columns}, dtype=object)
 
-    return Raw(name, features, y, "the labels", image_shape, as_text)
+    return Raw(name, features, y, "the labels", image_shape, as_text, True)
 
 
 def _native(array: np.ndarray, key: str, name: str) -> np.ndarray:

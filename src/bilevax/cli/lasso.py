@@ -178,12 +178,9 @@ def _folds(n: int, seed: int) -> list[np.ndarray]:
 
 def _read_groups(path: Path, data: Data) -> np.ndarray:
     """The group of each feature: that of its column, or of its own where the file does not name it."""
-    import pandas as pd
+    from bilevax._readers import read_words
 
-    try:
-        frame = pd.read_csv(path, dtype=str)
-    except (OSError, ValueError) as error:
-        raise InputError(f"--groups ({path}) cannot be read as CSV: {error}. Check the file.") from error
+    frame = read_words(path, f"--groups ({path})")
     if list(frame.columns) != ["feature", "group"]:
         raise InputError(f"--groups ({path}) has the columns {listed(frame.columns)}. Two are needed: feature, group.")
     unknown = sorted(set(frame["feature"]) - set(data.columns))
