@@ -3,7 +3,9 @@
 Checkpoint is driven by hand here, without a solve. Solves that resume: test_resume.py.
 """
 
+import copy
 import os
+import pickle
 import resource
 import shutil
 import subprocess
@@ -408,7 +410,7 @@ def rename(folder, old, new):
     (folder / old).rename(folder / new)
 
 
-def copy(folder, old, new):
+def duplicate(folder, old, new):
     shutil.copytree(folder / old, folder / new)
 
 
@@ -427,8 +429,8 @@ def copy_state(folder, old, new):
     [
         (rename, "30", "300", 20),
         (rename, "30", "25", 20),
-        (copy, "10", "300", 30),
-        (copy, "30", "5", 30),
+        (duplicate, "10", "300", 30),
+        (duplicate, "30", "5", 30),
         (swap, "20", "30", 10),
         (copy_state, "20", "30", 20),
         (copy_state, "30", "20", 30),
@@ -445,7 +447,7 @@ def test_a_save_under_another_step_is_not_used(three, change, old, new, step):
 
 
 def test_a_save_under_another_step_is_neither_removed_nor_overwritten(three):
-    copy(three, "30", "45")
+    duplicate(three, "30", "45")
     before = content(three / "45")
     with (
         pytest.warns(UserWarning, match=r"45' holds the save of step 30: it was renamed or copied\. It is not used"),
@@ -511,6 +513,14 @@ def test_one_object_serves_one_solve_at_a_time(tmp_path):
     save.finish(result(40))
     assert load(save) == 40
     assert [t.name for t in threading.enumerate() if "bilevax-save" in t.name] == []
+
+
+def test_a_checkpoint_can_be_pickled_and_copied_between_solves(tmp_path):
+    """An estimator that holds one can be, then."""
+    save = Checkpoint(tmp_path, every=2, keep=3)
+    play(save, 20)
+    for other in (pickle.loads(pickle.dumps(save)), copy.deepcopy(save)):
+        assert (other.directory, other.every, other.keep, load(other)) == (tmp_path, 2, 3, 20)
 
 
 HOLD = """
