@@ -1,5 +1,6 @@
 """Tests run in float64, with warnings as errors."""
 
+import contextlib
 import dataclasses
 import hashlib
 import os
@@ -29,6 +30,34 @@ def programs_are_dropped():
     yield
     if MAPPINGS.is_file() and len(MAPPINGS.read_bytes().splitlines()) > 25_000:
         jax.clear_caches()
+
+
+_recorders: list[list[str]] = []
+
+
+def _record(event: str, seconds: float, **more) -> None:
+    if event == "/jax/core/compile/backend_compile_duration":
+        for recorder in _recorders:
+            recorder.append(str(more.get("fun_name", event)))
+
+
+jax.monitoring.register_event_duration_secs_listener(_record)
+
+
+@pytest.fixture
+def compilations():
+    """`with compilations() as seen:` gathers a name for each program that XLA compiles within."""
+
+    @contextlib.contextmanager
+    def recorded():
+        seen: list[str] = []
+        _recorders.append(seen)
+        try:
+            yield seen
+        finally:
+            _recorders.remove(seen)
+
+    return recorded
 
 
 @pytest.fixture

@@ -1,8 +1,10 @@
 """Lassos tuned by gradient: against scikit-learn's grid, optimality conditions, and what is refused; `tune --lasso`."""
 
+import copy
 import importlib.machinery
 import importlib.util
 import json
+import pickle
 import sys
 import types
 
@@ -10,13 +12,17 @@ import jax
 import numpy as np
 import pandas as pd
 import pytest
+import scipy.linalg
 from PIL import Image
+from scipy.sparse import csr_array
+from sklearn.base import clone
 from sklearn.linear_model import Lasso, LassoCV
 from sklearn.model_selection import KFold
 from sklearn.utils.estimator_checks import parametrize_with_checks
 from typer.testing import CliRunner
 
 from bilevax import InputError, cli, solve
+from bilevax.applications import sparse
 from bilevax.applications.sparse import TunedLasso, fit_lasso, lasso_task
 from bilevax.callbacks import Checkpoint
 
@@ -32,31 +38,35 @@ GROUPS = np.repeat(["a", "b", "c", "d", "e", "f"], 4)
 def tuned(**change):
     job = lasso_task(X, Y, HELD, **change)
     task = job.task
-    return task, solve(job.solver, task.problem, *task.start, task.batches, steps=150, key=jax.random.key(0))
+    return job, solve(job.solver, task.problem, *task.start, task.batches, steps=150, key=jax.random.key(0))
 
 
 def test_one_strength_is_that_of_a_fine_grid():
-    task, result = tuned()
+    job, result = tuned()
+    task, strength = job.task, job.strengths(result.u)
     splits = [(np.flatnonzero(~mask), np.flatnonzero(mask)) for mask in HELD]
     alphas = np.geomspace(0.02, 5, 1000)
     grid = LassoCV(cv=splits, alphas=alphas, tol=1e-8, max_iter=100_000).fit(X, Y)
-    assert abs(float(result.u[0]) - np.log(grid.alpha_)) <= np.log(alphas[1] / alphas[0])
+    assert abs(np.log(strength[0] / grid.alpha_)) <= np.log(alphas[1] / alphas[0])
     found = task.metrics(result.u, result.v)
     assert found["held_out_error"] == pytest.approx(grid.mse_path_.mean(1).min(), rel=1e-4)
-    coefficients, intercept = fit_lasso(np.exp(result.u), X, Y)
+    coefficients, intercept = fit_lasso(strength, X, Y)
     np.testing.assert_allclose(coefficients, grid.coef_, atol=0.02)
     assert intercept == pytest.approx(grid.intercept_, abs=0.3)
     assert found["chosen"] == pytest.approx((np.asarray(result.v) != 0).mean())
 
 
 def test_strengths_of_their_own_hold_out_better_and_keep_the_true_features():
-    task, result = tuned(per_group=True)
+    job, result = tuned(per_group=True)
+    task = job.task
     assert result.u.shape == (D,)
     first = task.metrics(task.start[0], task.problem.lower_start(task.start[0], task.batches, None))
     assert task.metrics(result.u, result.v)["held_out_error"] < 0.9 * first["held_out_error"]
-    coefficients, _ = fit_lasso(np.exp(result.u), X, Y)
+    coefficients, _ = fit_lasso(job.strengths(result.u), X, Y)
     assert (coefficients[TRUE != 0] != 0).mean() > 0.9
-    assert (coefficients[TRUE == 0] != 0).mean() < (fit_lasso(np.exp(task.start[0]), X, Y)[0][TRUE == 0] != 0).mean()
+    assert (coefficients[TRUE == 0] != 0).mean() < (
+        fit_lasso(job.strengths(task.start[0]), X, Y)[0][TRUE == 0] != 0
+    ).mean()
 
 
 def test_the_group_lasso_meets_its_optimality_conditions():
@@ -87,9 +97,10 @@ def test_groups_of_one_are_the_lasso():
 
 
 def test_a_group_lasso_is_tuned():
-    task, result = tuned(groups=GROUPS)
+    job, result = tuned(groups=GROUPS)
+    task = job.task
     exact = jax.jit(lambda u: task.problem.lower_start(u, task.batches, None))
-    errors = [task.metrics(u, exact(u))["held_out_error"] for u in np.linspace(-3, 2, 60)[:, None]]
+    errors = [task.metrics(u, exact(u))["held_out_error"] for u in np.linspace(-7, 0, 80)[:, None]]
     assert task.metrics(result.u, result.v)["held_out_error"] <= min(errors) * (1 + 1e-4)
     _, each = tuned(groups=GROUPS, per_group=True)
     assert each.u.shape == (6,)
@@ -130,12 +141,6 @@ def test_the_estimator_passes_callbacks_and_resume_on(tmp_path):
     assert len(resumed.history_.upper_loss) == 6
 
 
-def test_targets_that_do_not_vary_leave_the_mean():
-    model = TunedLasso(steps=2).fit(X, np.full(N, 3.0))
-    assert not model.support_.any()
-    np.testing.assert_allclose(model.predict(X[:4]), 3.0)
-
-
 def test_celer_is_used_where_it_is_installed(monkeypatch):
     seen = []
 
@@ -156,6 +161,143 @@ def test_celer_is_used_where_it_is_installed(monkeypatch):
     assert len(seen) == 1
 
 
+# --- units, sizes, programs -------------------------------------------------------------------------------------------
+
+SMALL = {"steps": 15, "folds": 3}
+MODES = [{}, {"per_group": True}, {"groups": [0, 0, 1, 1, 1, 2]}, {"groups": [0, 0, 1, 1, 1, 2], "per_group": True}]
+
+
+def small(n=40, d=6, seed=0):
+    rng = np.random.default_rng(seed)
+    x = rng.normal(size=(n, d)) + 3
+    return x, x[:, :3] @ [2.0, -1.0, 1.0] + 2 * rng.normal(size=n)
+
+
+@pytest.mark.parametrize(("mode", "own"), [(mode, False) for mode in MODES] + [(MODES[1], True)])
+def test_units_of_y_and_of_x_change_the_units_of_the_result_alone(mode, own):
+    x, y = small()
+
+    def fitted(x, y):
+        model = TunedLasso(**SMALL, **mode)
+        return model.fit(x[:25], y[:25], x[25:], y[25:]) if own else model.fit(x, y)
+
+    first = fitted(x, y)
+    assert first.support_.any()
+    for of_x, of_y in [(1, 1e-18), (1, 1e-10), (1, 1e-4), (1, 1e18), (1e-8, 1), (1e8, 1), (1e-30, 1e30)]:
+        model = fitted(x * of_x, y * of_y)
+        np.testing.assert_allclose(model.alpha_, first.alpha_ * of_x * of_y, rtol=1e-6)
+        np.testing.assert_array_equal(model.support_, first.support_)
+        np.testing.assert_allclose(model.coef_, first.coef_ * of_y / of_x, rtol=1e-6, atol=1e-9 * of_y / of_x)
+        assert model.held_out_error_ == pytest.approx(first.held_out_error_ * of_y**2, rel=1e-6)
+        np.testing.assert_allclose(model.predict(x * of_x), first.predict(x) * of_y, rtol=1e-6, atol=1e-6 * of_y)
+
+
+@pytest.mark.parametrize("groups", [None, [0, 0, 1, 1, 1, 2]])
+def test_with_a_strength_each_the_units_of_a_column_or_a_group_are_free(groups):
+    x, y = small()
+    units = np.geomspace(1e-8, 1e8, 6) if groups is None else np.array([1e-6, 1e3, 1e8])[groups]
+    first, model = (TunedLasso(per_group=True, groups=groups, **SMALL).fit(a, y) for a in (x, x * units))
+    np.testing.assert_allclose(model.alpha_, first.alpha_ * np.unique(units), rtol=1e-6)
+    np.testing.assert_allclose(model.coef_ * units, first.coef_, rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("units", [np.geomspace(1e-3, 1e3, 6), np.geomspace(1e-8, 1e8, 6)])
+def test_one_strength_with_columns_of_unequal_units_is_that_of_a_fine_grid(units):
+    x, y = small()
+    masks = [np.arange(40) % 3 == k for k in range(3)]
+    job = lasso_task(x * units, y, masks)
+    task = job.task
+    result = solve(job.solver, task.problem, *task.start, task.batches, steps=150, key=jax.random.key(0))
+    found = task.metrics(result.u, result.v)["held_out_error"]
+    splits = [(np.flatnonzero(~mask), np.flatnonzero(mask)) for mask in masks]
+    alphas = job.units.strength * np.geomspace(1e-3, 1, 500)
+    grid = LassoCV(cv=splits, alphas=alphas, tol=1e-10, max_iter=100_000).fit(x * units, y)
+    assert found <= grid.mse_path_.mean(1).min() * (1 + 1e-5)
+
+
+@pytest.mark.parametrize("mode", MODES[:2], ids=["one", "each"])
+def test_float32_and_extreme_sizes(mode):
+    x, y = small()
+    first = TunedLasso(**SMALL, **mode).fit(x, y)
+    for of_x, of_y in [(1.0, 1.0), (1e-30, 1.0), (1e37, 1e-37)]:
+        single = TunedLasso(**SMALL, **mode).fit(np.float32(x * of_x), np.float32(y * of_y))
+        np.testing.assert_allclose(single.alpha_, first.alpha_ * of_x * of_y, rtol=1e-2)
+        np.testing.assert_allclose(single.predict(np.float32(x * of_x)), first.predict(x) * of_y, rtol=1e-3)
+    with pytest.raises(InputError, match="X has a column whose largest value is 1"):
+        TunedLasso().fit(np.column_stack([x, np.full(40, 1e200)]), y)
+
+
+def test_targets_that_no_feature_explains_leave_the_mean():
+    x, y = np.random.default_rng(5).normal(size=(2, 200, 3))
+    for mode in MODES[:2]:
+        model = TunedLasso(**SMALL, **mode).fit(x, y[:, 0])
+        assert model.held_out_error_ <= 1.02 * y[:, 0].var()
+        assert np.abs(model.coef_).max() < 0.15
+
+
+def test_constant_and_repeated_columns():
+    x, y = small()
+    more = np.column_stack([x, np.full(40, 0.1), np.full(40, 1e9), x[:, 0], np.zeros(40)])
+    for mode in MODES[:2]:
+        plain, model = (TunedLasso(**SMALL, **mode).fit(a, y) for a in (x, more))
+        np.testing.assert_array_equal(model.coef_[[6, 7, 9]], 0)
+        assert model.held_out_error_ == pytest.approx(plain.held_out_error_, rel=0.05)
+    assert np.isfinite(TunedLasso(groups=[0] * 6 + [1, 1, 0, 2], **SMALL).fit(more, y).alpha_).all()
+
+
+@pytest.mark.parametrize(
+    ("x", "y"),
+    [
+        (X, np.full(N, 3.0)),
+        (X, np.full(N, 0.1)),
+        (np.full((N, 2), 0.1), Y),
+        (np.repeat([[1.0], [-1.0]], 30, 0)[:, [0] * 2], np.tile([1.0, -1.0], 30)),
+    ],
+    ids=["y constant", "y constant but for rounding", "X constant", "nothing in common"],
+)
+def test_data_that_make_all_strengths_alike_are_refused(x, y):
+    masks = [np.arange(len(y)) // 2 % 2 == k for k in range(2)]
+    with pytest.raises(InputError, match="No feature varies together with y"):
+        lasso_task(x, y, masks)
+    coefficients, intercept = fit_lasso(np.ones(1), x, y)
+    np.testing.assert_allclose(coefficients, 0, atol=1e-12)
+    assert intercept == pytest.approx(y.mean())
+
+
+def test_wide_data_take_no_matrix_of_features_by_features(monkeypatch):
+    sizes = []
+    monkeypatch.setattr(sparse, "eigh", lambda a, **more: sizes.append(a.shape) or scipy.linalg.eigh(a, **more))
+    x, y = small(30, 500)
+    masks = [np.arange(30) % 3 == k for k in range(3)]
+    job = lasso_task(x, y, masks)
+    assert sizes == [(30, 30)]
+    splits = [(np.flatnonzero(~mask), np.flatnonzero(mask)) for mask in masks]
+    grid = LassoCV(cv=splits, max_iter=20_000).fit(x, y)
+    assert job.grid[1] == pytest.approx(grid.mse_path_.mean(1).min(), rel=2e-3)
+    # The rate of 1 that the solver takes is at most one over the Lipschitz constant, and not far below it.
+    data = job.task.batches.lower
+    roots = np.sqrt(data.train)[:, :, None] * (data.x - data.x_mean[:, None])
+    assert 0.5 < np.linalg.norm(roots, 2, (1, 2)).max() ** 2 <= 1
+
+
+@pytest.mark.parametrize("mode", [MODES[1], MODES[2]], ids=["lasso", "group lasso"])
+def test_a_second_fit_compiles_nothing(mode, compilations):
+    x, y = small(64)
+    TunedLasso(**SMALL, **mode).fit(x, y)
+    with compilations() as seen:
+        model = TunedLasso(**SMALL, **mode).fit(x[:62] * 3, y[:62] / 7)
+    assert seen == []
+    assert model.support_.any()
+
+
+def test_the_estimator_is_pickled_copied_and_cloned():
+    x, y = small()
+    model = TunedLasso(**SMALL).fit(x, y)
+    for other in (pickle.loads(pickle.dumps(model)), copy.deepcopy(model), clone(model).fit(x, y)):
+        np.testing.assert_array_equal(other.predict(x), model.predict(x))
+        np.testing.assert_array_equal(other.history_.upper_loss, model.history_.upper_loss)
+
+
 @pytest.mark.parametrize(
     ("call", "words"),
     [
@@ -171,11 +313,74 @@ def test_celer_is_used_where_it_is_installed(monkeypatch):
         (lambda: TunedLasso(folds=1).fit(X, Y), "folds is 1, and there are 120 samples"),
         (lambda: TunedLasso(folds=61).fit(X, Y), "between 2 and 60"),
         (lambda: TunedLasso().fit(X, Y, X), "X_val and y_val go together"),
+        (lambda: TunedLasso(folds="3").fit(X, Y), "folds is '3'"),
+        (lambda: TunedLasso(folds=KFold(3)).fit(X, Y), "folds is KFold"),
+        (lambda: TunedLasso(folds=2).fit(X[:3], Y[:3]), "at least 4 are needed"),
+        (lambda: TunedLasso(steps=2.5).fit(X, Y), "steps is 2.5"),
+        (lambda: TunedLasso(steps=True).fit(X, Y), "steps is True"),
+        (lambda: TunedLasso(per_group="yes").fit(X, Y), "per_group is 'yes'"),
+        (lambda: TunedLasso(groups=GROUPS[:3]).fit(X, Y), r"groups has shape \(3,\)"),
+        (lambda: TunedLasso(groups=3).fit(X, Y), r"groups has shape \(\)"),
+        (lambda: TunedLasso(groups=np.where(np.arange(D) < 2, np.nan, 1)).fit(X, Y), "lacks the labels of 2 features"),
+        (lambda: TunedLasso(groups=[None, *GROUPS[1:]]).fit(X, Y), "groups is not a list of labels"),
+        (lambda: TunedLasso(groups=[[0, 1], [2]]).fit(X, Y), "groups is not a list of labels"),
+        (lambda: lasso_task(csr_array(X), Y, HELD), r"X is a csr_array.*X.toarray\(\)"),
+        (lambda: lasso_task(X.astype(complex), Y, HELD), "X has dtype complex128"),
+        (lambda: lasso_task(X.astype(str), Y, HELD), "X has dtype <U"),
+        (lambda: lasso_task(np.full((N, D), "a", object), Y, HELD), "X is not an array of numbers"),
+        (lambda: lasso_task([[1.0], [1.0, 2.0]], Y, HELD), "X is not an array of numbers"),
+        (lambda: lasso_task(X[:, 0], Y, HELD), r"X has shape \(120,\), and must be 2-dimensional"),
+        (lambda: lasso_task(X, Y[:, None], HELD), r"y has shape \(120, 1\), and must be 1-dimensional"),
+        (lambda: lasso_task(X, np.where(Y > 0, np.inf, Y), HELD), "y holds"),
+        (lambda: lasso_task(X, Y, []), "held"),
+        (lambda: lasso_task(X, Y, np.full((2, N), 2)), "held holds values other than True and False"),
+        (lambda: lasso_task(X, Y, "abc"), "held has dtype"),
+        (lambda: fit_lasso(np.full(1, np.nan), X, Y), "strength holds 1 NaN"),
+        (lambda: fit_lasso("a", X, Y), "strength has dtype"),
+        (lambda: fit_lasso(-np.ones(D), X, Y), "must be positive"),
     ],
 )
 def test_refusals(call, words):
     with pytest.raises(InputError, match=words):
         call()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"X": csr_array(X)},
+        {"X": np.where(X > 4, np.nan, X)},
+        {"X": X.astype(complex)},
+        {"X": X[:, 0]},
+        {"X": X[:0], "y": Y[:0]},
+        {"X": np.full((N, D), "a")},
+        {"y": Y[:5]},
+        {"y": Y.astype(complex)},
+        {"y": np.full(N, "a")},
+        {"y": np.stack([Y, Y], 1)},
+        {"y": None},
+        {"X_val": X[:, :2], "y_val": Y},
+        {"X_val": X, "y_val": Y[:5]},
+        {"X_val": pd.DataFrame(X[:9]), "y_val": np.full(9, np.nan)},
+    ],
+)
+def test_malformed_data_end_in_a_sentence(change):
+    with pytest.raises((ValueError, TypeError)) as caught:
+        TunedLasso(**SMALL).fit(**({"X": X, "y": Y} | change))
+    assert isinstance(caught.value, InputError) or "sklearn" in str(caught.traceback[-1].path)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"steps": np.int64(4)},
+        {"folds": np.int32(3)},
+        {"random_state": np.random.RandomState(0)},
+        {"random_state": None},
+    ],
+)
+def test_settings_may_be_numpys(settings):
+    assert TunedLasso(**({"steps": 4, "folds": 3} | settings)).fit(X, Y).n_iter_ == 4
 
 
 @pytest.mark.slow

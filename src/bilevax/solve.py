@@ -374,7 +374,6 @@ def _solve(
         raise _left(asked, saver, BEFORE_THE_FIRST, None) from None
     if layout is not None and stream is not None:
         first_batch = layouts.placed_share(first_batch, layout)
-    solver.check(problem, u, v, first_batch)
     try:
         hash((solver, problem))
     except TypeError as error:
@@ -382,6 +381,7 @@ def _solve(
             f"The solver or the problem holds a field that cannot be hashed ({error}). "
             "Keep arrays out of them: they belong in u, v or the batches."
         ) from error
+    solver.check(problem, u, v, first_batch)
     heed()
     fed: Any
     if layout is None:

@@ -1,5 +1,6 @@
 """Hypergradients restricted to the support of a sparse lower solution."""
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -92,7 +93,7 @@ class SparseHO:
         problem.check(u, v, batch)
         base.check_optimizers(self, problem, u, v, batch, upper=base.Known.VALUE)
         key = jax.random.key(0)
-        moved = jax.jit(lambda u, v, batch: self._moved(problem, u, v, batch, key, key))(u, v, batch)
+        moved = _moved(self, problem, u, v, batch, key)
         if not _any(moved):
             plain = Problem(problem.upper_loss, problem.lower_loss)
             penalised_away = _any(oracles.lower_gradient(plain, u, moved, base.lower_data(batch, 0), key)[1])
@@ -156,6 +157,11 @@ class SparseHO:
         slope = optax.tree.norm(on_support(g.grad_v))
         info = base.Info(f.loss, g.loss, optax.tree.norm(direction), slope, extra)
         return SparseHOState(moved, v, upper_opt, (), q), info
+
+
+@functools.partial(jax.jit, static_argnames=("solver", "problem"))
+def _moved(solver: SparseHO, problem: Problem, u: PyTree, v: PyTree, batch: Batch, key: Any) -> PyTree:
+    return solver._moved(problem, u, v, batch, key, key)
 
 
 def _any(tree: PyTree) -> bool:
