@@ -60,7 +60,7 @@ def one_seed(seed: int) -> dict[str, dict[str, float]]:
         rows[name] = {
             "seconds": time.perf_counter() - began,
             "accuracy": 100 * model.score(d.X_test, d.y_test),
-            **_found(d, model.suspects_),
+            **_found(d, model.sample_weight_ < 0.5),  # the weights alone, as in the paper
         }
     return rows
 

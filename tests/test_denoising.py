@@ -1,20 +1,31 @@
+import copy
+import pickle
+import subprocess
+import sys
+import threading
 import warnings
+from pathlib import Path
 
 import equinox as eqx
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
+import joblib
 import numpy as np
 import optax
 import pandas as pd
 import pytest
 from sklearn.base import clone
+from sklearn.metrics import average_precision_score
 
 from bilevax import InputError, Penalty, ReverseMode, solve
 from bilevax.applications import Task
-from bilevax.applications.denoising import DenoisingClassifier, PlainClassifier
+from bilevax.applications._inputs import on_one_scale
+from bilevax.applications.denoising import DenoisingClassifier, PlainClassifier, _Both
 from bilevax.applications.importance import approxgrad_solver, denoising_task, penalty_solver, weights
+from bilevax.applications.training import Training, improbable
 from bilevax.datasets import noisy_digits
-from bilevax.models import mlp, softmax_regression
+from bilevax.models import Model, mlp, softmax_regression
 
 
 @pytest.fixture(scope="module")
@@ -65,14 +76,24 @@ def test_finds_the_wrong_labels(fitted, digits):
     assert fitted.score(d.X_test, d.y_test) >= clean_only.score(d.X_test, d.y_test) + 0.01
 
 
-def test_weights_suspicion_and_suspects_agree(fitted):
-    w = fitted.sample_weight_
-    assert w.shape == (1000,)
-    assert ((w >= 0) & (w <= 1)).all()
-    middle = (w > 1e-6) & (w < 1 - 1e-6)
-    np.testing.assert_allclose(fitted.suspicion_[middle], -np.log(w / (1 - w))[middle], rtol=1e-6, atol=1e-6)
-    np.testing.assert_array_equal(fitted.suspects_, w < 0.5)
+def test_suspicion_is_the_probability_that_the_given_label_is_wrong(fitted, digits):
+    d, wrong = digits, digits.y != digits.y_true
+    assert fitted.sample_weight_.shape == (1000,)
+    assert ((fitted.sample_weight_ >= 0) & (fitted.sample_weight_ <= 1)).all()
+    given = fitted.predict_proba(d.X)[np.arange(1000), d.y]
+    np.testing.assert_allclose(fitted.suspicion_, 1 - given, atol=1e-12)
+    np.testing.assert_array_equal(fitted.suspects_, fitted.label_belief_ != d.y)
+    # Measured: 0.998, where the weights rank at 0.98.
+    by_weight = average_precision_score(wrong, -fitted.sample_weight_)
+    assert average_precision_score(wrong, fitted.suspicion_) > max(0.99, by_weight + 0.005)
     assert fitted.result_.history.upper_loss.shape == (100,)
+
+
+def test_suspicion_tells_apart_what_single_precision_does_not():
+    scores = np.array([[40.0, 0.0], [60.0, 0.0], [0.0, 30.0]])
+    found, believed = improbable(Model(lambda key, x: (), lambda v, x: x), (), scores, np.array([0, 0, 0]))
+    np.testing.assert_allclose(found, [np.exp(-40), np.exp(-60), 1 / (1 + np.exp(-30))], rtol=1e-12)
+    assert believed.tolist() == [0, 0, 1]
 
 
 def test_a_second_fit_is_the_same_and_clones_too(small):
@@ -113,6 +134,21 @@ class Net(nn.Module):
         return nn.Dense(10)(nn.Dropout(0.1, deterministic=not train)(nn.relu(nn.Dense(16)(x))))
 
 
+def assert_loads_elsewhere(fitted, x, folder):
+    """Pickled, dumped by joblib, copied: the same predictions to the bit, in another process too."""
+    expected = fitted.predict_proba(x)
+    (folder / "a.pickle").write_bytes(pickle.dumps(fitted))
+    joblib.dump(fitted, folder / "b.joblib")
+    np.savez(folder / "x.npz", x=x, expected=expected)
+    for loaded in (pickle.loads(pickle.dumps(fitted)), joblib.load(folder / "b.joblib"), copy.deepcopy(fitted)):
+        np.testing.assert_array_equal(loaded.predict_proba(x), expected)
+        assert loaded.get_params().keys() == fitted.get_params().keys()
+        assert type(loaded.solver) is type(fitted.solver)
+        clone(loaded)
+    return folder
+
+
+@pytest.mark.filterwarnings("ignore:On trusted samples")  # three steps move the weights little
 @pytest.mark.parametrize(
     ("model", "solver"),
     [
@@ -122,12 +158,95 @@ class Net(nn.Module):
     ],
     ids=["flax", "equinox", "pair"],
 )
-def test_any_model_and_any_solver(small, model, solver):
+def test_any_model_and_any_solver(small, model, solver, tmp_path):
     d = small
     fitted = DenoisingClassifier(model=model, solver=solver, steps=3).fit(d.X, d.y, d.X_clean, d.y_clean)
     assert fitted.score(d.X_test, d.y_test) > 0.7
     wrong = d.y != d.y_true
     assert fitted.suspicion_[wrong].mean() > fitted.suspicion_[~wrong].mean() + 0.3
+    assert_loads_elsewhere(fitted, d.X_test[:50], tmp_path)
+
+
+LOAD = """
+import sys, pickle, jax, joblib, numpy as np
+jax.config.update("jax_enable_x64", True)
+sys.path.insert(0, sys.argv[2])
+with np.load(sys.argv[1] + "/x.npz") as file:
+    for name, load in (("a.pickle", lambda f: pickle.load(open(f, "rb"))), ("b.joblib", joblib.load)):
+        fitted = load(f"{sys.argv[1]}/{name}")
+        np.testing.assert_array_equal(fitted.predict_proba(file["x"]), file["expected"])
+"""
+
+
+def test_a_fitted_classifier_is_loaded_in_another_process(small, tmp_path):
+    d = small
+    plain = PlainClassifier(training=Training(steps=20, rate=optax.cosine_decay_schedule(1e-2, 20))).fit(d.X, d.y)
+    assert_loads_elsewhere(plain_with_solver(plain), d.X_test[:50], tmp_path)
+    subprocess.run([sys.executable, "-c", LOAD, str(tmp_path), str(Path(__file__).parent)], check=True)
+
+
+def plain_with_solver(plain):
+    plain.solver = penalty_solver()  # optax's closures, which pickle refuses
+    return plain
+
+
+def test_what_cannot_be_pickled_is_named(small):
+    with pytest.raises(InputError, match="cannot be pickled: its callbacks holds"):
+        pickle.dumps(quick(callbacks=[threading.Lock()]))
+
+
+BRIEF = Training(steps=60, rate=0.1)
+
+
+def test_pictures_of_bytes_are_read_as_0_to_1(small):
+    """The same to rounding as the pictures over 255, through fit and predict; not those over 1."""
+    d = small
+    images = (255 * d.images).astype(np.uint8)
+
+    def fit(x, clean):
+        return quick(steps=1, training=BRIEF).fit(x[:150], d.y_true[:150], clean[150:], d.y_true[150:])
+
+    bytes_, floats = fit(images, images), fit(images / 255, images / 255)
+    np.testing.assert_allclose(bytes_.predict_proba(images), floats.predict_proba(images / 255), atol=1e-6)
+    np.testing.assert_allclose(bytes_.predict_proba(images / 255), floats.predict_proba(images), atol=1e-6)
+    np.testing.assert_allclose(bytes_.suspicion_, floats.suspicion_, atol=1e-6)
+    assert bytes_.score(images, d.y_true) > 0.8
+    with pytest.raises(InputError, match=r"X holds floats from 0 to 255, and fit bytes"):
+        bytes_.predict(images.astype(float))
+    with pytest.raises(InputError, match=r"X holds floats from 0 to 255, and X_clean bytes"):
+        fit(images.astype(float), images)
+    mixed, both = on_one_scale("X", images / 255, "X_clean", images)
+    np.testing.assert_allclose(mixed, both, rtol=1e-12)
+
+
+def test_a_table_of_bytes_holds_numbers(small):
+    table = (9 * small.images).astype(np.uint8).reshape(200, 64)
+    found, same = (PlainClassifier(softmax_regression, BRIEF).fit(x, small.y) for x in (table, table.astype(float)))
+    np.testing.assert_array_equal(found.predict_proba(table), same.predict_proba(table.astype(float)))
+
+
+def test_results_that_cannot_be_right_are_warned_of(small):
+    """Nine of ten labels are shifted by one, and a single step leaves the weights at 0.4 and 0.6."""
+    d = small
+    y = np.where(np.arange(200) % 10, (d.y_true + 1) % 10, d.y_true)
+    with pytest.warns() as record:
+        quick(steps=2, batch_size=20).fit(d.X, y, d.X_clean, d.y_clean)
+    visits, worse = [str(w.message) for w in record]
+    assert "visited 0.2 times in 2 steps" in visits
+    assert "at least 50 steps" in visits
+    assert worse.startswith("On trusted samples that it was not trained on, the final classifier is right on")
+
+
+@pytest.mark.parametrize("suspects", [100, 101])
+def test_more_suspects_than_half_are_warned_of(suspects):
+    classifier = quick()
+    classifier._model = None
+    classifier.suspects_ = np.arange(200) < suspects
+    few = _Both(np.zeros((205, 2)), np.zeros(205, int), np.ones(200))  # too few trusted samples to compare by
+    with warnings.catch_warnings(record=True) as record:
+        warnings.simplefilter("always")
+        classifier._warn(few, None)
+    assert [str(w.message)[:31] for w in record] == ["101 of 200 samples are suspects"] * (suspects > 100)
 
 
 def test_callbacks_are_called(small):
@@ -182,42 +301,6 @@ def test_plain_classifier_learns_what_it_is_given(digits):
     assert noisy < right - 0.1
 
 
-def with_nan(x):
-    x = x.copy()
-    x[2, 3] = np.nan
-    return x
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (lambda d: {"X": with_nan(d.X)}, "X holds 1 NaN or infinite values"),
-        (lambda d: {"X_clean": with_nan(d.X_clean)}, "X_clean holds 1 NaN or infinite values"),
-        (lambda d: {"y": np.zeros(200, int), "y_clean": np.zeros(100, int)}, r"y has one class only \(0\)"),
-        (lambda d: {"y_clean": d.y_clean + 1}, "y_clean has labels that y lacks: 10"),
-        (lambda d: {"y": d.y[:-1]}, "X has 200 samples and y 199 labels"),
-        (lambda d: {"y_clean": d.y_clean[:-1]}, "X_clean has 100 samples and y_clean 99 labels"),
-        (lambda d: {"X_clean": d.X_clean[:, :60]}, "X_clean has 60 features and X has 64"),
-        (lambda d: {"X": np.full((200, 64), "a")}, "X holds values that are no numbers"),
-        (lambda d: {"X": pd.DataFrame(d.X).assign(kind="a")}, "X has columns that hold no numbers: 'kind'"),
-        (lambda d: {"X": d.X[:, 0]}, r"X has shape \(200,\)"),
-        (lambda d: {"X": d.X[:0], "y": d.y[:0]}, r"X has shape \(0, 64\)"),
-        (lambda d: {"y": d.y[:, None]}, r"y has shape \(200, 1\)"),
-        (lambda d: {"y": d.y + 0.5}, "y holds fractions"),
-        (lambda d: {"y": np.where(d.y == 1, np.nan, d.y)}, "y has .* missing labels"),
-        (lambda d: {"y": np.array([*d.y[:-1], "a"], object)}, "y mixes labels of several types"),
-        (
-            lambda d: {"X": pd.DataFrame(d.X), "X_clean": pd.DataFrame(d.X_clean).iloc[:, ::-1]},
-            "Give both the same columns in the same order",
-        ),
-    ],
-)
-def test_bad_data_get_a_sentence(small, change, message):
-    arguments = {name: getattr(small, name) for name in ("X", "y", "X_clean", "y_clean")} | change(small)
-    with pytest.raises(InputError, match=message):
-        quick().fit(**arguments)
-
-
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
@@ -229,7 +312,16 @@ def test_bad_data_get_a_sentence(small, change, message):
         ({"model": "mlp"}, "which is no model"),
         ({"random_state": -1}, "random_state is -1"),
         ({"training": 200}, "training is 200"),
+        ({"random_state": None}, "random_state is None"),
+        ({"random_state": "a"}, "random_state is 'a'"),
+        ({"random_state": 2**32}, "random_state is 4294967296, .* at most 2"),
+        ({"steps": 2.5}, "steps is 2.5"),
+        ({"batch_size": 2.0}, "batch_size is 2.0"),
         ({"solver": "penalty"}, "solver is 'penalty'"),
+        ({"solver": Penalty}, r"solver is the class Penalty, which is no solver\. Pass an instance"),
+        ({"solver": penalty_solver}, r"which is no solver\. Call it"),
+        ({"model": None}, "model is None"),
+        ({"model": Model(lambda key, x: jnp.zeros((3, 10)), lambda v, x: x @ v)}, "cannot be applied to samples of"),
     ],
 )
 def test_bad_settings_get_a_sentence(small, settings, message):

@@ -1,21 +1,40 @@
 """Wrong labels found by importance learning, scikit-learn's way.
 
 Importance weights are learned by the bilevel problem of `importance.denoising_task` (Mehra and Hamm 2021, eq. 3 and
-appendix E.2); wrongly labelled samples end with small weights.
+appendix E.2); wrongly labelled samples end with small weights. A classifier trained by these weights then says how
+probable each given label is, and this probability ranks the samples.
 """
 
+import functools
+import math
 import warnings
 from collections.abc import Sequence
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from scipy import stats
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils.validation import check_is_fitted
 
+from bilevax.applications._inputs import (
+    classes_of,
+    features,
+    on_one_scale,
+    per_sample,
+    places,
+    require_alike,
+    require_batch,
+    require_solver,
+    require_training,
+    require_unit,
+    samples,
+    seed_key,
+)
+from bilevax.applications._pickling import Picklable
 from bilevax.applications.importance import denoising_task, penalty_solver, weights
-from bilevax.applications.training import Training, probabilities, require_finite, train
+from bilevax.applications.training import Training, improbable, probabilities, train
 from bilevax.datasets import overlap
 from bilevax.models import Model, as_model, initial, logits, mlp
 from bilevax.problem import InputError, PyTree, listed, require_count
@@ -24,9 +43,12 @@ from bilevax.solvers import base
 
 STEPS = 100  # of a solve, by default: tuned on splits and noise of the digits other than those reported
 LARGE_FEATURE = 10.0
+FEW_VISITS = 5  # a weight that moved less often is still near its start
+FEW_CLEAN = 20  # trusted samples, of which no share says anything
+CONFIDENCE = 0.95
 
 
-class _Classifier(ClassifierMixin, BaseEstimator):
+class _Classifier(ClassifierMixin, Picklable, BaseEstimator):
     """What both classifiers share: how a model is made to fit the data, and prediction."""
 
     model: Any
@@ -37,19 +59,28 @@ class _Classifier(ClassifierMixin, BaseEstimator):
     _model: Model
     _params: PyTree
     _shape: tuple[int, ...]
+    _bytes: bool
+    _unit: bool
 
     def predict_proba(self, X: Any) -> np.ndarray:
         """The probability of each class, (n, classes), in the order of `classes_`.
 
         Raises:
-            InputError: X has other features than fit had, or values that are not finite numbers.
+            InputError: X has other features than fit had, or values that are not finite numbers; images of bytes
+                where fit had floats outside 0..1, or the other way around.
         """
         check_is_fitted(self, "_params")
-        x = _features("X", X)
+        x = features("X", X)
         if x.shape[1:] != self._shape:
             raise InputError(
-                f"X has {_per_sample(x.shape[1:])} features, and the classifier was fitted on "
-                f"{_per_sample(self._shape)}. Pass the same features as to fit."
+                f"X has {per_sample(x.shape[1:])} features, and the classifier was fitted on "
+                f"{per_sample(self._shape)}. Pass the same features as to fit."
+            )
+        if self._bytes:
+            require_unit("X", x, "fit")
+        elif x.dtype == np.uint8 and not self._unit:
+            raise InputError(
+                "X holds bytes, which are read as 0..1, and fit had floats outside of it. Pass floats on fit's scale."
             )
         names = getattr(self, "feature_names_in_", None)
         if names is not None and hasattr(X, "columns") and list(X.columns) != list(names):
@@ -63,15 +94,9 @@ class _Classifier(ClassifierMixin, BaseEstimator):
         return self.classes_[self.predict_proba(X).argmax(1)]
 
     def _start_fit(self, given: Any, x: np.ndarray, labels: np.ndarray) -> None:
-        """Set what the training set tells: classes, features, model."""
-        if not isinstance(self.training, Training):
-            raise InputError(f"training is {self.training!r}. Pass a bilevax.applications.training.Training.")
-        classes = _classes("y", labels)
-        if len(classes) < 2:
-            raise InputError(
-                f"y has one class only ({listed(classes)}). At least two are needed to learn from: "
-                "check the labels, or add samples of the other classes."
-            )
+        """Set what follows from the training set: classes, features, model."""
+        require_training(self.training)
+        classes = classes_of("y", labels)
         if x.dtype != np.uint8 and max(float(x.std(axis=0).max()), float(np.abs(x.mean(axis=0)).max())) > LARGE_FEATURE:
             warnings.warn(
                 f"X has features up to {np.abs(x).max():g} in size. Training expects them to be of the order of 1: "
@@ -79,13 +104,14 @@ class _Classifier(ClassifierMixin, BaseEstimator):
                 stacklevel=3,
             )
         model = as_model(self.model, len(classes))
-        shape = jax.eval_shape(lambda x: logits(model, initial(model, jax.random.key(0), x[:1]), x), x).shape
+        shape = _logits_shape(model, x)
         if shape != (len(x), len(classes)):
             raise InputError(
                 f"model gives logits of shape {shape} for {len(x)} samples of {len(classes)} classes, and must give "
                 f"{(len(x), len(classes))}. Set its last layer's width to the number of classes."
             )
         self.classes_, self.n_features_in_, self._model, self._shape = classes, x.shape[1], model, x.shape[1:]
+        self._bytes, self._unit = x.dtype == np.uint8, bool(x.min() >= 0 and x.max() <= 1)
         if hasattr(given, "columns"):
             self.feature_names_in_ = np.asarray(given.columns, dtype=object)
         elif hasattr(self, "feature_names_in_"):
@@ -116,11 +142,12 @@ class PlainClassifier(_Classifier):
         Raises:
             InputError: as for `DenoisingClassifier.fit`.
         """
-        x, labels = _samples("X", X, "y", y)
+        key = seed_key("random_state", self.random_state)
+        x, labels = samples("X", X, "y", y)
         self._start_fit(X, x, labels)
-        codes = np.searchsorted(self.classes_, labels)
+        codes = places("y", labels, self.classes_)
         weight = np.ones(len(x), jnp.result_type(float))
-        self._params = train(self._model, self.training, x, codes, weight, _key(self.random_state))
+        self._params = train(self._model, self.training, x, codes, weight, key)
         return self
 
 
@@ -148,9 +175,10 @@ class DenoisingClassifier(_Classifier):
 
     Attributes:
         sample_weight_: (n,) importance of each sample of X, 0..1.
-        suspicion_: (n,) log-odds -log(w / (1 - w)) of the weights: higher is more suspect, 0 is weight 1/2.
-        suspects_: (n,) bool, weights below 1/2. All start a little above or below, and go where the
-            clean set's loss sends them, so 1/2 tells the two ends of the histogram apart.
+        suspicion_: (n,) in 0..1, how probable it is to the final classifier that the given label is wrong: 1 minus its
+            probability of that label. Rank by it. It ranks wrong labels better than the weights do, from which the
+            classifier was learned: what many samples say about one enters, too.
+        suspects_: (n,) bool, whether the final classifier predicts another label than the given one.
         label_belief_: (n,) the label the final classifier predicts for each sample of X.
         result_: the solve's Result.
         classes_: the labels, sorted.
@@ -193,8 +221,13 @@ class DenoisingClassifier(_Classifier):
     def fit(self, X: Any, y: Any, X_clean: Any, y_clean: Any) -> Self:
         """Learn the weights of X (n, ...) with labels y (n,), by X_clean (m, ...) with right labels y_clean (m,).
 
-        NumPy arrays or pandas objects; labels of any one type. Images of uint8, (n, h, w) or (n, h, w, 3), go to
-        the model as they are; the networks of `bilevax.models` read them as 0..1.
+        NumPy arrays or pandas objects; labels of any one type. Images of uint8, (n, h, w) or (n, h, w, 3), stay bytes
+        in memory, and reach the model, whichever it is, as floats in 0..1. An array of uint8 of rank 2 is a table,
+        whose numbers are taken as they are.
+
+        Warns (UserWarning) of features that need scaling, trusted samples that are in X too, too few visits for the
+        weights to move, more suspects than half of X, and a final classifier that is clearly less accurate than one
+        trained on the trusted samples alone (by a sign test on two folds of X_clean).
 
         Raises:
             InputError: features that are not numbers or not finite; lengths or features that do not fit;
@@ -203,12 +236,19 @@ class DenoisingClassifier(_Classifier):
             SolveError: a value was not finite in mid-run; `.result` holds the last finite state.
         """
         solver = penalty_solver() if self.solver is None else self.solver
-        if not hasattr(solver, "step"):
-            raise InputError(f"solver is {solver!r}, which is no solver. Pass one such as penalty_solver().")
-        require_count(type(self).__name__, "steps", self.steps)
-        x, labels = _samples("X", X, "y", y)
-        x_clean, clean_labels = _samples("X_clean", X_clean, "y_clean", y_clean)
-        _check_alike(X, x, X_clean, x_clean)
+        require_solver(solver)
+        owner = type(self).__name__
+        steps = require_count(owner, "steps", self.steps)
+        key, solve_key = jax.random.split(seed_key("random_state", self.random_state))
+        x, labels = samples("X", X, "y", y)
+        x_clean, clean_labels = samples("X_clean", X_clean, "y_clean", y_clean)
+        require_alike("X", X, x, "X_clean", X_clean, x_clean)
+        x, x_clean = on_one_scale("X", x, "X_clean", x_clean)
+        batch_size = require_batch(owner, "batch_size", self.batch_size, "X", len(x))
+        clean_batch_size = require_batch(owner, "clean_batch_size", self.clean_batch_size, "X_clean", len(x_clean))
+        self._start_fit(X, x, labels)
+        codes = places("y", labels, self.classes_)
+        clean_codes = places("y_clean", clean_labels, self.classes_)
         shared = overlap(x, x_clean)
         if shared:
             warnings.warn(
@@ -216,26 +256,13 @@ class DenoisingClassifier(_Classifier):
                 "leave them out of one of the two.",
                 stacklevel=2,
             )
-        for name, size, data, n in (
-            ("batch_size", self.batch_size, "X", len(x)),
-            ("clean_batch_size", self.clean_batch_size, "X_clean", len(x_clean)),
-        ):
-            if size is not None:
-                require_count(type(self).__name__, name, size)
-                if n < size:
-                    raise InputError(
-                        f"{data} has {n} samples, fewer than one batch of {size}. "
-                        f"Lower {name}, or pass None to use all of them at each step."
-                    )
-        self._start_fit(X, x, labels)
-        unknown = [c for c in _classes("y_clean", clean_labels) if c not in self.classes_]
-        if unknown:
-            raise InputError(
-                f"y_clean has labels that y lacks: {listed(unknown)}. y has {listed(self.classes_)}. "
-                "Spell them alike, or leave those samples out of the clean set."
+        visits = steps * (len(x) if batch_size is None else batch_size) / len(x)
+        if visits < FEW_VISITS:
+            warnings.warn(
+                f"Each sample of X is visited {visits:.2g} times in {steps} steps, too few for its weight to move far "
+                f"from its start. Take at least {math.ceil(FEW_VISITS * steps / visits)} steps, or larger batches.",
+                stacklevel=2,
             )
-        codes, clean_codes = (np.searchsorted(self.classes_, a) for a in (labels, clean_labels))
-        key, solve_key = jax.random.split(_key(self.random_state))
         task = denoising_task(
             self._model,
             x,
@@ -244,104 +271,105 @@ class DenoisingClassifier(_Classifier):
             clean_codes,
             key=key,
             training=self.training,
-            batch_size=self.batch_size,
-            clean_batch_size=self.clean_batch_size,
+            batch_size=batch_size,
+            clean_batch_size=clean_batch_size,
         )
         self.result_: Result = solve(
             solver,
             task.problem,
             *task.start,
             task.batches,
-            steps=self.steps,
+            steps=steps,
             key=solve_key,
             callbacks=self.callbacks,
             resume=self.resume,
             mesh=self.mesh,
         )
-        u = np.asarray(self.result_.u)
-        self.sample_weight_ = np.asarray(weights(u))
-        self.suspicion_ = -2 * u
-        self.suspects_ = self.suspicion_ > 0
-        self._params = train(
-            self._model,
-            self.training,
-            np.concatenate([x, x_clean]),
-            np.concatenate([codes, clean_codes]),
-            np.concatenate([self.sample_weight_, np.ones(len(x_clean), self.sample_weight_.dtype)]),
-            key,
-        )
-        self.label_belief_ = self.predict(X)
+        self.sample_weight_ = np.asarray(weights(np.asarray(self.result_.u)))
+        both = _Both(np.concatenate([x, x_clean]), np.concatenate([codes, clean_codes]), self.sample_weight_)
+        self._params = both.trained(self._model, self.training, key)
+        self.suspicion_, believed = improbable(self._model, self._params, x, codes)
+        self.suspects_ = believed != codes
+        self.label_belief_ = self.classes_[believed]
+        self._warn(both, key)
         return self
 
-
-def _key(random_state: Any) -> Any:
-    if isinstance(random_state, bool) or not isinstance(random_state, int | np.integer) or random_state < 0:
-        raise InputError(f"random_state is {random_state!r}, and must be a non-negative integer.")
-    return jax.random.key(int(random_state))
-
-
-def _samples(x_name: str, X: Any, y_name: str, y: Any) -> tuple[np.ndarray, np.ndarray]:
-    x = _features(x_name, X)
-    labels = np.asarray(y)
-    if labels.ndim != 1:
-        raise InputError(f"{y_name} has shape {labels.shape}, and must have one label per sample: (n,).")
-    if len(x) != len(labels):
-        raise InputError(f"{x_name} has {len(x)} samples and {y_name} {len(labels)} labels. One label each is needed.")
-    if labels.dtype == object:
-        missing = sum(label is None or label != label for label in labels)
-    else:
-        missing = int((labels != labels).sum())
-    if missing:
-        raise InputError(f"{y_name} has {missing} missing labels. Leave those samples out, or label them first.")
-    if np.issubdtype(labels.dtype, np.floating) and np.any(labels != np.round(labels)):
-        found = labels[labels != np.round(labels)][0]
-        raise InputError(f"{y_name} holds fractions (such as {found:g}): a quantity, not labels. Pass classes.")
-    return x, labels
-
-
-def _features(name: str, X: Any) -> np.ndarray:
-    """X as floats of JAX's default precision, (n, ...); images (n, h, w, ...) of uint8 stay as they are."""
-    if hasattr(X, "columns") and hasattr(X, "select_dtypes"):
-        others = X.columns.difference(X.select_dtypes(["number", "bool"]).columns, sort=False)
-        if len(others):
-            raise InputError(
-                f"{name} has columns that hold no numbers: {listed(others)}. Encode them as numbers, say by "
-                "scikit-learn's OneHotEncoder, or leave them out."
+    def _warn(self, both: "_Both", key: Any) -> None:
+        """Warn of results that cannot be right."""
+        n = len(self.suspects_)
+        if 2 * self.suspects_.sum() > n:
+            warnings.warn(
+                f"{self.suspects_.sum()} of {n} samples are suspects, more than half: the final classifier disagrees "
+                "with most labels. Either it learned too little (see its accuracy on trusted samples, scale the "
+                "features, raise the steps of `training`), or y_clean spells the labels in another way than y.",
+                stacklevel=3,
             )
-    images = getattr(X, "dtype", None) == np.uint8 and np.ndim(X) > 2
+        accuracies = both.cross_checked(self._model, self.training, key)
+        if accuracies is not None:
+            warnings.warn(
+                f"On trusted samples that it was not trained on, the final classifier is right on {accuracies[0]:.1%}, "
+                f"and one trained on the trusted samples alone on {accuracies[1]:.1%}. The weights do not help here: "
+                "more steps may, or wrong labels have a structure that weights cannot undo.",
+                stacklevel=3,
+            )
+
+
+class _Both(NamedTuple):
+    """Samples in doubt followed by trusted ones: x, their labels' places y, and the weights of the former."""
+
+    x: np.ndarray
+    y: np.ndarray
+    weight: np.ndarray
+
+    def trained(self, model: Model, training: Training, key: Any, doubted: bool = True, trusted: Any = None) -> PyTree:
+        """Parameters learned from the samples in doubt, or without them, and the given (m,) trusted ones, or all."""
+        m = len(self.x) - len(self.weight)
+        ones = np.ones(m) if trusted is None else trusted
+        weight = np.concatenate([self.weight if doubted else np.zeros_like(self.weight), ones])
+        return train(model, training, self.x, self.y, weight.astype(self.weight.dtype), key)
+
+    def cross_checked(self, model: Model, training: Training, key: Any) -> tuple[float, float] | None:
+        """The accuracy with and without the samples in doubt, if it is clearly better without; else None.
+
+        On trusted samples, each of which is left out of one of two trainings: a sign test on those that one of the two
+        classifiers gets right. (The weights have seen all of them, which is in favour of the former.) All trainings
+        are the same compiled program.
+        """
+        n = len(self.weight)
+        x, y = self.x[n:], self.y[n:]
+        if len(y) < FEW_CLEAN:
+            return None
+        half = np.random.default_rng(0).permutation(len(y)) % 2 == 0
+        right = np.zeros((2, len(y)), bool)
+        for left_out in (half, ~half):
+            for row, doubted in enumerate((True, False)):
+                v = self.trained(model, training, key, doubted, ~left_out)
+                right[row, left_out] = (probabilities(model, v, x).argmax(1) == y)[left_out]
+        with_them, without = int((right[0] & ~right[1]).sum()), int((right[1] & ~right[0]).sum())
+        if without <= with_them:
+            return None
+        p = stats.binomtest(without, with_them + without, alternative="greater").pvalue
+        return (float(right[0].mean()), float(right[1].mean())) if p < 1 - CONFIDENCE else None
+
+
+@functools.lru_cache(maxsize=32)
+def _shape_of_logits(model: Model, shape: tuple[int, ...], dtype: Any) -> tuple[int, ...]:
+    x = jax.ShapeDtypeStruct(shape, dtype)
+    return jax.eval_shape(lambda x: logits(model, initial(model, jax.random.key(0), x[:1]), x), x).shape
+
+
+def _logits_shape(model: Model, x: np.ndarray) -> tuple[int, ...]:
+    """The shape of a model's logits of x, where x can be its input at all.
+
+    Raises:
+        InputError: it cannot, with the model's own words.
+    """
     try:
-        x = np.asarray(X) if images else np.asarray(X, dtype=jnp.result_type(float))
-    except (TypeError, ValueError) as error:
+        return _shape_of_logits(model, x.shape, x.dtype)
+    except InputError:
+        raise
+    except Exception as error:  # of any library
+        lines = str(error).strip().splitlines() or [""]
         raise InputError(
-            f"{name} holds values that are no numbers ({str(error).rstrip('.')}). Encode them as numbers first."
+            f"model cannot be applied to samples of shape {x.shape[1:]}: {type(error).__name__}: {lines[0]}"
         ) from error
-    if x.ndim < 2 or 0 in x.shape:
-        raise InputError(f"{name} has shape {x.shape}, and must have one row per sample and at least one of each.")
-    require_finite(name, x)
-    return x
-
-
-def _check_alike(X: Any, x: np.ndarray, X_clean: Any, x_clean: np.ndarray) -> None:
-    if x.shape[1:] != x_clean.shape[1:]:
-        raise InputError(
-            f"X_clean has {_per_sample(x_clean.shape[1:])} features and X has {_per_sample(x.shape[1:])}. "
-            "Give both the same features."
-        )
-    if hasattr(X, "columns") and hasattr(X_clean, "columns") and list(X.columns) != list(X_clean.columns):
-        raise InputError(
-            f"X_clean has columns {listed(X_clean.columns)}, and X has {listed(X.columns)}. "
-            "Give both the same columns in the same order."
-        )
-
-
-def _classes(name: str, labels: np.ndarray) -> np.ndarray:
-    try:
-        return np.unique(labels)
-    except TypeError as error:
-        raise InputError(
-            f"{name} mixes labels of several types ({error}). Make them all strings, or all numbers."
-        ) from error
-
-
-def _per_sample(shape: tuple[int, ...]) -> str:
-    return " x ".join(str(n) for n in shape)

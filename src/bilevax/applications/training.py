@@ -1,6 +1,7 @@
 """Plain training of a classifier by sample weights: where applications start, what they end with and compare with."""
 
 import functools
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,13 +43,17 @@ class Training:
     l2: float = 3e-3
 
     def __post_init__(self) -> None:
-        require_count("Training", "steps", self.steps)
+        object.__setattr__(self, "steps", require_count("Training", "steps", self.steps))
         if self.batch_size is not None:
-            require_count("Training", "batch_size", self.batch_size)
-        if not callable(self.rate) and not self.rate > 0:
-            raise InputError(f"Training: rate is {self.rate}, and must be positive, or an optax schedule.")
-        if not self.l2 >= 0:
-            raise InputError(f"Training: l2 is {self.l2}, and must be zero or positive.")
+            object.__setattr__(self, "batch_size", require_count("Training", "batch_size", self.batch_size))
+        if not callable(self.rate) and not (_is_real(self.rate) and 0 < self.rate < math.inf):
+            raise InputError(f"Training: rate is {self.rate!r}, and must be positive, or an optax schedule.")
+        if not (_is_real(self.l2) and 0 <= self.l2 < math.inf):
+            raise InputError(f"Training: l2 is {self.l2!r}, and must be zero or positive.")
+
+
+def _is_real(x: Any) -> bool:
+    return isinstance(x, int | float | np.integer | np.floating) and not isinstance(x, bool)
 
 
 def require_finite(name: str, x: np.ndarray) -> None:
@@ -123,5 +128,26 @@ def _probabilities(model: Model, v: PyTree, x: Any) -> Any:
 
 def probabilities(model: Model, v: PyTree, x: Any) -> np.ndarray:
     """The probability of each class, (n, classes), a few thousand samples at a time."""
+    return _in_parts(_probabilities, model, v, x)
+
+
+@functools.partial(jax.jit, static_argnames=("model",))
+def _logits(model: Model, v: PyTree, x: Any) -> Any:
+    return logits(model, v, x)
+
+
+def improbable(model: Model, v: PyTree, x: Any, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The probability (n,) that each sample's label is another than y (n,), and the most likely label (n,).
+
+    In float64, and as the sum over the other labels: of single precision, where a network is sure, all but a few would
+    be 0 or 1, and could not be ranked.
+    """
+    found = _in_parts(_logits, model, v, x).astype(np.float64)
+    odds = np.exp(found - found.max(1, keepdims=True))
+    given = np.arange(found.shape[1]) == np.asarray(y)[:, None]
+    return np.where(given, 0, odds).sum(1) / odds.sum(1), found.argmax(1)
+
+
+def _in_parts(function: Any, model: Model, v: PyTree, x: Any) -> np.ndarray:
     starts = range(0, len(x), PREDICTED_AT_ONCE)
-    return np.concatenate([np.asarray(_probabilities(model, v, x[i : i + PREDICTED_AT_ONCE])) for i in starts])
+    return np.concatenate([np.asarray(function(model, v, x[i : i + PREDICTED_AT_ONCE])) for i in starts])

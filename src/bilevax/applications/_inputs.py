@@ -1,0 +1,267 @@
+"""What users hand to the tools of `applications`: samples, labels, seeds. Each is checked here, and nowhere else."""
+
+import inspect
+import numbers
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from scipy import sparse
+
+from bilevax.applications.training import Training, require_finite
+from bilevax.models import pixels
+from bilevax.problem import InputError, listed, require_count
+
+LARGEST_SEED = 2**32 - 1
+REAL = numbers.Real | np.bool_
+
+
+def per_sample(shape: tuple[int, ...]) -> str:
+    """The shape of one sample, for a message."""
+    return " x ".join(str(n) for n in shape)
+
+
+def numeric(name: str, X: Any) -> np.ndarray:
+    """An array of finite real numbers, of the dtype it came in; objects become floats.
+
+    Raises:
+        InputError: text, dates, complex numbers, missing values, a sparse matrix, rows of different lengths.
+    """
+    if sparse.issparse(X) or type(X).__module__.partition(".")[0] == "sparse":
+        raise InputError(f"{name} is a sparse matrix, and must be a dense array. Pass {name}.toarray().")
+    if hasattr(X, "columns") and hasattr(X, "select_dtypes"):
+        others = X.columns.difference(X.select_dtypes(["number", "bool"]).columns, sort=False)
+        if len(others):
+            raise InputError(
+                f"{name} has columns that hold no numbers: {listed(others)}. Encode them as numbers, say by "
+                "scikit-learn's OneHotEncoder, or leave them out."
+            )
+    if isinstance(X, np.ma.MaskedArray) and np.ma.is_masked(X):
+        raise InputError(f"{name} is a masked array with {np.ma.count_masked(X)} masked values. Fill them first.")
+    try:
+        x = np.asarray(X)
+        if x.dtype == object:
+            text = next((value for value in x.flat if isinstance(value, str | bytes)), None)
+            if text is not None:
+                raise TypeError(f"such as {text!r}")
+            complex_ones = any(isinstance(v, numbers.Complex) and not isinstance(v, REAL) for v in x.flat)
+            x = np.asarray(x, complex if complex_ones else float)
+    except InputError:
+        raise
+    except Exception as error:  # whatever the object's own conversion raises
+        raise InputError(
+            f"{name} holds values that are no numbers ({str(error).strip().rstrip('.')}). Pass an array of numbers, "
+            "one row per sample, without missing ones."
+        ) from error
+    if x.dtype.kind == "c":
+        raise InputError(
+            f"{name} holds complex numbers, whose imaginary parts would be lost. Pass real numbers, say both parts as "
+            "columns."
+        )
+    if x.dtype.kind not in "biuf" and not jnp.issubdtype(x.dtype, jnp.floating):
+        raise InputError(f"{name} holds values that are no numbers (of dtype {x.dtype}). Encode them as numbers first.")
+    require_finite(name, x)
+    return x
+
+
+def features(name: str, X: Any, least: int = 2) -> np.ndarray:
+    """Samples (n, ...) as floats of JAX's default precision; images (n, h, w, ...) of uint8 stay as they are.
+
+    Args:
+        name: of the argument, for a message.
+        X: what was handed over.
+        least: the least rank.
+
+    Raises:
+        InputError: as `numeric`; a rank below `least`; no samples or no features; numbers beyond the floats' range.
+    """
+    x = numeric(name, X)
+    if x.ndim < least or 0 in x.shape:
+        raise InputError(f"{name} has shape {x.shape}, and must have one row per sample and at least one of each.")
+    if x.dtype == np.uint8 and x.ndim > 2:
+        return x
+    dtype = jnp.result_type(float)
+    with np.errstate(over="ignore"):
+        floats = x.astype(dtype)
+    if not np.isfinite(floats).all():
+        largest = float(np.abs(x.astype(np.float64)).max())
+        raise InputError(f"{name} holds numbers up to {largest:g}, beyond the range of {np.dtype(dtype)}. Scale them.")
+    return floats
+
+
+def labels(name: str, y: Any) -> np.ndarray:
+    """One label for each sample, (n,), of any one type.
+
+    Raises:
+        InputError: another shape; missing labels; labels of several types; fractions, or complex numbers.
+    """
+    if sparse.issparse(y):
+        raise InputError(f"{name} is a sparse matrix, and must be an array of labels (n,).")
+    # NumPy would make strings of all labels where a list mixes both.
+    given = list(y) if isinstance(y, list | tuple) else None
+    try:
+        found = np.asarray(y)
+    except Exception as error:
+        raise InputError(f"{name} is no array of labels ({error}). Pass one label per sample: (n,).") from error
+    if found.ndim != 1:
+        hint = f" Pass {name}.ravel()." if found.ndim == 2 and 1 in found.shape else ""
+        raise InputError(f"{name} has shape {found.shape}, and must have one label per sample: (n,).{hint}")
+    mixed = given is not None and found.dtype.kind in "US" and not all(isinstance(v, str | bytes) for v in given)
+    if mixed or found.dtype == object:
+        found = np.empty(len(found), object)
+        found[:] = y if given is None else given
+    if np.ma.is_masked(y):
+        missing = int(np.ma.count_masked(y))
+    else:
+        missing = sum(_missing(v) for v in found) if found.dtype == object else int((found != found).sum())
+    if missing:
+        raise InputError(f"{name} has {missing} missing labels. Leave those samples out, or label them first.")
+    if found.dtype == object:
+        kinds = {"text" if isinstance(v, str) else type(v).__name__ for v in found if not isinstance(v, REAL)}
+        if kinds and (len(kinds) > 1 or any(isinstance(v, REAL) for v in found)):
+            kinds |= {"numbers"} if any(isinstance(v, REAL) for v in found) else set()
+            raise InputError(
+                f"{name} mixes labels of several types ({', '.join(sorted(kinds))}). Make them all strings, or all "
+                "numbers."
+            )
+        if not kinds:
+            found = np.asarray([v.item() if isinstance(v, np.generic) else v for v in found])
+        elif kinds == {"text"}:
+            found = found.astype(str)
+    if found.dtype.kind in "cV" or found.dtype == object:
+        raise InputError(f"{name} holds labels of type {found.dtype}. Make them all strings, or all integers.")
+    if jnp.issubdtype(found.dtype, jnp.floating):
+        fractions = found[found != np.round(found)] if np.isfinite(found).all() else found[~np.isfinite(found)]
+        if len(fractions):
+            raise InputError(
+                f"{name} holds fractions (such as {fractions[0]:g}): a quantity, not labels. Pass classes."
+            )
+    return found
+
+
+def _missing(label: Any) -> bool:
+    """Whether a label is None, NaN, or pandas' NA or NaT, whose comparisons are neither true nor false."""
+    if label is None or type(label).__name__ in ("NAType", "NaTType"):
+        return True
+    return isinstance(label, float | np.floating) and bool(label != label)
+
+
+def samples(x_name: str, X: Any, y_name: str, y: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Samples (n, ...) and a label for each, (n,); raises as `features` and `labels`, or where lengths differ."""
+    x, found = features(x_name, X), labels(y_name, y)
+    if len(x) != len(found):
+        raise InputError(f"{x_name} has {len(x)} samples and {y_name} {len(found)} labels. One label each is needed.")
+    return x, found
+
+
+def classes_of(name: str, found: np.ndarray) -> np.ndarray:
+    """The classes (c,), sorted.
+
+    Raises:
+        InputError: there is one only.
+    """
+    classes = np.unique(found)
+    if len(classes) < 2:
+        raise InputError(
+            f"{name} has one class only ({listed(classes)}). At least two are needed to learn from: "
+            "check the labels, or add samples of the other classes."
+        )
+    return classes
+
+
+def places(name: str, found: np.ndarray, classes: Sequence[Any] | np.ndarray, known_name: str = "y") -> np.ndarray:
+    """The place (n,) of each label in the sorted classes.
+
+    Raises:
+        InputError: there are labels which are no class.
+    """
+    classes = np.asarray(classes)
+    known = set(classes.tolist())
+    unknown = [c for c in np.unique(found).tolist() if c not in known]
+    if unknown:
+        raise InputError(
+            f"{name} has labels that {known_name} lacks: {listed(unknown)}. {known_name} has {listed(classes)}. "
+            "Spell them alike, or leave those samples out."
+        )
+    return np.searchsorted(classes, found.astype(classes.dtype))
+
+
+def require_alike(name: str, X: Any, x: np.ndarray, other_name: str, other: Any, x_other: np.ndarray) -> None:
+    """Refuse samples of another shape than the first ones, or with other columns."""
+    if x.shape[1:] != x_other.shape[1:]:
+        raise InputError(
+            f"{other_name} has {per_sample(x_other.shape[1:])} features and {name} has {per_sample(x.shape[1:])}. "
+            "Give both the same features."
+        )
+    if hasattr(X, "columns") and hasattr(other, "columns") and list(X.columns) != list(other.columns):
+        raise InputError(
+            f"{other_name} has columns {listed(other.columns)}, and {name} has {listed(X.columns)}. "
+            "Give both the same columns in the same order."
+        )
+
+
+def on_one_scale(name: str, x: np.ndarray, other_name: str, other: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Both as they are, or both as floats where one alone holds images of bytes.
+
+    Raises:
+        InputError: the other one's floats are outside 0..1, which bytes stand for.
+    """
+    if (x.dtype == np.uint8) == (other.dtype == np.uint8):
+        return x, other
+    require_unit(name, x, other_name)
+    require_unit(other_name, other, name)
+    return np.asarray(pixels(x)), np.asarray(pixels(other))
+
+
+def require_unit(name: str, x: np.ndarray, other_name: str) -> None:
+    """Refuse floats outside 0..1 where images of bytes stand beside them."""
+    if x.dtype != np.uint8 and (x.min() < 0 or x.max() > 1):
+        raise InputError(
+            f"{name} holds floats from {x.min():g} to {x.max():g}, and {other_name} bytes, which are read as 0..1. "
+            "Give both as bytes, or both as floats on one scale."
+        )
+
+
+def seed_key(name: str, seed: Any) -> Any:
+    """The jax.random key of a seed: an integer of 0..2^32-1."""
+    wrong = isinstance(seed, bool) or not isinstance(seed, int | np.integer)
+    if wrong or not 0 <= seed <= LARGEST_SEED:
+        raise InputError(f"{name} is {seed!r}, and must be a non-negative integer, at most 2^32 - 1.")
+    return jax.random.key(int(seed))
+
+
+def require_batch(owner: str, name: str, size: Any, data: str, n: int) -> int | None:
+    """The size of a minibatch as an int, or None for all samples.
+
+    Raises:
+        InputError: it is no positive integer, or larger than the number of samples.
+    """
+    if size is None:
+        return None
+    size = require_count(owner, name, size)
+    if n < size:
+        raise InputError(
+            f"{data} has {n} samples, fewer than one batch of {size}. "
+            f"Lower {name}, or pass None to use all of them at each step."
+        )
+    return size
+
+
+def require_solver(solver: Any) -> None:
+    """Refuse what is no solver: a name, a class, a function that was not called."""
+    if isinstance(solver, type):
+        raise InputError(
+            f"solver is the class {solver.__name__}, which is no solver. Pass an instance, "
+            f"{solver.__name__}{inspect.signature(solver)!s}."
+        )
+    if not all(callable(getattr(solver, name, None)) for name in ("check", "init", "step")):
+        hint = " Call it." if callable(solver) else ""
+        raise InputError(f"solver is {solver!r}, which is no solver.{hint} Pass one such as penalty_solver().")
+
+
+def require_training(training: Any) -> None:
+    """Refuse what is no Training."""
+    if not isinstance(training, Training):
+        raise InputError(f"training is {training!r}. Pass a bilevax.applications.training.Training.")
