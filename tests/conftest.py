@@ -3,7 +3,10 @@
 import contextlib
 import dataclasses
 import hashlib
+import json
 import os
+import signal
+import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -131,3 +134,84 @@ def web(tmp_path, monkeypatch):
     server.shutdown()
     thread.join()
     server.server_close()
+
+
+# --- commands that a signal ends -------------------------------------------------------------------------------------
+
+# What differs between two runs of the same command: clocks, and whether it was resumed.
+TIMES = {
+    "wall_seconds",
+    "seconds",
+    "compile_seconds",
+    "seconds_to_random",
+    "resumed",
+    "random_seconds",
+    "random_seconds_to_its_best",
+    "penalty_seconds_to_it",
+    "ratio",
+    "ratio_to_the_moment_it_was_found",
+    "ratio_with_compilation",
+}
+
+
+def _without_times(value):
+    if isinstance(value, dict):
+        return {name: _without_times(item) for name, item in value.items() if name not in TIMES}
+    return [_without_times(item) for item in value] if isinstance(value, list) else value
+
+
+def _data_files(out):
+    """What a command wrote in words and numbers, but for times."""
+    found = {path.name: _without_times(json.loads(path.read_text())) for path in out.glob("*.json")}
+    return found | {path.name: path.read_text() for path in out.glob("*.csv")}
+
+
+@pytest.fixture
+def preempted(tmp_path, monkeypatch):
+    """Runs a command whole, then ended by SIGTERM or SIGUSR1 at the given visits and resumed: the same must come out.
+
+    `preempted(arguments, visits)`; a visit is one of a Checkpoint's, counted over all solves of a run.
+    """
+    from typer.testing import CliRunner
+
+    from bilevax import cli
+    from bilevax.callbacks import Checkpoint
+
+    count, at, visit = [0], [None], Checkpoint.visit
+
+    def counted(self, seen):
+        visit(self, seen)
+        count[0] += 1
+        if count[0] == at[0]:
+            signal.raise_signal(signal.SIGTERM if count[0] % 2 else signal.SIGUSR1)
+
+    monkeypatch.setattr(Checkpoint, "visit", counted)
+
+    def command(out, *more):
+        count[0] = 0
+        arguments = [str(x) for x in (*command.arguments, "--out", out, *more)]
+        monkeypatch.setattr(sys, "argv", ["bilevax", *arguments])
+        return CliRunner().invoke(cli.app, arguments)
+
+    def run(arguments, visits):
+        command.arguments = arguments
+        whole, out = tmp_path / "whole", tmp_path / "preempted"
+        result = command(whole)
+        assert result.exit_code == 0, result.output
+        for i, visit in enumerate(visits):
+            at[0] = visit
+            result = command(out, *(["--resume"] if i else []))
+            assert result.exit_code == 143, result.output
+            assert "What was computed is kept in" in result.stderr
+            assert result.stderr.strip().endswith("--resume")
+            assert not list(out.glob("*.json"))
+            result = command(out)
+            assert result.exit_code == 2, result.output
+            assert "holds an interrupted run" in result.stderr
+        at[0] = None
+        result = command(out, "--resume")
+        assert result.exit_code == 0, result.output
+        assert not (out / "checkpoints").exists()
+        assert _data_files(out) == _data_files(whole)
+
+    return run

@@ -124,6 +124,10 @@ def test_the_command_writes_what_it_says(tmp_path):
     assert "held-out samples" in result.output
 
 
+def test_a_preempted_audit_is_resumed_to_the_same_bits(preempted):
+    preempted(["audit", "--levels", 2, "--seeds", 1, "--steps", 6, "--budget", 0.01], [8])
+
+
 def test_the_command_takes_tables_and_a_validation_file(tmp_path):
     header = ",".join([*(f"p{i}" for i in range(64)), "digit"])
     for name, x, y in (("train", X, Y), ("validation", X_VAL, Y_VAL)):

@@ -74,6 +74,7 @@ def test_users_csv_with_a_test_file(tmp_path, files, frames):
     assert "place (2 values)" in result.stdout
     assert "150 training samples, 40 clean, 100 test samples" in " ".join(result.stdout.split())
     assert sorted(p.name for p in out.iterdir()) == [
+        ".bilevax",
         "convergence.png",
         "results.json",
         "suspects.csv",
@@ -136,7 +137,7 @@ def test_out_that_cannot_be_written(tmp_path, files):
     (tmp_path / "file").write_text("")
     started = time.perf_counter()
     for out in (tmp_path / "file", tmp_path / "file" / "below"):
-        assert f"--out {out} cannot be written to" in refused("denoise", "--out", out)
+        assert f"--out: {str(out)!r} cannot be written" in refused("denoise", "--out", out)
     assert time.perf_counter() - started < 2  # nothing was computed
     if os.geteuid() != 0:
         (tmp_path / "locked").mkdir(mode=0o500)
@@ -263,6 +264,11 @@ def test_interrupted_run_on_the_digits_is_kept_and_resumed(tmp_path):
     assert methods["Penalty"]["precision"] > 0.85
     assert methods["Penalty"]["recall"] > 0.9
     assert len(pd.read_csv(tmp_path / "suspects.csv")) == 1000
+
+
+def test_a_preempted_run_is_resumed_to_the_same_bits(preempted, files):
+    command = ["denoise", files[0], "--clean", files[1], "--target", "kind", "--hold-out", 0.25, "--steps", 12]
+    preempted(command, [5, 10])
 
 
 CATALOG = """

@@ -77,7 +77,7 @@ def run(tmp_path_factory):
 
 def test_the_report_says_what_was_done(run):
     folder, out, result, content = run
-    assert sorted(path.name for path in out.iterdir()) == ["curve.png", "episode.png", "fewshot.json"]
+    assert sorted(path.name for path in out.iterdir()) == [".bilevax", "curve.png", "episode.png", "fewshot.json"]
     assert content["settings"] == {
         "folder": str(folder),
         "way": 3,
@@ -176,7 +176,8 @@ def test_what_is_drawn_of_a_task(tmp_path, monkeypatch):
     images = (10 * np.arange(4)[:, None] + np.arange(4))[..., None, None].astype(np.uint8)
     pictures = fewshot.Pictures("", np.tile(images, (1, 1, 16, 16)), ["a", "b", "c", "d"], "", 2)
     parts = fewshot.Parts(np.array([0, 2]), np.array([1, 3]))
-    fewshot._draw(Learner(), pictures, parts, {"way": 2, "shot": 2, "queries": 2, "seed": 0}, tmp_path)
+    run = SimpleNamespace(picture=lambda name, draw: draw(tmp_path / name))
+    fewshot._draw(Learner(), pictures, parts, {"way": 2, "shot": 2, "queries": 2, "seed": 0}, run)
     given, asked, names, answers, right, path, heading = calls[0]
     values = np.rint(np.concatenate([given, asked], 1)[..., 0, 0] * 255).astype(int)
     for name, row in zip(names, values, strict=True):
@@ -186,6 +187,10 @@ def test_what_is_drawn_of_a_task(tmp_path, monkeypatch):
     assert right.tolist() == [[True, True], [False, False]]
     assert path == tmp_path / "episode.png"
     assert "50% of 4 answers right" in heading
+
+
+def test_a_preempted_run_is_resumed_to_the_same_bits(preempted, tmp_path):
+    preempted(["fewshot", make(tmp_path / "pets"), *TINY], [9])
 
 
 def test_strict_names_the_file(tmp_path):
@@ -211,7 +216,7 @@ def test_digits_where_omniglot_is_not_at_hand(nothing_at_hand, monkeypatch, lear
     """All but the training, which takes its time and is the same as on a folder."""
     out, learner = nothing_at_hand / "out", SimpleNamespace(history_=SimpleNamespace(upper_loss=np.ones(2)))
     rows = [fewshot.Row(name, accuracy, 0.01, 1.0) for name, accuracy in (("a", 0.96), ("b", 0.9), ("c", learned))]
-    monkeypatch.setattr(fewshot, "_compare", lambda pictures, parts, settings, layout: (learner, rows))
+    monkeypatch.setattr(fewshot, "_compare", lambda *arguments: (learner, rows))
     monkeypatch.setattr(fewshot, "_draw", lambda *arguments: None)
     result = bilevax_command("--out", out)
     assert result.exit_code == 0, result.output

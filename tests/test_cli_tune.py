@@ -12,7 +12,8 @@ from sklearn.preprocessing import scale
 from typer.testing import CliRunner
 
 import bilevax
-from bilevax import InputError, cli, plots
+from bilevax import InputError, _files, cli, plots
+from bilevax._stages import Stages
 from bilevax.applications.hyperparameters import LOGISTIC_STEPS
 from bilevax.cli import tune
 from bilevax.plots import TimedLosses
@@ -37,6 +38,11 @@ def refused(*arguments) -> str:
     assert isinstance(result.exception, SystemExit)
     assert "Traceback" not in result.output
     return result.stderr
+
+
+def stages(folder):
+    _files.claim(folder / "checkpoints", "--out")
+    return Stages(folder / "checkpoints")
 
 
 def plants(seed, n):
@@ -69,7 +75,12 @@ def test_users_files(tmp_path, files):
     command = ["tune", files[0], "--target", "species", "--validation", files[1], "--test", files[2], "--out", out]
     result = bilevax_command(*command, *QUICK)
     assert result.exit_code == 0, result.output
-    assert sorted(path.name for path in out.iterdir()) == ["results.json", "strengths.csv", "tuning.png"]
+    assert sorted(path.name for path in out.iterdir()) == [
+        ".bilevax",
+        "results.json",
+        "strengths.csv",
+        "tuning.png",
+    ]
     with Image.open(out / "tuning.png") as image:
         assert image.size[0] > 900
     text = " ".join(result.stdout.split())
@@ -161,25 +172,37 @@ def test_a_row_for_gaussian_processes_where_torch_is_there(tmp_path, monkeypatch
     monkeypatch.setattr(tune, "_has_torch", lambda: True)
     monkeypatch.setattr(search, "GP", search.Random)
     (data, _) = tune._ready_made(0.25, 0)
-    report, names = tune._tune(data, 20, 10, 0, tmp_path, None)
-    assert [row["method"] for row in report["methods"]] == [*METHODS[:-1], "Bayesian, GP", "Penalty"]
-    assert names == ["breast_cancer_strengths.csv", "breast_cancer_tuning.png"]
+    tuned = tune._tune(data, 20, 10, 0, stages(tmp_path), None)
+    assert [row["method"] for row in tuned.report["methods"]] == [*METHODS[:-1], "Bayesian, GP", "Penalty"]
+    names = ["Bayesian, GP", "Bayesian, TPE", "Penalty", "random search"]
+    assert sorted(tuned.ways) == sorted(tuned.runs) == names
 
 
 def test_penalty_needs_at_most_a_tenth_of_random_searchs_gradients_on_30_strengths(tmp_path):
     (data, digits) = tune._ready_made(0.25, 0)
     assert data.X.shape[1] == 30
     assert digits.X.shape[1] == 64
-    report, _ = tune._tune(data, 200, None, 0, tmp_path, None)
+    tuned = tune._tune(data, 200, None, 0, stages(tmp_path), None)
+    report = tuned.report
     assert report["steps"] == LOGISTIC_STEPS
     rows = {row["method"]: row for row in report["methods"]}
     assert 10 * rows["Penalty"]["gradient_evaluations"] <= rows["random search"]["gradient_evaluations"]
     assert rows["Penalty"]["validation_loss"] < rows["random search"]["validation_loss"]
     assert rows["random search"]["validation_loss"] < rows["default (C=1)"]["validation_loss"] - 0.005
-    assert pd.read_csv(tmp_path / "breast_cancer_strengths.csv")["feature"].tolist()[:2] == [
-        "mean radius",
-        "mean texture",
-    ]
+    assert data.features[:2] == ["mean radius", "mean texture"]
+    assert data.prefix == "breast_cancer_"
+
+
+def test_a_preempted_run_is_resumed_to_the_same_bits(preempted, files):
+    preempted(["tune", files[0], "--target", "species", *QUICK], [7, 6])
+
+
+def test_a_preempted_lasso_is_resumed_to_the_same_bits(preempted, tmp_path):
+    frame = plants(0, 60).drop(columns=["soil", "species"])
+    frame.assign(price=frame["height"] - 2 * frame["a"]).rename(
+        columns={"b": "flow [/min]", "c": "US$ per %$ unit^"}
+    ).to_csv(tmp_path / "houses.csv", index=False)
+    preempted(["tune", tmp_path / "houses.csv", "--target", "price", "--lasso", "--steps", 8], [3])
 
 
 @pytest.mark.slow
@@ -189,7 +212,7 @@ def test_the_default_run_on_both_data_sets(tmp_path):
     report = json.loads((tmp_path / "results.json").read_text())
     assert [data["features"] for data in report["data_sets"]] == [30, 64]
     assert all(data["comparison"]["ratio"] <= 0.1 for data in report["data_sets"])
-    assert len(list(tmp_path.iterdir())) == 5
+    assert len(list(tmp_path.glob("*.*"))) == 5
 
 
 def run(seconds, compile_seconds, evaluations):
@@ -240,7 +263,7 @@ def test_hold_out_out_of_range(tmp_path, files, part):
 
 def test_out_that_cannot_be_written(tmp_path):
     (tmp_path / "file").write_text("")
-    assert "cannot be written to" in refused("--out", tmp_path / "file")
+    assert "cannot be written" in refused("--out", tmp_path / "file")
 
 
 @pytest.mark.parametrize(

@@ -5,19 +5,62 @@ After an interruption the same job reads back what is finished, and continues th
 
 import io
 import json
+import time
 import zipfile
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from bilevax import _files
-from bilevax.callbacks import Checkpoint
+from bilevax.callbacks import Checkpoint, SaveError
+from bilevax.solve import Result, Run, Status, Visit
 
 CONTENT = "content"
 REFERENCE = "array"
+
+
+class Keep(Checkpoint):
+    """The Checkpoint of a stage: a last state that cannot be saved ends no solve that has reached its end.
+
+    Attributes:
+        seconds: what saving has taken, so that it need not count as the solve's.
+    """
+
+    def __init__(self, directory: Path, notice: Callable[[str], None]):
+        super().__init__(directory)
+        self.seconds, self._notice = 0.0, notice
+
+    @contextmanager
+    def _timed(self) -> Iterator[None]:
+        began = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds += time.perf_counter() - began
+
+    def start(self, run: Run) -> None:
+        """As a Checkpoint."""
+        with self._timed():
+            super().start(run)
+
+    def visit(self, visit: Visit) -> None:
+        """As a Checkpoint."""
+        with self._timed():
+            super().visit(visit)
+
+    def finish(self, result: Result | None) -> None:
+        """As a Checkpoint, but where the solve is over and its result in hand."""
+        with self._timed():
+            try:
+                super().finish(result)
+            except SaveError as error:
+                if result is None or result.status in (Status.INTERRUPTED, Status.TERMINATED):
+                    raise
+                self._notice(f"{error} The run goes on.")
 
 
 class Stages:
@@ -56,19 +99,19 @@ class Stages:
         heed: Callable[[], None] = lambda: None,
         notice: Callable[[str], None] = lambda sentence: None,
     ):
-        self.folder, self.resumed = folder, False
-        self._writes, self._heed, self._notice = writes, heed, notice
+        self.folder, self.resumed, self.heed = folder, False, heed
+        self._writes, self._notice = writes, notice
         # Listed before anything is written, so that several processes find the same.
         self._found = {path.name for path in folder.iterdir() if path.suffix == ".npz"}
 
-    def of(self, name: str, compute: Callable[[Checkpoint], Mapping[str, Any]]) -> dict[str, Any]:
+    def of(self, name: str, compute: Callable[[Keep], Mapping[str, Any]]) -> dict[str, Any]:
         """The result of a stage: read back, or computed and kept.
 
         Args:
             name: of the stage, a file name without its suffix.
             compute: takes a Checkpoint for the stage's solve, to pass as callback and as `resume`.
         """
-        self._heed()
+        self.heed()
         value = self.read(name)
         if value is not None:
             self.resumed = True
@@ -81,12 +124,12 @@ class Stages:
                 _files.remove_ours(keep.directory)
             except OSError as error:
                 self._notice(f"{keep.directory} could not be removed ({_files.reason(error)}). Remove it by hand.")
-        self._heed()
+        self.heed()
         return unpack(content)
 
-    def checkpoint(self, name: str) -> Checkpoint:
+    def checkpoint(self, name: str) -> "Keep":
         """Where the solve of a stage is saved."""
-        return Checkpoint(self.folder / name)
+        return Keep(self.folder / name, self._notice)
 
     def read(self, name: str) -> dict[str, Any] | None:
         """What was kept under a name before this job started; None where there is nothing, or it is damaged."""

@@ -1,5 +1,7 @@
 """The command line, one file for each command."""
 
+import io
+import sys
 from typing import Annotated
 
 import bilevax
@@ -11,6 +13,7 @@ except ImportError as error:
     raise SystemExit(f"The bilevax command needs {error.name}: pip install 'bilevax[apps]'") from error
 
 from bilevax.cli import audit, denoise, fewshot, reproduce, tune
+from bilevax.cli._printing import complain, say, silence
 
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, rich_markup_mode="markdown", pretty_exceptions_enable=False
@@ -23,13 +26,29 @@ app.command()(reproduce.reproduce)
 
 
 def main() -> None:
-    """The `bilevax` command. Exit codes: 0 done, 1 the solve failed, 2 bad input, 130 Ctrl-C."""
-    app()
+    """The `bilevax` command.
+
+    Exit codes: 0 done, 1 the solve or an output failed, 2 bad input, 130 Ctrl-C, 143 SIGTERM or SIGUSR1.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # help pages and libraries print to any encoding, too
+    try:
+        app()
+    except OSError as error:  # the help page had nowhere to go
+        complain(str(error))
+        raise SystemExit(1) from error
+    finally:
+        try:
+            if sys.stdout is not None:
+                sys.stdout.flush()
+        except (OSError, ValueError) as error:
+            silence("stdout", error)
 
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        print(f"bilevax {bilevax.__version__}")
+        say(f"bilevax {bilevax.__version__}")
         raise typer.Exit
 
 

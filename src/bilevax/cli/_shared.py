@@ -1,9 +1,10 @@
-"""What the commands share: exit codes, sentences in place of traces, and what a report says of its surroundings."""
+"""What the commands share: options, exit codes, sentences in place of traces, and a report's surroundings."""
 
 import hashlib
+import math
 import os
 import platform
-import shutil
+import stat
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -14,24 +15,33 @@ from typing import Annotated, Any
 
 import jax
 import typer
-from rich.console import Console
 
 import bilevax
 from bilevax import layout as layouts
 from bilevax._files import make_writable
+from bilevax._signals import PREEMPTION, Asked, deferred
+from bilevax.cli._printing import complain, failed
 from bilevax.layout import Layout
 from bilevax.problem import InputError
 from bilevax.solve import ProcessLostError, SolveError
 
 ARGUMENTS = ("train", "data")  # without a flag; all others are options
-SOLVE_FAILED, INPUT_REFUSED, INTERRUPTED = 1, 2, 130
+SOLVE_FAILED, INPUT_REFUSED, INTERRUPTED, PREEMPTED = 1, 2, 130, 143
+MOST = 2**31 - 1  # of what a loop counts in 32 bits
 
 
 @contextmanager
-def in_plain_words() -> Iterator[None]:
-    """What a user can mend ends in a sentence on stderr and an exit code, not in a traceback."""
+def in_plain_words() -> Iterator[Asked]:
+    """What a user can mend ends in a sentence on stderr and an exit code, not in a traceback.
+
+    Within, SIGTERM and SIGUSR1 do not end the process: they are noted in what this yields, and a run ends at its next
+    point of rest.
+    """
     try:
-        yield
+        with deferred(*PREEMPTION) as asked:
+            yield asked
+        if failed():
+            raise typer.Exit(SOLVE_FAILED)
     except InputError as error:
         complain(str(error))
         raise typer.Exit(INPUT_REFUSED) from error
@@ -45,15 +55,34 @@ def in_plain_words() -> Iterator[None]:
     except OSError as error:  # a disk that is full, say
         complain(str(error))
         raise typer.Exit(SOLVE_FAILED) from error
+    except (MemoryError, jax.errors.JaxRuntimeError) as error:
+        if isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        reason = (str(error).strip().splitlines() or ["out of memory"])[0][:200]
+        complain(f"There is not enough memory ({reason}). Lower the sizes, or take fewer samples or features.")
+        raise typer.Exit(SOLVE_FAILED) from error
     except KeyboardInterrupt as error:
         raise typer.Exit(INTERRUPTED) from error
 
 
+def finite(value: float) -> float:
+    """An option's number, which must be one: NaN passes every comparison with a range."""
+    if not math.isfinite(value):
+        raise typer.BadParameter(f"{value} is not a finite number.")
+    return value
+
+
+Seed = Annotated[int, typer.Option("--seed", min=0, max=2**32 - 1, help="Of all that is drawn at random.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on where the same command was interrupted.")]
+Overwrite = Annotated[
+    bool, typer.Option("--overwrite", help="Overwrite files in --out that are not this program's unchanged outputs.")
+]
 Devices = Annotated[
     int | None,
     typer.Option(
         "--devices",
         min=1,
+        max=1024,
         metavar="N",
         help="Split every step over N devices; on a CPU, N parts of it. Started in several processes by a cluster's "
         "launcher (or with JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES, JAX_PROCESS_ID set), over all of theirs.",
@@ -77,22 +106,6 @@ def laid_out(devices: int | None, out: Path) -> tuple[Layout | None, Path]:
     return layout, out
 
 
-def remove(directory: Path) -> None:
-    """Remove a directory with what is in it; of several processes the first does."""
-    if jax.process_index() == 0:
-        shutil.rmtree(directory)
-
-
-def say(text: str) -> None:
-    """A line on stdout."""
-    Console().print(text, markup=False, highlight=False, soft_wrap=True)
-
-
-def complain(text: str) -> None:
-    """A line on stderr."""
-    Console(stderr=True).print(text, markup=False, highlight=False, soft_wrap=True)
-
-
 def check_writable(out: Path) -> None:
     """Make the directory, or refuse it before anything is computed."""
     try:
@@ -107,10 +120,17 @@ def digest(name: str, path: Path) -> dict[str, str]:
     """A file's name and contents, so that a resumed run is known to be the same one."""
     name = name.upper() if name in ARGUMENTS else f"--{name}"
     try:
+        # Before it is opened: a FIFO would wait for its writer, and a device may have no end.
+        if not stat.S_ISREG(path.stat().st_mode):
+            kind = "a folder" if path.is_dir() else "a pipe" if path.is_fifo() else "no regular file"
+            raise InputError(f"{name} ({path}) is {kind}. Pass a file; save what comes from a pipe to one first.")
         with path.open("rb") as file:
             return {"file": str(path), "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
-    except OSError as error:
-        raise InputError(f"{name} ({path}) cannot be opened: {error.strerror}. Check the path.") from error
+    except (OSError, ValueError) as error:
+        if isinstance(error, InputError):
+            raise
+        reason = getattr(error, "strerror", None) or str(error)
+        raise InputError(f"{name} ({path}) cannot be opened: {reason}. Check the path.") from error
 
 
 def figure(value: float | None, form: str) -> str:

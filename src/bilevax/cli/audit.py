@@ -1,6 +1,5 @@
 """`bilevax audit`: what a few added samples could do to a user's own training pipeline."""
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
@@ -9,11 +8,25 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from bilevax.cli._shared import Devices, check_writable, digest, in_plain_words, laid_out, say, surroundings
+from bilevax.cli._printing import as_table, say, show
+from bilevax.cli._runs import Run
+from bilevax.cli._shared import (
+    MOST,
+    Devices,
+    Overwrite,
+    Resume,
+    Seed,
+    digest,
+    finite,
+    in_plain_words,
+    laid_out,
+    surroundings,
+)
 from bilevax.layout import Layout
 from bilevax.problem import InputError
 
 if TYPE_CHECKING:  # scikit-learn, which `--help` need not wait for
+    from bilevax._stages import Stages
     from bilevax.applications.audit import Report
 
 SHOWN_POINTS = 10
@@ -51,16 +64,19 @@ def audit(
         typer.Option(metavar="COLUMN", help="What holds the labels. For NPZ, an array; y unless told."),
     ] = None,
     budget: Annotated[
-        float, typer.Option(metavar="PART", help="The largest share of samples that someone could add.")
+        float,
+        typer.Option(metavar="PART", help="The largest share of samples that someone could add.", callback=finite),
     ] = 0.05,
-    levels: Annotated[int, typer.Option(min=1, help="How many shares up to the budget.")] = 4,
+    levels: Annotated[int, typer.Option(min=1, max=1000, help="How many shares up to the budget.")] = 4,
     hidden: Annotated[
-        int, typer.Option(min=0, help="Width of the model's hidden layer; 0 for softmax regression.")
+        int, typer.Option(min=0, max=2**20, help="Width of the model's hidden layer; 0 for softmax regression.")
     ] = 0,
-    seeds: Annotated[int, typer.Option(min=1, help="How many times all is drawn anew.")] = 5,
-    steps: Annotated[int, typer.Option(min=1, help="Upper steps of each attack.")] = 500,
-    seed: Annotated[int, typer.Option(min=0, help="Of all that is drawn at random.")] = 0,
+    seeds: Annotated[int, typer.Option(min=1, max=MOST, help="How many times all is drawn anew.")] = 5,
+    steps: Annotated[int, typer.Option(min=1, max=MOST, help="Upper steps of each attack.")] = 500,
+    seed: Seed = 0,
     out: Annotated[Path, typer.Option(metavar="DIR", help="Where the results go.")] = Path("audited"),
+    resume: Resume = False,
+    overwrite: Overwrite = False,
     devices: Devices = None,
 ) -> None:
     """Audit your own training pipeline: how much accuracy could someone take who adds a few samples?
@@ -70,21 +86,34 @@ def audit(
 
     Writes report.json, curve.png and, where the samples are images, points.png.
     """
-    with in_plain_words():
+    with in_plain_words() as asked:
         if data is None and (validation is not None or target is not None):
             raise InputError("--validation or --target is given without DATA. Name the file of training samples, too.")
+        shared = out
         layout, out = laid_out(devices, out)
-        check_writable(out)
         files = {"data": data, "validation": validation}
         settings: dict[str, Any] = {name: None if path is None else digest(name, path) for name, path in files.items()}
         settings |= {"target": target, "budget": budget, "levels": levels, "hidden": hidden}
         settings |= {"seeds": seeds, "steps": steps, "seed": seed}
-        samples = _digits() if data is None else _from_files(data, validation, target, seed)
-        report = _audit(samples, settings, layout)
-        files_written = _write(report, samples, settings, out)
-        Console().print(_table(report))
+        names = ["report.json", "curve.png", "points.png"]
+        run = Run(
+            "audit",
+            out,
+            names if data is None or data.suffix.lower() == ".npz" else names[:-1],
+            settings,
+            {"DATA": data, "--validation": validation},
+            resume=resume,
+            overwrite=overwrite,
+            shared=shared,
+            asked=asked,
+        )
+        with run.stages() as stages:
+            samples = _digits() if data is None else _from_files(data, validation, target, seed)
+            report = _audit(samples, settings, stages, layout)
+            _write(report, samples, settings, run)
+        show(_table(report))
         say(_in_words(report))
-        say(f"Wrote {', '.join(files_written)} to {out} in {report.seconds:.1f} s.")
+        say(run.told(report.seconds))
 
 
 def _digits() -> Audited:
@@ -140,7 +169,7 @@ def _from_files(data: Path, validation: Path | None, target: str | None, seed: i
     return Audited(str(data), x, y, x_val, y_val, tables.as_images(table) is not None)
 
 
-def _audit(samples: Audited, settings: dict[str, Any], layout: Layout | None) -> "Report":
+def _audit(samples: Audited, settings: dict[str, Any], stages: "Stages", layout: Layout | None) -> "Report":
     import jax
 
     from bilevax.applications.audit import audit
@@ -161,21 +190,24 @@ def _audit(samples: Audited, settings: dict[str, Any], layout: Layout | None) ->
             key=jax.random.key(settings["seed"]),
             progress=status.update,
             mesh=layout,
+            stages=stages,
         )
 
 
 def _table(report: "Report") -> Table:
-    table = Table(title="Accuracy lost, points of a hundred", title_justify="left")
-    for heading in ("samples added", "wrong labels at random", "found by Penalty"):
-        table.add_column(heading, justify="right")
     columns = [report.lost(accuracies) for accuracies in (report.flipped, report.attacked)]
-    for i, fraction in enumerate(report.fractions):
-        cells = [
-            f"{100 * mean[i]:.1f}" + ("" if np.isnan(width[i]) else f" ± {100 * width[i]:.1f}")
-            for mean, width in columns
-        ]
-        table.add_row(f"{100 * fraction:.1f}%", *cells)
-    return table
+    rows = [
+        (
+            f"{100 * fraction:.1f}%",
+            *(
+                f"{100 * mean[i]:.1f}" + ("" if np.isnan(width[i]) else f" ± {100 * width[i]:.1f}")
+                for mean, width in columns
+            ),
+        )
+        for i, fraction in enumerate(report.fractions)
+    ]
+    names = ("samples added", "wrong labels at random", "found by Penalty")
+    return as_table("Accuracy lost, points of a hundred", names, rows)
 
 
 def _in_words(report: "Report") -> str:
@@ -191,31 +223,10 @@ def _in_words(report: "Report") -> str:
     )
 
 
-def _write(report: "Report", samples: Audited, settings: dict[str, Any], out: Path) -> list[str]:
+def _write(report: "Report", samples: Audited, settings: dict[str, Any], run: Run) -> None:
+    """The report first, for a picture may fail."""
     from bilevax import plots
 
-    percents = 100 * report.fractions
-    lines = {
-        "wrong labels at random": plots.Line(percents, 100 * report.flipped.T),
-        "found by Penalty": plots.Line(percents, 100 * report.attacked.T),
-    }
-    levels = {"no added samples": 100 * float(report.clean.mean())}
-    panel = plots.LinePanel(samples.title, "added samples, % of the training set", "held-out accuracy %", lines, levels)
-    plots.line_panels([panel], out / "curve.png")
-    files = ["report.json", "curve.png"]
-    if samples.pictures:
-        chosen = np.argsort(-report.l2, kind="stable")[:SHOWN_POINTS]
-        low = min(samples.X.min(), samples.X_val.min())
-        scale = max(samples.X.max(), samples.X_val.max()) - low
-        plots.change_sheet(
-            (report.base[chosen] - low) / scale,
-            (report.points.x[chosen] - low) / scale,
-            [str(label)[:9] for label in report.base_labels[chosen]],
-            [f"as {str(report.points.y[i])[:6]}\nl2 {report.l2[i]:.2f}" for i in chosen],
-            out / "points.png",
-            f"The {len(chosen)} most changed of {len(report.l2)} added samples",
-        )
-        files.append("points.png")
     means = {name: report.lost(getattr(report, name)) for name in ("flipped", "attacked")}
     content = {
         "data": {"title": samples.title, "train": len(samples.y), "held_out": report.held_out},
@@ -247,5 +258,27 @@ def _write(report: "Report", samples: Audited, settings: dict[str, Any], out: Pa
             "x": np.asarray(report.points.x, float).round(6).tolist(),
         },
     }
-    (out / "report.json").write_text(json.dumps(content) + "\n")
-    return files
+    run.json("report.json", content, indent=None)
+    percents = 100 * report.fractions
+    lines = {
+        "wrong labels at random": plots.Line(percents, 100 * report.flipped.T),
+        "found by Penalty": plots.Line(percents, 100 * report.attacked.T),
+    }
+    levels = {"no added samples": 100 * float(report.clean.mean())}
+    panel = plots.LinePanel(samples.title, "added samples, % of the training set", "held-out accuracy %", lines, levels)
+    run.picture("curve.png", lambda path: plots.line_panels([panel], path))
+    if samples.pictures:
+        chosen = np.argsort(-report.l2, kind="stable")[:SHOWN_POINTS]
+        low = min(samples.X.min(), samples.X_val.min())
+        scale = max(samples.X.max(), samples.X_val.max()) - low
+        run.picture(
+            "points.png",
+            lambda path: plots.change_sheet(
+                (report.base[chosen] - low) / scale,
+                (report.points.x[chosen] - low) / scale,
+                [str(label)[:9] for label in report.base_labels[chosen]],
+                [f"as {str(report.points.y[i])[:6]}\nl2 {report.l2[i]:.2f}" for i in chosen],
+                path,
+                f"The {len(chosen)} most changed of {len(report.l2)} added samples",
+            ),
+        )

@@ -1,34 +1,34 @@
 """`bilevax denoise`: the wrong labels in a user's data."""
 
-import json
-import shlex
-import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import numpy as np
 import typer
-from rich.console import Console
 from rich.table import Table
 
+from bilevax.cli._printing import as_table, say, show
+from bilevax.cli._runs import Run
 from bilevax.cli._shared import (
+    MOST,
     Devices,
-    check_writable,
-    complain,
+    Overwrite,
+    Resume,
+    Seed,
     digest,
     figure,
+    finite,
     in_plain_words,
     laid_out,
-    remove,
-    say,
     surroundings,
 )
 from bilevax.layout import Layout
 from bilevax.problem import InputError
 
 if TYPE_CHECKING:  # these pull in pandas and scikit-learn, which `--help` need not wait for
-    from bilevax.applications.denoising import DenoisingClassifier
+    from bilevax._stages import Stages
+    from bilevax.callbacks import Checkpoint
     from bilevax.tables import Labelled
 
 SHOWN_SUSPECTS = 50
@@ -60,17 +60,20 @@ def denoise(
             max=0.9,
             help="Without --test: set aside this part of CLEAN to measure accuracy on.",
             metavar="PART",
+            callback=finite,
         ),
     ] = 0.0,
     out: Annotated[Path, typer.Option(metavar="DIR", help="Where the results go.")] = Path("denoised"),
     steps: Annotated[
-        int | None, typer.Option(min=1, help="Upper steps of each solver.", show_default="the classifier's own")
+        int | None,
+        typer.Option(min=1, max=MOST, help="Upper steps of each solver.", show_default="the classifier's own"),
     ] = None,
     batch_size: Annotated[
         int | None, typer.Option(min=1, help="Samples of TRAIN per step.", show_default="all of them")
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of all that is drawn at random.")] = 0,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on where the same command was interrupted.")] = False,
+    seed: Seed = 0,
+    resume: Resume = False,
+    overwrite: Overwrite = False,
     devices: Devices = None,
 ) -> None:
     """Find the wrong labels in TRAIN with the help of a few clean ones.
@@ -81,53 +84,54 @@ def denoise(
     Writes suspects.csv (rows counted from 0, the most suspicious first), weights.png, convergence.png,
     results.json and, where the samples are images, contact_sheet.png.
     """
-    with in_plain_words():
+    with in_plain_words() as asked:
+        began = time.perf_counter()
         if train is None:
             for name, value in (("--clean", clean), ("--target", target), ("--test", test)):
                 if value is not None:
                     raise InputError(f"{name} is given without TRAIN. Name the file whose labels are in doubt, too.")
         elif clean is None:
             raise InputError("TRAIN is given without --clean. Pass a file of samples whose labels you trust.")
-        checkpoints = out / "checkpoints"
+        shared = out
         layout, out = laid_out(devices, out)
-        check_writable(out)
         files = {"train": train, "clean": clean, "test": test}
         settings = {name: None if path is None else digest(name, path) for name, path in files.items()}
         settings |= {"target": target, "hold_out": hold_out, "steps": steps, "batch_size": batch_size, "seed": seed}
-        _check_checkpoints(checkpoints, settings, resume)
-        if train is None or clean is None:
-            data = _noisy_digits(seed)
-        else:
-            from bilevax import tables
-
-            data = tables.from_files(train, clean, test, target, hold_out, seed)
-        for note in data.notes:
-            say(note)
-        _denoise(data, settings, out, checkpoints, resume, layout)
-
-
-def _check_checkpoints(directory: Path, settings: dict[str, Any], resume: bool) -> None:
-    """Neither overwrite an interrupted run nor go on with another one's."""
-    file = directory / "settings.json"
-    if not file.is_file():
-        if resume:
-            say(f"There is nothing to resume in {directory}; starting from the beginning.")
-        return
-    if not resume:
-        raise InputError(
-            f"{directory} holds an interrupted run. Add --resume to go on with it, or delete that directory to start "
-            "over."
+        pictures = train is None or train.suffix.lower() == ".npz"
+        names = ["suspects.csv", "results.json", "weights.png", "convergence.png", "contact_sheet.png"]
+        run = Run(
+            "denoise",
+            out,
+            names if pictures else names[:-1],
+            settings,
+            {"TRAIN": train, "--clean": clean, "--test": test},
+            resume=resume,
+            overwrite=overwrite,
+            shared=shared,
+            asked=asked,
         )
-    try:
-        before = json.loads(file.read_text())
-    except ValueError as error:
-        raise InputError(f"{file} cannot be read. Delete {directory} to start over, without --resume.") from error
-    changed = [key for key in settings if settings[key] != before.get(key)]
-    if changed:
-        raise InputError(
-            f"--resume: the interrupted run in {directory} had other settings ({', '.join(changed)}). Repeat the same "
-            "command, or delete that directory to start over without --resume."
-        )
+        with run.stages() as stages:
+            if train is None or clean is None:
+                data = _noisy_digits(seed)
+            else:
+                from bilevax import tables
+
+                data = tables.from_files(train, clean, test, target, hold_out, seed)
+            for note in data.notes:
+                say(note)
+            rows, found = _compute(data, settings, stages, layout)
+            report = {
+                "settings": settings | {"steps": found["Penalty"]["steps"]},
+                "seed": seed,
+                "resumed": stages.resumed,
+                **surroundings("jax", "optax", "numpy", "scikit-learn"),
+                "wall_seconds": time.perf_counter() - began,
+                "data": _sizes(data),
+                "methods": [row._asdict() for row in rows],
+            }
+            _write_results(data, found, report, run)
+        show(_table(data, rows, hold_out))
+        say(run.told(report["wall_seconds"]))
 
 
 class Row(NamedTuple):
@@ -160,49 +164,23 @@ def _noisy_digits(seed: int) -> "Labelled":
     )
 
 
-def _denoise(
-    data: "Labelled",
-    settings: dict[str, Any],
-    out: Path,
-    checkpoints: Path,
-    resume: bool,
-    layout: Layout | None,
-) -> None:
+def _compute(
+    data: "Labelled", settings: dict[str, Any], stages: "Stages", layout: Layout | None
+) -> tuple[list[Row], dict[str, dict[str, Any]]]:
+    """The rows of the table, and what each solver found."""
     from bilevax.applications.importance import approxgrad_solver, penalty_solver
 
-    began = time.perf_counter()
-    checkpoints.mkdir(parents=True, exist_ok=True)
-    (checkpoints / "settings.json").write_text(json.dumps(settings))
-    try:
-        rows = _references(data, settings["seed"])
-        fitted = {}
-        for name, solver in (("Penalty", penalty_solver()), ("ApproxGrad", approxgrad_solver())):
-            fitted[name], seconds = _fit(name, solver, data, settings, checkpoints, resume, layout)
-            rows.append(_row(name, fitted[name], data, seconds))
-    except BaseException as error:
-        kept = any(checkpoints.glob("*/[0-9]*"))
-        if not kept:
-            remove(checkpoints)
-        if isinstance(error, KeyboardInterrupt):
-            complain(_how_to_resume(checkpoints) if kept else "Interrupted before there was anything to keep.")
-        raise
-    files = _write_results(data, fitted, out)
-    report = {
-        "settings": settings | {"steps": fitted["Penalty"].steps},
-        "seed": settings["seed"],
-        "resumed": resume,
-        **surroundings("jax", "optax", "numpy", "scikit-learn"),
-        "wall_seconds": time.perf_counter() - began,
-        "data": _sizes(data),
-        "methods": [row._asdict() for row in rows],
-    }
-    (out / "results.json").write_text(json.dumps(report, indent=2) + "\n")
-    remove(checkpoints)
-    Console().print(_table(data, rows, settings["hold_out"]))
-    say(f"Wrote {', '.join([*files, 'results.json'])} to {out} in {report['wall_seconds']:.1f} s.")
+    references = stages.of("references", lambda _: {"rows": [row._asdict() for row in _references(data, settings)]})
+    rows, found = [Row(**row) for row in references["rows"]], {}
+    for name, solver in (("Penalty", penalty_solver()), ("ApproxGrad", approxgrad_solver())):
+        found[name] = stages.of(
+            name.lower(), lambda keep, name=name, solver=solver: _fit(name, solver, data, settings, keep, layout)
+        )
+        rows.append(Row(**found[name]["row"]))
+    return rows, found
 
 
-def _references(data: "Labelled", seed: int) -> list[Row]:
+def _references(data: "Labelled", settings: dict[str, Any]) -> list[Row]:
     """What plain training gives: on all labels as they are, on the clean ones, on all right ones where known."""
     from bilevax.applications.denoising import PlainClassifier
 
@@ -217,7 +195,7 @@ def _references(data: "Labelled", seed: int) -> list[Row]:
     rows = []
     for name, (X, y) in sets.items():
         began = time.perf_counter()
-        model = PlainClassifier(random_state=seed).fit(X, y)
+        model = PlainClassifier(random_state=settings["seed"]).fit(X, y)
         seconds = time.perf_counter() - began
         rows.append(Row(name, _accuracy(model, data), None, None, None, seconds))
     return rows
@@ -228,26 +206,35 @@ def _fit(
     solver: Any,
     data: "Labelled",
     settings: dict[str, Any],
-    checkpoints: Path,
-    resume: bool,
+    keep: "Checkpoint",
     layout: Layout | None,
-) -> tuple["DenoisingClassifier", float]:
+) -> dict[str, Any]:
+    """What a solver finds, as a stage's result: labels as places in the sorted ones of `data.y`."""
     from bilevax.applications.denoising import STEPS, DenoisingClassifier
-    from bilevax.callbacks import Checkpoint, Progress
+    from bilevax.callbacks import Progress
 
-    keep = Checkpoint(checkpoints / name.lower())
     classifier = DenoisingClassifier(
         solver=solver,
         steps=STEPS if settings["steps"] is None else settings["steps"],
         batch_size=settings["batch_size"],
         random_state=settings["seed"],
         callbacks=(Progress(name), keep),
-        resume=keep if resume else None,
+        resume=keep,
         mesh=layout,
     )
     began = time.perf_counter()
     classifier.fit(data.X, data.y, data.X_clean, data.y_clean)
-    return classifier, time.perf_counter() - began
+    return {
+        "row": _row(name, classifier, data, time.perf_counter() - began)._asdict(),
+        "steps": classifier.steps,
+        "weight": np.asarray(classifier.sample_weight_),
+        "suspicion": np.asarray(classifier.suspicion_),
+        "suspects": np.asarray(classifier.suspects_, bool),
+        "believed": np.searchsorted(classifier.classes_, classifier.label_belief_),
+        "history": {
+            name: value for name, value in classifier.result_.history._asdict().items() if isinstance(value, np.ndarray)
+        },
+    }
 
 
 def _accuracy(model: Any, data: "Labelled") -> float | None:
@@ -256,7 +243,7 @@ def _accuracy(model: Any, data: "Labelled") -> float | None:
     return float(np.mean(model.predict(data.X_test) == data.y_test))
 
 
-def _row(name: str, model: "DenoisingClassifier", data: "Labelled", seconds: float) -> Row:
+def _row(name: str, model: Any, data: "Labelled", seconds: float) -> Row:
     suspects = np.asarray(model.suspects_, bool)
     precision = recall = None
     if data.y_true is not None:
@@ -266,48 +253,48 @@ def _row(name: str, model: "DenoisingClassifier", data: "Labelled", seconds: flo
     return Row(name, _accuracy(model, data), int(suspects.sum()), precision, recall, seconds)
 
 
-def _how_to_resume(checkpoints: Path) -> str:
-    command = ["bilevax", *(argument for argument in sys.argv[1:] if argument != "--resume"), "--resume"]
-    return f"Interrupted. What was computed is kept in {checkpoints}. To go on with it: {shlex.join(command)}"
-
-
-def _write_results(data: "Labelled", fitted: "dict[str, DenoisingClassifier]", out: Path) -> list[str]:
-    """Everything about the samples, by Penalty's weights; the names of the files."""
+def _write_results(data: "Labelled", found: dict[str, dict[str, Any]], report: dict[str, Any], run: Run) -> None:
+    """Everything about the samples, by Penalty's weights: tables first, for a picture may fail."""
     import pandas as pd
 
     from bilevax import plots
+    from bilevax.solvers.base import Info
 
-    model = fitted["Penalty"]
-    order = np.argsort(-np.asarray(model.suspicion_), kind="stable")
+    best = found["Penalty"]
+    believed = np.unique(data.y)[best["believed"]]
+    order = np.argsort(-best["suspicion"], kind="stable")
     rank = np.empty(len(order), int)
     rank[order] = np.arange(1, len(order) + 1)
     frame = pd.DataFrame(
         {
             "row": np.arange(len(order)),
             "given_label": data.y,
-            "weight": model.sample_weight_,
+            "weight": best["weight"],
             "rank": rank,
-            "believed_label": model.label_belief_,
-            "suspect": np.where(model.suspects_, "yes", "no"),
+            "believed_label": believed,
+            "suspect": np.where(best["suspects"], "yes", "no"),
         }
     )
-    frame.sort_values("rank").to_csv(out / "suspects.csv", index=False)
+    run.csv("suspects.csv", frame.sort_values("rank"))
+    run.json("results.json", report)
     wrong = None if data.y_true is None else data.y != data.y_true
-    plots.weight_histogram(model.sample_weight_, wrong, out / "weights.png")
-    plots.convergence({name: m.result_.history for name, m in fitted.items()}, out / "convergence.png")
-    files = ["suspects.csv", "weights.png", "convergence.png"]
-    if data.images is not None:
+    run.picture("weights.png", lambda path: plots.weight_histogram(best["weight"], wrong, path))
+    histories = {name: Info(**one["history"], extra={}) for name, one in found.items()}
+    run.picture("convergence.png", lambda path: plots.convergence(histories, path))
+    images = data.images
+    if images is not None:
         first = order[:SHOWN_SUSPECTS]
-        plots.contact_sheet(
-            data.images[first],
-            [f"row {i}\n{str(data.y[i])[:9]} → {str(model.label_belief_[i])[:9]}" for i in first],
-            out / "contact_sheet.png",
-            f"The {len(first)} most suspicious of {len(order):,}: given label → believed label"
-            + ("" if wrong is None else "   (orange frame: wrong indeed, blue: right)"),
-            None if wrong is None else wrong[first].tolist(),
+        run.picture(
+            "contact_sheet.png",
+            lambda path: plots.contact_sheet(
+                images[first],
+                [f"row {i}\n{str(data.y[i])[:9]} → {str(believed[i])[:9]}" for i in first],
+                path,
+                f"The {len(first)} most suspicious of {len(order):,}: given label → believed label"
+                + ("" if wrong is None else "   (orange frame: wrong indeed, blue: right)"),
+                None if wrong is None else wrong[first].tolist(),
+            ),
         )
-        files.append("contact_sheet.png")
-    return files
 
 
 def _sizes(data: "Labelled") -> dict[str, Any]:
@@ -333,20 +320,19 @@ def _table(data: "Labelled", rows: list[Row], hold_out: float) -> Table:
         caption += " The test samples were set aside from the clean set (--hold-out); no method has seen them."
     if data.y_true is None:
         caption += " Which labels are wrong is not known, so precision and recall are not, either."
-    table = Table(
-        title=f"{data.title}: {sizes['train']:,} training samples{wrong}, {sizes['clean']:,} clean, {tested}",
-        caption=caption,
+    return as_table(
+        f"{data.title}: {sizes['train']:,} training samples{wrong}, {sizes['clean']:,} clean, {tested}",
+        ("method", "test accuracy", "suspects", "precision", "recall", "seconds"),
+        [
+            (
+                row.method,
+                figure(row.test_accuracy, ".1%"),
+                figure(row.suspects, ",d"),
+                figure(row.precision, ".3f"),
+                figure(row.recall, ".3f"),
+                f"{row.seconds:.1f}",
+            )
+            for row in rows
+        ],
+        caption,
     )
-    table.add_column("method", no_wrap=True)
-    for name in ("test accuracy", "suspects", "precision", "recall", "seconds"):
-        table.add_column(name, justify="right")
-    for row in rows:
-        table.add_row(
-            row.method,
-            figure(row.test_accuracy, ".1%"),
-            figure(row.suspects, ",d"),
-            figure(row.precision, ".3f"),
-            figure(row.recall, ".3f"),
-            f"{row.seconds:.1f}",
-        )
-    return table

@@ -1,6 +1,6 @@
 """`bilevax fewshot`: a representation learned from many classes, by which a few pictures tell new ones apart."""
 
-import json
+import hashlib
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
@@ -11,15 +11,29 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from bilevax.cli._shared import Devices, check_writable, in_plain_words, laid_out, say, surroundings
+from bilevax.cli._printing import as_table, say, show
+from bilevax.cli._runs import Run
+from bilevax.cli._shared import (
+    MOST,
+    Devices,
+    Overwrite,
+    Resume,
+    Seed,
+    check_writable,
+    in_plain_words,
+    laid_out,
+    surroundings,
+)
 from bilevax.layout import Layout
 from bilevax.problem import InputError, listed
 
 if TYPE_CHECKING:  # what pulls in solvers and networks, for which `--help` need not wait
+    from bilevax._stages import Stages
     from bilevax.applications.episodes import Adapt, Scores
     from bilevax.applications.fewshot import FewShotLearner
 
 SMALLEST = 16  # pixels: of less, the network's four poolings leave nothing
+LARGEST, LARGEST_SIDE = 10_000, 4096  # of counts and pixels that a network can be asked for
 LARGE = 128  # pixels, from which on a hint at --side is worth a line
 QUERIES = 15
 SHOWN_CLASSES, SHOWN_PICTURES = 10, 5
@@ -73,13 +87,17 @@ def fewshot(
         ),
     ] = None,
     way: Annotated[
-        int | None, typer.Option(min=2, help="Classes of a task.", metavar="N", show_default="5; of the digits 3")
+        int | None,
+        typer.Option(min=2, max=LARGEST, help="Classes of a task.", metavar="N", show_default="5; of the digits 3"),
     ] = None,
-    shot: Annotated[int, typer.Option(min=1, help="Pictures of each class to learn from.", metavar="K")] = 5,
+    shot: Annotated[
+        int, typer.Option(min=1, max=LARGEST, help="Pictures of each class to learn from.", metavar="K")
+    ] = 5,
     queries: Annotated[
         int | None,
         typer.Option(
             min=1,
+            max=LARGEST,
             help="Pictures of each class that are asked about.",
             show_default=f"{QUERIES}, or what the smallest class leaves",
         ),
@@ -88,6 +106,7 @@ def fewshot(
         int | None,
         typer.Option(
             min=2,
+            max=LARGEST,
             help="How many classes are set aside for the test.",
             metavar="N",
             show_default="a quarter, at least --way; of Omniglot the papers' split",
@@ -97,6 +116,7 @@ def fewshot(
         int | None,
         typer.Option(
             min=SMALLEST,
+            max=LARGEST_SIDE,
             help="Bring all pictures to this size.",
             metavar="PIXELS",
             show_default=f"as they are; the digits {SMALLEST}",
@@ -105,12 +125,16 @@ def fewshot(
     strict: Annotated[
         bool, typer.Option("--strict", help="A file that cannot be read is an error, instead of being left out.")
     ] = False,
-    steps: Annotated[int, typer.Option(min=1, help="Upper steps of Penalty.")] = 300,
-    tasks: Annotated[int, typer.Option(min=1, help="Tasks of each step.")] = 8,
-    filters: Annotated[int, typer.Option(min=1, help="Channels of each of the network's four blocks.")] = 32,
-    episodes: Annotated[int, typer.Option(min=2, help="Tasks of new classes to measure on.")] = 600,
-    seed: Annotated[int, typer.Option(min=0, help="Of all that is drawn at random.")] = 0,
+    steps: Annotated[int, typer.Option(min=1, max=MOST, help="Upper steps of Penalty.")] = 300,
+    tasks: Annotated[int, typer.Option(min=1, max=LARGEST, help="Tasks of each step.")] = 8,
+    filters: Annotated[
+        int, typer.Option(min=1, max=LARGEST, help="Channels of each of the network's four blocks.")
+    ] = 32,
+    episodes: Annotated[int, typer.Option(min=2, max=10**6, help="Tasks of new classes to measure on.")] = 600,
+    seed: Seed = 0,
     out: Annotated[Path, typer.Option(metavar="DIR", help="Where the results go.")] = Path("fewshot"),
+    resume: Resume = False,
+    overwrite: Overwrite = False,
     devices: Devices = None,
 ) -> None:
     """Learn from many classes of pictures how to tell new classes apart by a few pictures of each.
@@ -120,14 +144,15 @@ def fewshot(
 
     Writes fewshot.json, curve.png (losses over the steps) and episode.png (one task of new classes, with the answers).
     """
-    with in_plain_words():
+    with in_plain_words() as asked:
+        began = time.perf_counter()
         if folder is None and strict:
             raise InputError("--strict is given without FOLDER. Name the folder of pictures, too.")
-        if folder is not None and out.resolve().parent == folder.resolve():
-            raise InputError(f"--out {out} is a folder in {folder}, where it would be a class. Pass another directory.")
+        if folder is not None and out.resolve().is_relative_to(folder.resolve()):
+            raise InputError(f"--out {out} is in {folder}, where it would be a class. Pass another directory.")
+        shared = out
         layout, out = laid_out(devices, out)
         check_writable(out)
-        began = time.perf_counter()
         pictures = _ready_made(side) if folder is None else _from_folder(folder, side, strict)
         way = pictures.way if way is None else way
         parts = _split(pictures, way, test_classes, seed)
@@ -136,31 +161,50 @@ def fewshot(
         settings: dict[str, Any] = {"folder": None if folder is None else pictures.title, **sizes}
         settings |= {"test_classes": len(parts.test), "side": side, "strict": strict, "steps": steps, "tasks": tasks}
         settings |= {"filters": filters, "episodes": episodes, "seed": seed}
+        run = Run(
+            "fewshot",
+            out,
+            ["fewshot.json", "curve.png", "episode.png"],
+            settings | {"pictures": _digest(pictures)},
+            {},
+            resume=resume,
+            overwrite=overwrite,
+            shared=shared,
+            asked=asked,
+        )
         high, wide = pictures.images.shape[2:4]
         say(
             f"{pictures.title}: {len(parts.train):,} classes to learn from and {len(parts.test):,} to test on, "
             f"{pictures.images.shape[1]:,} pictures of {wide} x {high} each."
         )
-        learner, rows = _compare(pictures, parts, settings, layout)
-        _draw(learner, pictures, parts, settings, out)
-        seconds = time.perf_counter() - began
-        content = {
-            "data": _told(pictures, parts),
-            "settings": settings,
-            **surroundings("jax", "optax", "numpy", "pillow"),
-            "wall_seconds": seconds,
-            "methods": [row._asdict() for row in rows],
-            "upper_loss": np.asarray(learner.history_.upper_loss, float).tolist(),
-        }
-        (out / "fewshot.json").write_text(json.dumps(content) + "\n")
-        Console().print(_table(rows, settings))
+        with run.stages() as stages:
+            learner, rows = _compare(pictures, parts, settings, stages, layout)
+            seconds = time.perf_counter() - began
+            content = {
+                "data": _told(pictures, parts),
+                "settings": settings,
+                **surroundings("jax", "optax", "numpy", "pillow"),
+                "wall_seconds": seconds,
+                "methods": [row._asdict() for row in rows],
+                "upper_loss": np.asarray(learner.history_.upper_loss, float).tolist(),
+            }
+            run.json("fewshot.json", content, indent=None)
+            _draw(learner, pictures, parts, settings, run)
+        show(_table(rows, settings))
         pixels, _, learned = rows
         if learned.accuracy <= pixels.accuracy:
             say(
                 f"Plain pixels do as well or better here. A representation gains from more classes to learn from (here "
                 f"{len(parts.train):,}), and from more --steps."
             )
-        say(f"Wrote fewshot.json, curve.png, episode.png to {out} in {seconds:.1f} s.")
+        say(run.told(seconds))
+
+
+def _digest(pictures: Pictures) -> str:
+    """Of the pictures and the names of their classes, so that a resumed run is known to be the same one."""
+    found = hashlib.sha256(repr((pictures.images.shape, pictures.names)).encode("utf-8", "surrogatepass"))
+    found.update(np.ascontiguousarray(pictures.images).data)
+    return found.hexdigest()
 
 
 def _from_folder(folder: Path, side: int | None, strict: bool) -> Pictures:
@@ -275,9 +319,12 @@ def _queries(pictures: Pictures, shot: int, queries: int | None) -> int:
 
 
 def _compare(
-    pictures: Pictures, parts: Parts, settings: dict[str, Any], layout: Layout | None
+    pictures: Pictures, parts: Parts, settings: dict[str, Any], stages: "Stages", layout: Layout | None
 ) -> tuple["FewShotLearner", list[Row]]:
-    """Train, then measure pixels, the untrained and the trained representation on the same tasks."""
+    """Train, then measure pixels, the untrained and the trained representation on the same tasks.
+
+    Each measurement is a stage. The training is not: its last checkpoint holds all that it found.
+    """
     from bilevax.applications.episodes import evaluate, pixel_means
     from bilevax.applications.fewshot import FewShotLearner, statistics_of
     from bilevax.callbacks import Progress
@@ -289,10 +336,11 @@ def _compare(
         omniglot_network(settings["filters"]), tasks=settings["tasks"], steps=settings["steps"], seed=seed, **sizes
     )
     began = time.perf_counter()
-    learner.meta_fit(train, callbacks=[Progress("Penalty")], mesh=layout)
+    keep = stages.checkpoint("penalty")
+    learner.meta_fit(train, callbacks=[Progress("Penalty"), keep], resume=keep, mesh=layout)
     trained = time.perf_counter() - began
 
-    def row(method: str, use: "tuple[Adapt, Scores]", u: Any, statistics: Any, before: float = 0.0) -> Row:
+    def row(method: str, use: "tuple[Adapt, Scores]", u: Any, statistics: Any, before: float = 0.0) -> dict[str, Any]:
         began = time.perf_counter()
         adapt, scores = use
         found = evaluate(
@@ -305,25 +353,25 @@ def _compare(
             key=jax.random.key(seed),
             statistics=statistics,
         )
-        return Row(method, found.mean, found.half_width, before + time.perf_counter() - began)
+        return Row(method, found.mean, found.half_width, before + time.perf_counter() - began)._asdict()
 
     method = learner.method_
     first, _ = method.task.start
     use = method.use(settings["way"])
     with Console(stderr=True).status(f"testing on {settings['episodes']:,} tasks of new classes"):
         known = statistics_of(method, first, train, key=jax.random.key(seed))
-        rows = [
-            row("nearest class mean, pixels", pixel_means(settings["way"]), None, None),
-            row("representation, untrained", use, first, known),
-            row("representation, by Penalty", use, learner.u_, learner.statistics_, trained),
-        ]
-    return learner, rows
+        rows = {
+            "pixels": lambda _: row("nearest class mean, pixels", pixel_means(settings["way"]), None, None),
+            "untrained": lambda _: row("representation, untrained", use, first, known),
+            "trained": lambda _: row("representation, by Penalty", use, learner.u_, learner.statistics_, trained),
+        }
+        return learner, [Row(**stages.of(name, compute)) for name, compute in rows.items()]
 
 
-def _draw(learner: "FewShotLearner", pictures: Pictures, parts: Parts, settings: dict[str, Any], out: Path) -> None:
+def _draw(learner: "FewShotLearner", pictures: Pictures, parts: Parts, settings: dict[str, Any], run: Run) -> None:
     from bilevax import plots
 
-    plots.convergence({"Penalty": learner.history_}, out / "curve.png")
+    run.picture("curve.png", lambda path: plots.convergence({"Penalty": learner.history_}, path))
     way, shot, queries = (settings[name] for name in ("way", "shot", "queries"))
     rng = np.random.default_rng(settings["seed"])
     chosen = rng.choice(parts.test, way, replace=False)
@@ -336,17 +384,21 @@ def _draw(learner: "FewShotLearner", pictures: Pictures, parts: Parts, settings:
     right = answers == np.arange(way)[:, None]
     names = [pictures.names[i][:14] for i in chosen]
     rows = slice(SHOWN_CLASSES)
-    plots.task_sheet(
-        given[rows, :SHOWN_PICTURES] / 255,
-        asked[rows, :SHOWN_PICTURES] / 255,
-        names[rows],
-        [
-            [f"{'✓' if answer == i else '✗'} {names[answer]}" for answer in answers[i, :SHOWN_PICTURES]]
-            for i in range(way)[rows]
-        ],
-        right[rows, :SHOWN_PICTURES],
-        out / "episode.png",
-        f"{right.mean():.0%} of {right.size} answers right",
+    marked = [
+        [f"{'✓' if answer == i else '✗'} {names[answer]}" for answer in answers[i, :SHOWN_PICTURES]]
+        for i in range(way)[rows]
+    ]
+    run.picture(
+        "episode.png",
+        lambda path: plots.task_sheet(
+            given[rows, :SHOWN_PICTURES] / 255,
+            asked[rows, :SHOWN_PICTURES] / 255,
+            names[rows],
+            marked,
+            right[rows, :SHOWN_PICTURES],
+            path,
+            f"{right.mean():.0%} of {right.size} answers right",
+        ),
     )
 
 
@@ -363,13 +415,12 @@ def _told(pictures: Pictures, parts: Parts) -> dict[str, Any]:
 
 
 def _table(rows: list[Row], settings: dict[str, Any]) -> Table:
-    table = Table(
-        title=f"{settings['way']} new classes by {settings['shot']} pictures of each, {settings['episodes']:,} tasks",
-        caption="95% intervals, over tasks of the classes set aside. Seconds include compilation.",
+    return as_table(
+        f"{settings['way']} new classes by {settings['shot']} pictures of each, {settings['episodes']:,} tasks",
+        ("method", "accuracy", "seconds"),
+        [
+            (row.method, f"{100 * row.accuracy:.1f}% ± {100 * row.half_width_95:.1f}", f"{row.seconds:.1f}")
+            for row in rows
+        ],
+        "95% intervals, over tasks of the classes set aside. Seconds include compilation.",
     )
-    table.add_column("method", no_wrap=True)
-    for name in ("accuracy", "seconds"):
-        table.add_column(name, justify="right")
-    for row in rows:
-        table.add_row(row.method, f"{100 * row.accuracy:.1f}% ± {100 * row.half_width_95:.1f}", f"{row.seconds:.1f}")
-    return table

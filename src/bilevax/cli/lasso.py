@@ -1,21 +1,22 @@
 """`bilevax tune --lasso`: strengths of a lasso or group lasso by gradient, beside scikit-learn's LassoCV."""
 
-import json
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-from rich.console import Console
-from rich.table import Table
 
-from bilevax.cli._shared import digest, figure, say, surroundings
+from bilevax.cli._printing import as_table, say, show
+from bilevax.cli._runs import Run
+from bilevax.cli._shared import figure, surroundings
 from bilevax.layout import Layout
 from bilevax.problem import InputError, listed
 
 if TYPE_CHECKING:  # these pull in pandas and scikit-learn, which `--help` need not wait for
     import pandas as pd
 
+    from bilevax._stages import Stages
+    from bilevax.callbacks import Checkpoint
 
 FOLDS = 5
 ONE, EACH = "one strength", "a strength each"
@@ -68,55 +69,58 @@ class Fit(NamedTuple):
 
 def tune_lasso(
     files: dict[str, Path | None],
-    target: str | None,
     groups: Path | None,
-    per_feature: bool,
-    hold_out: float,
-    steps: int | None,
-    seed: int,
-    out: Path,
+    settings: dict[str, Any],
+    run: Run,
     layout: Layout | None,
 ) -> None:
-    """Run all methods, print the table and the chosen features, write lasso.csv, lasso.png and results.json.
+    """Run all methods, write lasso.csv, results.json and lasso.png, print the table and the chosen features.
 
     Raises:
         InputError: files that cannot be used.
     """
     began = time.perf_counter()
-    settings = {
-        name: None if path is None else digest(name, path) for name, path in (files | {"groups": groups}).items()
-    }
-    data = _ready_made(hold_out, seed) if files["train"] is None else _from_files(files, target, hold_out, seed)
-    for note in data.notes:
-        say(note)
-    labels = None if groups is None else _read_groups(groups, data)
-    say(
-        f"{data.title}: {len(data.y):,} samples of {len(data.names)} features, tuned by "
-        f"{'samples of their own' if len(data.held) == 1 else f'{FOLDS}-fold cross-validation'} ..."
-    )
-    fits = _fits(data, labels, per_feature, steps, layout)
-    rows = [Row("the mean alone", None, _error(np.full(len(data.y_test), data.y.mean()), data), 0, None)]
-    for method, fit in fits.items():
-        error = _error(data.X_test @ fit.coefficients + fit.intercept, data)
-        chosen = int((fit.coefficients != 0).sum())
-        rows.append(Row(method, fit.held_out_error, error, chosen, fit.seconds))
+    hold_out, seed, per_feature = (settings[name] for name in ("hold_out", "seed", "per_feature"))
+    with run.stages() as stages:
+        if files["train"] is None:
+            data = _ready_made(hold_out, seed)
+        else:
+            data = _from_files(files, settings["target"], hold_out, seed)
+        for note in data.notes:
+            say(note)
+        if np.ptp(data.y) == 0:
+            raise InputError(
+                f"The target is {data.y[0]:g} in all {len(data.y)} samples to tune on: there is nothing to explain. "
+                "Check --target."
+            )
+        labels = None if groups is None else _read_groups(groups, data)
+        say(
+            f"{data.title}: {len(data.y):,} samples of {len(data.names)} features, tuned by "
+            f"{'samples of their own' if len(data.held) == 1 else f'{FOLDS}-fold cross-validation'} ..."
+        )
+        fits = _fits(data, labels, per_feature, settings["steps"], stages, layout)
+        rows = [Row("the mean alone", None, _error(np.full(len(data.y_test), data.y.mean()), data), 0, None)]
+        for method, fit in fits.items():
+            error = _error(data.X_test @ fit.coefficients + fit.intercept, data)
+            chosen = int((fit.coefficients != 0).sum())
+            rows.append(Row(method, fit.held_out_error, error, chosen, fit.seconds))
+        report = {
+            "settings": settings,
+            **surroundings("jax", "optax", "numpy", "scikit-learn"),
+            "wall_seconds": time.perf_counter() - began,
+            "title": data.title,
+            "samples": len(data.y),
+            "test": len(data.y_test),
+            "features": len(data.names),
+            "groups": None if labels is None else len(set(labels.tolist())),
+            "methods": [row._asdict() for row in rows],
+            "strengths": {method: fit.strengths.tolist() for method, fit in fits.items()},
+        }
+        run.csv("lasso.csv", _coefficients(data, fits, labels))
+        run.json("results.json", report)
+        run.picture("lasso.png", lambda path: _draw(data, fits, labels, path))
     _print(data, rows, fits, labels)
-    names = _write(data, fits, labels, out)
-    told = {
-        "settings": settings
-        | {"target": target, "per_feature": per_feature, "hold_out": hold_out, "steps": steps, "seed": seed},
-        **surroundings("jax", "optax", "numpy", "scikit-learn"),
-        "wall_seconds": time.perf_counter() - began,
-        "title": data.title,
-        "samples": len(data.y),
-        "test": len(data.y_test),
-        "features": len(data.names),
-        "groups": None if labels is None else len(set(labels.tolist())),
-        "methods": [row._asdict() for row in rows],
-        "strengths": {method: fit.strengths.tolist() for method, fit in fits.items()},
-    }
-    (out / "results.json").write_text(json.dumps(told, indent=2) + "\n")
-    say(f"Wrote {', '.join([*names, 'results.json'])} to {out} in {told['wall_seconds']:.1f} s.")
+    say(run.told(report["wall_seconds"]))
 
 
 def _ready_made(hold_out: float, seed: int) -> Data:
@@ -196,35 +200,62 @@ def _read_groups(path: Path, data: Data) -> np.ndarray:
 
 
 def _fits(
-    data: Data, labels: np.ndarray | None, per_feature: bool, steps: int | None, layout: Layout | None
+    data: Data,
+    labels: np.ndarray | None,
+    per_feature: bool,
+    steps: int | None,
+    stages: "Stages",
+    layout: Layout | None,
 ) -> dict[str, Fit]:
-    from sklearn.linear_model import LassoCV
-
+    """What each method finds, a stage each."""
     from bilevax.applications.sparse import STEPS
+
+    steps = STEPS if steps is None else steps
+    jobs: dict[str, tuple[str, np.ndarray | None, bool]] = {f"lasso, {ONE}": ("lasso-one", None, False)}
+    if per_feature:
+        jobs[f"lasso, {EACH}"] = ("lasso-each", None, True)
+    if labels is not None:
+        jobs[f"group lasso, {ONE}"] = ("group-one", labels, False)
+        if per_feature:
+            jobs[f"group lasso, {EACH}"] = ("group-each", labels, True)
+    found = {"LassoCV": stages.of("grid", lambda keep: _grid(data)._asdict())}
+    for method, (stage, groups, each) in jobs.items():
+        found[method] = stages.of(
+            stage,
+            lambda keep, groups=groups, each=each: _tuned(data, groups, each, steps, keep, layout)._asdict(),
+        )
+    return {method: Fit(**fit) for method, fit in found.items()}
+
+
+def _grid(data: Data) -> Fit:
+    from sklearn.linear_model import LassoCV
 
     indices = np.arange(len(data.y))
     splits = [(indices[~mask], indices[mask]) for mask in data.held]
-    steps = STEPS if steps is None else steps
     began = time.perf_counter()
     grid = LassoCV(cv=splits, max_iter=20_000).fit(data.X, data.y)
     seconds = time.perf_counter() - began
     error = float(grid.mse_path_.reshape(len(grid.alphas_), -1).mean(1).min())  # one split is squeezed out
-    found = {"LassoCV": Fit(grid.coef_, float(grid.intercept_), np.array([grid.alpha_]), error, seconds)}
-    found[f"lasso, {ONE}"] = _tuned(data, None, False, steps, layout)
-    if per_feature:
-        found[f"lasso, {EACH}"] = _tuned(data, None, True, steps, layout)
-    if labels is not None:
-        found[f"group lasso, {ONE}"] = _tuned(data, labels, False, steps, layout)
-        if per_feature:
-            found[f"group lasso, {EACH}"] = _tuned(data, labels, True, steps, layout)
-    return found
+    return Fit(grid.coef_, float(grid.intercept_), np.array([grid.alpha_]), error, seconds)
 
 
-def _tuned(data: Data, labels: np.ndarray | None, each: bool, steps: int, layout: Layout | None) -> Fit:
+def _tuned(
+    data: Data, labels: np.ndarray | None, each: bool, steps: int, keep: "Checkpoint", layout: Layout | None
+) -> Fit:
     from bilevax.applications.sparse import choose_strengths
 
     began = time.perf_counter()
-    found = choose_strengths(data.X, data.y, data.held, groups=labels, per_group=each, steps=steps, mesh=layout)
+    found = choose_strengths(
+        data.X,
+        data.y,
+        data.held,
+        groups=labels,
+        per_group=each,
+        steps=steps,
+        callbacks=[keep],
+        resume=keep,
+        mesh=layout,
+    )
     seconds = time.perf_counter() - began
     return Fit(found.coefficients, found.intercept, found.strengths, found.held_out_error, seconds)
 
@@ -234,31 +265,36 @@ def _error(predicted: np.ndarray, data: Data) -> float:
 
 
 def _print(data: Data, rows: list[Row], fits: dict[str, Fit], labels: np.ndarray | None) -> None:
-    table = Table(
-        title=f"{data.title}: {len(data.y):,} samples, {len(data.y_test):,} to test, {len(data.names)} features",
-        caption="Mean squared errors: of the samples held out to tune by, and of those that no method saw. Seconds "
-        "with compilation.",
-    )
-    table.add_column("method", no_wrap=True)
-    for name in ("held-out\nerror", "test\nerror", "features\nchosen", "seconds"):
-        table.add_column(name, justify="right", no_wrap=True)
-    for row in rows:
-        table.add_row(
-            row.method,
-            figure(row.held_out_error, ".5g"),
-            figure(row.test_error, ".5g"),
-            str(row.chosen),
-            figure(row.seconds, ".1f"),
+    show(
+        as_table(
+            f"{data.title}: {len(data.y):,} samples, {len(data.y_test):,} to test, {len(data.names)} features",
+            ("method", "held-out\nerror", "test\nerror", "features\nchosen", "seconds"),
+            [
+                (
+                    row.method,
+                    figure(row.held_out_error, ".5g"),
+                    figure(row.test_error, ".5g"),
+                    str(row.chosen),
+                    figure(row.seconds, ".1f"),
+                )
+                for row in rows
+            ],
+            "Mean squared errors: of the samples held out to tune by, and of those that no method saw. Seconds with "
+            "compilation.",
         )
-    Console().print(table)
+    )
     chosen = _chosen(data, fits, labels)
-    features = Table(title="Features chosen, with their coefficients (of features on one scale)")
-    features.add_column("feature")
-    for method in fits:
-        features.add_column(method.replace(", ", "\n"), justify="right")
-    for line in chosen.head(MOST_SHOWN).to_dict("records"):
-        features.add_row(str(line["feature"]), *(figure(float(line[method]) or None, ".4g") for method in fits))
-    Console().print(features)
+    show(
+        as_table(
+            "Features chosen, with their coefficients (of features on one scale)",
+            ("feature", *(method.replace(", ", "\n") for method in fits)),
+            [
+                (str(line["feature"]), *(figure(float(line[method]) or None, ".4g") for method in fits))
+                for line in chosen.head(MOST_SHOWN).to_dict("records")
+            ],
+            whole=False,
+        )
+    )
     if len(chosen) > MOST_SHOWN:
         say(f"... and {len(chosen) - MOST_SHOWN} more, in lasso.csv.")
     if any(EACH in method for method in fits):
@@ -291,16 +327,14 @@ def _coefficients(data: Data, fits: dict[str, Fit], labels: np.ndarray | None) -
     return frame
 
 
-def _write(data: Data, fits: dict[str, Fit], labels: np.ndarray | None, out: Path) -> list[str]:
+def _draw(data: Data, fits: dict[str, Fit], labels: np.ndarray | None, path: Path) -> None:
     from bilevax import plots
 
-    _coefficients(data, fits, labels).to_csv(out / "lasso.csv", index=False)
     shown = _chosen(data, fits, labels).head(MOST_SHOWN)
     plots.bars(
         shown["feature"].astype(str).tolist(),
         {method: shown[method].to_numpy() for method in fits},
-        out / "lasso.png",
+        path,
         f"Features chosen: {Path(data.title).name}",
         "coefficient, features on one scale",
     )
-    return ["lasso.csv", "lasso.png"]

@@ -1,0 +1,163 @@
+"""Printing of any text to any terminal, file or pipe.
+
+What a user named (columns, labels, files) may hold markup, escape sequences of terminals, or characters that the
+output's encoding lacks. Nothing of it is interpreted, and no output that cannot be written ends a computation.
+"""
+
+import errno
+import io
+import os
+import shlex
+import sys
+import unicodedata
+from collections.abc import Iterable, Sequence
+from typing import Any, TextIO
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+# What the commands themselves print beyond ASCII, for encodings without it.
+PLAIN = {"–": "-", "±": "+/-", "→": "->", "…": "...", "°": " degrees", "×": "x", "✓": "y", "✗": "n"}
+DIRECTIONS = {chr(c) for c in (0x061C, 0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2066, 0x206A))}
+NARROWEST, USUAL = 40, 80  # columns; below, rich lays out tables that nobody can read
+
+_lost: list[str] = []  # why stdout could not be written, other than that its reader had left
+
+
+def shown(text: str, keep: str = "") -> str:
+    r"""Text with control characters, changes of direction and undecodable bytes as escapes.
+
+    Args:
+        text: any text.
+        keep: control characters to leave as they are.
+
+    Example:
+        >>> print(shown("a\x1b[31mb\rc"))
+        a\x1b[31mb\rc
+    """
+
+    def one(c: str) -> str:
+        unsafe = unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp") or c in DIRECTIONS
+        return c.encode("unicode_escape").decode() if unsafe and c not in keep else c
+
+    return text if text.isascii() and text.isprintable() else "".join(map(one, text))
+
+
+def say(text: str) -> None:
+    """A line on stdout."""
+    _print("stdout", text)
+
+
+def complain(text: str) -> None:
+    """A line on stderr."""
+    _print("stderr", text)
+
+
+def show(table: Table) -> None:
+    """A table on stdout."""
+    _print("stdout", table)
+
+
+def as_table(
+    title: str, names: Sequence[str], rows: Iterable[Sequence[str]], caption: str = "", whole: bool = True
+) -> Table:
+    """A table; the first column is text and the others are numbers.
+
+    Args:
+        title, caption: above and below.
+        names: of the columns; line breaks are kept.
+        rows: the cells.
+        whole: whether cells of the first column are never broken into lines.
+    """
+    made = Table(
+        title=Text(_fitting(title), style="table.title"),
+        caption=Text(_fitting(caption), style="table.caption") if caption else None,
+    )
+    for i, name in enumerate(names):
+        heading = Text(_fitting(name, "\n"), style="table.header")
+        made.add_column(heading, justify="right" if i else "left", no_wrap=whole if i == 0 else "\n" in name)
+    for row in rows:
+        made.add_row(*(Text(_fitting(cell)) for cell in row))
+    return made
+
+
+def failed() -> str:
+    """Why stdout could not be written; empty where it could, or where only its reader had left."""
+    return _lost[0] if _lost else ""
+
+
+def quoted(arguments: Sequence[str]) -> str:
+    r"""A command line for a shell; bytes that are no text, and control characters, as bash and zsh write them.
+
+    Example:
+        >>> print(quoted(["bilevax", "my file.csv", "a\x1b.csv"]))
+        bilevax 'my file.csv' $'a\x1b.csv'
+    """
+
+    def one(argument: str) -> str:
+        if shown(argument) == argument:
+            return shlex.quote(argument)
+        safe = (chr(b) if 32 <= b < 127 and b not in b"\\'" else f"\\x{b:02x}" for b in os.fsencode(argument))
+        return f"$'{''.join(safe)}'"
+
+    return " ".join(map(one, arguments))
+
+
+def _fitting(text: str, keep: str = "", encoding: str | None = None) -> str:
+    """Text that is safe to print, in characters that the output's encoding has."""
+    text = shown(text, keep)
+    encoding = encoding or _encoding(sys.stdout)
+    try:
+        text.encode(encoding)
+    except UnicodeEncodeError:
+        text = "".join(PLAIN.get(c, c) for c in text).encode(encoding, "replace").decode(encoding)
+    except LookupError:
+        text = text.encode("ascii", "replace").decode()
+    return text
+
+
+def _encoding(stream: Any) -> str:
+    return getattr(stream, "encoding", None) or "utf-8"
+
+
+def _print(name: str, what: Any) -> None:
+    stream: TextIO | None = getattr(sys, name)
+    if stream is None:  # it was closed before we began
+        return
+    encoding = _encoding(stream)
+    if isinstance(what, str):
+        written = _fitting(what, "\n", encoding) + "\n"
+    else:
+        width = Console(file=stream).width or USUAL
+        console = Console(file=stream, highlight=False, width=max(width, NARROWEST))
+        with console.capture() as captured:
+            console.print(what)
+        written = captured.get().encode(encoding, "replace").decode(encoding)
+    try:
+        stream.write(written)
+        stream.flush()
+    except (OSError, ValueError) as error:
+        silence(name, error)
+
+
+class _Nowhere(io.TextIOBase):
+    """A stream that keeps nothing."""
+
+    def write(self, text: str, /) -> int:
+        return len(text)
+
+
+def silence(name: str, error: BaseException) -> None:
+    """Write a stream that has failed to nowhere from now on; a reader that has left is no failure."""
+    stream = getattr(sys, name)
+    try:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, stream.fileno())
+        os.close(nowhere)
+    except (OSError, ValueError, AttributeError):  # it has no descriptor
+        setattr(sys, name, _Nowhere())
+    if name == "stdout" and getattr(error, "errno", None) != errno.EPIPE:
+        reason = getattr(error, "strerror", None) or str(error)
+        _lost.append(reason)
+        complain(f"stdout cannot be written ({reason}). The run goes on without, and writes its files.")

@@ -1,0 +1,189 @@
+"""A command as a run: what it may write, what it has finished, and how it goes on after an interruption."""
+
+import json
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import jax
+
+from bilevax import _files
+from bilevax import layout as layouts
+from bilevax._signals import Asked
+from bilevax._stages import Stages
+from bilevax.cli._printing import complain, quoted, say
+from bilevax.cli._writing import as_json, write_csv, write_json
+from bilevax.problem import InputError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+SETTINGS = "settings.json"
+
+
+class Ended(SystemExit):
+    """A run that SIGTERM or SIGUSR1 has ended between two stages."""
+
+    def __init__(self) -> None:
+        super().__init__(143)
+
+
+class Run:
+    """One run of a command: its output files, and a folder OUT/checkpoints while it lasts.
+
+    Args:
+        command: its name, for the settings.
+        out: where this process writes.
+        names: the files that it may write there.
+        settings: all that its results depend on, digests of its inputs among them.
+        inputs: the files that are read, by the name of their argument.
+        resume: whether an interrupted run is to go on.
+        overwrite: whether files of the user's may be overwritten.
+        shared: --out as given: of several processes, all read the first one's checkpoints there.
+        asked: whether a signal has asked for an end.
+
+    Raises:
+        InputError: an output would overwrite an input or a user's file; OUT/checkpoints holds a user's files, or a run
+            that was interrupted and is not resumed, or one with other settings. Nothing was changed.
+    """
+
+    def __init__(
+        self,
+        command: str,
+        out: Path,
+        names: list[str],
+        settings: Mapping[str, Any],
+        inputs: Mapping[str, Path | None],
+        *,
+        resume: bool,
+        overwrite: bool,
+        shared: Path,
+        asked: Asked,
+    ):
+        self.out, self.written, self.elsewhere = out, [], None
+        self.folder = shared / "checkpoints"
+        self._asked, self._first = asked, jax.process_index() == 0
+        self._settings = json.loads(json.dumps(as_json({"command": command, **settings})))
+        if out.resolve() == Path(out.resolve().anchor):
+            raise InputError(f"--out {out} is the root of the file system. Pass a folder of its own.")
+        self._check_interrupted(resume)
+        self._outputs = _files.Outputs(out, names, inputs=inputs, overwrite=overwrite)
+        if self._first:
+            if self.folder.is_symlink():
+                raise InputError(
+                    f"--out: {str(self.folder)!r} is a symbolic link, and a folder of that name is needed for "
+                    "checkpoints. Remove it, or name another folder."
+                )
+            _files.claim(self.folder, "--out")
+
+    def _check_interrupted(self, resume: bool) -> None:
+        """Neither overwrite an interrupted run nor go on with another one's."""
+        file = self.folder / SETTINGS
+        if not (_files.is_ours(self.folder) and file.is_file()):
+            if resume:
+                say(f"There is nothing to resume in {self.folder}; starting from the beginning.")
+            return
+        _files.require_unlocked(self.folder, "--out")
+        if not resume:
+            raise InputError(
+                f"{self.folder} holds an interrupted run. Add --resume to go on with it, or delete that folder to "
+                "start over."
+            )
+        try:
+            before = json.loads(file.read_bytes())
+            changed = [key for key in self._settings if self._settings[key] != before.get(key)]
+        except (OSError, ValueError, AttributeError) as error:
+            raise InputError(f"{file} cannot be read. Delete {self.folder} to start over, without --resume.") from error
+        if changed:
+            raise InputError(
+                f"--resume: the interrupted run in {self.folder} had other settings ({', '.join(changed)}). Repeat "
+                "the same command, or delete that folder to start over without --resume."
+            )
+
+    @contextmanager
+    def stages(self) -> Iterator[Stages]:
+        """Within, stages are kept, and are removed at the end; if an end comes too soon, how to go on is printed."""
+        if jax.process_count() > 1:
+            layouts.require_agreement(settings=json.dumps(self._settings))  # all have looked for an interrupted run
+        unlock = _files.lock(self.folder, "--out") if self._first else None
+        if self._first:
+            inner = _files.Outputs(self.folder, [])
+            inner.write(SETTINGS, lambda path: write_json(path, self._settings))
+        if jax.process_count() > 1:
+            layouts.require_agreement(folder=str(self.folder))  # now it is there, for all to look into
+        stages = Stages(self.folder, writes=self._first, heed=self._heed, notice=complain)
+        try:
+            yield stages
+        except BaseException as error:
+            kept = stages.any()
+            if unlock is not None:
+                unlock()
+            if not kept:
+                self._clear()
+            if isinstance(error, KeyboardInterrupt) or (isinstance(error, SystemExit) and error.code == 143):
+                how = "Interrupted" if isinstance(error, KeyboardInterrupt) else f"Ended by {self._asked.name}"
+                complain(self._how_to_resume(how) if kept else f"{how} before there was anything to keep.")
+            elif kept and not isinstance(error, InputError):
+                complain(self._how_to_resume("Ended by an error"))
+            raise
+        if unlock is not None:
+            unlock()
+        self._clear()
+
+    def _heed(self) -> None:
+        asked = bool(self._asked)
+        if jax.process_count() > 1:
+            (asked,) = layouts.any_process(asked)
+        if asked:
+            raise Ended
+
+    def _clear(self) -> None:
+        if not self._first:
+            return
+        try:
+            _files.remove_ours(self.folder)
+        except OSError as error:
+            complain(f"{self.folder} could not be removed ({_files.reason(error)}). Remove it by hand.")
+
+    def _how_to_resume(self, how: str) -> str:
+        command = ["bilevax", *(argument for argument in sys.argv[1:] if argument != "--resume"), "--resume"]
+        return f"{how}. What was computed is kept in {self.folder}. To go on with it: {quoted(command)}"
+
+    def csv(self, name: str, frame: "pd.DataFrame") -> None:
+        """Write a table."""
+        self._write(name, lambda path: write_csv(path, frame))
+
+    def json(self, name: str, content: Any, indent: int | None = 2) -> None:
+        """Write a report."""
+        self._write(name, lambda path: write_json(path, content, indent))
+
+    def picture(self, name: str, draw: Callable[[Path], Any]) -> None:
+        """Draw a picture; one that cannot be drawn is a sentence. Data files are written before."""
+        try:
+            self._write(name, draw)
+        except Exception as error:
+            lines = str(error).strip().splitlines() or [type(error).__name__]
+            complain(f"{name} could not be drawn ({lines[0].rstrip('.')}). The other files hold all figures.")
+
+    def _write(self, name: str, write: Callable[[Path], Any]) -> None:
+        """Write a file to --out; where that has become impossible, to a new folder, so that nothing is lost."""
+        if self.elsewhere is None:
+            try:
+                self._outputs.write(name, write)
+            except OSError as error:
+                self.elsewhere = Path(tempfile.mkdtemp(prefix="bilevax-"))
+                complain(
+                    f"{name} cannot be written to {self.out} ({_files.reason(error)}). This and all further files go "
+                    f"to {self.elsewhere} instead."
+                )
+        if self.elsewhere is not None:
+            _files.replace(self.elsewhere / name, write)
+        self.written.append(name)
+
+    def told(self, seconds: float) -> str:
+        """What was written, where and in how many seconds, as a sentence."""
+        where = self.out if self.elsewhere is None else self.elsewhere
+        return f"Wrote {', '.join(self.written)} to {where} in {seconds:.1f} s."
