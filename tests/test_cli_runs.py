@@ -12,6 +12,8 @@ import sys
 import numpy as np
 import pandas as pd
 import pytest
+import tqdm
+from rich.console import Console
 from typer.testing import CliRunner
 
 from bilevax import InputError, _files, cli
@@ -82,6 +84,18 @@ def test_output_that_nobody_reads_ends_nothing(monkeypatch):
         assert bool(errors.getvalue()) == bool(lost)
     monkeypatch.setattr(sys, "stdout", None)
     say("c")
+
+
+def test_a_progress_bar_that_nobody_sees_ends_nothing(monkeypatch):
+    for stream in (Broken(BrokenPipeError(32, "Broken pipe")), None):
+        monkeypatch.setattr(sys, "stderr", stream)
+        monkeypatch.setattr(sys, "stdout", None)
+        _printing.prepare()
+        for _ in tqdm.tqdm(range(3), mininterval=0):
+            pass
+        with Console(stderr=True).status("auditing"):
+            complain("a")
+            print("b", end="")
 
 
 def test_a_command_line_can_be_pasted():
@@ -353,6 +367,10 @@ def test_what_ends_a_run_says_how_to_go_on(tmp_path, capsys, monkeypatch):
     with pytest.raises(ZeroDivisionError):
         fails()
     assert "Ended by an error. What was computed is kept" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as ended:  # as a search has it
+        interrupted(run(tmp_path, resume=True, asked=asked))
+    assert ended.value.code == 143
+    assert "Ended by SIGTERM" in capsys.readouterr().err
     other = tmp_path / "other"
     with pytest.raises(InputError), run(other).stages():
         raise InputError("no.")

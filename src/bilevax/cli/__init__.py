@@ -1,6 +1,5 @@
 """The command line, one file for each command."""
 
-import io
 import sys
 from typing import Annotated
 
@@ -13,7 +12,7 @@ except ImportError as error:
     raise SystemExit(f"The bilevax command needs {error.name}: pip install 'bilevax[apps]'") from error
 
 from bilevax.cli import audit, denoise, fewshot, reproduce, tune
-from bilevax.cli._printing import complain, say, silence
+from bilevax.cli._printing import complain, prepare, say, silence
 
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, rich_markup_mode="markdown", pretty_exceptions_enable=False
@@ -30,9 +29,7 @@ def main() -> None:
 
     Exit codes: 0 done, 1 the solve or an output failed, 2 bad input, 130 Ctrl-C, 143 SIGTERM or SIGUSR1.
     """
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")  # help pages and libraries print to any encoding, too
+    prepare()
     try:
         app()
     except OSError as error:  # the help page had nowhere to go
@@ -40,8 +37,7 @@ def main() -> None:
         raise SystemExit(1) from error
     finally:
         try:
-            if sys.stdout is not None:
-                sys.stdout.flush()
+            sys.stdout.flush()
         except (OSError, ValueError) as error:
             silence("stdout", error)
 

@@ -10,7 +10,7 @@ import os
 import shlex
 import sys
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TextIO
 
 from rich.console import Console
@@ -123,7 +123,7 @@ def _encoding(stream: Any) -> str:
 
 def _print(name: str, what: Any) -> None:
     stream: TextIO | None = getattr(sys, name)
-    if stream is None:  # it was closed before we began
+    if stream is None:
         return
     encoding = _encoding(stream)
     if isinstance(what, str):
@@ -146,6 +146,63 @@ class _Nowhere(io.TextIOBase):
 
     def write(self, text: str, /) -> int:
         return len(text)
+
+
+class Lenient(io.TextIOBase):
+    """A stream whose writes never raise: what libraries draw there (progress bars) must not end a run.
+
+    Args:
+        stream: what to write to, until that fails.
+    """
+
+    def __init__(self, stream: TextIO):
+        self._stream: TextIO | None = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    @property
+    def encoding(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """As the stream's."""
+        return _encoding(self._stream)
+
+    def fileno(self) -> int:
+        """As the stream's."""
+        if self._stream is None:
+            raise io.UnsupportedOperation("fileno")
+        return self._stream.fileno()
+
+    def isatty(self) -> bool:
+        """As the stream's."""
+        return self._stream is not None and self._stream.isatty()
+
+    def write(self, text: str, /) -> int:
+        """As the stream, or nowhere."""
+        self._try(lambda stream: stream.write(text))
+        return len(text)
+
+    def flush(self) -> None:
+        """As the stream, or not at all."""
+        self._try(lambda stream: stream.flush())
+
+    def _try(self, work: Callable[[TextIO], Any]) -> None:
+        if self._stream is None:
+            return
+        try:
+            work(self._stream)
+        except (OSError, ValueError):
+            self._stream = None
+
+
+def prepare() -> None:
+    """Make stdout and stderr fit for text in any encoding, and for readers that leave."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:  # it was closed before we began
+            setattr(sys, name, _Nowhere())
+        elif isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # help pages and libraries print there, too
+    sys.stderr = Lenient(sys.stderr)
 
 
 def silence(name: str, error: BaseException) -> None:

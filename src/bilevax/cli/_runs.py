@@ -124,8 +124,11 @@ class Run:
             if not kept:
                 self._clear()
             if isinstance(error, KeyboardInterrupt) or (isinstance(error, SystemExit) and error.code == 143):
-                how = "Interrupted" if isinstance(error, KeyboardInterrupt) else f"Ended by {self._asked.name}"
+                preempted = bool(self._asked) and not self._asked.interrupted
+                how = f"Ended by {self._asked.name}" if preempted else "Interrupted"
                 complain(self._how_to_resume(how) if kept else f"{how} before there was anything to keep.")
+                if preempted:  # a search ends by a KeyboardInterrupt, whichever signal it was
+                    raise Ended from error
             elif kept and not isinstance(error, InputError):
                 complain(self._how_to_resume("Ended by an error"))
             raise

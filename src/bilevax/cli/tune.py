@@ -2,7 +2,6 @@
 
 import importlib.util
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
@@ -37,7 +36,6 @@ if TYPE_CHECKING:  # these pull in pandas and scikit-learn, which `--help` need 
     from bilevax._stages import Keep, Stages
     from bilevax.applications import Task
     from bilevax.callbacks import Checkpoint
-    from bilevax.search import Proposals
 
 # A trial trains as long as it takes for f at its end to be that of the optimum to three digits, for the strengths
 # that matter: shorter ones favour early stopping over what the strengths do.
@@ -361,7 +359,7 @@ def _tune(
 
     def searched(name: str) -> dict[str, Any]:
         sampler, seconds = samplers[name]
-        return _as_stage(_search(task, Polled(sampler, stages.heed), trials, seed, seconds), data)
+        return _as_stage(_search(task, sampler, trials, seed, seconds), data)
 
     found = {name: stages.of(_stage_name(data, name), lambda keep, name=name: searched(name)) for name in samplers}
     place = _stage_name(data, "Penalty")
@@ -406,29 +404,6 @@ def _as_stage(run: Run, data: Data) -> dict[str, Any]:
     fields = {name: value for name, value in run._asdict().items() if name not in ("u", "way")}
     losses = _losses_on_the_way(run, data)
     return {"u": np.asarray(run.u), "run": fields, "losses": losses._asdict()}
-
-
-@dataclass(frozen=True)
-class Polled:
-    """A sampler that calls `poll` before it proposes: a search can be left between two groups of trials."""
-
-    sampler: Any
-    poll: Any
-
-    @property
-    def together(self) -> int:
-        """As the sampler's."""
-        return self.sampler.together
-
-    def start(self, low: np.ndarray, high: np.ndarray, first: np.ndarray | None, seed: int) -> "Proposals":
-        """As the sampler's."""
-        proposals = self.sampler.start(low, high, first, seed)
-
-        def ask(n: int) -> np.ndarray:
-            self.poll()
-            return proposals.ask(n)
-
-        return proposals._replace(ask=ask)
 
 
 def _has_torch() -> bool:
