@@ -55,22 +55,23 @@ def memory() -> int:
         return MEMORY_UNKNOWN
 
 
-def check_expansion(packed: int | None, unpacked: int) -> None:
+def check_expansion(packed: int | None, unpacked: int, most: int = MOST_EXPANSION) -> None:
     """Refuse content that cannot fit into memory, or that a small file expands to.
 
     Args:
         packed: bytes of the compressed file; None where it is not compressed, or where that is no measure.
         unpacked: bytes of its content.
+        most: how many times larger than the file content beyond `LARGE` may be.
 
     Raises:
-        UnreadableError: it is larger than the memory, or larger than `LARGE` and `MOST_EXPANSION` times the file.
+        UnreadableError: the content is larger than the memory, or than both limits.
     """
     if unpacked > memory():
         raise UnreadableError(f"it holds {_size(unpacked)}, and this machine's memory is {_size(memory())}")
-    if packed is not None and unpacked > LARGE and unpacked > MOST_EXPANSION * packed:
+    if packed is not None and unpacked > LARGE and unpacked > most * packed:
         raise UnreadableError(
-            f"its {_size(packed)} expand to {_size(unpacked)} or more, which is hardly meant (real data of this size "
-            "can be saved uncompressed)"
+            f"its {_size(packed)} expand to {_size(unpacked)} or more, which is hardly meant (where it is, save the "
+            "data uncompressed, or only what differs)"
         )
 
 

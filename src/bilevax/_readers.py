@@ -11,12 +11,14 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from bilevax._archives import UnreadableError, check_expansion, check_regular, read_npz
+from bilevax._archives import MOST_EXPANSION, UnreadableError, check_expansion, check_regular, read_npz
 from bilevax.problem import InputError, listed
 
 SUFFIXES = ".csv, .csv.gz, .parquet and .npz"
 SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
 LONGEST_LINE = 1 << 26  # characters of the line of column names
+PARQUET_EXPANSION = 2000  # a column of few values takes next to nothing there
+BEGINNING = 1 << 26  # bytes after which a compressed file that shrank as usual is trusted to go on so
 HEAD = 4096  # bytes looked at to recognise a file's format
 FORMATS = {
     b"PAR1": "a Parquet file. Rename it to end in .parquet",
@@ -67,7 +69,7 @@ def read_raw(path: Path, target: str | None, role: str) -> Raw:
     """
     name = f"{role} ({path})"
     check_regular(path, name, f"Pass a file that ends in one of {SUFFIXES}.")
-    suffix = "".join(path.suffixes[-2:]) if path.suffix == ".gz" else path.suffix
+    suffix = "".join(path.suffixes[-2:] if path.suffix.lower() == ".gz" else path.suffixes[-1:]).lower()
     if suffix not in (".csv", ".csv.gz", ".parquet", ".npz"):
         raise InputError(
             f"{name} ends in {path.suffix!r}, which is not known. Convert it to one of {SUFFIXES}."
@@ -89,7 +91,7 @@ def read_raw(path: Path, target: str | None, role: str) -> Raw:
             f"as UTF-8; one from Windows, in Python: p = pathlib.Path({str(path)!r}); "
             "p.write_text(p.read_text('cp1252'), 'utf-8')."
         ) from error
-    except (OSError, ValueError, EOFError, MemoryError, csv.Error, NotImplementedError) as error:
+    except Exception as error:  # a damaged file raises what its decoder happens to run into
         raise InputError(f"{name} cannot be read as {suffix}: {first_line(error)} Check the file.") from error
 
 
@@ -106,9 +108,9 @@ def read_words(path: Path, name: str) -> pd.DataFrame:
             frame = pd.read_csv(stream, dtype=str, keep_default_na=False, encoding="utf-8", index_col=False)
     except UnicodeDecodeError as error:
         raise InputError(f"{name} is not UTF-8 text. Save it as UTF-8.") from error
-    except (OSError, ValueError, EOFError, csv.Error) as error:
-        if isinstance(error, InputError):
-            raise
+    except InputError:
+        raise
+    except Exception as error:  # as in read_raw
         raise InputError(f"{name} cannot be read as CSV: {first_line(error)} Check the file.") from error
     frame.columns = frame.columns.astype(str).str.strip()
     return pd.DataFrame({column: frame[column].str.strip() for column in frame})
@@ -142,7 +144,7 @@ class _Metered(io.RawIOBase):
 
 def _opened(path: Path) -> Any:
     """A CSV file as bytes, decompressed."""
-    if path.suffix != ".gz":
+    if path.suffix.lower() != ".gz":
         return open(path, "rb")
     return io.BufferedReader(_Metered(gzip.open(path), path.stat().st_size), 1 << 20)
 
@@ -186,12 +188,13 @@ def _check_text(path: Path, name: str) -> None:
     check_expansion(None, path.stat().st_size)
     with open(path, "rb") as file:
         start = file.read(HEAD)
-    if path.suffix == ".gz":
+    if path.suffix.lower() == ".gz":
         if start[:2] != b"\x1f\x8b":
             raise InputError(
                 f"{name} cannot be read as .csv.gz: it is not compressed by gzip. If it is plain text, rename it to "
                 "end in .csv."
             )
+        _check_beginning(path)
         with _opened(path) as stream:
             start = stream.read(HEAD)
     for magic, found in FORMATS.items():
@@ -206,6 +209,17 @@ def _check_text(path: Path, name: str) -> None:
         raise InputError(
             f"{name} cannot be read as .csv: it holds NUL bytes, so it is no UTF-8 text. Save the table as UTF-8 CSV."
         )
+
+
+def _check_beginning(path: Path) -> None:
+    """Decompress the beginning, and all of a file that expands beyond measure, before the parser takes memory for it."""
+    packed, count = path.stat().st_size, 0
+    with open(path, "rb") as file, gzip.open(file) as stream:
+        while block := stream.read(1 << 20):
+            count += len(block)
+            check_expansion(packed, count)
+            if count > BEGINNING and count < MOST_EXPANSION * file.tell():
+                return
 
 
 def _first_records(stream: Any, target: str, name: str) -> tuple[list[str], list[str], str]:
@@ -269,7 +283,8 @@ def _read_parquet(path: Path, target: str, name: str) -> Raw:
     import pyarrow.parquet as pq
 
     with pq.ParquetFile(path) as file:
-        check_expansion(None, 8 * file.metadata.num_rows * len(file.schema_arrow.names))
+        rows, width = file.metadata.num_rows, len(file.schema_arrow.names)
+        check_expansion(path.stat().st_size, 8 * rows * width, PARQUET_EXPANSION)
         names = [column.strip() for column in file.schema_arrow.names]
         if twice := [column for column, n in Counter(names).items() if n > 1]:
             raise InputError(f"{name} has more than one column of the name {listed(twice)}. Rename them apart.")
