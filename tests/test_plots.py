@@ -5,10 +5,11 @@ import numpy as np
 import pytest
 from matplotlib import pyplot
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 from PIL import Image
 
 from bilevax import Info, InputError, plots
-from bilevax.plots import Line, LinePanel, Panel
+from bilevax.plots import Line, LinePanel, Panel, TimedLosses
 
 
 @pytest.fixture
@@ -243,8 +244,196 @@ def test_task_sheet_refuses_what_does_not_fit(tmp_path, given, asked, names, ans
         plots.task_sheet(np.zeros(given), np.zeros(asked), ["a"] * names, texts, np.ones(right), tmp_path / "a.png")
 
 
-def test_texts_of_sheets_are_no_formulas(tmp_path):
-    pictures = np.zeros((1, 8, 8))
-    plots.contact_sheet(pictures, [r"$\x$"], tmp_path / "a.png")
-    plots.change_sheet(pictures, pictures, [r"$\x$"], [r"as $\y$"], tmp_path / "b.png")
-    assert (tmp_path / "b.png").stat().st_size > 0
+NAUGHTY = [
+    (r"_$\x$", r"_$\x$"),
+    ("US$ per %$ unit^", "US$ per %$ unit^"),
+    ("a_b^{c \\frac{", "a_b^{c \\frac{"),
+    ("two\nlines", "two\nlines"),
+    ("tab\tand\x1b[31mred\x00", "tab and\ufffd[31mred\ufffd"),
+    ("\ud800lone", "?lone"),
+    ("\u202ereversed", "reversed"),
+    ("\U0001f600 \u4e2d\u6587", "\U0001f600 \u4e2d\u6587"),
+    ("x" * 500 + "y", "x" * 60 + "\u2026" + "x" * 58 + "y"),
+    ("a\n" * 9, "a\n" * 6 + "\u2026"),
+    (3.5, "3.5"),
+    (None, "None"),
+]
+
+
+def draw_all(text, folder):
+    """Every public function of plots, with a user's text wherever there is one."""
+    grey = np.random.default_rng(0).random((2, 8, 8))
+    x = np.arange(1.0, 6)
+    plots.contact_sheet(grey, [text, "b"], folder / "a.png", text)
+    plots.change_sheet(grey, grey, [text, "b"], [text, "b"], folder / "b.png", text)
+    plots.task_sheet(grey[:, None], grey[:, None], [text, "b"], [[text], ["b"]], [[1], [0]], folder / "c.png", text)
+    plots.convergence({text: history(9, 0.1), "b": history(9, 0.2)}, folder / "d.png")
+    plots.curve_panels([Panel(text, x, x, True)], folder / "e.png", 1, text, text)
+    plots.loss_against_time({text: TimedLosses(x, x)}, folder / "f.png", text, {text + "level": 2.0})
+    plots.line_panels([LinePanel(text, text, text, {text: Line(x, x)}, {text + "level": 2.0})], folder / "g.png")
+    plots.bars([text, "b"], {text: [1.0, 2.0]}, folder / "h.png", text, text)
+
+
+def test_texts_of_all_kinds(tmp_path, drawn):
+    texts = [text for text, _ in NAUGHTY]
+    plots.contact_sheet(np.zeros((len(texts), 2, 2)), texts, tmp_path / "a.png")
+    titles = [axes.get_title() for axes in drawn[0].axes[: len(texts)]]
+    assert titles == [shown for _, shown in NAUGHTY]
+
+
+@pytest.mark.parametrize(
+    "text", ["_$ US$ per %$ unit^ \\frac{ \x1b[31m\x00\ud800 [/min] \U0001f600", "x" * 5000], ids=["signs", "long"]
+)
+def test_texts_are_shown_as_they_are(tmp_path, drawn, text):
+    draw_all(text, tmp_path)
+    assert len(list(tmp_path.glob("*.png"))) == 8
+    name = plots._plain(text, 40)
+    assert len(name) == 40
+    sheet, _, _, convergence, panels, times, _, bars = drawn
+    for title in (sheet.axes[0].get_title(), sheet.get_suptitle(), panels.axes[0].get_title(loc="left")):
+        assert title.startswith(name[:15])
+        assert len(title) <= 80
+    assert [t.get_text() for t in convergence.axes[0].get_legend().get_texts()] == [name, "b"]
+    assert times.legends[0].get_texts()[0].get_text() == name
+    assert [t.get_text() for t in bars.axes[0].get_yticklabels()] == [name, "b"]
+    for figure in drawn:
+        for artist in figure.findobj(Text):
+            assert not artist.get_parse_math() or "$" not in artist.get_text() or "mathdefault" in artist.get_text()
+
+
+def test_numbers_of_logarithmic_axes_stay_formulas(tmp_path, drawn):
+    plots.curve_panels([Panel("a", np.arange(50), np.exp(-np.arange(50.0)), True)], tmp_path / "a.png", 1)
+    ticks = [t for t in drawn[0].axes[0].get_yticklabels() if "mathdefault" in t.get_text()]
+    assert ticks
+    assert all(t.get_parse_math() for t in ticks)
+
+
+def test_a_users_latex_settings_change_nothing(tmp_path):
+    with mpl.rc_context({"text.usetex": True}):
+        plots.bars(["a_b"], {"%": [1.0]}, tmp_path / "a.png", "$", "#")
+    size(tmp_path / "a.png")
+
+
+def test_many_names_leave_room_for_the_axes(tmp_path, drawn):
+    plots.convergence({f"solver {i}": history(9, 0.1) for i in range(30)}, tmp_path / "a.png")
+    names = [text.get_text() for text in drawn[0].axes[0].get_legend().get_texts()]
+    assert names[:2] == ["solver 0", "solver 1"]
+    assert (len(names), names[-1]) == (25, "and 6 more")
+
+
+def test_convergence_of_several_members(tmp_path, drawn):
+    """The strong line is the median over the members that are left, the band their middle half."""
+    steps, members = 40, 8
+    values = np.arange(1.0, members + 1) * np.ones((steps, 1))
+    values[20:, :4] = np.nan  # four members end
+    values[30:] = np.nan
+    plots.convergence({"Vectorized": Info(values, values, values, values, {})}, tmp_path / "a.png")
+    axes = drawn[0].axes[0]
+    pale, strong = axes.get_lines()
+    np.testing.assert_allclose(pale.get_ydata()[:20], 4.5)
+    np.testing.assert_allclose(strong.get_ydata()[22:29], 6.5)
+    assert np.isnan(pale.get_ydata()[30:]).all()
+    band = axes.collections[0].get_paths()[0].get_extents()
+    assert (band.y0, band.y1) == (2.75, 7.25)  # quartiles of 1..8 (2.75, 6.25), and of 5..8 (5.75, 7.25)
+    assert "middle half" in drawn[0].axes[2].get_xlabel()
+
+
+@pytest.mark.parametrize(
+    "values",
+    [np.zeros(0), np.full(9, np.nan), np.full((9, 2), np.inf), np.zeros((9, 0)), np.array([1e308, -1e308, 1e-320]),
+     np.ones(1), np.float64(3.0), np.zeros((0, 4)), np.ones((4, 2, 3))],
+)  # fmt: skip
+def test_convergence_of_histories_with_little_in_them(tmp_path, values):
+    plots.convergence({"Penalty": Info(values, values, values, values, {})}, tmp_path / "a.png")
+    assert (tmp_path / "a.png").stat().st_size > 1000
+
+
+def test_a_running_median_of_many_steps_takes_little_memory():
+    x, median = plots._running_median(np.arange(200_001.0))
+    assert len(x) == len(median) <= 2000
+    np.testing.assert_allclose(median[100:-100], x[100:-100] - 1, atol=1)
+
+
+NOT_NUMBERS = [["a", "b"], [[1, 2], [3]], object(), [1 + 1j], None]
+
+
+@pytest.mark.parametrize("bad", NOT_NUMBERS, ids=repr)
+def test_what_is_no_array_is_refused(tmp_path, bad):
+    path, grey = tmp_path / "a.png", np.zeros((1, 4, 4))
+    for call in (
+        lambda: plots.contact_sheet(bad, ["a"], path),
+        lambda: plots.change_sheet(grey, bad, ["a"], ["a"], path),
+        lambda: plots.task_sheet(bad, grey[None], ["a"], [["a"]], [[1]], path),
+        lambda: plots.weight_histogram(bad, None, path),
+        lambda: plots.convergence({"a": Info(bad, bad, bad, bad, {})}, path),
+        lambda: plots.curve_panels([Panel("a", [1, 2], bad, True)], path, 1),
+        lambda: plots.loss_against_time({"a": TimedLosses([1, 2], bad)}, path, "a"),
+        lambda: plots.loss_against_time({"a": TimedLosses([1, 2], [1, 2])}, path, "a", {"b": bad}),
+        lambda: plots.line_panels([LinePanel("a", "", "", {"b": Line(bad, [1, 2])})], path),
+        lambda: plots.bars(["a", "b"], {"c": bad}, path, "", ""),
+    ):
+        with pytest.raises(InputError):
+            call()
+    assert not path.exists()
+
+
+@pytest.mark.parametrize("bad", [None, 3, "a", [1], {"a": 1}, {"a": None}])
+def test_what_is_nothing_to_draw_is_refused(tmp_path, bad):
+    path, grey = tmp_path / "a.png", np.zeros((1, 4, 4))
+    for call in (
+        lambda: plots.convergence(bad, path),
+        lambda: plots.loss_against_time(bad, path, "a"),
+        lambda: plots.curve_panels(bad, path, 1),
+        lambda: plots.curve_panels([Panel("a", [1], [1], False)], path, str(bad)),
+        lambda: plots.line_panels(bad, path),
+        lambda: plots.line_panels([LinePanel("a", "", "", {"b": bad})], path),
+        lambda: plots.bars(["a"], bad, path, "", ""),
+        lambda: plots.contact_sheet(grey, bad if bad != [1] else None, path, "", [1, 0]),
+        lambda: plots.task_sheet(grey[None], grey[None], ["a"], 3 if bad == [1] else bad, [[1]], path),
+    ):
+        with pytest.raises(InputError):
+            call()
+
+
+@pytest.mark.parametrize(
+    ("path", "sentence"),
+    [
+        ("a.pdf", "must end in .png"),
+        ("a", "must end in .png"),
+        ("gone/a.png", "cannot be written"),
+        ("file/a.png", "cannot be written"),
+        ("folder.png", "cannot be written"),
+        ("s3://bucket/a.png", "a URL"),
+        ("", "empty"),
+        (None, "must be a path"),
+        (3, "must be a path"),
+    ],
+)
+def test_paths_that_cannot_be_written(tmp_path, monkeypatch, path, sentence):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_text("")
+    (tmp_path / "folder.png").mkdir()
+    with pytest.raises(InputError, match=sentence):
+        plots.weight_histogram(np.linspace(0, 1, 9), None, path)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["file", "folder.png"]
+
+
+def test_weights_that_are_none(tmp_path):
+    for weights in ([], [0.5, np.nan], [0.5, 2.0], [[0.5]]):
+        with pytest.raises(InputError, match="weight"):
+            plots.weight_histogram(weights, None, tmp_path / "a.png")
+    with pytest.raises(InputError, match=r"wrong has shape \(2,\)"):
+        plots.weight_histogram([0.5], [True, False], tmp_path / "a.png")
+
+
+def test_more_than_fits_into_a_figure(tmp_path):
+    with pytest.raises(InputError, match="more than fits"):
+        plots.bars([str(i) for i in range(2000)], {"a": np.zeros(2000)}, tmp_path / "a.png", "", "")
+
+
+def test_values_without_an_end_are_left_out(tmp_path, drawn):
+    plots.bars(["a", "b", "c"], {"m": [1.0, np.inf, np.nan]}, tmp_path / "a.png", "", "")
+    plots.loss_against_time({"m": TimedLosses([1, 2], [np.inf, 1e308])}, tmp_path / "b.png", "", {"l": np.nan})
+    plots.line_panels([LinePanel("", "", "", {"m": Line([1, 2], [np.nan, np.nan])})], tmp_path / "c.png")
+    assert np.isfinite(drawn[0].axes[0].get_xlim()).all()
+    assert len(list(tmp_path.iterdir())) == 3

@@ -299,10 +299,10 @@ def search(
     if isinstance(sampler, type) or not callable(getattr(sampler, "start", None)) or not hasattr(sampler, "together"):
         found = f"the class {sampler.__name__}" if isinstance(sampler, type) else repr(sampler)
         raise InputError(f"search: sampler is {found}, and must be a sampler, such as Random() or TPE().")
-    counts = [x.item() if isinstance(x, np.integer) else x for x in (trials, lower_steps, sampler.together)]
-    for name, count in zip(("trials", "lower_steps", "together"), counts, strict=True):
+    trials, lower_steps, together = (
         require_count("search", name, count)
-    trials, lower_steps, together = counts
+        for name, count in (("trials", trials), ("lower_steps", lower_steps), ("together", sampler.together))
+    )
     if seconds is not None and not (_is_number(seconds) and seconds >= 0):
         raise InputError(f"search: seconds is {seconds!r}, and must be zero or positive, or None for no limit.")
     if not isinstance(problem, Problem):
