@@ -212,7 +212,7 @@ def _check_text(path: Path, name: str) -> None:
 
 
 def _check_beginning(path: Path) -> None:
-    """Decompress the beginning, and all of a file that expands beyond measure, before the parser takes memory for it."""
+    """Decompress the beginning, and all of a file that expands beyond measure, before it is parsed into memory."""
     packed, count = path.stat().st_size, 0
     with open(path, "rb") as file, gzip.open(file) as stream:
         while block := stream.read(1 << 20):
