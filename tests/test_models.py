@@ -587,7 +587,7 @@ VALUES = {
     "mlp": lambda: models._model(models._Dense(3, (8,))),
     "convolutional": small_image_network,
     "wide_resnet": lambda: models._model(models._WideResNet(3, 10, 1)),
-    "augmented": lambda: Model(mlp(3).init, models._Method(models._Augmented(mlp(3), models._CropAndFlip(2)), "apply")),
+    "augmented": lambda: Model(mlp(3).init, models.Method(models._Augmented(mlp(3), models._CropAndFlip(2)), "apply")),
     "representation": lambda: models._OmniglotNetwork(8).representation(),
 }
 

@@ -46,26 +46,27 @@ class Model(NamedTuple):
 
 
 @dataclass(frozen=True)
-class _Method:
-    """A method of a network. Unlike a local function it can be pickled, and it is equal where the networks are.
+class Method:
+    """A method of a value. Unlike a local function it can be pickled, and it is equal where the values are.
 
     (Python's bound methods are equal only where they belong to one object.) Equal models are compiled once.
     """
 
-    network: Any
+    owner: Any
     name: str
 
     def __call__(self, *arguments: Any, **more: Any) -> Any:
-        return getattr(self.network, self.name)(*arguments, **more)
+        """What the method returns."""
+        return getattr(self.owner, self.name)(*arguments, **more)
 
     @property
     def __signature__(self) -> inspect.Signature:
-        return inspect.signature(getattr(self.network, self.name))
+        return inspect.signature(getattr(self.owner, self.name))
 
 
 def _model(network: Any) -> Model:
     """The Model of a value with methods `init` and `apply`."""
-    return Model(_Method(network, "init"), _Method(network, "apply"))
+    return Model(Method(network, "init"), Method(network, "apply"))
 
 
 def pixels(x: Any, dtype: Any = None) -> Any:
@@ -645,7 +646,7 @@ def augmented(model: Model, augment: Callable[[Any, Any], Any]) -> Model:
 
 @functools.cache
 def _augmented(model: Model, augment: Callable[[Any, Any], Any]) -> Model:
-    return Model(model.init, _Method(_Augmented(model, augment), "apply"))
+    return Model(model.init, Method(_Augmented(model, augment), "apply"))
 
 
 @dataclass(frozen=True)
@@ -1040,7 +1041,7 @@ class _Normalised:
         return tuple(norms.used)
 
     def representation(self) -> Representation:
-        return Representation(_Method(self, "init"), _Method(self, "apply"), _Method(self, "statistics"))
+        return Representation(Method(self, "init"), Method(self, "apply"), Method(self, "statistics"))
 
 
 def _images_for_four_poolings(name: str, x: Any, dtype: Any) -> Any:

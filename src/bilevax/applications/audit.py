@@ -6,17 +6,32 @@ trains the model anew on what they would add, and reports the accuracy lost and 
 
 import functools
 import time
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from scipy import stats
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedShuffleSplit
 from sklearn.neighbors import NearestNeighbors
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 
 from bilevax._stages import Stages
+from bilevax.applications._inputs import (
+    classes_of,
+    on_one_scale,
+    places,
+    require_alike,
+    require_solver,
+    require_training,
+    samples,
+)
 from bilevax.applications.poisoning import (
     SOFTMAX_TRAINING,
     Points,
@@ -25,8 +40,8 @@ from bilevax.applications.poisoning import (
     untargeted_task,
     wrongly_labelled,
 )
-from bilevax.applications.training import Training, probabilities, require_finite
-from bilevax.models import Model, as_model, softmax_head
+from bilevax.applications.training import Training, probabilities
+from bilevax.models import Method, Model, as_model, initial, logits, softmax_head
 from bilevax.problem import InputError, listed, require_count
 from bilevax.solve import solve
 from bilevax.solvers.base import Solver
@@ -34,6 +49,9 @@ from bilevax.solvers.base import Solver
 LEVELS = 4
 LARGEST_BUDGET = 0.5
 CONFIDENCE = 0.95
+LEAST_GAIN = 0.1  # of what the most frequent class leaves to be gained
+FAR_BEHIND = 0.05  # in accuracy
+REFERENCE_SAMPLES = 5000
 
 
 @dataclass(frozen=True)
@@ -48,10 +66,13 @@ class Report:
         points: those of the largest fraction and the first seed, in the units of X, with labels as in y.
         base: (m, ...) the samples of X that they started from.
         base_labels: (m,) these samples' own labels.
-        l2, l_inf: (m,) how far each point is from its base, in the units of X.
-        nearest: (m,) the distance (l2) of each point from the nearest sample of X.
+        l2, l_inf: (m,) how far each point is from its base: of tables in units of each column's range, of images in
+            the units of X.
+        nearest: (m,) the distance (l2) of each point from the nearest sample of X, in the same units.
         usual_nearest: the median distance of a sample of X from its nearest other one; points much further out than
             this are easy to filter.
+        majority: the accuracy of always naming the most frequent class of y, on the validation samples.
+        logistic: that of scikit-learn's logistic regression on standardised features.
         held_out: how many samples the accuracies are measured on; the attack has not seen them.
         seconds: wall time.
 
@@ -69,6 +90,8 @@ class Report:
     l_inf: np.ndarray
     nearest: np.ndarray
     usual_nearest: float
+    majority: float
+    logistic: float
     held_out: int
     seconds: float
 
@@ -106,7 +129,12 @@ def audit(
     """Audit a training pipeline against added samples.
 
     Half of the validation samples, with as many of each class, drive the attack; accuracies are measured on the other
-    half, which it does not see. Features are scaled together to 0..1, and added samples stay within X's range.
+    half, which it does not see. Each column of a table is scaled by its own least and largest entry, all pixels of
+    images (n, h, w, ...) together; added samples stay within these ranges. Of a table, the model is trained on
+    standardised columns, as one would train it.
+
+    Warns (UserWarning) where the model is weak without any added sample, and the audit says little: hardly better than
+    naming the most frequent class, or clearly behind scikit-learn's logistic regression.
 
     Args:
         X, y: training samples (n, ...) and labels (n,) of any one type.
@@ -142,12 +170,18 @@ def audit(
         True
     """
     began = time.perf_counter()
-    for name, count in (("levels", levels), ("seeds", seeds), ("steps", steps)):
-        require_count("audit", name, count)
-    x, codes, classes = _samples("X", X, "y", y)
-    x_val, codes_val, _ = _samples("X_val", X_val, "y_val", y_val, classes)
-    if x.shape[1:] != x_val.shape[1:]:
-        raise InputError(f"X has samples of shape {x.shape[1:]}, and X_val of {x_val.shape[1:]}. They must be alike.")
+    levels, seeds, steps = (
+        require_count("audit", name, n) for name, n in (("levels", levels), ("seeds", seeds), ("steps", steps))
+    )
+    require_training(training)
+    x, labels = samples("X", X, "y", y)
+    x_val, labels_val = samples("X_val", X_val, "y_val", y_val)
+    require_alike("X", X, x, "X_val", X_val, x_val)
+    x, x_val = (a.astype(jnp.result_type(float)) for a in on_one_scale("X", x, "X_val", x_val))
+    classes = classes_of("y", labels)
+    codes, codes_val = places("y", labels, classes), places("y_val", labels_val, classes)
+    if isinstance(budget, bool) or not isinstance(budget, int | float | np.number):
+        raise InputError(f"budget is {budget!r}, and must be a number, above 0 and at most {LARGEST_BUDGET:g}.")
     if not 0 < budget <= LARGEST_BUDGET:
         raise InputError(
             f"budget is {budget:g}, and must be above 0 and at most {LARGEST_BUDGET:g}: the largest share of samples "
@@ -160,13 +194,19 @@ def audit(
         raise InputError(f"X_val has fewer than two samples of class {listed(few)}. Half of them measure: add some.")
     counts = np.unique([max(1, round(budget * len(x) * level / levels)) for level in range(1, levels + 1)])
 
-    low, high = float(min(x.min(), x_val.min())), float(max(x.max(), x_val.max()))
-    if not low < high:
-        raise InputError(f"All entries of X are {low:g}: there is nothing to learn from. Check the samples.")
-    x, x_val = (x - low) / (high - low), (x_val - low) / (high - low)
+    # One range for all pixels, whose differences mean the same everywhere; of a table one for each column.
+    axes: Any = None if x.ndim > 2 else 0
+    low, high = np.minimum(x.min(axes), x_val.min(axes)), np.maximum(x.max(axes), x_val.max(axes))
+    if not np.any(low < high):
+        raise InputError(f"All entries of X are {np.ravel(low)[0]:g}: there is nothing to learn from. Check them.")
+    scale = np.where(low < high, high - low, 1)
+    x, x_val = (x - low) / scale, (x_val - low) / scale
     network = as_model(model, len(classes))
+    if x.ndim == 2:
+        network = _standardised(network, x)
 
-    samples = _Scaled(x, codes, x_val, codes_val)
+    require_solver(solver(steps))
+    data = _Scaled(x, codes, x_val, codes_val)
     trials = []
     for seed in range(seeds):
 
@@ -176,7 +216,7 @@ def audit(
 
         trials.append(
             _trial(
-                samples,
+                data,
                 network,
                 training,
                 solver(steps),
@@ -189,7 +229,60 @@ def audit(
                 f"trial-{seed}",
             )
         )
-    return _report(samples, classes, low, high, counts / len(x), trials, time.perf_counter() - began)
+    report = _report(data, classes, low, scale, counts / len(x), trials, began)
+    _warn_of_a_weak_model(report)
+    return report
+
+
+@dataclass(frozen=True)
+class _Standardised:
+    """A model of columns that are first standardised, by means and deviations (d,) that are kept as numbers."""
+
+    model: Model
+    mean: tuple[float, ...]
+    deviation: tuple[float, ...]
+
+    def _scaled(self, x: Any) -> Any:
+        return (x - jnp.asarray(self.mean, x.dtype)) / jnp.asarray(self.deviation, x.dtype)
+
+    def init(self, key: Any, x: Any) -> Any:
+        return initial(self.model, key, x)
+
+    def apply(self, params: Any, x: Any, key: Any = None) -> Any:
+        return logits(self.model, params, self._scaled(x), key)
+
+
+def _standardised(model: Model, x: np.ndarray) -> Model:
+    deviation = x.std(0)
+    network = _Standardised(model, tuple(x.mean(0).tolist()), tuple(np.where(deviation > 0, deviation, 1).tolist()))
+    return Model(Method(network, "init"), Method(network, "apply"))
+
+
+def _warn_of_a_weak_model(report: Report) -> None:
+    clean = float(report.clean.mean())
+    found = f"Without added samples the model is right on {clean:.1%} of the held-out samples, "
+    if clean - report.majority < LEAST_GAIN * (1 - report.majority):
+        what = f"hardly more than the {report.majority:.1%} of always naming the most frequent class. "
+    elif clean < report.logistic - FAR_BEHIND:
+        what = f"and scikit-learn's logistic regression on {report.logistic:.1%}. "
+    else:
+        return
+    warnings.warn(
+        found + what + "An audit of a weak model says little: check the features, train it longer or with less l2 "
+        "(`training`), or audit the model that you use (`model`).",
+        stacklevel=3,
+    )
+
+
+def _references(data: "_Scaled") -> tuple[float, float]:
+    """The accuracy of the most frequent class, and of logistic regression on some of the samples."""
+    x, x_val = (a.reshape(len(a), -1) for a in (data.x, data.x_val))
+    some = np.random.default_rng(0).permutation(len(x))[:REFERENCE_SAMPLES]
+    logistic = make_pipeline(StandardScaler(), LogisticRegression(max_iter=200))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        logistic.fit(x[some], data.y[some])
+    return float((data.y_val == np.bincount(data.y).argmax()).mean()), float(logistic.score(x_val, data.y_val))
 
 
 class _Scaled(NamedTuple):
@@ -212,7 +305,7 @@ class _Trial(NamedTuple):
 
 
 def _trial(
-    samples: _Scaled,
+    data: _Scaled,
     model: Model,
     training: Training,
     solver: Solver,
@@ -225,7 +318,7 @@ def _trial(
     name: str,
 ) -> _Trial:
     split_key, model_key, points_key = jax.random.split(key, 3)
-    x, y, x_val, y_val = samples
+    x, y, x_val, y_val = data
     halves = StratifiedShuffleSplit(1, test_size=0.5, random_state=int(jax.random.bits(split_key, (), np.uint32) >> 1))
     seen, unseen = next(halves.split(x_val, y_val))
 
@@ -275,17 +368,18 @@ def _trial(
 
 
 def _report(
-    samples: _Scaled,
+    data: _Scaled,
     classes: np.ndarray,
-    low: float,
-    high: float,
+    low: np.ndarray,
+    scale: np.ndarray,
     fractions: np.ndarray,
     trials: list[_Trial],
-    seconds: float,
+    began: float,
 ) -> Report:
     """What the trials say, in the units of X."""
-    scale, (_, _, _, first, found) = high - low, trials[0]
-    flat, points, base = (x.reshape(len(x), -1) for x in (samples.x, found.x, first.x))
+    _, _, _, first, found = trials[0]
+    unit = float(scale) if data.x.ndim > 2 else 1.0
+    flat, points, base = (x.reshape(len(x), -1) for x in (data.x, found.x, first.x))
     neighbours = NearestNeighbors(n_neighbors=2).fit(flat)
     moved = np.abs(points - base)
     origin = neighbours.kneighbors(base, 1, return_distance=False)[:, 0]
@@ -296,39 +390,12 @@ def _report(
         np.array([trial.attacked for trial in trials]).T,
         Points(low + scale * found.x, classes[found.y]),
         low + scale * first.x,
-        classes[samples.y[origin]],
-        scale * np.linalg.norm(moved, axis=1),
-        scale * moved.max(1),
-        scale * neighbours.kneighbors(points, 1)[0][:, 0],
-        scale * float(np.median(neighbours.kneighbors(flat)[0][:, 1])),
-        len(samples.y_val) - len(samples.y_val) // 2,
-        seconds,
+        classes[data.y[origin]],
+        unit * np.linalg.norm(moved, axis=1),
+        unit * moved.max(1),
+        unit * neighbours.kneighbors(points, 1)[0][:, 0],
+        unit * float(np.median(neighbours.kneighbors(flat)[0][:, 1])),
+        *_references(data),
+        len(data.y_val) - len(data.y_val) // 2,
+        time.perf_counter() - began,
     )
-
-
-def _samples(
-    x_name: str, X: Any, y_name: str, y: Any, classes: Sequence[Any] | np.ndarray | None = None
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Samples as floats, their labels as places in the sorted classes, and the classes."""
-    labels = np.asarray(y)
-    try:
-        x = np.asarray(X, np.float32)
-    except (TypeError, ValueError) as error:
-        raise InputError(
-            f"{x_name} holds values that are no numbers ({str(error).rstrip('.')}). Encode them as numbers first."
-        ) from error
-    if x.ndim < 2 or 0 in x.shape or labels.shape != x.shape[:1]:
-        raise InputError(
-            f"{x_name} has shape {x.shape} and {y_name} {labels.shape}. One row per sample and one label each are "
-            "needed."
-        )
-    require_finite(x_name, x)
-    known = np.unique(labels) if classes is None else np.asarray(classes)
-    unknown = np.setdiff1d(labels, known)
-    if len(unknown):
-        raise InputError(
-            f"{y_name} has labels that y lacks: {listed(unknown)}. y has {listed(known)}. Spell them alike."
-        )
-    if len(known) < 2:
-        raise InputError(f"{y_name} has one class only ({listed(known)}). Two are needed to tell right from wrong.")
-    return x, np.searchsorted(known, labels), known

@@ -143,7 +143,7 @@ def _from_files(data: Path, validation: Path | None, target: str | None, seed: i
                 f"{table.name} has columns that hold no numbers: {tables.listed(others)}. An added sample is moved by "
                 "gradients: encode them as numbers, or leave them out."
             )
-        return table.features.to_numpy(np.float32)
+        return table.features.to_numpy(np.float64)
 
     files = {"DATA": data} | ({} if validation is None else {"--validation": validation})
     table, *others = tables.read_together(files, target)
@@ -212,14 +212,16 @@ def _table(report: "Report") -> Table:
 
 def _in_words(report: "Report") -> str:
     lost, _ = report.lost(report.attacked)
+    of = "" if report.points.x.ndim > 2 else ", columns in units of their ranges"
     further = float((report.nearest > 2 * report.usual_nearest).mean())
     return (
         f"Without added samples the model is right on {100 * report.clean.mean():.1f}% of {report.held_out} held-out "
-        f"samples. {len(report.points.y)} added samples ({100 * report.fractions[-1]:.1f}%) cost up to "
-        f"{100 * lost[-1]:.1f} points. How visible they are: the median one is {np.median(report.l2):.3g} (l2) from "
-        f"where it started and {np.median(report.nearest):.3g} from its nearest clean neighbour; clean samples are "
-        f"{report.usual_nearest:.3g} from theirs. {100 * further:.0f}% of them lie more than twice as far out, where "
-        "a filter by distance would find them."
+        f"samples (always the most frequent class: {100 * report.majority:.1f}%; logistic regression: "
+        f"{100 * report.logistic:.1f}%). {len(report.points.y)} added samples ({100 * report.fractions[-1]:.1f}%) cost "
+        f"up to {100 * lost[-1]:.1f} points. How visible they are: the median one is {np.median(report.l2):.3g} "
+        f"(l2{of}) from where it started and {np.median(report.nearest):.3g} from its nearest clean neighbour; clean "
+        f"samples are {report.usual_nearest:.3g} from theirs. {100 * further:.0f}% of them lie more than twice as far "
+        "out, where a filter by distance would find them."
     )
 
 
@@ -234,6 +236,7 @@ def _write(report: "Report", samples: Audited, settings: dict[str, Any], run: Ru
         **surroundings("jax", "optax", "numpy", "scikit-learn"),
         "wall_seconds": report.seconds,
         "clean_accuracy": report.clean.tolist(),
+        "references": {"most_frequent_class": report.majority, "logistic_regression": report.logistic},
         "levels": [
             {
                 "fraction": float(report.fractions[i]),
@@ -259,10 +262,10 @@ def _write(report: "Report", samples: Audited, settings: dict[str, Any], run: Ru
         },
     }
     run.json("report.json", content, indent=None)
-    percents = 100 * report.fractions
+    percents = 100 * np.concatenate([[0], report.fractions])
     lines = {
-        "wrong labels at random": plots.Line(percents, 100 * report.flipped.T),
-        "found by Penalty": plots.Line(percents, 100 * report.attacked.T),
+        name: plots.Line(percents, 100 * np.concatenate([report.clean[None], accuracies]).T)
+        for name, accuracies in (("wrong labels at random", report.flipped), ("found by Penalty", report.attacked))
     }
     levels = {"no added samples": 100 * float(report.clean.mean())}
     panel = plots.LinePanel(samples.title, "added samples, % of the training set", "held-out accuracy %", lines, levels)
