@@ -1,14 +1,20 @@
 """Hyperparameters by gradient: each piece by another route, the hypergradient against retraining, the estimator."""
 
+import copy
 import dataclasses
+import io
 import itertools
+import pickle
 
 import jax
 import jax.numpy as jnp
+import joblib
 import numpy as np
 import optax
 import pandas as pd
 import pytest
+import scipy.linalg
+from scipy.sparse import csr_array
 from scipy.special import log_softmax
 from sklearn.base import clone
 from sklearn.linear_model import LogisticRegression
@@ -189,16 +195,66 @@ def test_feature_l2_needs_a_matrix_with_a_row_for_each_feature(key):
     [
         ({"pieces": []}, "pieces are none. Pass at least one"),
         ({"pieces": [LAYER_L2, LAYER_L2]}, "no two of the same name"),
-        ({"y": np.zeros(11, int)}, "X has 12 samples and 11 labels"),
-        ({"X_validation": np.zeros((0, 4)), "y_validation": np.zeros(0, int)}, "X_validation has 0 samples"),
+        ({"y": np.zeros(11, int)}, "X has 12 samples and y 11 labels"),
+        ({"X_validation": np.zeros((0, 4)), "y_validation": np.zeros(0, int)}, r"X_validation has shape \(0, 4\)"),
         ({"y_validation": np.arange(12)}, "a label 11 and the model gives 3 logits"),
+        ({"pieces": "layer_l2"}, "pieces holds 'l'. Pass a list of Piece"),
+        ({"pieces": 3}, "pieces holds 3"),
+        ({"X": np.full((12, 4), np.nan)}, "X holds 48 NaN"),
+        ({"X": np.zeros((12, 4), complex)}, "X holds complex numbers"),
+        ({"X": csr_array(np.eye(12, 4))}, "X is a sparse matrix"),
+        ({"X": np.zeros(12)}, r"X has shape \(12,\)"),
+        ({"X_validation": np.zeros((12, 5))}, "X_validation has 5 features and X has 4"),
+        ({"y": np.array(["a", "b", "c"] * 4)}, "y holds labels of type <U1"),
+        ({"y": np.array([0, 1, -1] * 4)}, "y has a label -1"),
+        ({"y": np.full(12, 0.5)}, "y holds fractions"),
+        ({"key": 0}, "key is 0"),
     ],
 )
 def test_classifier_task_refuses(change, message, key):
     X, y = blobs(0, 12)
     arguments = {"X": X, "y": y, "X_validation": X, "y_validation": y, "pieces": [LAYER_L2]} | change
     with pytest.raises(InputError, match=message):
-        classifier_task(softmax_regression(3), **arguments, key=key)
+        classifier_task(softmax_regression(3), **({"key": key} | arguments))
+
+
+def test_images_of_bytes_are_those_of_floats(key):
+    rng = np.random.default_rng(0)
+    images, y = rng.integers(0, 256, (12, 3, 3)).astype(np.uint8), np.arange(12) % 3
+
+    def losses_of(images):
+        task = classifier_task(
+            softmax_regression(3), images, y, images, y, [INPUT_NOISE, BRIGHTNESS, CONTRAST, FEATURE_L2], key=key
+        )
+        v = jax.tree.map(lambda p: p + 0.3, task.start[1])
+        return task.problem.lower(task.start[0], v, task.batches.at(0, key).lower, key)
+
+    assert float(losses_of(images)) == pytest.approx(float(losses_of(images / 255)), rel=1e-6)
+
+
+def test_equal_tasks_have_equal_problems(key):
+    X, y = blobs(0, 12)
+    one, other = (classifier_task(mlp(3, (5,)), X, y, X, y, PIECES, key=key).problem for _ in range(2))
+    assert one == other
+    assert hash(one) == hash(other)
+    assert one != classifier_task(mlp(3, (6,)), X, y, X, y, PIECES, key=key).problem
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"solver": Penalty}, "solver is the class Penalty"),
+        ({"solver": "penalty"}, "solver is 'penalty'"),
+        ({"steps": 2.5}, "steps is 2.5"),
+        ({"train_steps": True}, "train_steps is True"),
+        ({"batch_size": 0}, "size is 0"),
+        ({"key": np.zeros(2)}, "key is"),
+    ],
+)
+def test_tune_refuses(change, message, key):
+    X, y = blobs(0, 12)
+    with pytest.raises(InputError, match=message):
+        tune(softmax_regression(3), X, y, X, y, [LAYER_L2], **({"key": key, "steps": 2} | change))
 
 
 # --- tune and tuning_task ---------------------------------------------------------------------------------------------
@@ -322,7 +378,8 @@ def test_fit_logistic_is_stationary_in_the_penalised_loss(classes, rng):
     ("strength", "message"),
     [
         (np.ones(3), r"strength has shape \(3,\) and X \(90, 4\)"),
-        (np.array([1.0, 0.0, np.nan, 2.0]), "2 of 4 entries that are not positive"),
+        (np.array([1.0, 0.0, np.nan, 2.0]), "strength holds 1 NaN"),
+        (np.array([1.0, 0.0, -1.0, 2.0]), "2 of 4 entries that are not positive"),
     ],
 )
 def test_fit_logistic_refuses(strength, message):
@@ -333,7 +390,7 @@ def test_fit_logistic_refuses(strength, message):
 def optimum(task, X, u, y):
     """v*(u) of a logistic_task, from scikit-learn's coefficients: w = R z, and the features are centred."""
     model = fit_logistic(np.exp(u), X, y)
-    whitening = np.asarray(task.batches.lower.whitening)
+    whitening = np.asarray(task.batches.lower.coefficients(np.eye(X.shape[1])))
     weight = np.linalg.solve(whitening, model.coef_.T)
     bias = model.intercept_ + model.coef_ @ X.mean(0)
     return {"weight": jnp.asarray(weight), "bias": jnp.asarray(bias)}
@@ -404,10 +461,13 @@ def test_penalty_ends_beside_the_best_of_a_fine_grid(key):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"y": np.zeros(11, int)}, "X has 12 samples and 11 labels"),
-        ({"X_validation": np.zeros((0, 4)), "y_validation": np.zeros(0, int)}, "X_validation has 0 samples"),
+        ({"y": np.zeros(11, int)}, "X has 12 samples and y 11 labels"),
+        ({"X_validation": np.zeros((0, 4)), "y_validation": np.zeros(0, int)}, r"X_validation has shape \(0, 4\)"),
         ({"X_validation": np.zeros((12, 5))}, r"X has shape \(12, 4\) and X_validation \(12, 5\)"),
         ({"classes": 2}, "a label 2, and classes is 2"),
+        ({"classes": 1}, "classes is 1"),
+        ({"y": np.array(["a", "b"] * 6)}, "y holds labels of type"),
+        ({"X": np.full((12, 4), 1e150)}, r"X holds a column whose largest value is 1.0e\+150"),
     ],
 )
 def test_logistic_task_refuses(change, message):
@@ -415,6 +475,30 @@ def test_logistic_task_refuses(change, message):
     arguments = {"X": X, "y": y, "X_validation": X, "y_validation": y, "classes": 3} | change
     with pytest.raises(InputError, match=message):
         logistic_task(**arguments)
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+def test_wide_data_take_no_matrix_of_features_by_features(classes, monkeypatch):
+    X, y = blobs(15, 24, features=200, classes=classes)
+    taken = []
+    monkeypatch.setattr(np.linalg, "eigh", lambda a: taken.append(a.shape))
+    task = logistic_task(X[:18], y[:18], X[18:], y[18:], classes)
+    assert taken == []
+    lower = task.batches.lower
+    assert lower.vectors.shape == (200, 18)
+    x = X[:18] - X[:18].mean(0)
+    covariance = x.T @ x / 18
+    values, vectors = scipy.linalg.eigh(covariance)
+    root = vectors / np.sqrt(np.maximum(values, 0) + 0.01 * values[-1]) @ vectors.T
+    np.testing.assert_allclose(lower.coefficients(np.eye(200)), root, atol=1e-9)
+    np.testing.assert_allclose(lower.samples.x, x @ root, atol=1e-8)
+    # In the span of the samples the fit is that of all features.
+    strength = np.exp(np.random.default_rng(0).uniform(-2, 2, 200))
+    model = fit_logistic(strength, X, y)
+    wrong = model.predict_proba(X) - np.eye(classes)[y]
+    wrong = wrong[:, 1:] if classes == 2 else wrong
+    np.testing.assert_allclose(wrong.T @ X + strength * model.coef_, 0, atol=1e-5)
+    np.testing.assert_allclose(wrong.sum(0), 0, atol=1e-5)
 
 
 def test_features_that_are_constant_or_repeated_are_no_trouble(key):
@@ -472,9 +556,10 @@ def test_a_validation_set_of_ones_own(wide, key):
     frame = pd.DataFrame(X, columns=[f"leaf {i}" for i in range(30)])
     validation = pd.DataFrame(X_validation, columns=frame.columns)
     model = TunedLogisticRegression(steps=5).fit(frame, names[y], validation, names[y_validation])
-    task = logistic_task(X, y, X_validation, y_validation, 3)
+    unit = X.std(0)
+    task = logistic_task(X / unit, y, X_validation / unit, y_validation, 3)
     result = solve(penalty_solver(0.1), task.problem, *task.start, task.batches, steps=5, key=key)
-    np.testing.assert_allclose(model.alpha_, np.exp(result.u), rtol=1e-10)
+    np.testing.assert_allclose(model.alpha_, np.exp(result.u) * unit**2, rtol=1e-10)
     both = np.concatenate([X, X_validation]), np.concatenate([y, y_validation])
     np.testing.assert_allclose(model.coef_, fit_logistic(model.alpha_, *both).coef_, rtol=1e-8)
     assert list(model.classes_) == list(names)
@@ -501,7 +586,7 @@ def test_two_classes_another_solver_and_a_clone():
     ("settings", "change", "message"),
     [
         ({"steps": 0}, {}, "steps is 0"),
-        ({"validation_fraction": 1.0}, {}, "validation_fraction is 1.0, and must lie between"),
+        ({"validation_fraction": 1.0}, {}, "validation_fraction is 1.0, and must be a number between"),
         ({}, {"y": np.zeros(12, int)}, r"y has one class only \(0\)"),
         ({}, {"y": np.array([2] + 11 * [0])}, r"fewer than two samples \(2: 1\)"),
         ({}, {"y": np.array([2] + 5 * [0] + 6 * [1])}, r"fewer than two samples \(2: 1\)"),
@@ -513,6 +598,81 @@ def test_estimator_refuses(settings, change, message):
     X, y = blobs(0, 12)
     with pytest.raises(InputError, match=message):
         TunedLogisticRegression(**({"steps": 2} | settings)).fit(**({"X": X, "y": y} | change))
+
+
+@pytest.mark.parametrize(
+    ("settings", "change", "message"),
+    [
+        ({"validation_fraction": part}, {}, f"validation_fraction is {part!r}, and must be a number")
+        for part in (0, 1, -0.1, np.nan, "a", True, None)
+    ]
+    + [
+        ({"steps": 2.5}, {}, "steps is 2.5"),
+        ({"steps": True}, {}, "steps is True"),
+        ({"solver": Penalty}, {}, "solver is the class Penalty"),
+        ({"solver": "penalty"}, {}, "solver is 'penalty'"),
+        ({}, {"X": np.full((12, 4), 1e150)}, "X holds a column"),
+    ],
+)
+def test_estimator_refuses_malformed_settings(settings, change, message):
+    test_estimator_refuses(settings, change, message)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"X": csr_array(np.eye(12, 4))},
+        {"X": np.full((12, 4), np.nan)},
+        {"X": np.full((12, 4), "a")},
+        {"X": np.zeros((12, 4), complex)},
+        {"X": np.zeros(12)},
+        {"X": np.zeros((0, 4)), "y": np.zeros(0, int)},
+        {"y": np.zeros(5, int)},
+        {"y": np.linspace(0, 1, 12)},
+        {"y": np.array([0, "a"] * 6, object)},
+        {"y": np.zeros((12, 2), int)},
+        {"y": None},
+        {"X_val": np.zeros((3, 5)), "y_val": np.array([0, 1, 2])},
+        {"X_val": np.zeros((3, 4)), "y_val": np.array([0, 1])},
+        {"X_val": np.zeros((3, 4)), "y_val": np.array(["0", "1", "2"])},
+    ],
+)
+def test_malformed_data_end_in_a_sentence(change):
+    X, y = blobs(0, 12)
+    with pytest.raises((ValueError, TypeError)) as caught:
+        TunedLogisticRegression(steps=2).fit(**({"X": X, "y": y} | change))
+    assert isinstance(caught.value, InputError) or "sklearn" in str(caught.traceback[-1].path)
+
+
+def test_units_of_the_features_change_the_units_of_the_results_alone():
+    X, y = blobs(16, 48, classes=2)
+    first = TunedLogisticRegression(steps=20).fit(X, y)
+    for units in (np.full(4, 1e-18), np.full(4, 1e18), np.array([1e-8, 1e8, 1.0, 1e3])):
+        model = TunedLogisticRegression(steps=20).fit(X * units, y)
+        np.testing.assert_allclose(model.alpha_, first.alpha_ * units**2, rtol=1e-6)
+        np.testing.assert_allclose(model.coef_ * units, first.coef_, rtol=1e-5, atol=1e-8)
+        np.testing.assert_allclose(model.predict_proba(X * units), first.predict_proba(X), rtol=1e-5)
+    single = TunedLogisticRegression(steps=20).fit(np.float32(X * 1e37), y)
+    np.testing.assert_allclose(single.predict_proba(np.float32(X * 1e37)), first.predict_proba(X), rtol=1e-3)
+
+
+def test_a_second_fit_compiles_nothing(compilations):
+    X, y = blobs(16, 64, classes=2)
+    TunedLogisticRegression(steps=20).fit(X, y)
+    with compilations() as seen:
+        TunedLogisticRegression(steps=20).fit(X[:62] * 3, y[:62])
+    assert seen == []
+
+
+def test_the_estimator_is_pickled_and_copied_with_its_solver():
+    X, y = blobs(16, 48, classes=2)
+    model = TunedLogisticRegression(steps=2, solver=SIMPLEST).fit(X, y)
+    stream = io.BytesIO()
+    joblib.dump(model, stream)
+    stream.seek(0)
+    for other in (pickle.loads(pickle.dumps(model)), copy.deepcopy(model), joblib.load(stream)):
+        np.testing.assert_array_equal(other.predict_proba(X), model.predict_proba(X))
+        np.testing.assert_array_equal(clone(other).fit(X, y).alpha_, model.alpha_)
 
 
 @pytest.mark.parametrize("part", [0.01, 0.5, 0.99])

@@ -223,7 +223,7 @@ def test_float32_and_extreme_sizes(mode):
         single = TunedLasso(**SMALL, **mode).fit(np.float32(x * of_x), np.float32(y * of_y))
         np.testing.assert_allclose(single.alpha_, first.alpha_ * of_x * of_y, rtol=1e-2)
         np.testing.assert_allclose(single.predict(np.float32(x * of_x)), first.predict(x) * of_y, rtol=1e-3)
-    with pytest.raises(InputError, match="X has a column whose largest value is 1"):
+    with pytest.raises(InputError, match="X holds a column whose largest value is 1"):
         TunedLasso().fit(np.column_stack([x, np.full(40, 1e200)]), y)
 
 
@@ -324,19 +324,19 @@ def test_the_estimator_is_pickled_copied_and_cloned():
         (lambda: TunedLasso(groups=np.where(np.arange(D) < 2, np.nan, 1)).fit(X, Y), "lacks the labels of 2 features"),
         (lambda: TunedLasso(groups=[None, *GROUPS[1:]]).fit(X, Y), "groups is not a list of labels"),
         (lambda: TunedLasso(groups=[[0, 1], [2]]).fit(X, Y), "groups is not a list of labels"),
-        (lambda: lasso_task(csr_array(X), Y, HELD), r"X is a csr_array.*X.toarray\(\)"),
-        (lambda: lasso_task(X.astype(complex), Y, HELD), "X has dtype complex128"),
-        (lambda: lasso_task(X.astype(str), Y, HELD), "X has dtype <U"),
-        (lambda: lasso_task(np.full((N, D), "a", object), Y, HELD), "X is not an array of numbers"),
-        (lambda: lasso_task([[1.0], [1.0, 2.0]], Y, HELD), "X is not an array of numbers"),
-        (lambda: lasso_task(X[:, 0], Y, HELD), r"X has shape \(120,\), and must be 2-dimensional"),
-        (lambda: lasso_task(X, Y[:, None], HELD), r"y has shape \(120, 1\), and must be 1-dimensional"),
+        (lambda: lasso_task(csr_array(X), Y, HELD), r"X is a sparse matrix.*X.toarray\(\)"),
+        (lambda: lasso_task(X.astype(complex), Y, HELD), "X holds complex numbers"),
+        (lambda: lasso_task(X.astype(str), Y, HELD), "X holds values that are no numbers"),
+        (lambda: lasso_task(np.full((N, D), "a", object), Y, HELD), "X holds values that are no numbers"),
+        (lambda: lasso_task([[1.0], [1.0, 2.0]], Y, HELD), "X holds values that are no numbers"),
+        (lambda: lasso_task(X[:, 0], Y, HELD), r"X has shape \(120,\) and y"),
+        (lambda: lasso_task(X, Y[:, None], HELD), r"y \(120, 1\)"),
         (lambda: lasso_task(X, np.where(Y > 0, np.inf, Y), HELD), "y holds"),
         (lambda: lasso_task(X, Y, []), "held"),
         (lambda: lasso_task(X, Y, np.full((2, N), 2)), "held holds values other than True and False"),
-        (lambda: lasso_task(X, Y, "abc"), "held has dtype"),
+        (lambda: lasso_task(X, Y, "abc"), "held holds values that are no numbers"),
         (lambda: fit_lasso(np.full(1, np.nan), X, Y), "strength holds 1 NaN"),
-        (lambda: fit_lasso("a", X, Y), "strength has dtype"),
+        (lambda: fit_lasso("a", X, Y), "strength holds values that are no numbers"),
         (lambda: fit_lasso(-np.ones(D), X, Y), "must be positive"),
     ],
 )

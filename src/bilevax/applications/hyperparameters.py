@@ -8,7 +8,7 @@ in any combination: `classifier_task` and `tune`. Strengths are positive, so u h
 """
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Self
 
@@ -21,14 +21,25 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, check_random_state, validate_data
 
+from bilevax.applications._inputs import (
+    classes_of,
+    labels,
+    numeric,
+    on_one_scale,
+    require_alike,
+    require_solver,
+    samples,
+)
+from bilevax.applications._pickling import Picklable
+from bilevax.applications._units import require_sizes, standard
 from bilevax.applications.task import Task
 from bilevax.applications.training import cross_entropy, weighted_mean
 from bilevax.batches import Epochs, Samples, whole
 from bilevax.linear_solve import CG
-from bilevax.models import Model, logits
+from bilevax.models import Model, initial, logits, pixels
 from bilevax.problem import Batch, InputError, Problem, PyTree, identity, listed, require_count
 from bilevax.search import train_lower
-from bilevax.solve import Result, solve
+from bilevax.solve import Result, _check_key, solve
 from bilevax.solvers import Implicit, Penalty, base
 
 STRENGTH_RANGE = 5.0  # log strengths of `logistic_task` lie within -5..5, strengths within 0.007..150
@@ -185,7 +196,7 @@ def tuning_task(
         >>> print(jnp.round(jnp.exp(result.u), 2))  # 2 / (1 + e^u) = 1.5
         0.33
     """
-    problem = _tuning_problem(train_loss, validation_loss, project)
+    problem = Problem(validation_loss, train_loss, project_upper=project)
 
     def metrics(u: PyTree, v: PyTree) -> dict[str, float]:
         key = jax.random.key(0)
@@ -199,24 +210,24 @@ def tuning_task(
     return Task(problem, (u, v), batches, metrics)
 
 
-@functools.lru_cache(maxsize=64)
-def _tuning_problem(train_loss: Any, validation_loss: Any, project: Any) -> Problem:
-    """The same object for the same functions: what was compiled for it is found again."""
-    return Problem(validation_loss, train_loss, project_upper=project)
+@dataclass(frozen=True)
+class _TrainLoss:
+    """The training loss of a model with pieces; equal for equal ones, so that programs are shared."""
 
+    model: Model
+    pieces: tuple[Piece, ...]
 
-@functools.lru_cache(maxsize=64)
-def _losses(model: Model, pieces: tuple[Piece, ...]) -> tuple[Any, Any, Any]:
-    def train_loss(u: Any, v: PyTree, samples: Samples, key: Any = None) -> Any:
+    def __call__(self, u: Any, v: PyTree, samples: Samples, key: Any = None) -> Any:
         x, y = samples.data
-        model_key, *keys = jax.random.split(jax.random.key(0) if key is None else key, 1 + len(pieces))
-        for piece, piece_key in zip(pieces, keys, strict=True):
+        x = pixels(x)  # pieces change floats
+        model_key, *keys = jax.random.split(jax.random.key(0) if key is None else key, 1 + len(self.pieces))
+        for piece, piece_key in zip(self.pieces, keys, strict=True):
             if piece.inputs is not None:
                 x = piece.inputs(u[piece.name], x, piece_key)
-        scores = logits(model, v, x, None if key is None else model_key)
+        scores = logits(self.model, v, x, None if key is None else model_key)
         targets, weight = jax.nn.one_hot(y, scores.shape[1], dtype=scores.dtype), jnp.ones(len(y), scores.dtype)
         extra = 0.0
-        for piece in pieces:
+        for piece in self.pieces:
             if piece.targets is not None:
                 targets = piece.targets(u[piece.name], targets)
             if piece.weights is not None:
@@ -225,14 +236,25 @@ def _losses(model: Model, pieces: tuple[Piece, ...]) -> tuple[Any, Any, Any]:
                 extra += piece.penalty(u[piece.name], v)
         return weighted_mean(optax.softmax_cross_entropy(scores, targets), weight) + extra
 
-    def validation_loss(u: Any, v: PyTree, samples: Samples) -> Any:
-        x, y = samples.data
-        return jnp.mean(cross_entropy(model, v, x, y))
 
-    def project(u: Any) -> Any:
-        return {piece.name: jnp.clip(u[piece.name], piece.low, piece.high) for piece in pieces}
+@dataclass(frozen=True)
+class _ValidationLoss:
+    """The mean cross-entropy of a model."""
 
-    return train_loss, validation_loss, project
+    model: Model
+
+    def __call__(self, u: Any, v: PyTree, samples: Samples) -> Any:
+        return jnp.mean(cross_entropy(self.model, v, *samples.data))
+
+
+@dataclass(frozen=True)
+class _WithinBounds:
+    """The projection of each piece's array onto its bounds."""
+
+    pieces: tuple[Piece, ...]
+
+    def __call__(self, u: Any) -> Any:
+        return {piece.name: jnp.clip(u[piece.name], piece.low, piece.high) for piece in self.pieces}
 
 
 def classifier_task(
@@ -260,8 +282,8 @@ def classifier_task(
         batch_size, validation_batch_size: samples per minibatch; None for all.
 
     Raises:
-        InputError: no pieces, or two of one name; lengths or classes that do not fit; a model without a matrix for
-            `FEATURE_L2`.
+        InputError: no pieces, or two of one name; arrays that are not numbers or not finite; lengths, features or
+            classes that do not fit; a model without a matrix for `FEATURE_L2`.
 
     Example:
         >>> import jax
@@ -275,36 +297,55 @@ def classifier_task(
         >>> jax.tree.map(lambda x: x.shape, task.start[0])
         {'feature_l2': (64,), 'input_noise': ()}
     """
-    pieces = tuple(pieces)
-    names = [piece.name for piece in pieces]
-    if not names or len(set(names)) < len(names):
-        raise InputError(f"pieces are {listed(names) or 'none'}. Pass at least one, no two of the same name.")
-    x, x_val = (jnp.asarray(a, jnp.result_type(float)) for a in (X, X_validation))
-    labels, val_labels = jnp.asarray(y), jnp.asarray(y_validation)
-    _check_pair("X", x, labels)
-    _check_pair("X_validation", x_val, val_labels)
-    v = model.init(key, x[:1])
+    pieces = _checked_pieces(pieces)
+    _check_key(key)
+    x, labels = _samples("X", X, "y", y)
+    x_val, val_labels = _samples("X_validation", X_validation, "y_validation", y_validation)
+    require_alike("X", X, x, "X_validation", X_validation, x_val)
+    x, x_val = on_one_scale("X", x, "X_validation", x_val)
+    x, x_val = jnp.asarray(x), jnp.asarray(x_val)
+    v = initial(model, key, x[:1])
     classes = jax.eval_shape(lambda v, x: logits(model, v, x), v, x[:1]).shape[1]
     highest = int(max(labels.max(), val_labels.max()))
     if highest >= classes:
         raise InputError(f"There is a label {highest} and the model gives {classes} logits. Widen its last layer.")
-    train_loss, validation_loss, project = _losses(model, pieces)
     return tuning_task(
-        train_loss,
-        validation_loss,
+        _TrainLoss(model, pieces),
+        _ValidationLoss(model),
         {piece.name: piece.start(v, x, classes) for piece in pieces},
         v,
-        (x, labels),
-        (x_val, val_labels),
-        project=project,
+        (x, jnp.asarray(labels)),
+        (x_val, jnp.asarray(val_labels)),
+        project=_WithinBounds(pieces),
         batch_size=batch_size,
         validation_batch_size=validation_batch_size,
     )
 
 
-def _check_pair(name: str, x: Any, y: Any) -> None:
-    if len(x) != len(y) or len(x) == 0:
-        raise InputError(f"{name} has {len(x)} samples and {len(y)} labels. One label each, and some, are needed.")
+def _checked_pieces(pieces: Any) -> tuple[Piece, ...]:
+    pieces = (pieces,) if isinstance(pieces, Piece) else tuple(pieces) if isinstance(pieces, Iterable) else (pieces,)
+    for piece in pieces:
+        if not isinstance(piece, Piece):
+            raise InputError(
+                f"pieces holds {piece!r}. Pass a list of Piece objects, such as [FEATURE_L2, INPUT_NOISE]."
+            )
+    names = [piece.name for piece in pieces]
+    if not names or len(set(names)) < len(names):
+        raise InputError(f"pieces are {listed(names) or 'none'}. Pass at least one, no two of the same name.")
+    return pieces
+
+
+def _samples(x_name: str, X: Any, y_name: str, y: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Samples, and their labels as integers 0, 1, ..."""
+    x, found = samples(x_name, X, y_name, y)
+    if found.dtype.kind not in "biuf":
+        raise InputError(
+            f"{y_name} holds labels of type {found.dtype}, and the numbers 0, 1, ... of the classes are needed: "
+            f"np.unique({y_name}, return_inverse=True)[1]."
+        )
+    if found.min() < 0:
+        raise InputError(f"{y_name} has a label {found.min()}. Labels are 0, 1, ...: leave those samples out.")
+    return x, found.astype(np.int32 if found.max() < 2**31 else np.int64)
 
 
 # The rate of u rises over the first steps: v starts far from v*(u), so that the first directions of u mean little, and
@@ -400,7 +441,11 @@ def tune(
         >>> tuned.hyperparameters["layer_l2"].shape, tuned.validation_loss < 0.5
         ((1,), True)
     """
-    require_count("tune", "train_steps", train_steps)
+    train_steps = require_count("tune", "train_steps", train_steps)
+    _check_key(key)
+    if solver is not None:
+        require_solver(solver)
+    pieces = _checked_pieces(pieces)
     start_key, solve_key, train_key = jax.random.split(key, 3)
     task = classifier_task(model, X, y, X_validation, y_validation, pieces, key=start_key, batch_size=batch_size)
     if solver is None:
@@ -424,31 +469,54 @@ def tune(
     return Tuned(natural, v, float(loss), result)
 
 
-class _LogisticTraining(NamedTuple):
-    """Whitened features (n, d), labels (n,), and the whitening matrix (d, d)."""
+class _Weighted(NamedTuple):
+    """Whitened features (n, d), labels (n,), and weights (n,) that sum to one; rows without weight are padding."""
 
     x: Any
     y: Any
-    whitening: Any
+    weight: Any
 
 
-def _logistic_loss(v: PyTree, x: Any, y: Any) -> Any:
-    scores = x @ v["weight"] + v["bias"]
+class _LogisticTraining(NamedTuple):
+    """Samples, their number, and the whitening R = base I + vectors diag(stretch) vectors', (d, r) and (r,)."""
+
+    samples: _Weighted
+    count: Any
+    base: Any
+    vectors: Any
+    stretch: Any
+
+    def coefficients(self, z: Any) -> Any:
+        """R z: those of the features as they came, for z of the whitened ones, (d, columns)."""
+        return self.base * z + self.vectors @ (self.stretch[:, None] * (self.vectors.T @ z))
+
+
+def _logistic_loss(v: PyTree, data: _Weighted) -> Any:
+    scores = data.x @ v["weight"] + v["bias"]
     if scores.shape[1] == 1:  # two classes need but the difference of their scores
-        return jnp.mean(jax.nn.softplus(jnp.where(y == 1, -scores[:, 0], scores[:, 0])))
-    return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(scores, y))
+        losses = jax.nn.softplus(jnp.where(data.y == 1, -scores[:, 0], scores[:, 0]))
+    else:
+        losses = optax.softmax_cross_entropy_with_integer_labels(scores, data.y)
+    return jnp.sum(data.weight * losses)
+
+
+def _logistic_validation_loss(u: Any, v: PyTree, data: _Weighted) -> Any:
+    return _logistic_loss(v, data)
 
 
 def _logistic_training_loss(u: Any, v: PyTree, data: _LogisticTraining) -> Any:
-    coefficients = data.whitening @ v["weight"]
-    penalty = jnp.sum(jnp.exp(u)[:, None] * coefficients**2) / (2 * data.x.shape[0])
-    return _logistic_loss(v, data.x, data.y) + penalty
+    penalty = jnp.sum(jnp.exp(u)[:, None] * data.coefficients(v["weight"]) ** 2) / (2 * data.count)
+    return _logistic_loss(v, data.samples) + penalty
+
+
+def _within_range(u: Any) -> Any:
+    return jnp.clip(u, -STRENGTH_RANGE, STRENGTH_RANGE)
 
 
 LOGISTIC = Problem(
-    lambda u, v, data: _logistic_loss(v, *data),
+    _logistic_validation_loss,
     _logistic_training_loss,
-    project_upper=lambda u: jnp.clip(u, -STRENGTH_RANGE, STRENGTH_RANGE),
+    project_upper=_within_range,
 )
 """Logistic regression with one L2 strength exp(u_j) per feature, in units of scikit-learn's 1/C."""
 
@@ -486,36 +554,78 @@ def logistic_task(X: Any, y: Any, X_validation: Any, y_validation: Any, classes:
         >>> bool(result.history.upper_loss[-1] < 0.9 * result.history.upper_loss[5])
         True
     """
+    classes = require_count("logistic_task", "classes", classes, 2)
     dtype = jnp.result_type(float)
-    x, x_val = np.asarray(X, np.float64), np.asarray(X_validation, np.float64)
-    _check_pair("X", x, y)
-    _check_pair("X_validation", x_val, y_validation)
-    if x.ndim != 2 or x_val.shape[1:] != x.shape[1:]:
+    (x, codes), (x_val, val_codes) = (
+        _rows("X", X, "y", y),
+        _rows("X_validation", X_validation, "y_validation", y_validation),
+    )
+    if x_val.shape[1:] != x.shape[1:]:
         raise InputError(
             f"X has shape {x.shape} and X_validation {x_val.shape}. Both must be (samples, features), with the same "
             "features."
         )
-    highest = int(max(np.max(y), np.max(y_validation)))
+    highest = int(max(codes.max(), val_codes.max()))
     if highest >= classes:
         raise InputError(f"There is a label {highest}, and classes is {classes}. Labels are 0..classes-1.")
     middle = x.mean(axis=0)
-    values, vectors = np.linalg.eigh((x - middle).T @ (x - middle) / len(x))
-    floor = WHITENING_FLOOR * values[-1] if values[-1] > 0 else 1.0
-    whitening = (vectors / np.sqrt(np.maximum(values, 0) + floor)) @ vectors.T
-    train = _LogisticTraining(
-        jnp.asarray((x - middle) @ whitening, dtype), jnp.asarray(y), jnp.asarray(whitening, dtype)
-    )
-    validation = (jnp.asarray((x_val - middle) @ whitening, dtype), jnp.asarray(y_validation))
+    x, x_val = x - middle, x_val - middle
+    values, vectors = _principal(x)
+    largest = values.max(initial=0.0)
+    floor = WHITENING_FLOOR * largest if largest > 0 else 1.0
+    plain = 1 / np.sqrt(floor)
+    stretch = 1 / np.sqrt(values + floor) - plain
+    # As many directions as the padded samples could have, so that their number changes no shape.
+    directions = min(_padded(len(x)), x.shape[1])
+    more = directions - len(values)
+    vectors, stretch = np.pad(vectors, ((0, 0), (0, more))), np.pad(stretch, (0, more))
+
+    def whitened(x: np.ndarray, codes: np.ndarray) -> _Weighted:
+        n, rows = len(x), (0, _padded(len(x)) - len(x))
+        z = plain * x + ((x @ vectors) * stretch) @ vectors.T
+        return _Weighted(
+            jnp.asarray(np.pad(z, (rows, (0, 0))), dtype),
+            jnp.asarray(np.pad(codes, rows)),
+            jnp.asarray(np.pad(np.full(n, 1 / n), rows), dtype),
+        )
+
+    train = _LogisticTraining(whitened(x, codes), *(jnp.asarray(a, dtype) for a in (len(x), plain, vectors, stretch)))
+    validation = whitened(x_val, val_codes)
     columns = 1 if classes == 2 else classes
     v = {"weight": jnp.zeros((x.shape[1], columns), dtype), "bias": jnp.zeros(columns, dtype)}
 
     def metrics(u: Any, v: PyTree) -> dict[str, float]:
         return {
             "train_loss": float(_logistic_training_loss(u, v, train)),
-            "validation_loss": float(_logistic_loss(v, *validation)),
+            "validation_loss": float(_logistic_loss(v, validation)),
         }
 
     return Task(LOGISTIC, (jnp.zeros(x.shape[1], dtype), v), Batch(validation, train), metrics)
+
+
+def _rows(x_name: str, X: Any, y_name: str, y: Any) -> tuple[np.ndarray, np.ndarray]:
+    """A table in double precision, and its labels 0, 1, ..."""
+    x, codes = _samples(x_name, X, y_name, y)
+    if x.ndim != 2:
+        raise InputError(f"{x_name} has shape {x.shape}, and must be (samples, features).")
+    x = numeric(x_name, X).astype(np.float64)
+    require_sizes(x_name, x)
+    return x, codes
+
+
+def _padded(n: int) -> int:
+    """A number of rows, up to an eighth above n, that data of about one size share: so they share programs."""
+    step = 1 << max(n.bit_length() - 4, 0)
+    return n + -n % step
+
+
+def _principal(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Eigenvalues (r,) and eigenvectors (d, r) of x'x / n, r = min(n, d); no larger matrix than x is formed."""
+    if len(x) < x.shape[1]:
+        _, sizes, rows = np.linalg.svd(x, full_matrices=False)
+        return sizes**2 / len(x), rows.T
+    values, vectors = np.linalg.eigh(x.T @ x / len(x))
+    return np.maximum(values, 0), vectors
 
 
 def fit_logistic(strength: Any, X: Any, y: Any) -> LogisticRegression:
@@ -529,7 +639,7 @@ def fit_logistic(strength: Any, X: Any, y: Any) -> LogisticRegression:
         X, y: features (n, d) and labels (n,).
 
     Raises:
-        InputError: not one positive strength for each feature.
+        InputError: not one positive strength for each feature; arrays that are not numbers or not finite; one class.
 
     Example:
         >>> import numpy as np
@@ -538,22 +648,37 @@ def fit_logistic(strength: Any, X: Any, y: Any) -> LogisticRegression:
         >>> bool(abs(fit_logistic(np.array([1.0, 1e6]), X, y).coef_[0, 1]) < 1e-4)
         True
     """
-    strength, x = np.asarray(strength, np.float64), np.asarray(X, np.float64)
-    if strength.shape != x.shape[1:]:
+    strength, x, y = (
+        numeric("strength", strength).astype(np.float64),
+        numeric("X", X).astype(np.float64),
+        labels("y", y),
+    )
+    if x.ndim != 2 or strength.shape != x.shape[1:]:
         raise InputError(
             f"strength has shape {strength.shape} and X {x.shape}. One strength for each column of X is needed."
         )
-    if wrong := int((~(np.isfinite(strength) & (strength > 0))).sum()):
+    if len(x) != len(y):
+        raise InputError(f"X has {len(x)} samples and y {len(y)} labels. One label each is needed.")
+    if wrong := int((~(strength > 0)).sum()):
         raise InputError(
-            f"strength has {wrong} of {strength.size} entries that are not positive and finite. "
+            f"strength has {wrong} of {strength.size} entries that are not positive. "
             "A small one, 1e-6 say, leaves a feature all but free."
         )
+    require_sizes("X", x)
+    classes = classes_of("y", y)
     scale = 1 / np.sqrt(strength)
     middle = x.mean(axis=0)
+    x = (x - middle) * scale
+    rows = np.eye(0)
+    if len(x) < x.shape[1]:
+        # The coefficients lie in the span of the samples, where a Hessian is no larger than their number.
+        left, sizes, rows = np.linalg.svd(x, full_matrices=False)
+        x = left * sizes
     # A factorisation of the Hessian takes (d * classes)^3: fine for one column of coefficients, slow for ten.
-    newton = "newton-cholesky" if len(np.unique(y)) == 2 else "newton-cg"
-    model = LogisticRegression(solver=newton, max_iter=200, tol=1e-8).fit((x - middle) * scale, y)
-    model.coef_ = model.coef_ * scale
+    newton = "newton-cholesky" if len(classes) == 2 else "newton-cg"
+    model = LogisticRegression(solver=newton, max_iter=200, tol=1e-8).fit(x, y)
+    model.coef_ = (model.coef_ @ rows if rows.size else model.coef_) * scale
+    model.n_features_in_ = len(scale)
     model.intercept_ = model.intercept_ - model.coef_ @ middle
     return model
 
@@ -582,11 +707,12 @@ def set_aside(codes: np.ndarray, part: float, random_state: np.random.RandomStat
     return aside
 
 
-class TunedLogisticRegression(ClassifierMixin, BaseEstimator):
+class TunedLogisticRegression(ClassifierMixin, Picklable, BaseEstimator):
     """Logistic regression with one L2 strength per feature, tuned by gradient on a validation set.
 
     The strengths are tuned by `logistic_task`; the coefficients are then fitted to all data with them
-    (`fit_logistic`). Features of one scale help: the strengths start alike.
+    (`fit_logistic`). The units of the features change nothing but those of `coef_` and `alpha_`: inside, features are
+    divided by their standard deviations, and the strengths start alike.
 
     Args:
         validation_fraction: the part of fit's data that is set aside to tune by, stratified by class.
@@ -598,7 +724,7 @@ class TunedLogisticRegression(ClassifierMixin, BaseEstimator):
     Attributes:
         coef_: (1, d) for two classes, else (classes, d).
         intercept_: (1,) or (classes,).
-        alpha_: (d,) the tuned strengths, in units of scikit-learn's 1/C.
+        alpha_: (d,) the tuned strengths, in units of scikit-learn's 1/C, of the features as they came.
         classes_: the labels, sorted.
         n_iter_: steps taken.
         history_: the solve's, an entry per step.
@@ -637,8 +763,11 @@ class TunedLogisticRegression(ClassifierMixin, BaseEstimator):
             InputError: classes too small for a stratified split; validation labels that y lacks.
             ValueError: as scikit-learn's validation has it, for features that are not finite numbers, say.
         """
-        require_count(type(self).__name__, "steps", self.steps)
-        X, y = validate_data(self, X, y, dtype=[np.float64, np.float32])
+        steps = require_count(type(self).__name__, "steps", self.steps)
+        if self.solver is not None:
+            require_solver(self.solver)
+        X, y = validate_data(self, X, y, dtype=np.float64)
+        require_sizes("X", X)
         check_classification_targets(y)
         self.classes_, codes = np.unique(y, return_inverse=True)
         if len(self.classes_) < 2:
@@ -653,7 +782,8 @@ class TunedLogisticRegression(ClassifierMixin, BaseEstimator):
             all_x, all_labels = X, codes
         else:
             x, labels = X, codes
-            x_val, known = validate_data(self, X_val, y_val, dtype=[np.float64, np.float32], reset=False)
+            x_val, known = validate_data(self, X_val, y_val, dtype=np.float64, reset=False)
+            require_sizes("X_val", np.asarray(x_val))
             unknown = sorted(set(np.asarray(known).tolist()) - set(self.classes_.tolist()), key=repr)
             if unknown:
                 raise InputError(
@@ -662,19 +792,20 @@ class TunedLogisticRegression(ClassifierMixin, BaseEstimator):
                 )
             val_labels = np.searchsorted(self.classes_, known)
             all_x, all_labels = np.concatenate([x, x_val]), np.concatenate([labels, val_labels])
-        task = logistic_task(x, labels, x_val, val_labels, len(self.classes_))
+        unit = standard(X, np.arange(X.shape[1]))[1]
+        task = logistic_task(x / unit, labels, x_val / unit, val_labels, len(self.classes_))
         solver = penalty_solver(0.1) if self.solver is None else self.solver
         result = solve(
             solver,
             task.problem,
             *task.start,
             task.batches,
-            steps=self.steps,
+            steps=steps,
             key=jax.random.key(0),
             callbacks=self.callbacks,
             resume=self.resume,
         )
-        self.alpha_ = np.exp(np.asarray(result.u, np.float64))
+        self.alpha_ = np.exp(np.asarray(result.u, np.float64)) * unit**2
         self.n_iter_ = result.steps
         self.history_ = result.history
         fitted = fit_logistic(self.alpha_, all_x, all_labels)
@@ -682,8 +813,9 @@ class TunedLogisticRegression(ClassifierMixin, BaseEstimator):
         return self
 
     def _split(self, X: np.ndarray, codes: np.ndarray) -> Any:
-        if not 0 < self.validation_fraction < 1:
-            raise InputError(f"validation_fraction is {self.validation_fraction}, and must lie between 0 and 1.")
+        part = self.validation_fraction
+        if isinstance(part, bool) or not isinstance(part, float | int | np.number) or not 0 < part < 1:
+            raise InputError(f"validation_fraction is {part!r}, and must be a number between 0 and 1.")
         sizes = np.bincount(codes)
         if sizes.min() < 2:
             few = [f"{c}: {n}" for c, n in zip(self.classes_.tolist(), sizes, strict=True) if n < 2]
@@ -691,13 +823,13 @@ class TunedLogisticRegression(ClassifierMixin, BaseEstimator):
                 f"y has classes with fewer than two samples ({listed(few, quote=False)}), so a validation set cannot "
                 "be set aside. Add samples of those, leave them out, or pass X_val and y_val."
             )
-        aside = set_aside(codes, self.validation_fraction, check_random_state(self.random_state))
+        aside = set_aside(codes, float(part), check_random_state(self.random_state))
         return X[~aside], X[aside], codes[~aside], codes[aside]
 
     def decision_function(self, X: Any) -> np.ndarray:
         """Scores (n, classes), or (n,) for two classes: the log-odds of `classes_[1]`."""
         check_is_fitted(self)
-        X = validate_data(self, X, dtype=[np.float64, np.float32], reset=False)
+        X = validate_data(self, X, dtype=np.float64, reset=False)
         scores = X @ self.coef_.T + self.intercept_
         return scores[:, 0] if scores.shape[1] == 1 else scores
 

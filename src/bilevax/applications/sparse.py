@@ -31,7 +31,8 @@ from sklearn.linear_model import enet_path
 from sklearn.model_selection import KFold
 from sklearn.utils.validation import check_is_fitted, check_random_state, validate_data
 
-from bilevax.applications._arrays import numbers
+from bilevax.applications._inputs import numeric
+from bilevax.applications._units import require_sizes, standard
 from bilevax.applications.task import Task
 from bilevax.linear_solve import CG
 from bilevax.problem import Batch, InputError, Problem, require_count
@@ -45,7 +46,6 @@ STEPS = 150
 TOLERANCE = 1e-6
 GRID_TOLERANCE = 1e-4
 MOST_ITERATIONS = 20_000
-LARGEST_VALUE = 1e100  # squares and products of two units stay within double precision
 LEAST_CORRELATION = 1e-10  # below it a correlation is rounding
 
 
@@ -327,7 +327,7 @@ def fit_lasso(strength: Any, X: Any, y: Any, groups: Any = None) -> tuple[np.nda
     """
     x, y = _values(X, y)
     index, sizes = _groups(groups, x.shape[1])
-    strength = numbers("strength", strength).astype(np.float64)
+    strength = numeric("strength", strength).astype(np.float64)
     if strength.shape not in {(1,), (len(sizes),)} or not (strength > 0).all():
         raise InputError(
             f"strength has shape {strength.shape}, and must be positive, one number or one for each of {len(sizes)}."
@@ -476,22 +476,17 @@ def _descended(proximal: Any, u: Any, data: Folds, start: Any) -> tuple[Any, Any
 
 def _values(X: Any, y: Any) -> tuple[np.ndarray, np.ndarray]:
     """X (n, d) and y (n,) in double precision."""
-    x, y = numbers("X", X, 2).astype(np.float64), numbers("y", y, 1).astype(np.float64)
-    if len(x) != len(y) or x.size == 0:
+    x, y = numeric("X", X).astype(np.float64), numeric("y", y).astype(np.float64)
+    if x.ndim != 2 or y.shape != x.shape[:1] or x.size == 0:
         raise InputError(f"X has shape {x.shape} and y {y.shape}. (n, d) and (n,) are needed, neither of them empty.")
-    for name, a in (("X", x), ("y", y[:, None])):
-        largest = np.abs(a).max(0)
-        if ((largest > LARGEST_VALUE) | ((largest > 0) & (largest < 1 / LARGEST_VALUE))).any():
-            raise InputError(
-                f"{name} has a column whose largest value is {largest.max():.1e} or {largest[largest > 0].min():.1e}. "
-                f"Between {1 / LARGEST_VALUE:.0e} and {LARGEST_VALUE:.0e} are possible: choose other units for it."
-            )
+    require_sizes("X", x)
+    require_sizes("y", y)
     return x, y
 
 
 def _checked(X: Any, y: Any, held: Sequence[Any]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     x, y = _values(X, y)
-    masks = numbers("held", held)
+    masks = numeric("held", held)
     if masks.ndim != 2 or masks.shape[1:] != y.shape:
         raise InputError(
             f"X has shape {x.shape}, y {y.shape} and held {masks.shape}. held needs a boolean mask (n,) for each fold."
@@ -532,8 +527,8 @@ def _in_units(
     x: np.ndarray, y: np.ndarray, masks: np.ndarray, index: np.ndarray, sizes: np.ndarray, per_group: bool
 ) -> tuple[Folds, Units] | None:
     """The folds in the units that the module's text describes; None where y varies with no feature."""
-    x, x_unit = _standard(x, index if per_group else np.zeros(x.shape[1], int))
-    y, y_unit = (a[..., 0] for a in _standard(y[:, None], np.zeros(1, int)))
+    x, x_unit = standard(x, index if per_group else np.zeros(x.shape[1], int))
+    y, y_unit = (a[..., 0] for a in standard(y[:, None], np.zeros(1, int)))
     train = np.where(masks, 0, 1 / (~masks).sum(1, keepdims=True))
     held = masks / np.maximum(masks.sum(1, keepdims=True), 1)
     x_mean, y_mean = train @ x, train @ y
@@ -550,24 +545,6 @@ def _in_units(
     to_y = root / highest
     nothing = np.zeros(x_mean.shape)
     return Folds(x / root, y * to_y, x_mean / root, y_mean * to_y, train, held / to_y**2, nothing), units
-
-
-def _standard(a: np.ndarray, index: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Columns about their means, over the root mean square of their group; and these units. Constant ones are zero."""
-    largest = np.abs(a).max(0)
-    largest[largest == 0] = 1.0
-    a = a / largest
-    a = a - a.mean(0)
-    spread = a.std(0)
-    constant = spread <= 8 * np.finfo(np.float64).eps  # what is left of them is rounding
-    a[:, constant] = 0.0
-    spread = np.where(constant, 0.0, spread * largest)
-    top = np.zeros(index.max() + 1)
-    np.maximum.at(top, index, spread)
-    top[top == 0] = 1.0
-    mean = np.bincount(index, (spread / top[index]) ** 2) / np.bincount(index)
-    unit = (top * np.where(mean > 0, np.sqrt(mean), 1.0))[index]
-    return a * (largest / unit), unit
 
 
 def _on_device(folds: Folds) -> Folds:
