@@ -106,6 +106,12 @@ def test_a_bad_cell_of_another_file_is_named(tmp_path):
     assert f"'x' (row 1 of --file1 ({tmp_path / '1.csv'})), 'y' (row 2 of" in text
 
 
+def test_a_bad_cell_that_two_files_share_is_named_in_both(tmp_path):
+    text = refusal(lambda: together(tmp_path, ["2", "x?", "6", "8"], ["2", "x?", "6", "8"]))
+    assert "for 2 cells" in text
+    assert text.count("'x?' (row 1 of") == 2
+
+
 @pytest.mark.parametrize(
     ("value", "sentence"),
     [

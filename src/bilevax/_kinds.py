@@ -159,16 +159,17 @@ def _are_numbers(column: str, names: list[str], parts: list[_Cells]) -> bool:
         )
     if not numbers:
         return False
-    good, bad = sum(counts[text] for text in numbers), sum(counts[text] for text in others)
-    first_is_whole = not any(part_text in others for part_text in parts[0].texts) and any(
-        text in numbers for text in parts[0].texts
-    )
-    if first_is_whole or good >= NEARLY_ALL * (good + bad) or (bad == 1 and good >= 3):
+    every = {*others}
+    # All files together, and the first one alone: it is trained on, and the others may repeat its cells.
+    shares = [(sum(counts[text] for text in numbers), sum(counts[text] for text in others))]
+    shares.append((parts[0].total(numbers), parts[0].total(every)))
+    if any(good and good >= NEARLY_ALL * (good + bad) or (bad == 1 and good >= 3) for good, bad in shares):
+        bad = shares[0][1]
         told = [
             f"{text!r} (row {part.where(text)} of {name})"
             for name, part in zip(names, parts, strict=True)
             for text in part.texts
-            if text in set(others)
+            if text in every
         ]
         raise InputError(
             f"Column {column!r} holds numbers, but for {bad} {'cell' if bad == 1 else 'cells'}: "
