@@ -163,7 +163,7 @@ def _are_numbers(column: str, names: list[str], parts: list[_Cells]) -> bool:
     # All files together, and the first one alone: it is trained on, and the others may repeat its cells.
     shares = [(sum(counts[text] for text in numbers), sum(counts[text] for text in others))]
     shares.append((parts[0].total(numbers), parts[0].total(every)))
-    if any(good and good >= NEARLY_ALL * (good + bad) or (bad == 1 and good >= 3) for good, bad in shares):
+    if any((good and good >= NEARLY_ALL * (good + bad)) or (bad == 1 and good >= 3) for good, bad in shares):
         bad = shares[0][1]
         told = [
             f"{text!r} (row {part.where(text)} of {name})"
