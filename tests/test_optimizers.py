@@ -1,6 +1,7 @@
 """All optimizers of optax: each moves the variables of a solver, or is refused by name before anything runs."""
 
 import dataclasses
+import math
 import warnings
 
 import jax
@@ -13,7 +14,10 @@ from optax import contrib
 import bilevax as bx
 from bilevax import InputError, linear_solve
 from bilevax._optimizers import Objective, check_optimizer, require_optimizer, update
+from bilevax.applications.hyperparameters import LAYER_L2, tune
+from bilevax.applications.training import Training
 from bilevax.implicit import Argmin
+from bilevax.models import softmax_regression
 from bilevax.search import Random, search
 
 ADAM, SGD = optax.adam(1e-2), optax.sgd(1e-2)
@@ -407,6 +411,30 @@ def test_refusals_outside_of_solvers(key):
             linear_solve.ByOptimizer(optimizer)(lambda q: (None, q), jnp.ones(2), jnp.zeros(2))
     with pytest.raises(InputError, match="ByOptimizer: optimizer needs the loss as a function"):
         linear_solve.ByOptimizer(optax.lbfgs())(lambda q: (None, q), jnp.ones(2), jnp.zeros(2))
+
+
+@pytest.mark.parametrize(
+    ("rate", "found"),
+    [
+        (lambda step: 0.1 if step < 5 else 0.01, "cannot be a schedule: TracerBoolConversionError"),
+        (lambda step: math.pow(0.5, step), "cannot be a schedule"),
+        (optax.adam, "cannot be a schedule"),
+        (lambda: 0.1, "cannot be a schedule: TypeError"),
+        (lambda step: jnp.ones(3), r"returns float64 of shape \(3,\) for a step"),
+        (lambda step: step, "returns int32"),
+        (lambda step: None, "cannot be a schedule"),
+    ],
+)
+def test_schedules_of_trainings(rate, found):
+    with pytest.raises(InputError, match=f"Training: rate .*{found}"):
+        Training(rate=rate)
+    Training(rate=optax.cosine_decay_schedule(0.1, 10))
+
+
+def test_tune_checks_the_optimizer_of_its_training(key):
+    x, y = np.random.default_rng(0).random((12, 3)), np.arange(12) % 2
+    with pytest.raises(InputError, match="tune: train_optimizer is the function adam"):
+        tune(softmax_regression(2), x, y, x, y, [LAYER_L2], key=key, train_optimizer=optax.adam)
 
 
 @pytest.mark.slow

@@ -86,6 +86,25 @@ def require_optimizer(owner: str, name: str, optimizer: Any) -> None:
     raise InputError(f"{owner}: {name} is {found}, and must be an optax optimizer, such as optax.adam(1e-2).")
 
 
+def require_schedule(owner: str, name: str, schedule: Callable[[Any], Any]) -> None:
+    """Refuse a function that gives no rate for a step, or that cannot be traced.
+
+    Raises:
+        InputError: so it is.
+    """
+    try:
+        rate = jax.eval_shape(schedule, jax.ShapeDtypeStruct((), jnp.int32))
+        good = rate.shape == () and jnp.issubdtype(rate.dtype, jnp.floating)
+        found = "" if good else f"{rate.dtype} of shape {rate.shape} for a step"
+    except Exception as error:
+        raise InputError(
+            f"{owner}: {name} is a function that cannot be a schedule: {first_line(error)} It must give a number for "
+            "a step, and be traced by JAX (jnp.where in place of if, jnp in place of math)."
+        ) from error
+    if found:
+        raise InputError(f"{owner}: {name} returns {found}, and must return one floating number, the rate.")
+
+
 def check_optimizer(
     owner: str,
     name: str,

@@ -221,6 +221,14 @@ def trained(
     return v, problem.upper(u, v, first.upper, start_key), losses[-1], norms[-1]
 
 
+def check_trainer(owner: str, name: str, optimizer: Any, problem: Problem, u: PyTree, v: PyTree, batch: Batch) -> None:
+    """Refuse, in a sentence, an optimizer with which `trained` cannot move v."""
+    data, key = base.lower_data(batch, 0), jax.random.key(0)
+    descent = base.descend(problem, u, batch)
+    objective = descent.objective(v, data, key, jax.eval_shape(problem.lower, u, v, data, key))
+    check_optimizer(owner, name, optimizer, "v", v, objective, problem.project_lower is not identity)
+
+
 train_lower = jax.jit(trained, static_argnames=("problem", "optimizer", "steps"))
 """`trained`, compiled."""
 
@@ -329,8 +337,7 @@ def search(
     check_variable("v", v)
     drawn = source.at(0, key)
     problem.check(middle, v, drawn)
-    known = base.Descent(problem, middle).objective(v, base.lower_data(drawn, 0), key, jnp.zeros(()))
-    check_optimizer("search", "lower_optimizer", lower_optimizer, "v", v, known, problem.project_lower is not identity)
+    check_trainer("search", "lower_optimizer", lower_optimizer, problem, middle, v, drawn)
     v = jax.tree.map(jnp.asarray, v)
     seed_key, trial_key = jax.random.split(key)
     proposals = sampler.start(lowest, highest, start, int(jax.random.bits(seed_key, dtype=jnp.uint32)))

@@ -38,7 +38,7 @@ from bilevax.batches import Epochs, Samples, whole
 from bilevax.linear_solve import CG
 from bilevax.models import Model, initial, logits, pixels
 from bilevax.problem import Batch, InputError, Problem, PyTree, identity, listed, require_count
-from bilevax.search import train_lower
+from bilevax.search import check_trainer, train_lower
 from bilevax.solve import Result, _check_key, solve
 from bilevax.solvers import Implicit, Penalty, base
 
@@ -448,6 +448,8 @@ def tune(
     pieces = _checked_pieces(pieces)
     start_key, solve_key, train_key = jax.random.split(key, 3)
     task = classifier_task(model, X, y, X_validation, y_validation, pieces, key=start_key, batch_size=batch_size)
+    source: Any = task.batches
+    check_trainer("tune", "train_optimizer", train_optimizer, task.problem, *task.start, source.at(0, train_key))
     if solver is None:
         random = batch_size is not None or any(piece.inputs is not None for piece in pieces)
         solver = implicit_solver() if random else penalty_solver()

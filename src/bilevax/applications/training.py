@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from bilevax._optimizers import require_schedule
 from bilevax.batches import Epochs
 from bilevax.models import Model, initial, logits
 from bilevax.problem import InputError, Problem, PyTree, require_count
@@ -48,6 +49,8 @@ class Training:
             object.__setattr__(self, "batch_size", require_count("Training", "batch_size", self.batch_size))
         if not callable(self.rate) and not (_is_real(self.rate) and 0 < self.rate < math.inf):
             raise InputError(f"Training: rate is {self.rate!r}, and must be positive, or an optax schedule.")
+        if callable(self.rate):
+            require_schedule("Training", "rate", self.rate)
         if not (_is_real(self.l2) and 0 <= self.l2 < math.inf):
             raise InputError(f"Training: l2 is {self.l2!r}, and must be zero or positive.")
 
