@@ -1,18 +1,23 @@
 """Few-shot learning: episodes, losses by hand, hypergradients by retraining, rivals by their papers' formulas."""
 
+import copy
 import dataclasses
 import functools
 import itertools
+import logging
+import pickle
 import re
 
 import jax
 import jax.flatten_util
 import jax.numpy as jnp
+import joblib
 import numpy as np
 import optax
 import pytest
 import scipy.optimize
 from scipy.special import log_softmax
+from sklearn.base import clone
 
 from bilevax import Alternating, Implicit, InputError, Penalty, ReverseMode
 from bilevax.applications.episodes import Episode, Episodes, class_means, evaluate
@@ -914,21 +919,53 @@ def test_a_learned_network_normalises_by_its_training_pictures():
     np.testing.assert_allclose(together, np.exp(log_softmax(10 * cosines, axis=1)), rtol=1e-8)
 
 
+def test_any_representation_sees_bytes_as_0_to_1():
+    images = np.random.default_rng(0).integers(0, 256, (1, 6, 2, 2)).astype(np.uint8)
+    u = LINEAR.init(KEY, jnp.zeros((1, 2, 2)))
+    found, same = (
+        features_of(LINEAR, u, Episode(jnp.asarray(x), jnp.zeros((1, 6), int))) for x in (images, images / 255)
+    )
+    np.testing.assert_allclose(found, same, rtol=1e-12)
+
+
+def test_a_second_task_of_equal_shapes_compiles_nothing(caplog):
+    images = clusters(60)[40:]
+    given, asked, names = images[:3, :2].reshape(6, 4, 4), images[:3, 2:].reshape(30, 4, 4), np.repeat([3, 4, 5], 2)
+    learned().adapt(given, names).predict(asked)
+    with jax.log_compiles(), caplog.at_level(logging.WARNING):
+        learned().adapt(given[::-1], names).predict(asked[::-1])
+    assert not [record for record in caplog.records if "Compiling" in record.getMessage()]
+
+
+def test_a_learner_and_its_classifiers_are_pickled_copied_and_cloned(tmp_path):
+    images = clusters(60)[40:]
+    given, asked = images[:3, :2].reshape(6, 4, 4), images[:3, 2:].reshape(30, 4, 4)
+    expected = learned().adapt(given, np.repeat([3, 4, 5], 2)).predict_proba(asked)
+    joblib.dump(learned(), tmp_path / "learner")
+    for other in (pickle.loads(pickle.dumps(learned())), joblib.load(tmp_path / "learner"), copy.deepcopy(learned())):
+        classifier = other.adapt(given, np.repeat([3, 4, 5], 2))
+        np.testing.assert_array_equal(classifier.predict_proba(asked), expected)
+        for again in (pickle.loads(pickle.dumps(classifier)), copy.deepcopy(classifier)):
+            np.testing.assert_array_equal(again.predict_proba(asked), expected)
+    assert (tmp_path / "learner").stat().st_size < 60_000  # without the training images, 61,440 bytes of them
+    assert clone(learned()).get_params().keys() == LEARNER.get_params().keys()
+
+
 X5, Y5 = noise(shape=(4, 4))[:5, 0], np.arange(5)
 LEARNER_REFUSED = {
     "adapt before": (lambda: FewShotLearner().adapt(X5, Y5), "no representation yet. Call meta_fit first"),
     "evaluate before": (lambda: FewShotLearner().evaluate(noise()), "no representation yet. Call meta_fit first"),
-    "one class": (lambda: learned().adapt(X5, np.zeros(5)), "y has 1 classes. At least two are needed"),
-    "no class": (lambda: learned().adapt(X5[:0], []), "y has 0 classes. At least two are needed"),
-    "fewer labels": (lambda: learned().adapt(X5, Y5[:4]), r"X has shape \(5, 4, 4\) and y \(4,\). One row per sample"),
+    "one class": (lambda: learned().adapt(X5, np.zeros(5)), r"y has one class only \(0\.0\)"),
+    "no class": (lambda: learned().adapt(X5[:0], []), "y has no labels"),
+    "fewer labels": (lambda: learned().adapt(X5, Y5[:4]), "X has 5 samples and y 4 labels"),
     "labels of two axes": (
         lambda: learned().adapt(X5, np.eye(5)),
-        r"and y \(5, 5\). One row per sample, and",
+        r"y has shape \(5, 5\), and must have one label per sample",
     ),
     "no rows": (lambda: learned().adapt(np.arange(5.0), Y5), r"X has shape \(5,\)\. .*\(n, 4, 4\) is needed"),
     "other size": (lambda: learned().adapt(np.zeros((5, 5, 4)), Y5), r"from samples of shape \(4, 4\)"),
     "channels": (lambda: learned().adapt(X5[..., None], Y5), r"X has shape \(5, 4, 4, 1\)"),
-    "words": (lambda: learned().adapt(np.full((5, 4, 4), "a"), Y5), "X holds <U1. Numbers are needed"),
+    "words": (lambda: learned().adapt(np.full((5, 4, 4), "a"), Y5), "X holds values that are no numbers"),
     "not finite": (lambda: learned().adapt(np.where(X5 > 0.5, np.nan, X5), Y5), "X holds [0-9]+ NaN or infinite"),
     "predict: one sample": (lambda: learned().adapt(X5, Y5).predict(X5[0]), r"X has shape \(4, 4\)"),
     "predict: other size": (lambda: learned().adapt(X5, Y5).predict(np.zeros((2, 4, 5))), r"X has shape \(2, 4, 5\)"),
@@ -948,6 +985,13 @@ LEARNER_REFUSED = {
     "fit: shot": (lambda: fit(noise(), shot=0), "shot is 0, and must be a positive integer"),
     "fit: steps": (lambda: fit(noise(), steps=0), "FewShotLearner: steps is 0, and must be a positive integer"),
     "fit: no whole steps": (lambda: fit(noise(), steps=1.5), "steps is 1.5, and must be a positive integer"),
+    "fit: complex": (lambda: fit(noise() * 1j), "images holds complex numbers"),
+    "fit: words": (lambda: fit(np.full((10, 8, 2, 2), "a")), "images holds values that are no numbers"),
+    "fit: no network": (lambda: fit(noise(), representation=omniglot_network), "representation is <functools"),
+    "fit: a solver's class": (lambda: fit(noise(), solver=Penalty), "solver is the class Penalty"),
+    "fit: seed": (lambda: fit(noise(), seed=None), "seed is None"),
+    "complex": (lambda: learned().adapt(X5 * 1j, Y5), "X holds complex numbers"),
+    "mixed labels": (lambda: learned().adapt(X5, ["a", 1, 2, 3, 4]), "y mixes labels of several types"),
     "fit: small pictures": (lambda: fit(noise(), representation=None), "images of 2x2 are too small"),
 }
 

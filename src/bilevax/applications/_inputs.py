@@ -160,9 +160,11 @@ def classes_of(name: str, found: np.ndarray) -> np.ndarray:
     """The classes (c,), sorted.
 
     Raises:
-        InputError: there is one only.
+        InputError: there is one only, or none.
     """
     classes = np.unique(found)
+    if not len(classes):
+        raise InputError(f"{name} has no labels. Pass at least one sample of each of two classes.")
     if len(classes) < 2:
         raise InputError(
             f"{name} has one class only ({listed(classes)}). At least two are needed to learn from: "

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from bilevax.applications._inputs import numeric
 from bilevax.batches import leading_size
 from bilevax.problem import Batch, InputError, PyTree, require_count
 
@@ -158,9 +159,9 @@ def evaluate(
     Raises:
         InputError: as by `Episodes.check`; episodes is no positive integer.
     """
-    require_count("evaluate", "episodes", episodes)
+    episodes = require_count("evaluate", "episodes", episodes)
     at_once = max(n for n in range(1, 21) if episodes % n == 0)
-    source = Episodes(jnp.asarray(images), way, shot, queries, at_once)
+    source = Episodes(pictures("images", images), way, shot, queries, at_once)
     source.check()
     found = _accuracies(adapt, scores, episodes // at_once, u, source, statistics, key)
     accuracies = np.asarray(found).reshape(-1)
@@ -187,6 +188,7 @@ def class_means(features: Any, y: Any, way: int) -> Any:
     return members @ features / jnp.maximum(members.sum(-1, keepdims=True), 1)
 
 
+@functools.cache
 def pixel_means(way: int) -> tuple[Adapt, Scores]:
     """What nothing was learned for: a picture belongs to the class whose mean picture is nearest; (adapt, scores)."""
 
@@ -200,6 +202,13 @@ def pixel_means(way: int) -> tuple[Adapt, Scores]:
         return across - jnp.sum(means**2, -1)[:, None] - jnp.sum(x**2, -1)[:, :, None]
 
     return lambda u, samples: class_means(flat(samples), samples.y, way), scores
+
+
+def pictures(name: str, images: Any) -> Any:
+    """Numbers on the device, of the type they have; raises as `_inputs.numeric`."""
+    if isinstance(images, jax.Array) and not jnp.issubdtype(images.dtype, jnp.complexfloating):
+        return images
+    return jnp.asarray(numeric(name, images))
 
 
 def check_classes(name: str, images: Any) -> None:

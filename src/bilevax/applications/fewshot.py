@@ -6,13 +6,25 @@ own; u is to serve the samples that are asked about (Franceschi et al., ICML 201
 
 import functools
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from sklearn.base import BaseEstimator
 
+from bilevax.applications._inputs import (
+    classes_of,
+    labels,
+    numeric,
+    places,
+    require_solver,
+    require_unit,
+    seed_key,
+)
+from bilevax.applications._pickling import Picklable
 from bilevax.applications.episodes import (
     Adapt,
     Episode,
@@ -21,11 +33,11 @@ from bilevax.applications.episodes import (
     Scores,
     class_means,
     evaluate,
+    pictures,
 )
 from bilevax.applications.task import Task
-from bilevax.applications.training import require_finite
 from bilevax.linear_solve import ByOptimizer, quadratic
-from bilevax.models import Representation, omniglot_network
+from bilevax.models import Method, Representation, omniglot_network, pixels
 from bilevax.problem import Batch, InputError, Problem, PyTree, require_count
 from bilevax.solve import solve
 from bilevax.solvers import Alternating, Implicit, Penalty, ReverseMode, base
@@ -36,6 +48,7 @@ ADAPT_STEPS = 100
 HEAD_RATE = 0.1
 UPPER_RATE = 1e-2
 SAMPLED = 2000  # training images whose statistics are kept
+_SIZES = ("way", "shot", "queries", "tasks")
 
 
 class FewShot(NamedTuple):
@@ -80,7 +93,7 @@ def _upper(steps: int) -> optax.GradientTransformation:
 
 def features_of(representation: Representation, u: PyTree, samples: Episode) -> Any:
     """The features (tasks, n, d) of all tasks' samples, in one pass."""
-    x = samples.x.reshape(-1, *samples.x.shape[2:])
+    x = pixels(samples.x.reshape(-1, *samples.x.shape[2:]))
     features = representation.apply(u, x, samples.statistics, samples.key)
     return features.reshape(*samples.y.shape, -1)
 
@@ -100,32 +113,52 @@ def cross_entropies(scores: Any, y: Any) -> Any:
     return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(scores, y), 1)
 
 
-@functools.cache
-def _cosine_problem(representation: Representation, way: int) -> tuple[Problem, Adapt, Scores]:
-    """The one problem object of a representation: an equal one is not compiled again."""
+@dataclass(frozen=True)
+class _CosineHeads:
+    """The functions of tasks of `way` classes, heads on a representation, as values: equal ones compile once."""
 
-    def upper_loss(u: PyTree, v: Any, queries: Episode) -> Any:
-        return jnp.mean(cross_entropies(cosine_scores(v, features_of(representation, u, queries)), queries.y))
+    representation: Representation
+    way: int
 
-    def lower_loss(u: PyTree, v: Any, samples: Episode) -> Any:
+    def upper_loss(self, u: PyTree, v: Any, queries: Episode) -> Any:
+        return jnp.mean(cross_entropies(self.scores(u, v, queries), queries.y))
+
+    def lower_loss(self, u: PyTree, v: Any, samples: Episode) -> Any:
         # The sum: each head descends its own loss, whatever the number of tasks.
-        return jnp.sum(cross_entropies(cosine_scores(v, features_of(representation, u, samples)), samples.y))
+        return jnp.sum(cross_entropies(self.scores(u, v, samples), samples.y))
 
-    def start(u: PyTree, batch: Batch, key: Any) -> Any:
-        return unit(class_means(features_of(representation, u, batch.lower), batch.lower.y, way))
+    def start(self, u: PyTree, batch: Batch, key: Any) -> Any:
+        return unit(class_means(features_of(self.representation, u, batch.lower), batch.lower.y, self.way))
 
-    problem = Problem(upper_loss, lower_loss, lower_start=start)
+    def scores(self, u: PyTree, v: Any, queries: Episode) -> Any:
+        return cosine_scores(v, features_of(self.representation, u, queries))
 
-    def adapt(u: PyTree, samples: Episode) -> Any:
+    def adapt(self, u: PyTree, samples: Episode) -> Any:
         batch, optimizer = Batch(None, samples), optax.sgd(HEAD_RATE)
-        v = start(u, batch, None)
+        problem = self.problem()
+        v = self.start(u, batch, None)
         descend, key = base.descend(problem, u, batch), jax.random.key(0)
         return base.lower_moves(descend, optimizer, optimizer.init(v), v, problem, batch, ADAPT_STEPS, key)[0]
 
-    def scores(u: PyTree, v: Any, queries: Episode) -> Any:
-        return cosine_scores(v, features_of(representation, u, queries))
+    def problem(self) -> Problem:
+        upper, lower, start = (Method(self, name) for name in ("upper_loss", "lower_loss", "start"))
+        return Problem(upper, lower, lower_start=start)
 
-    return problem, adapt, scores
+
+@functools.cache
+def _cosine_problem(representation: Representation, way: int) -> tuple[Problem, Adapt, Scores]:
+    heads = _CosineHeads(representation, way)
+    return heads.problem(), Method(heads, "adapt"), Method(heads, "scores")
+
+
+@functools.partial(jax.jit, static_argnames=("adapt",))
+def _adapted(adapt: Adapt, u: PyTree, given: Episode) -> PyTree:
+    return adapt(u, given)
+
+
+@functools.partial(jax.jit, static_argnames=("scores",))
+def _class_probabilities(scores: Scores, u: PyTree, v: PyTree, statistics: PyTree, x: Any) -> Any:
+    return jax.nn.softmax(scores(u, v, Episode(x[None], jnp.zeros((1, len(x)), int), None, statistics))[0])
 
 
 def fewshot_task(
@@ -175,14 +208,17 @@ def fewshot_task(
 
 def sources(images: Any, way: int, shot: int, queries: int, tasks: int) -> Episodes:
     """Episodes of checked images."""
-    source = Episodes(jnp.asarray(images), way, shot, queries, tasks)
+    source = Episodes(
+        pictures("images", images),
+        *(require_count("Episodes", name, n) for name, n in zip(_SIZES, (way, shot, queries, tasks), strict=True)),
+    )
     source.check()
     return source
 
 
 def start_of(representation: Representation, source: Episodes, key: Any) -> tuple[PyTree, Any]:
     """A new representation, and heads (tasks, way, d) of zeros."""
-    u = representation.init(key, source.images[0])
+    u = representation.init(key, pixels(source.images[0]))
     shapes = jax.eval_shape(lambda: features_of(representation, u, source.at(0, key).lower))
     return u, jnp.zeros((source.tasks, source.way, shapes.shape[-1]), shapes.dtype)
 
@@ -212,10 +248,10 @@ def statistics_of(method: FewShot, u: PyTree, images: Any, *, key: Any) -> PyTre
     x = jnp.asarray(images)
     x = x.reshape(-1, *x.shape[2:])
     chosen = jax.random.choice(key, len(x), (min(SAMPLED, len(x)),), replace=False)
-    return jax.jit(method.statistics)(u, x[chosen])
+    return jax.jit(method.statistics)(u, pixels(x[chosen]))
 
 
-class FewShotClassifier:
+class FewShotClassifier(Picklable):
     """A classifier of the classes of one task; it takes samples (n, ...).
 
     Attributes:
@@ -223,33 +259,40 @@ class FewShotClassifier:
     """
 
     def __init__(
-        self, scores: Scores, u: PyTree, v: PyTree, statistics: PyTree, classes: np.ndarray, shape: tuple[int, ...]
+        self,
+        scores: Scores,
+        u: PyTree,
+        v: PyTree,
+        statistics: PyTree,
+        classes: np.ndarray,
+        shape: tuple[int, ...],
+        bytes_: bool,
     ):
-        self.classes_, self._shape = classes, shape
-
-        def one(x: Any) -> Any:
-            return jax.nn.softmax(scores(u, v, Episode(x[None], jnp.zeros((1, len(x)), int), None, statistics))[0])
-
-        self._probabilities = jax.jit(one)
+        self.classes_, self._shape, self._bytes = classes, shape, bytes_
+        self._scores, self._u, self._v, self._statistics = scores, u, v, statistics
 
     def predict_proba(self, X: Any) -> np.ndarray:
         """The probability of each class, (n, classes), in the order of `classes_`.
 
         Raises:
-            InputError: X is not (n, ...) of the shape that was learned from, or has entries that are not finite.
+            InputError: X is not (n, ...) of the shape that was learned from, or has entries that are not finite; floats
+                outside 0..1 where bytes were learned from.
         """
-        return np.asarray(self._probabilities(jnp.asarray(_checked(X, self._shape))))
+        x = jnp.asarray(_checked(X, self._shape, self._bytes))
+        return np.asarray(_class_probabilities(self._scores, self._u, self._v, self._statistics, x))
 
     def predict(self, X: Any) -> np.ndarray:
         """The most probable class of each sample, (n,); raises as `predict_proba`."""
         return self.classes_[self.predict_proba(X).argmax(1)]
 
 
-class FewShotLearner:
+class FewShotLearner(Picklable, BaseEstimator):
     """Learns a representation from many classes, then new classes from few samples.
 
+    It can be pickled and copied when fitted; `method_`, which holds the training images, is left out.
+
     Args:
-        representation: maps samples to features; None for `omniglot_network()`.
+        representation: maps samples to features; None for `omniglot_network()`. Images of uint8 reach it as 0..1.
         solver: any solver that takes a problem without constraints; None for `penalty_solver(steps)`.
         way, shot, queries, tasks: of the episodes it learns from; see `Episodes`.
         steps: upper iterations.
@@ -296,18 +339,34 @@ class FewShotLearner:
         Raises:
             InputError: as for `fewshot_task`; steps is no positive integer.
         """
-        require_count("FewShotLearner", "steps", self.steps)
+        steps = require_count("FewShotLearner", "steps", self.steps)
         representation = omniglot_network() if self.representation is None else self.representation
-        keys = jax.random.split(jax.random.key(self.seed), 3)
+        if not isinstance(representation, Representation):
+            raise InputError(
+                f"representation is {representation!r}, and must be a bilevax.models.Representation, such as "
+                "omniglot_network()."
+            )
+        solver = penalty_solver(steps) if self.solver is None else self.solver
+        require_solver(solver)
+        keys = jax.random.split(seed_key("seed", self.seed), 3)
+        images = pictures("images", images)
         sizes = {"way": self.way, "shot": self.shot, "queries": self.queries, "tasks": self.tasks}
         method = fewshot_task(representation, images, key=keys[0], **sizes)
-        solver = penalty_solver(self.steps) if self.solver is None else self.solver
         task = method.task
-        result = solve(solver, task.problem, *task.start, task.batches, steps=self.steps, key=keys[1], **more)
+        result = solve(solver, task.problem, *task.start, task.batches, steps=steps, key=keys[1], **more)
         self.method_, self.u_, self.history_ = method, result.u, result.history
         self.shape_ = np.shape(images)[2:]
         self.statistics_ = statistics_of(method, self.u_, images, key=keys[2])
+        self._representation, self._bytes = representation, images.dtype == jnp.uint8
         return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = super().__getstate__()
+        state.pop("method_", None)
+        return state
+
+    def _use(self, way: int) -> tuple[Adapt, Scores]:
+        return _cosine_problem(self._representation, way)[1:]
 
     def adapt(self, X: Any, y: Any) -> FewShotClassifier:
         """A classifier of new classes, from a few samples X (n, ...) of each and their labels y (n,) of any kind.
@@ -317,18 +376,14 @@ class FewShotLearner:
                 do not fit their labels; one class only.
         """
         self._check_fitted()
-        X, y = _checked(X, self.shape_), np.asarray(y)
-        if y.ndim != 1 or len(X) != len(y):
-            raise InputError(f"X has shape {X.shape} and y {y.shape}. One row per sample, and one label, are needed.")
-        classes, labels = np.unique(y, return_inverse=True)
-        if len(classes) < 2:
-            raise InputError(
-                f"y has {len(classes)} classes. At least two are needed, or there is nothing to tell apart."
-            )
-        adapt, scores = self.method_.use(len(classes))
-        given = Episode(jnp.asarray(X)[None], jnp.asarray(labels)[None], None, self.statistics_)
-        v = jax.jit(adapt)(self.u_, given)
-        return FewShotClassifier(scores, self.u_, v, self.statistics_, classes, self.shape_)
+        X, found = _checked(X, self.shape_, self._bytes), labels("y", y)
+        if len(X) != len(found):
+            raise InputError(f"X has {len(X)} samples and y {len(found)} labels. One label each is needed.")
+        classes = classes_of("y", found)
+        adapt, scores = self._use(len(classes))
+        places_ = jnp.asarray(places("y", found, classes))
+        v = _adapted(adapt, self.u_, Episode(jnp.asarray(X)[None], places_[None], None, self.statistics_))
+        return FewShotClassifier(scores, self.u_, v, self.statistics_, classes, self.shape_, self._bytes)
 
     def evaluate(
         self,
@@ -352,16 +407,16 @@ class FewShotLearner:
             InputError: `meta_fit` was not called; otherwise as for `fewshot_task`.
         """
         self._check_fitted()
-        way = self.way if way is None else way
+        way = require_count("evaluate", "way", self.way if way is None else way)
         return evaluate(
-            *self.method_.use(way),
+            *self._use(way),
             self.u_,
             images,
             way=way,
             shot=self.shot if shot is None else shot,
             queries=self.queries if queries is None else queries,
             episodes=episodes,
-            key=jax.random.key(seed),
+            key=seed_key("seed", seed),
             statistics=self.statistics_,
         )
 
@@ -370,15 +425,14 @@ class FewShotLearner:
             raise InputError("This learner has no representation yet. Call meta_fit first.")
 
 
-def _checked(X: Any, shape: tuple[int, ...]) -> np.ndarray:
+def _checked(X: Any, shape: tuple[int, ...], bytes_: bool) -> np.ndarray:
     """Samples (n, *shape) of finite numbers, or a sentence."""
-    X = np.asarray(X)
+    X = numeric("X", X)
     if X.shape[1:] != shape or X.ndim != len(shape) + 1:
         wanted = ", ".join(["n", *map(str, shape)])
         raise InputError(
             f"X has shape {X.shape}. The representation learned from samples of shape {shape}: ({wanted}) is needed."
         )
-    if X.dtype.kind not in "biuf":
-        raise InputError(f"X holds {X.dtype}. Numbers are needed.")
-    require_finite("X", X)
+    if bytes_ and X.size:
+        require_unit("X", X, "meta_fit")
     return X

@@ -14,7 +14,7 @@ from bilevax.applications.episodes import Adapt, Episode, Scores, class_means
 from bilevax.applications.fewshot import UPPER_RATE, FewShot, cross_entropies, features_of, metrics_of, sources
 from bilevax.applications.task import Task
 from bilevax.linear_solve import CG
-from bilevax.models import Representation
+from bilevax.models import Representation, pixels
 from bilevax.problem import Batch, InputError, Problem, PyTree, require_count
 from bilevax.solvers import Alternating, Implicit, ReverseMode, base
 
@@ -83,7 +83,7 @@ def maml_task(
     if not proximal >= 0:
         raise InputError(f"maml_task: proximal is {proximal}, and must be zero or positive.")
     problem, adapt, scores = _maml_problem(representation, float(proximal), float(adapt_rate), adapt_steps)
-    x = source.images[0]
+    x = pixels(source.images[0])
     u: PyTree = {"representation": representation.init(key, x)}
     width = jax.eval_shape(representation.apply, u["representation"], x).shape[-1]
     u["dense"] = {"weight": jnp.zeros((width, way)), "bias": jnp.zeros(way)}
@@ -110,7 +110,7 @@ def _maml_problem(
     def scores(u: PyTree, v: PyTree, samples: Episode) -> Any:
         def one(moved: PyTree, x: Any) -> Any:
             params = optax.tree.add(u, moved)
-            features = representation.apply(params["representation"], x, samples.statistics, samples.key)
+            features = representation.apply(params["representation"], pixels(x), samples.statistics, samples.key)
             return features @ params["dense"]["weight"] + params["dense"]["bias"]
 
         return jax.vmap(one)(v, samples.x)
@@ -175,7 +175,7 @@ def _metric_task(
     width: int | None,
 ) -> FewShot:
     source = sources(images, way, shot, queries, tasks)
-    keys, x = jax.random.split(key, 3), source.images[0]
+    keys, x = jax.random.split(key, 3), pixels(source.images[0])
     u: PyTree = {"representation": representation.init(keys[0], x)}
     d = jax.eval_shape(representation.apply, u["representation"], x).shape[-1]
     if width is not None:
