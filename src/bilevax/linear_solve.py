@@ -335,7 +335,7 @@ class ByOptimizer:
     The optimizer's own state starts afresh with each solve.
 
     Args:
-        optimizer: any optax optimizer.
+        optimizer: any optax optimizer that needs gradients alone.
         steps: how many moves of q.
         damping: solve (H + damping I) q = b.
         form: `least_squares` or `quadratic`.

@@ -39,7 +39,7 @@ class BVFIM:
     convex in v, nor its minimiser unique: among several the one best for f is meant.
 
     Args:
-        upper_optimizer, lower_optimizer: any optax optimizers; z moves by the lower one, too.
+        upper_optimizer, lower_optimizer: any optax optimizers that need gradients alone; z moves by the lower one, too.
         lower_steps: T, moves of z and then of v per move of u.
         slack, damping, barrier: by step k, positive. v ends about sqrt(slack) from a minimiser of g; with a barrier of
             about that size, too, the inner problem is no stiffer than g.

@@ -32,7 +32,7 @@ class Implicit:
     ApproxGrad (Domke 2012). It is warm-started from the last step's answer.
 
     Args:
-        upper_optimizer, lower_optimizer: any optax optimizers.
+        upper_optimizer, lower_optimizer: any optax optimizers; the upper one without a line search.
         lower_steps: T, moves of v per move of u.
         linear_solve: one of `bilevax.linear_solve`, with its steps and damping.
         curvature: `oracles.exact` or `oracles.finite_difference`.

@@ -32,7 +32,7 @@ class LookAhead:
     is near (grad2_vv g)^-1, so its limit is in general no solution of the bilevel problem.
 
     Args:
-        upper_optimizer, lower_optimizer: any optax optimizers.
+        upper_optimizer, lower_optimizer: any optax optimizers; the upper one without a line search.
         rate: step of the look-ahead, positive. Published: the lower optimizer's own step size.
         lower_steps: T, moves of v per move of u, all from where v was and not from v_hat; published: 1.
         curvature: `oracles.exact` or `oracles.finite_difference` (DARTS, eq. 8). The latter does not see

@@ -46,7 +46,7 @@ class Penalty:
     m += gamma h and m = max(0, m + gamma h).
 
     Args:
-        upper_optimizer, lower_optimizer: any optax optimizers; they see the penalty's gradients.
+        upper_optimizer, lower_optimizer: any optax optimizers that need gradients alone; they see the penalty's.
         lower_steps: T, moves of v per move of u.
         gamma: weight of the penalty by stage; positive, never decreasing.
         eps: tolerance by stage that ends it; positive.

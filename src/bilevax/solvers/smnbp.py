@@ -58,7 +58,7 @@ class SMNBP:
     never solves with H.
 
     Args:
-        upper_optimizer: any optax optimizer.
+        upper_optimizer: any optax optimizer that needs gradients alone.
         linear_solve: one of `bilevax.linear_solve`; the smoothed H has curvatures of 1 / mu.
         mu, eps: by stage.
         halvings: at most so many of t; then the shortest is taken.

@@ -41,7 +41,7 @@ class SparseHO:
     its limit is the solution of this system, which is solved here directly.
 
     Args:
-        upper_optimizer: any optax optimizer.
+        upper_optimizer: any optax optimizer without a line search; it is given the value of f.
         proximal: (u, v, step) -> v, the proximal map of the regulariser, such as
             `lambda u, v, step: L1().proximal(v, step * jnp.exp(u[0]))`.
         rate: of the descent; at most 1 over the Lipschitz constant of grad_v g without the regulariser.

@@ -183,7 +183,7 @@ class SPNBO:
     - multipliers are vectors of v's shape and start at zero; "alpha_1" is an input there, without a value.
 
     Args:
-        upper_optimizer, lower_optimizer: any optax optimizers; published: descent.
+        upper_optimizer, lower_optimizer: any optax optimizers that need gradients alone; published: descent.
         lower_steps: T, moves of v per move of u.
         rows: `AllRows()`, `Layers(count)` or `Coordinates(count)`.
         mu, beta, eps_1, eps_2, eps_3: by stage; as published by default.

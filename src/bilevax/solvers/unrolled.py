@@ -32,8 +32,8 @@ class ReverseMode:
     u moves along the exact derivative of f(u, v_T(u)), where v_T is the end of T moves of v down g.
 
     Args:
-        upper_optimizer, lower_optimizer: any optax optimizers. The lower one is differentiated
-            through: take descent or momentum there, since Adam divides by the size of the gradient
+        upper_optimizer, lower_optimizer: any optax optimizers; the upper one without a line search. The lower one
+            is differentiated through: take descent or momentum there, since Adam divides by the size of the gradient
             and with it normalises most of the derivative away.
         lower_steps: T, moves of v per move of u.
         last: differentiate only the last so many moves (truncation, Shaban et al. 2019); None: all T.
