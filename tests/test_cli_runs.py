@@ -371,10 +371,21 @@ def test_what_ends_a_run_says_how_to_go_on(tmp_path, capsys, monkeypatch):
         interrupted(run(tmp_path, resume=True, asked=asked))
     assert ended.value.code == 143
     assert "Ended by SIGTERM" in capsys.readouterr().err
-    other = tmp_path / "other"
-    with pytest.raises(InputError), run(other).stages():
-        raise InputError("no.")
-    assert not (other / "checkpoints").exists()
+
+
+@pytest.mark.parametrize("earlier", [False, True])
+def test_refused_input_leaves_no_run_behind_but_an_earlier_one(tmp_path, earlier):
+    def refuses():
+        with run(tmp_path, resume=earlier).stages() as stages:
+            stages.of("two", lambda keep: {})
+            raise InputError("no.")
+
+    if earlier:
+        with pytest.raises(KeyboardInterrupt):
+            interrupted(run(tmp_path))
+    with pytest.raises(InputError):
+        refuses()
+    assert (tmp_path / "checkpoints").exists() == earlier
 
 
 def test_a_folder_that_vanishes_costs_no_result(tmp_path, capsys):

@@ -12,7 +12,7 @@ except ImportError as error:
     raise SystemExit(f"The bilevax command needs {error.name}: pip install 'bilevax[apps]'") from error
 
 from bilevax.cli import audit, denoise, fewshot, reproduce, tune
-from bilevax.cli._printing import complain, prepare, say, silence
+from bilevax.cli._printing import complain, failed, prepare, say, silence
 
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, rich_markup_mode="markdown", pretty_exceptions_enable=False
@@ -32,6 +32,10 @@ def main() -> None:
     prepare()
     try:
         app()
+    except SystemExit as error:
+        if failed() and not error.code:
+            raise SystemExit(1) from error
+        raise
     except OSError as error:  # the help page had nowhere to go
         complain(str(error))
         raise SystemExit(1) from error

@@ -10,6 +10,7 @@ import os
 import shlex
 import sys
 import unicodedata
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TextIO
 
@@ -203,6 +204,8 @@ def prepare() -> None:
         elif isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # help pages and libraries print there, too
     sys.stderr = Lenient(sys.stderr)
+    # As sentences: without the place in the code that they come from, and escaped like all that a user may have named.
+    warnings.showwarning = lambda message, *more, **named: complain(f"Warning: {message}")
 
 
 def silence(name: str, error: BaseException) -> None:
@@ -217,4 +220,4 @@ def silence(name: str, error: BaseException) -> None:
     if name == "stdout" and getattr(error, "errno", None) != errno.EPIPE:
         reason = getattr(error, "strerror", None) or str(error)
         _lost.append(reason)
-        complain(f"stdout cannot be written ({reason}). The run goes on without, and writes its files.")
+        complain(f"stdout cannot be written ({reason}). Files are written all the same.")

@@ -82,7 +82,8 @@ class Run:
     def _check_interrupted(self, resume: bool) -> None:
         """Neither overwrite an interrupted run nor go on with another one's."""
         file = self.folder / SETTINGS
-        if not (_files.is_ours(self.folder) and file.is_file()):
+        self._fresh = not (_files.is_ours(self.folder) and file.is_file())
+        if self._fresh:
             if resume:
                 say(f"There is nothing to resume in {self.folder}; starting from the beginning.")
             return
@@ -118,7 +119,8 @@ class Run:
         try:
             yield stages
         except BaseException as error:
-            kept = stages.any()
+            # Input that is refused when a part is done would be refused again; what an earlier run has kept stays.
+            kept = stages.any() and not (self._fresh and isinstance(error, InputError))
             if unlock is not None:
                 unlock()
             if not kept:
