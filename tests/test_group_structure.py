@@ -65,7 +65,9 @@ def test_descent_with_bregman_is_the_published_iteration():
     lower = made.task.batches.lower
     z = jax.random.normal(KEY, (TASKS, D, 3))
     moved, _ = bregman().update(jax.grad(lower_loss, 1)(theta, z, lower), optax.EmptyState(), z)
-    np.testing.assert_allclose(moved, -theta * coefficients(theta, z, lower)[..., None], rtol=1e-9, atol=1e-12)
+    np.testing.assert_allclose(
+        moved, -lower.rate * theta * coefficients(theta, z, lower)[..., None], rtol=1e-9, atol=1e-12
+    )
 
 
 def test_its_direction_is_the_derivative_of_what_was_run():
@@ -108,6 +110,27 @@ def test_the_groups_are_found():
     assert result.history.upper_loss[-1] < 0.95 * result.history.upper_loss[0]
 
 
+def test_units_of_the_targets_change_nothing_and_nothing_is_compiled_anew(compilations):
+    X, y, X_val, y_val = data()
+
+    def found(unit):
+        made = group_structure(
+            X, y * unit, X_val, y_val * unit, 3, strength=2.0 * unit, ridge=0.5, key=KEY, lower_steps=20
+        )
+        task = made.task
+        result = solve(made.solver, task.problem, *task.start, task.batches, steps=10, key=KEY)
+        return result, task.metrics(result.u, result.v)["val_error"]
+
+    first, error = found(1.0)
+    assert float(jnp.abs(first.u - 1 / 3).max()) > 0.2
+    with compilations() as seen:
+        others = {unit: found(unit) for unit in (1e-18, 1e-6, 1e18)}
+    assert seen == []
+    for unit, (result, other) in others.items():
+        np.testing.assert_allclose(result.u, first.u, rtol=1e-6, atol=1e-9)
+        assert other == pytest.approx(error * unit**2, rel=1e-6)
+
+
 @pytest.mark.parametrize(
     ("call", "words"),
     [
@@ -115,13 +138,22 @@ def test_the_groups_are_found():
         (lambda: job(groups=0), "groups is 0"),
         (lambda: job(strength=0.0), "strength is 0.0"),
         (lambda: job(ridge=0.0), "ridge is 0.0"),
+        (lambda: job(strength="a"), "strength holds values that are no numbers"),
+        (lambda: job(strength=np.ones(2)), "strength is array"),
+        (lambda: job(upper_rate=-1.0), "upper_rate is -1.0"),
+        (lambda: job(groups=2.5), "groups is 2.5"),
+        (lambda: job(lower_steps=0), "lower_steps is 0"),
+        (lambda: job(key=0), "key is 0"),
+        (lambda: group_structure(data()[0] * 1j, *data()[1:], 2, strength=1.0, key=KEY), "X holds complex numbers"),
+        (lambda: group_structure(*data()[:3], data()[3] * 0, 2, strength=1.0, key=KEY), "the squares of y_val"),
+        (lambda: group_structure("a", *data()[1:], 2, strength=1.0, key=KEY), "X holds values that are no numbers"),
         (
             lambda: group_structure(*data()[:3], data()[3][:, :4], 2, strength=1.0, key=KEY),
             r"y_val \(24, 4\)",
         ),
         (
             lambda: group_structure(data()[0] * np.nan, *data()[1:], 2, strength=1.0, key=KEY),
-            "hold 2016 NaN or infinite",
+            "X holds 2016 NaN or infinite",
         ),
     ],
 )

@@ -21,8 +21,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from bilevax.applications._inputs import numeric
 from bilevax.applications.task import Task
 from bilevax.problem import Batch, InputError, Problem, require_count
+from bilevax.solve import _check_key
 from bilevax.solvers import ReverseMode
 
 LOWER_STEPS = 500
@@ -36,6 +38,8 @@ class Regressions(NamedTuple):
         moment: (tasks, d), X'y.
         x_val, y_val: (tasks, n, d) and (tasks, n).
         strength: of the group lasso.
+        rate: of forward-backward steps, by which the dual objective is multiplied: so descent takes steps of 1.
+        spread: of the validation targets, the sum of their squares, in units of which the upper loss is.
     """
 
     inverse: Any
@@ -43,6 +47,8 @@ class Regressions(NamedTuple):
     x_val: Any
     y_val: Any
     strength: Any
+    rate: Any
+    spread: Any
 
 
 class GroupStructure(NamedTuple):
@@ -64,7 +70,7 @@ def coefficients(theta: Any, z: Any, data: Regressions) -> Any:
 
 
 def bregman() -> optax.GradientTransformation:
-    """The gradient in z turned into that in u, over 1 / strength: descent in it is the published iteration.
+    """The gradient in z turned into that in u, over 1 / strength: descent in it by 1 is the published iteration.
 
     With du/dz = strength (I - z z' / (1 + |z|^2)) / sqrt(1 + |z|^2) for each group, its inverse times strength is
     sqrt(1 + |z|^2) (I + z z').
@@ -78,15 +84,15 @@ def bregman() -> optax.GradientTransformation:
 
 
 def upper_loss(theta: Any, z: Any, data: Regressions) -> Any:
-    """The tasks' validation errors, summed."""
+    """The tasks' squared validation errors, summed, over the sum of their squared targets, and halved."""
     residual = jnp.einsum("tnd,td->tn", data.x_val, coefficients(theta, z, data)) - data.y_val
-    return jnp.sum(residual**2) / 2
+    return jnp.sum(residual**2) / data.spread / 2
 
 
 def lower_loss(theta: Any, z: Any, data: Regressions) -> Any:
-    """The dual objective, over the strength: f*(-A'u) of f = |y - X w|^2 / 2 + ridge / 2 |w|^2."""
+    """The dual objective, times rate over strength: f*(-A'u) of f = |y - X w|^2 / 2 + ridge / 2 |w|^2."""
     pull = data.moment - jnp.sum(theta * dual(z, data.strength), -1)
-    return jnp.einsum("ti,tij,tj->", pull, data.inverse, pull) / (2 * data.strength)
+    return jnp.einsum("ti,tij,tj->", pull, data.inverse, pull) * data.rate / (2 * data.strength)
 
 
 def _on_simplex(theta: Any) -> Any:
@@ -132,7 +138,8 @@ def group_structure(
     largest membership.
 
     Raises:
-        InputError: shapes that do not fit; fewer than two groups; strength or ridge is not positive.
+        InputError: arrays that are not numbers, not finite, or of shapes that do not fit; fewer than two groups;
+            strength, ridge or upper_rate is not positive; y_val is zero.
 
     Example:
         >>> import jax, numpy as np
@@ -151,15 +158,20 @@ def group_structure(
         >>> bool(found[0] == found[1] != found[2] == found[3])
         True
     """
-    require_count("group_structure", "groups", groups)
+    groups = require_count("group_structure", "groups", groups)
+    lower_steps = require_count("group_structure", "lower_steps", lower_steps)
     if groups < 2:
         raise InputError("group_structure: groups is 1, and with one group there is no structure to learn. Take two.")
     for name, value in (("strength", strength), ("ridge", ridge), ("upper_rate", upper_rate)):
-        if not value > 0:
-            raise InputError(f"group_structure: {name} is {value}, and must be positive.")
-    x, targets, x_val, val_targets = (np.asarray(a, np.float64) for a in (X, y, X_val, y_val))
+        number = numeric(name, value)
+        if number.shape != () or number.dtype.kind == "b" or not number > 0:
+            raise InputError(f"group_structure: {name} is {value!r}, and must be a positive number.")
+    _check_key(key)
+    x, targets = numeric("X", X).astype(np.float64), numeric("y", y).astype(np.float64)
+    x_val, val_targets = numeric("X_val", X_val).astype(np.float64), numeric("y_val", y_val).astype(np.float64)
     if (
         x.ndim != 3
+        or 0 in (*x.shape, *x_val.shape)
         or targets.shape != x.shape[:2]
         or x_val.ndim != 3
         or val_targets.shape != x_val.shape[:2]
@@ -167,35 +179,35 @@ def group_structure(
     ):
         raise InputError(
             f"group_structure: X has shape {x.shape}, y {targets.shape}, X_val {x_val.shape} and y_val "
-            f"{val_targets.shape}. (tasks, n, d) and (tasks, n) are needed, of the same tasks and features."
+            f"{val_targets.shape}. (tasks, n, d) and (tasks, n) are needed, of the same tasks and features, none empty."
         )
-    if bad := sum(int(a.size - np.isfinite(a).sum()) for a in (x, targets, x_val, val_targets)):
-        raise InputError(f"group_structure: the data hold {bad} NaN or infinite values. Leave those samples out.")
+    spread = float(np.sum(val_targets**2))
+    if not 0 < spread < np.inf:
+        raise InputError(f"group_structure: the squares of y_val sum to {spread}. Check its values, and their units.")
     dtype = jnp.result_type(float)
     inverse = np.linalg.inv(np.einsum("tni,tnj->tij", x, x) + ridge * np.eye(x.shape[2]))
-    data = Regressions(
-        *(jnp.asarray(a, dtype) for a in (inverse, np.einsum("tnd,tn->td", x, targets), x_val, val_targets, strength))
-    )
+    # The dual's gradient is Lipschitz with the inverse's norm, theta's rows being on the simplex, and the distance is
+    # 1 / strength strongly convex.
+    rate = 1 / (strength * np.linalg.norm(inverse, 2, (1, 2)).max())
+    moment = np.einsum("tnd,tn->td", x, targets)
+    data = Regressions(*(jnp.asarray(a, dtype) for a in (inverse, moment, x_val, val_targets, strength, rate, spread)))
     d = x.shape[2]
     theta = _on_simplex(1 / groups + 0.1 / groups * jax.random.normal(key, (d, groups), dtype))
     z = jnp.zeros((len(x), d, groups), dtype)
 
     def metrics(theta: Any, z: Any) -> dict[str, float]:
         return {
-            "val_error": float(2 * upper_loss(theta, z, data) / data.y_val.size),
+            "val_error": float(2 * upper_loss(theta, z, data)) * spread / data.y_val.size,
             "sharpness": float(jnp.mean(jnp.max(theta, 1))),
         }
 
-    # The dual's gradient is Lipschitz with the inverse's norm, theta's rows being on the simplex, and the distance is
-    # 1 / strength strongly convex.
-    rate = float(1 / (strength * np.linalg.norm(inverse, 2, (1, 2)).max()))
     task = Task(PROBLEM, (theta, z), Batch(data, data), metrics)
-    return GroupStructure(task, _solver(rate, upper_rate, lower_steps))
+    return GroupStructure(task, _solver(float(upper_rate), lower_steps))
 
 
 @functools.cache
-def _solver(rate: float, upper_rate: float, lower_steps: int) -> ReverseMode:
+def _solver(upper_rate: float, lower_steps: int) -> ReverseMode:
     # Of a row's gradient what points off the simplex would be projected away again, after Adam has been led by it.
     along = optax.stateless(lambda updates, params: jax.tree.map(lambda x: x - jnp.mean(x, -1, keepdims=True), updates))
-    upper = optax.chain(along, optax.adam(upper_rate))
-    return ReverseMode(upper, optax.chain(bregman(), optax.sgd(rate)), lower_steps)
+    upper = optax.chain(along, optax.adam(upper_rate, eps=1e-15))  # of a relative error, whose slopes may be small
+    return ReverseMode(upper, optax.chain(bregman(), optax.sgd(1.0)), lower_steps)
