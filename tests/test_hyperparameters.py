@@ -197,7 +197,7 @@ def test_feature_l2_needs_a_matrix_with_a_row_for_each_feature(key):
         ({"pieces": [LAYER_L2, LAYER_L2]}, "no two of the same name"),
         ({"y": np.zeros(11, int)}, "X has 12 samples and y 11 labels"),
         ({"X_validation": np.zeros((0, 4)), "y_validation": np.zeros(0, int)}, r"X_validation has shape \(0, 4\)"),
-        ({"y_validation": np.arange(12)}, "a label 11 and the model gives 3 logits"),
+        ({"y_validation": np.arange(12)}, "a label 11 in y_validation and the model gives 3 logits"),
         ({"pieces": "layer_l2"}, "pieces holds 'l'. Pass a list of Piece"),
         ({"pieces": 3}, "pieces holds 3"),
         ({"X": np.full((12, 4), np.nan)}, "X holds 48 NaN"),
@@ -247,7 +247,7 @@ def test_equal_tasks_have_equal_problems(key):
         ({"solver": "penalty"}, "solver is 'penalty'"),
         ({"steps": 2.5}, "steps is 2.5"),
         ({"train_steps": True}, "train_steps is True"),
-        ({"batch_size": 0}, "size is 0"),
+        ({"batch_size": 0}, "batch_size is 0"),
         ({"key": np.zeros(2)}, "key is"),
     ],
 )

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from scipy.sparse import csr_array
 
 from bilevax import SPNBO, InputError, solve
 from bilevax.applications.episodes import evaluate
@@ -152,9 +153,32 @@ def test_sparse_heads_by_hand_and_their_zeros():
 
 
 @pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"X": X * 1j}, "X holds complex numbers"),
+        ({"X": csr_array(X)}, "X is a sparse matrix"),
+        ({"X": np.where(X > 1, np.nan, X)}, "X holds .* NaN"),
+        ({"X": X[:5]}, "X has 5 samples and y 90 labels"),
+        ({"X_val": X_VAL[:, :2]}, "X_val has 2 features"),
+        ({"y": np.where(Y == 0, "a", "b")}, "y holds labels of type"),
+        ({"y": Y - 1}, "y has a label -1"),
+        ({"y_val": Y_VAL + 50}, "in y_val and the model gives"),
+        ({"single": "a"}, "single holds values that are no numbers"),
+        ({"group": np.ones(2)}, "group is array"),
+        ({"batch_size": 2.5}, "batch_size is 2.5"),
+        ({"val_batch_size": 10**6}, "fewer than one batch of 1000000"),
+        ({"key": 3}, "key is 3"),
+    ],
+)
+def test_malformed_samples_are_refused_by_name(change, words):
+    with pytest.raises(InputError, match=words):
+        sparse_reweighting_task(NET, **({"X": X, "y": Y, "X_val": X_VAL, "y_val": Y_VAL, "key": KEY} | change))
+
+
+@pytest.mark.parametrize(
     ("call", "words"),
     [
-        (lambda: reweighting(single=0.0), "single is 0.0, and must be positive"),
+        (lambda: reweighting(single=0.0), "single is 0.0, and must be a positive number"),
         (lambda: reweighting(group=-1.0), "group is -1.0"),
         (
             lambda: sparse_poisoning_task(NET, X, Y, X_VAL, Y_VAL, Points(X[:2], Y[:2]), key=KEY, p=1.5),

@@ -156,6 +156,44 @@ def samples(x_name: str, X: Any, y_name: str, y: Any) -> tuple[np.ndarray, np.nd
     return x, found
 
 
+def coded_samples(x_name: str, X: Any, y_name: str, y: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Samples (n, ...), and their labels 0, 1, ... as integers (n,).
+
+    Raises:
+        InputError: as `samples`; labels that are not numbers, or negative.
+    """
+    x, found = samples(x_name, X, y_name, y)
+    if found.dtype.kind not in "biuf":
+        raise InputError(
+            f"{y_name} holds labels of type {found.dtype}, and the numbers 0, 1, ... of the classes are needed: "
+            f"np.unique({y_name}, return_inverse=True)[1]."
+        )
+    if found.min() < 0:
+        raise InputError(f"{y_name} has a label {found.min()}. Labels are 0, 1, ...: leave those samples out.")
+    return x, found.astype(np.int32 if found.max() < 2**31 else np.int64)
+
+
+def require_classes(scores: int, **found: np.ndarray) -> None:
+    """Refuse labels that a model with so many logits does not know."""
+    for name, codes in found.items():
+        if codes.max() >= scores:
+            raise InputError(
+                f"There is a label {codes.max()} in {name} and the model gives {scores} logits. Widen its last layer."
+            )
+
+
+def positive(owner: str, name: str, value: Any) -> float:
+    """A positive number.
+
+    Raises:
+        InputError: it is none.
+    """
+    number = numeric(name, value)
+    if number.shape != () or number.dtype.kind == "b" or not number > 0:
+        raise InputError(f"{owner}: {name} is {value!r}, and must be a positive number.")
+    return float(number)
+
+
 def classes_of(name: str, found: np.ndarray) -> np.ndarray:
     """The classes (c,), sorted.
 

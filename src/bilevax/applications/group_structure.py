@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from bilevax.applications._inputs import numeric
+from bilevax.applications._inputs import numeric, positive
 from bilevax.applications.task import Task
 from bilevax.problem import Batch, InputError, Problem, require_count
 from bilevax.solve import _check_key
@@ -162,10 +162,11 @@ def group_structure(
     lower_steps = require_count("group_structure", "lower_steps", lower_steps)
     if groups < 2:
         raise InputError("group_structure: groups is 1, and with one group there is no structure to learn. Take two.")
-    for name, value in (("strength", strength), ("ridge", ridge), ("upper_rate", upper_rate)):
-        number = numeric(name, value)
-        if number.shape != () or number.dtype.kind == "b" or not number > 0:
-            raise InputError(f"group_structure: {name} is {value!r}, and must be a positive number.")
+    strength = positive("group_structure", "strength", strength)
+    ridge, upper_rate = (
+        positive("group_structure", "ridge", ridge),
+        positive("group_structure", "upper_rate", upper_rate),
+    )
     _check_key(key)
     x, targets = numeric("X", X).astype(np.float64), numeric("y", y).astype(np.float64)
     x_val, val_targets = numeric("X_val", X_val).astype(np.float64), numeric("y_val", y_val).astype(np.float64)
@@ -202,7 +203,7 @@ def group_structure(
         }
 
     task = Task(PROBLEM, (theta, z), Batch(data, data), metrics)
-    return GroupStructure(task, _solver(float(upper_rate), lower_steps))
+    return GroupStructure(task, _solver(upper_rate, lower_steps))
 
 
 @functools.cache

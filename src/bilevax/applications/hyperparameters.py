@@ -23,12 +23,14 @@ from sklearn.utils.validation import check_is_fitted, check_random_state, valida
 
 from bilevax.applications._inputs import (
     classes_of,
+    coded_samples,
     labels,
     numeric,
     on_one_scale,
     require_alike,
+    require_batch,
+    require_classes,
     require_solver,
-    samples,
 )
 from bilevax.applications._pickling import Picklable
 from bilevax.applications._units import require_sizes, standard
@@ -299,23 +301,25 @@ def classifier_task(
     """
     pieces = _checked_pieces(pieces)
     _check_key(key)
-    x, labels = _samples("X", X, "y", y)
-    x_val, val_labels = _samples("X_validation", X_validation, "y_validation", y_validation)
+    x, codes = coded_samples("X", X, "y", y)
+    x_val, val_codes = coded_samples("X_validation", X_validation, "y_validation", y_validation)
     require_alike("X", X, x, "X_validation", X_validation, x_val)
     x, x_val = on_one_scale("X", x, "X_validation", x_val)
+    batch_size = require_batch("classifier_task", "batch_size", batch_size, "X", len(x))
+    validation_batch_size = require_batch(
+        "classifier_task", "validation_batch_size", validation_batch_size, "X_validation", len(x_val)
+    )
     x, x_val = jnp.asarray(x), jnp.asarray(x_val)
     v = initial(model, key, x[:1])
     classes = jax.eval_shape(lambda v, x: logits(model, v, x), v, x[:1]).shape[1]
-    highest = int(max(labels.max(), val_labels.max()))
-    if highest >= classes:
-        raise InputError(f"There is a label {highest} and the model gives {classes} logits. Widen its last layer.")
+    require_classes(classes, y=codes, y_validation=val_codes)
     return tuning_task(
         _TrainLoss(model, pieces),
         _ValidationLoss(model),
         {piece.name: piece.start(v, x, classes) for piece in pieces},
         v,
-        (x, jnp.asarray(labels)),
-        (x_val, jnp.asarray(val_labels)),
+        (x, jnp.asarray(codes)),
+        (x_val, jnp.asarray(val_codes)),
         project=_WithinBounds(pieces),
         batch_size=batch_size,
         validation_batch_size=validation_batch_size,
@@ -333,19 +337,6 @@ def _checked_pieces(pieces: Any) -> tuple[Piece, ...]:
     if not names or len(set(names)) < len(names):
         raise InputError(f"pieces are {listed(names) or 'none'}. Pass at least one, no two of the same name.")
     return pieces
-
-
-def _samples(x_name: str, X: Any, y_name: str, y: Any) -> tuple[np.ndarray, np.ndarray]:
-    """Samples, and their labels as integers 0, 1, ..."""
-    x, found = samples(x_name, X, y_name, y)
-    if found.dtype.kind not in "biuf":
-        raise InputError(
-            f"{y_name} holds labels of type {found.dtype}, and the numbers 0, 1, ... of the classes are needed: "
-            f"np.unique({y_name}, return_inverse=True)[1]."
-        )
-    if found.min() < 0:
-        raise InputError(f"{y_name} has a label {found.min()}. Labels are 0, 1, ...: leave those samples out.")
-    return x, found.astype(np.int32 if found.max() < 2**31 else np.int64)
 
 
 # The rate of u rises over the first steps: v starts far from v*(u), so that the first directions of u mean little, and
@@ -607,7 +598,7 @@ def logistic_task(X: Any, y: Any, X_validation: Any, y_validation: Any, classes:
 
 def _rows(x_name: str, X: Any, y_name: str, y: Any) -> tuple[np.ndarray, np.ndarray]:
     """A table in double precision, and its labels 0, 1, ..."""
-    x, codes = _samples(x_name, X, y_name, y)
+    x, codes = coded_samples(x_name, X, y_name, y)
     if x.ndim != 2:
         raise InputError(f"{x_name} has shape {x.shape}, and must be (samples, features).")
     x = numeric(x_name, X).astype(np.float64)

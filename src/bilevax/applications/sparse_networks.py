@@ -20,6 +20,14 @@ import numpy as np
 import optax
 
 from bilevax import oracles
+from bilevax.applications._inputs import (
+    coded_samples,
+    on_one_scale,
+    positive,
+    require_alike,
+    require_batch,
+    require_classes,
+)
 from bilevax.applications.episodes import Adapt, Episode, Scores, class_means
 from bilevax.applications.fewshot import (
     ADAPT_STEPS,
@@ -38,9 +46,10 @@ from bilevax.applications.poisoning import SOFTMAX_TRAINING, Points, retrained, 
 from bilevax.applications.task import Task
 from bilevax.applications.training import Training, cross_entropy, probabilities
 from bilevax.batches import Epochs, Samples
-from bilevax.models import Model, Representation, initial
-from bilevax.problem import Batch, InputError, Problem, PyTree
+from bilevax.models import Model, Representation, initial, logits
+from bilevax.problem import Batch, Problem, PyTree
 from bilevax.smoothing import L1, ByLeaf, GroupLasso, Lp, removed_share, zero_share
+from bilevax.solve import _check_key
 from bilevax.solvers import base
 
 LOG_RANGE = 10.0  # of log weights and log strengths, as the text searches them
@@ -100,7 +109,8 @@ def sparse_reweighting_task(
     Metrics: val_loss and val_accuracy of v; zeros, the share of parameters below 1e-3 in size; removed, that of groups.
 
     Raises:
-        InputError: a strength is not positive.
+        InputError: a strength is not positive; arrays that are not numbers or not finite; lengths, features, classes or
+            sizes of minibatches that do not fit.
 
     Example:
         >>> import jax, optax
@@ -117,13 +127,18 @@ def sparse_reweighting_task(
         >>> sorted(task.metrics(result.u, result.v))
         ['removed', 'val_accuracy', 'val_loss', 'zeros']
     """
-    for name, strength in (("single", single), ("group", group)):
-        if not strength > 0:
-            raise InputError(f"sparse_reweighting_task: {name} is {strength}, and must be positive.")
-    x, x_val = (a if getattr(a, "dtype", None) == np.uint8 else jnp.asarray(a, float) for a in (X, X_val))
-    train = jnp.asarray(x), jnp.asarray(y, jnp.int32)
-    validation = jnp.asarray(x_val), jnp.asarray(y_val, jnp.int32)
+    owner = "sparse_reweighting_task"
+    single, group = positive(owner, "single", single), positive(owner, "group", group)
+    _check_key(key)
+    x, codes = coded_samples("X", X, "y", y)
+    x_val, val_codes = coded_samples("X_val", X_val, "y_val", y_val)
+    require_alike("X", X, x, "X_val", X_val, x_val)
+    x, x_val = on_one_scale("X", x, "X_val", x_val)
+    batch_size = require_batch(owner, "batch_size", batch_size, "X", len(x))
+    val_batch_size = require_batch(owner, "val_batch_size", val_batch_size, "X_val", len(x_val))
+    train, validation = ((jnp.asarray(a), jnp.asarray(b)) for a, b in ((x, codes), (x_val, val_codes)))
     v = initial(model, key, train[0][:1])
+    require_classes(jax.eval_shape(lambda v: logits(model, v, train[0][:1]), v).shape[1], y=codes, y_val=val_codes)
     u = {
         "sample": jnp.zeros(len(train[1])),
         "single": jnp.log(jnp.asarray(single, float)),
@@ -271,6 +286,5 @@ def sparse_fewshot_task(
 
 
 def _penalty(owner: str, p: float, strength: float) -> Lp:
-    if not strength > 0:
-        raise InputError(f"{owner}: strength is {strength}, and must be positive.")
-    return Lp(p)
+    positive(owner, "strength", strength)
+    return Lp(positive(owner, "p", p))
