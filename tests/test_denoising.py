@@ -24,6 +24,7 @@ from bilevax.applications._inputs import on_one_scale
 from bilevax.applications.denoising import DenoisingClassifier, PlainClassifier, _Both
 from bilevax.applications.importance import approxgrad_solver, denoising_task, penalty_solver, weights
 from bilevax.applications.training import Training, improbable
+from bilevax.callbacks import Checkpoint
 from bilevax.datasets import noisy_digits
 from bilevax.models import Model, mlp, softmax_regression
 
@@ -253,6 +254,26 @@ def test_callbacks_are_called(small):
     d, seen = small, []
     quick(callbacks=[lambda visit: seen.append(visit.step)]).fit(d.X, d.y, d.X_clean, d.y_clean)
     assert seen == [1, 2, 3]
+
+
+def test_a_checkpoint_of_other_data_is_not_continued(small, tmp_path):
+    """Corrected labels, other trusted samples, another training: arrays of equal shapes, and another answer."""
+    d = small
+    keep = Checkpoint(tmp_path / "run")
+    quick(callbacks=[keep], training=BRIEF).fit(d.X, d.y, d.X_clean, d.y_clean)
+    again = quick(resume=keep, training=BRIEF)
+    for change in (
+        {"y": np.where(np.arange(200) == 7, (d.y + 1) % 10, d.y)},
+        {"X": d.X + 1e-3 * (np.arange(200) == 7)[:, None]},
+        {"X_clean": d.X_clean[::-1]},
+        {"y_clean": np.where(np.arange(100) == 7, (d.y_clean + 1) % 10, d.y_clean)},
+    ):
+        arguments = {"X": d.X, "y": d.y, "X_clean": d.X_clean, "y_clean": d.y_clean} | change
+        with pytest.raises(InputError, match="is of a solve with other data"):
+            again.fit(**arguments)
+    with pytest.raises(InputError, match="differ"):
+        quick(resume=keep, training=Training(steps=61, rate=0.1)).fit(d.X, d.y, d.X_clean, d.y_clean)
+    again.fit(d.X, d.y, d.X_clean, d.y_clean)
 
 
 def test_task_runs_on_solvers_and_tells(small, key):

@@ -327,7 +327,8 @@ REFUSED = {
         lambda: untargeted(y_val=Y_VAL + 1),
         r"y_val has labels 3, and the model gives 3 logits: 0\.\.2",
     ),
-    "labels that are no integers": (lambda: untargeted(y=Y + 0.5), "must have one integer label per sample"),
+    "labels that are no integers": (lambda: untargeted(y=Y + 0.5), "y holds fractions"),
+    "labels of text": (lambda: untargeted(y=Y.astype(str)), "must have one integer label per sample"),
     "eps": (lambda: clean_label(eps=0.0), "eps is 0.0, and must be positive"),
     "features": (
         lambda: clean_label(features=FeatureMap(lambda params, x: jnp.sum(x))),

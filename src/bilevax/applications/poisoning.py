@@ -16,12 +16,14 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from bilevax.applications._inputs import labels as label_each
+from bilevax.applications._inputs import numeric, require_training
 from bilevax.applications.task import Task
-from bilevax.applications.training import Training, penalised, probabilities, require_finite, train
+from bilevax.applications.training import Training, penalised, probabilities, train
 from bilevax.batches import Epochs, Fixed, Samples, Source
 from bilevax.linear_solve import ByOptimizer
-from bilevax.models import Model, initial, logits
-from bilevax.problem import Batch, Inequality, InputError, Problem, PyTree, listed
+from bilevax.models import Model, initial, logits, pixels
+from bilevax.problem import Batch, Inequality, InputError, Problem, PyTree, listed, require_count
 from bilevax.solvers import Implicit, Penalty, ReverseMode
 
 LOWER_STEPS = 20
@@ -347,7 +349,8 @@ def _added_points_task(
     low, high = limits
     if not low < high:
         raise InputError(f"low is {low:g} and high {high:g}: no range. Pass the least and the largest entry.")
-    base = _floats(points.x)
+    require_training(training)
+    base = _floats(points.x, "points.x")
     _check_budget(len(base), len(y))
     x, x_val = _floats(X), _floats(X_val)
     for name, samples in (("X", x), ("X_val", x_val), ("points.x", base)):
@@ -460,7 +463,11 @@ def clean_label_task(
         raise InputError(f"eps is {eps}, and must be positive: with none, no point may move.")
     X, y = _data("X", X, "y", y)
     _check_classes(y, target_class, base_class)
-    x, base, target = _floats(X), _floats(base), _floats(target)
+    require_training(training)
+    x, base = _floats(X), _floats(base, "base")
+    target = _floats(np.asarray(target)[None], "target")[
+        0
+    ]  # with the axis of samples, as what tells images from tables
     for name, samples in (("X", x), ("base", base), ("target", target[None])):
         _check_samples(name, samples, x.shape[1:], low, high)
     _check_budget(len(base), len(y))
@@ -536,31 +543,29 @@ def _trained(model: Model, training: Training, x: Any, one_hot: Any, key: Any) -
 
 
 def _data(x_name: str, X: Any, y_name: str, y: Any) -> tuple[np.ndarray, np.ndarray]:
-    x, labels = np.asarray(X), np.asarray(y)
-    if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
+    x, found = numeric(x_name, X), label_each(y_name, y)
+    if not np.issubdtype(found.dtype, np.integer):
         raise InputError(
-            f"{y_name} has shape {labels.shape} and dtype {labels.dtype}, and must have one integer label per sample: "
+            f"{y_name} has shape {found.shape} and dtype {found.dtype}, and must have one integer label per sample: "
             "(n,) of 0..classes-1."
         )
-    if x.ndim < 2 or len(x) != len(labels) or 0 in x.shape:
+    if x.ndim < 2 or len(x) != len(found) or 0 in x.shape:
         raise InputError(
-            f"{x_name} has shape {x.shape} and {y_name} {len(labels)} labels. One row per sample, and one label each, "
+            f"{x_name} has shape {x.shape} and {y_name} {len(found)} labels. One row per sample, and one label each, "
             "are needed."
         )
-    return x, labels
+    return x, found
 
 
-def _floats(x: Any) -> np.ndarray:
-    """Samples as floats of JAX's default precision; bytes as 0..1."""
+def _floats(x: Any, name: str = "X") -> np.ndarray:
+    """Samples as floats of JAX's default precision; images of bytes as 0..1."""
     dtype = jnp.result_type(float)
-    x = np.asarray(x)
-    return x.astype(dtype) / 255 if x.dtype == np.uint8 else x.astype(dtype)
+    return np.asarray(pixels(numeric(name, x), dtype)).astype(dtype)
 
 
 def _check_samples(name: str, x: np.ndarray, shape: tuple[int, ...], low: float, high: float) -> None:
     if x.shape[1:] != shape:
         raise InputError(f"{name} has samples of shape {x.shape[1:]}, and X of {shape}. They must be alike.")
-    require_finite(name, x)
     if x.min() < low or x.max() > high:
         raise InputError(
             f"{name} has entries from {x.min():g} to {x.max():g}, outside {low:g}..{high:g}. Scale the samples, or "
@@ -569,8 +574,7 @@ def _check_samples(name: str, x: np.ndarray, shape: tuple[int, ...], low: float,
 
 
 def _check_budget(count: Any, available: int, what: str = "the training samples") -> None:
-    if isinstance(count, bool) or not isinstance(count, int | np.integer) or count < 1:
-        raise InputError(f"The number of points is {count!r}, and must be a positive integer.")
+    count = require_count("The attack", "the number of points", count)
     if count > available:
         raise InputError(
             f"{count} points are more than {what}, of which there are {available}. An attack adds a few: lower it."
