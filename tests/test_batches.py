@@ -104,10 +104,14 @@ def test_nothing_is_sorted_and_nothing_of_the_data_s_size_is_written(key):
 )
 @pytest.mark.parametrize("kind", [Minibatches, Epochs])
 def test_bad_sizes(kind, fields, message, key):
-    source = kind(**({"upper": jnp.ones(10), "lower": jnp.ones(10)} | fields))
     problem = bx.Problem(lambda u, v: v**2, lambda u, v: (u - v) ** 2)
-    with pytest.raises(bx.InputError, match=message):
+
+    def made_and_used():
+        source = kind(**({"upper": jnp.ones(10), "lower": jnp.ones(10)} | fields))
         bx.solve(bx.Alternating(), problem, jnp.zeros(()), jnp.zeros(()), source, steps=1, key=key)
+
+    with pytest.raises(bx.InputError, match=message):
+        made_and_used()
 
 
 def test_whole():

@@ -11,6 +11,7 @@ SOURCE = Path(__file__).parents[1] / "src" / "bilevax"
 # From the ground up: a room may import rooms named before it, and files of its own room.
 ORDER = [
     "_signals",
+    "_indices",
     "problem",
     "_files",
     "oracles",

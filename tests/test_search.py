@@ -223,7 +223,7 @@ def test_refusals(key):
     assert "too large" in refused(low={"x": -1.7e308}, high={"x": 1.7e308})
     assert "dtype int64" in refused(low={"x": jnp.zeros(2, int)})
     assert "low holds no arrays" in refused(low=None)
-    assert "low is a object" in refused(low=object())
+    assert "low is an object" in refused(low=object())
     for name in ("trials", "lower_steps"):
         for count in (0, -1, 2.0, "2", True, None):
             assert f"{name} is {count!r}" in refused(**{name: count})

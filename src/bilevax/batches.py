@@ -17,7 +17,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from bilevax._signals import POLL_SECONDS, Asked
-from bilevax.problem import Batch, InputError, PerMove, PyTree
+from bilevax.problem import (
+    Batch,
+    InputError,
+    PerMove,
+    PyTree,
+    check_finite,
+    described,
+    require_arrays,
+    settle_counts,
+)
 
 FEISTEL_ROUNDS = 6
 LARGEST_DATA_SET = 1 << 30
@@ -37,6 +46,52 @@ class Source(Protocol):
     def at(self, step: Any, key: Any) -> Batch:
         """The batch of a step; `key` is the same for the whole solve."""
         ...
+
+
+def require_source(name: str, source: Any) -> None:
+    """Refuse what is no device-resident source: it needs a method `at` and is a pytree, so that it can be an argument.
+
+    Raises:
+        InputError: it is a class, has no `at(step, key)`, or is not known to JAX as a pytree.
+    """
+    if isinstance(source, type):
+        raise InputError(f"{name} is {described(source)}. Pass an instance of it, with its data.")
+    if isinstance(source, jax.Array) or hasattr(source, "iloc") or not callable(getattr(source, "at", None)):
+        raise InputError(
+            f"{name} is {described(source)}. Pass a source such as bilevax.Minibatches, with a method at(step, key)."
+        )
+    if jax.tree_util.all_leaves([source]):
+        raise InputError(
+            f"{name} is a {type(source).__name__}, which JAX does not know as a pytree. Decorate its class by "
+            "jax.tree_util.register_dataclass, or register it by jax.tree_util.register_pytree_node."
+        )
+
+
+def resident(name: str, batches: Any, key: Any) -> tuple[Any, Batch, Batch]:
+    """A fixed Batch, or None, or a source, as a source; its first batch; and one to check, with the largest indices.
+
+    Raises:
+        InputError: it is none of these, or one that cannot be sampled.
+    """
+    if batches is None:
+        batches = Batch()
+    if isinstance(batches, Batch):
+        require_arrays("batch", batches)
+        batches = Fixed(jax.tree.map(jnp.asarray, batches))
+    require_source(name, batches)
+    if hasattr(batches, "check"):
+        batches.check()
+    try:
+        first = batches.at(0, key)
+        last = batches.last() if hasattr(batches, "last") else first
+    except InputError:
+        raise
+    except Exception as error:  # whatever the caller's own source raises
+        raise InputError(f"{name}.at(0, key) raises {type(error).__name__}: {error}") from error
+    for batch in (first, last):
+        if not isinstance(batch, Batch):
+            raise InputError(f"{name}.at(0, key) returns {described(batch)}, and must return a bilevax.Batch.")
+    return batches, first, last
 
 
 def whole(data: PyTree) -> Samples:
@@ -72,22 +127,37 @@ class Fixed:
         return self.batch
 
 
-def _check_sizes(upper: PyTree, lower: PyTree, sizes: dict[str, int | None], per_move: int | None) -> None:
-    for name, data in (("upper", upper), ("lower", lower)):
-        size = sizes[name]
-        if size is None:
-            continue
-        if isinstance(size, bool) or not isinstance(size, int) or size < 1:
-            raise InputError(f"{name}_size is {size!r}, and must be a positive integer, or None for all samples.")
+def _check_data(source: Any) -> None:
+    """Refuse data sets that cannot be sampled as asked for, and values in any of their rows that no loss could take."""
+    for name in ("upper", "lower"):
+        data, size = getattr(source, name), getattr(source, f"{name}_size")
+        require_arrays(name, data)
         n = leading_size(name, data)
-        if n < size:
+        if n == 0:
+            raise InputError(f"{name} has no samples.")
+        if n > LARGEST_DATA_SET:
+            raise InputError(f"{name} has {n} samples; at most {LARGEST_DATA_SET} can be sampled on the device.")
+        if size is not None and n < size:
             raise InputError(
                 f"{name} has {n} samples, fewer than one batch of {size}. Lower {name}_size, or pass None to use all."
             )
-        if n > LARGEST_DATA_SET:
-            raise InputError(f"{name} has {n} samples; at most {LARGEST_DATA_SET} can be sampled on the device.")
-    if per_move is not None and (not isinstance(per_move, int) or per_move < 1):
-        raise InputError(f"per_move is {per_move!r}, and must be the solver's lower_steps, or None.")
+        check_finite(name, data)
+
+
+def _last(source: Any) -> Batch:
+    """The last samples, as a batch of the shape of the source's: no index among its batches is larger."""
+
+    def last(data: PyTree, size: int | None) -> Samples:
+        if size is None:
+            return whole(data)
+        n = leading_size("data", data)
+        return Samples(jax.tree.map(lambda x: jnp.asarray(x)[n - size :], data), jnp.arange(n - size, n))
+
+    lower = last(source.lower, source.lower_size)
+    if source.per_move is None:
+        return Batch(last(source.upper, source.upper_size), lower)
+    moves = jax.tree.map(lambda x: jnp.broadcast_to(x, (source.per_move, *x.shape)), lower)
+    return Batch(last(source.upper, source.upper_size), PerMove(moves))
 
 
 def _gather(data: PyTree, index: Any) -> Samples:
@@ -108,7 +178,8 @@ class Minibatches:
     Losses get `Samples(data, index)`.
 
     Raises:
-        InputError: leading sizes differ, or a data set has fewer samples than a batch.
+        InputError: a size is no positive integer; in `solve`, leading sizes differ, a data set has fewer samples than a
+            batch, or a value in any of its rows is not finite.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -125,9 +196,16 @@ class Minibatches:
     lower_size: int | None = field(default=None, metadata={"static": True})
     per_move: int | None = field(default=None, metadata={"static": True})
 
+    def __post_init__(self) -> None:
+        settle_counts(self, *(n for n in ("upper_size", "lower_size", "per_move") if getattr(self, n) is not None))
+
     def check(self) -> None:
-        """Raise InputError where sizes do not fit."""
-        _check_sizes(self.upper, self.lower, {"upper": self.upper_size, "lower": self.lower_size}, self.per_move)
+        """Raise InputError where sizes do not fit, or a value in any row is not finite."""
+        _check_data(self)
+
+    def last(self) -> Batch:
+        """The last samples as a batch, for checks: none has a larger index."""
+        return _last(self)
 
     def at(self, step: Any, key: Any) -> Batch:
         """The batch of a step."""
@@ -172,9 +250,16 @@ class Epochs:
     lower_size: int | None = field(default=None, metadata={"static": True})
     per_move: int | None = field(default=None, metadata={"static": True})
 
+    def __post_init__(self) -> None:
+        settle_counts(self, *(n for n in ("upper_size", "lower_size", "per_move") if getattr(self, n) is not None))
+
     def check(self) -> None:
-        """Raise InputError where sizes do not fit."""
-        _check_sizes(self.upper, self.lower, {"upper": self.upper_size, "lower": self.lower_size}, self.per_move)
+        """Raise InputError where sizes do not fit, or a value in any row is not finite."""
+        _check_data(self)
+
+    def last(self) -> Batch:
+        """The last samples as a batch, for checks: none has a larger index."""
+        return _last(self)
 
     def at(self, step: Any, key: Any) -> Batch:
         """The batch of a step."""
@@ -198,6 +283,21 @@ class Stacked:
     """A source for `Vectorized`: the arrays of `source` lead with the axis of members."""
 
     source: Any
+
+    def check(self) -> None:
+        """Raise InputError where the source of a member cannot be used, or a value in any row is not finite."""
+        require_source("Stacked: source", self.source)
+        require_arrays("source", self.source)
+        leading_size("source", self.source)
+        check_finite("source", self.source)
+        if hasattr(self.source, "check"):
+            jax.tree.map(lambda x: x[0], self.source).check()
+
+    def last(self) -> Batch:
+        """The last samples of each member, stacked."""
+        return jax.vmap(lambda source: source.last() if hasattr(source, "last") else source.at(0, jax.random.key(0)))(
+            self.source
+        )
 
     def at(self, step: Any, key: Any) -> Batch:
         """One batch for each member, stacked."""
@@ -248,6 +348,16 @@ def _shuffled(place: Any, epoch: Any, seed: Any, n: int) -> Any:
     return jax.lax.while_loop(lambda x: jnp.any(x >= n), lambda x: jnp.where(x >= n, network(x), x), network(place))
 
 
+def require_batch(batch: Any) -> None:
+    """Refuse what a host iterable yields if it is no Batch of arrays."""
+    if not isinstance(batch, Batch):
+        raise InputError(
+            f"batches yields {type(batch).__name__}, and must yield bilevax.Batch(upper=..., lower=...). Pass the data "
+            "themselves as one Batch, or as a source such as bilevax.Minibatches."
+        )
+    require_arrays("batch", batch)
+
+
 def prefetch(
     batches: Iterable[Batch],
     place: Callable[[Batch], Batch] = jax.device_put,
@@ -275,10 +385,7 @@ def prefetch(
     def work() -> None:
         try:
             for batch in batches:
-                if not isinstance(batch, Batch):
-                    raise InputError(
-                        f"batches yields {type(batch).__name__}, and must yield bilevax.Batch(upper=..., lower=...)."
-                    )
+                require_batch(batch)
                 if not put(place(batch)):
                     return
             put(end)

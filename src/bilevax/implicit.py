@@ -19,7 +19,20 @@ from jax.core import Tracer
 from bilevax import oracles
 from bilevax._optimizers import check_optimizer, require_optimizer
 from bilevax.linear_solve import CG, LinearSolve
-from bilevax.problem import Batch, InputError, Problem, PyTree, identity, require_count
+from bilevax.problem import (
+    Batch,
+    InputError,
+    Problem,
+    PyTree,
+    check_key,
+    check_variable,
+    described,
+    identity,
+    require_arrays,
+    require_function,
+    require_loss,
+    settle_counts,
+)
 from bilevax.solvers import base
 
 SOLVED = 1e-3  # of |b|: a residual above it is warned of
@@ -75,6 +88,18 @@ def hypergradient(
         >>> print(hypergradient(problem, u, u**2).gradient)
         [24.]
     """
+    if not isinstance(problem, Problem):
+        raise InputError(f"hypergradient: problem is {described(problem)}, and must be a bilevax.Problem.")
+    check_variable("u", u)
+    check_variable("v", v)
+    if batch is not None and not isinstance(batch, Batch):
+        raise InputError(
+            f"hypergradient: batch is {described(batch)}, and must be a bilevax.Batch(upper=..., lower=...)."
+        )
+    require_arrays("batch", batch)
+    if key is not None:
+        check_key("hypergradient", key)
+    require_function("hypergradient", "linear_solve", linear_solve, "such as bilevax.linear_solve.CG(100)")
     if problem.constraints:
         raise InputError(
             f"hypergradient: the problem has {len(problem.constraints)} constraints. Take Penalty, which treats them."
@@ -160,15 +185,19 @@ class Argmin:
     project: Callable[[PyTree], PyTree] = identity
 
     def __post_init__(self) -> None:
-        require_count("Argmin", "steps", self.steps)
-        if not callable(self.lower_loss):
-            raise InputError(f"Argmin: lower_loss is {self.lower_loss!r}. Pass a function lower_loss(u, v[, data]).")
+        settle_counts(self, "steps")
+        require_loss("Argmin", "lower_loss", self.lower_loss)
+        require_function("Argmin", "project", self.project, "v -> v")
+        require_function("Argmin", "linear_solve", self.linear_solve, "such as bilevax.linear_solve.CG(100)")
         require_optimizer("Argmin", "optimizer", self.optimizer)
-        if not callable(self.project):
-            raise InputError(f"Argmin: project is {self.project!r}. Pass a function v -> v.")
 
     def __call__(self, u: PyTree, start: PyTree, data: PyTree = None, key: Any = None) -> PyTree:
         """The minimiser, from `start`."""
+        require_arrays("u", u)
+        check_variable("start", start)
+        require_arrays("data", data)
+        if key is not None:
+            check_key("Argmin", key)
         u, start, data = jax.tree.map(jnp.asarray, (u, start, data))
         oracles.require_projection("Argmin", "project", self.project, start)
         return _argmin(self, u, start, data, jax.random.key(0) if key is None else key)

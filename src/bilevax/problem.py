@@ -7,13 +7,16 @@
 
 import inspect
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
+
+from bilevax._indices import first_outside
 
 PyTree = Any
 LARGE_CONSTANT_BYTES = 1 << 20
@@ -27,8 +30,54 @@ def require_count(owner: str, name: str, value: Any, least: int = 1) -> int:
     """A count as an int, NumPy's integers too; refuse what is not a positive integer, or is less than `least`."""
     if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
         wanted = "a positive integer" if least == 1 else f"an integer of at least {least}"
-        raise InputError(f"{owner}: {name} is {value!r}, and must be {wanted}.")
+        raise InputError(f"{owner}: {name} is {described(value)}, and must be {wanted}.")
     return int(value)
+
+
+def settle_counts(instance: Any, *names: str) -> None:
+    """Refuse fields of a frozen dataclass that are no counts, and keep NumPy's integers as ints.
+
+    As constants of a program NumPy's would widen what they meet.
+    """
+    for name in names:
+        object.__setattr__(instance, name, require_count(type(instance).__name__, name, getattr(instance, name)))
+
+
+def require_number(owner: str, name: str, value: Any) -> float:
+    """A finite real number as a float, from NumPy too; anything else is refused."""
+    if isinstance(value, bool) or not isinstance(value, int | float | np.integer | np.floating):
+        raise InputError(f"{owner}: {name} is {described(value)}, and must be a number.")
+    if not np.isfinite(value):
+        raise InputError(f"{owner}: {name} is {value}, and must be finite.")
+    return float(value)
+
+
+def require_function(owner: str, name: str, value: Any, form: str) -> None:
+    """Refuse what cannot be called; `form` shows how it is called."""
+    if not callable(value):
+        raise InputError(f"{owner}: {name} is {described(value)}, not a function. Pass a function {form}.")
+
+
+def check_key(owner: str, key: Any) -> None:
+    """Refuse what is not one key of jax.random."""
+    dtype = getattr(key, "dtype", None)
+    if dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key):
+        if key.shape != ():
+            raise InputError(f"{owner}: key is {key.size} keys of shape {key.shape}, and must be one key: take key[0].")
+        return
+    raw = " Keys of jax.random.PRNGKey become such by jax.random.wrap_key_data(key)." if dtype == np.uint32 else ""
+    raise InputError(f"{owner}: key is {described(key)}, and must be one key, such as jax.random.key(0).{raw}")
+
+
+def described(value: Any) -> str:
+    """A value for a message: arrays and long values by their type."""
+    shape = getattr(value, "shape", None)
+    if isinstance(shape, tuple) and not isinstance(value, np.generic):
+        return f"a {type(value).__name__} of shape {shape}"
+    if isinstance(value, type):
+        return f"the class {value.__name__}"
+    text = repr(value)
+    return text if len(text) <= 100 and "\n" not in text else f"a {type(value).__name__}"
 
 
 NAMED = 12  # at most this many columns, or labels, are named in a message
@@ -60,6 +109,9 @@ class Inequality:
 
     function: Callable[..., Any]
 
+    def __post_init__(self) -> None:
+        require_loss("Inequality", "function", self.function, key=False)
+
 
 @dataclass(frozen=True)
 class Equality:
@@ -67,27 +119,74 @@ class Equality:
 
     function: Callable[..., Any]
 
+    def __post_init__(self) -> None:
+        require_loss("Equality", "function", self.function, key=False)
+
 
 def identity(x: PyTree) -> PyTree:
     """No set to project onto."""
     return x
 
 
+POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+
+
+def _parameters(function: Callable[..., Any]) -> list[inspect.Parameter] | None:
+    try:
+        return list(inspect.signature(function).parameters.values())
+    except (TypeError, ValueError):  # of a builtin nothing is known
+        return None
+
+
 def evaluate(function: Callable[..., Any], u: PyTree, v: PyTree, data: PyTree, key: Any, key_data: bool = True) -> Any:
     """Call a loss or constraint with as many of (u, v, data, key=) as its signature asks for."""
-    try:
-        parameters = inspect.signature(function).parameters.values()
-    except (TypeError, ValueError):
+    parameters = _parameters(function)
+    if parameters is None:
         return function(u, v, data)
-    kinds = inspect.Parameter
-    positional = [
-        p for p in parameters if p.kind in (kinds.POSITIONAL_ONLY, kinds.POSITIONAL_OR_KEYWORD) and p.name != "key"
-    ]
-    takes_any = any(p.kind is kinds.VAR_POSITIONAL for p in parameters)
+    positional = [p for p in parameters if p.kind in POSITIONAL and p.name != "key"]
+    takes_any = any(p.kind is inspect.Parameter.VAR_POSITIONAL for p in parameters)
     arguments = (u, v, data) if takes_any or len(positional) >= 3 else (u, v)
     if key_data and any(p.name == "key" for p in parameters):
         return function(*arguments, key=key)
     return function(*arguments)
+
+
+def require_loss(owner: str, name: str, function: Any, key: bool = True) -> None:
+    """Refuse a loss or constraint that cannot be called as (u, v[, data][, key=]), or of which that is not certain.
+
+    Args:
+        owner, name: what it is an argument of, and which.
+        function: the loss.
+        key: whether it may take a key.
+    """
+    require_function(owner, name, function, f"{name}(u, v[, batch]{'[, key=]' if key else ''})")
+    if isinstance(function, type):
+        raise InputError(f"{owner}: {name} is the class {function.__name__}. Pass an instance of it, or a function.")
+    parameters = _parameters(function)
+    if parameters is None:
+        return
+    what = f"{owner}: {name}"
+    positional = [p for p in parameters if p.kind in POSITIONAL and p.name != "key"]
+    takes_any = any(p.kind is inspect.Parameter.VAR_POSITIONAL for p in parameters)
+    for p in positional[2:]:
+        if p.default is not p.empty:
+            raise InputError(
+                f"{what} has the parameter {p.name}={described(p.default)}, which would be handed the batch in the "
+                f"place of its default. If it is a setting, make it keyword-only, as in lambda u, v, *, {p.name}=...: "
+                f"..., or bind it by functools.partial(loss, {p.name}=...); if it is the batch, leave out its default."
+            )
+    if len(positional) > 3 or (len(positional) < 2 and not takes_any):
+        raise InputError(
+            f"{what} has {len(positional)} positional parameters ({', '.join(p.name for p in positional)}). It is "
+            "called as (u, v) or as (u, v, batch); bind further arguments by functools.partial."
+        )
+    for p in parameters:
+        known = key and p.name == "key"
+        if not known and p.default is p.empty and (p.kind is p.KEYWORD_ONLY or p.name == "key"):
+            raise InputError(
+                f"{what} needs the argument {p.name}=, which nobody hands to it. Bind it by "
+                f"functools.partial(loss, {p.name}=...)."
+            )
 
 
 @dataclass(frozen=True)
@@ -127,20 +226,22 @@ class Problem:
     regularizer: Callable[[PyTree, PyTree, Any], Any] | None = None
 
     def __post_init__(self) -> None:
-        for name in ("upper_loss", "lower_loss", "project_upper", "project_lower"):
-            if not callable(getattr(self, name)):
-                raise InputError(
-                    f"Problem: {name} is {getattr(self, name)!r}, not a function. Pass a function "
-                    f"{name}({'u, v, batch) -> scalar' if 'loss' in name else 'x) -> x'}."
-                )
-        if not isinstance(self.constraints, Iterable):
+        for name in ("upper_loss", "lower_loss"):
+            require_loss("Problem", name, getattr(self, name))
+        for name in ("project_upper", "project_lower"):
+            require_function("Problem", name, getattr(self, name), "x -> x")
+        if self.lower_start is not None:
+            require_function("Problem", "lower_start", self.lower_start, "(u, batch, key) -> v, or None")
+        if self.regularizer is not None:
+            require_function("Problem", "regularizer", self.regularizer, "(u, v, mu) -> scalar, or None")
+        if not isinstance(self.constraints, tuple | list):
             raise InputError(
-                f"Problem: constraints is {self.constraints!r}. Pass a tuple of Inequality(h) and Equality(h)."
+                f"Problem: constraints is {described(self.constraints)}. Pass a tuple of Inequality(h) and Equality(h)."
             )
         for constraint in self.constraints:
             if not isinstance(constraint, Inequality | Equality):
                 raise InputError(
-                    f"Problem: constraints holds {constraint!r}. Wrap each function h(u, v, batch) as "
+                    f"Problem: constraints holds {described(constraint)}. Wrap each function h(u, v, batch) as "
                     "Inequality(h) for h <= 0 or Equality(h) for h = 0."
                 )
         object.__setattr__(self, "constraints", tuple(self.constraints))
@@ -163,20 +264,23 @@ class Problem:
 
         Raises:
             InputError: u or v is empty, not floating or not finite; the batch holds a NaN or an
-                infinity; a loss cannot be evaluated or is no floating scalar; g does not depend
-                on v; a projection or `lower_start` changes shapes.
+                infinity, or what is no array of numbers; a loss cannot be evaluated, is no floating
+                scalar, or reads an index out of range; g does not depend on v; a constraint returns
+                nothing; a projection or `lower_start` changes shapes or dtypes.
         """
         batch = Batch() if batch is None else batch
+        if not isinstance(batch, Batch):
+            raise InputError(f"batch is {described(batch)}, and must be a bilevax.Batch(upper=..., lower=...).")
         check_variable("u", u)
         check_variable("v", v)
+        require_arrays("batch", batch)
         check_finite("batch", batch)
         key = jax.random.key(0)
         lower_data = batch.lower
         if isinstance(lower_data, PerMove):
             lower_data = jax.tree.map(lambda x: x[0], lower_data.data)
         self._check_loss("upper_loss", self.upper, u, v, batch.upper, key)
-        self._check_loss("lower_loss", self.lower, u, v, lower_data, key)
-        closed = jax.make_jaxpr(self.lower)(u, v, lower_data, key)
+        closed = self._check_loss("lower_loss", self.lower, u, v, lower_data, key)
         n_u, n_v = len(jax.tree.leaves(u)), len(jax.tree.leaves(v))
         wanted = [n_u <= i < n_u + n_v for i in range(len(closed.jaxpr.invars))]
         if not any(_reached(closed.jaxpr, wanted)):
@@ -197,7 +301,10 @@ class Problem:
             def value(u: PyTree, v: PyTree, data: PyTree, function: Callable[..., Any] = constraint.function) -> Any:
                 return evaluate(function, u, v, data, None, key_data=False)
 
-            for leaf in jax.tree.leaves(_shapes(name, value, u, v, batch.upper)):
+            found = jax.tree.leaves(_shapes(name, value, u, v, batch.upper))
+            if not found:
+                raise InputError(f"{name} returns no values. It must return the amounts by which it is violated.")
+            for leaf in found:
                 if not jnp.issubdtype(leaf.dtype, jnp.floating):
                     raise InputError(
                         f"{name} returns {leaf.dtype}, and must return floating values: "
@@ -208,8 +315,9 @@ class Problem:
         if self.lower_start is not None:
             _same_shapes("lower_start", _shapes("lower_start", self.lower_start, u, batch, key), v)
 
-    def _check_loss(self, name: str, loss: Callable[..., Any], *arguments: Any) -> None:
-        out = _shapes(name, loss, *arguments)
+    def _check_loss(self, name: str, loss: Callable[..., Any], *arguments: Any) -> Any:
+        """The traced loss, if it returns one floating number and uses no index that is out of range."""
+        traced, out = _traced(name, loss, *arguments)
         shape = getattr(out, "shape", None)
         if shape != () or not jnp.issubdtype(out.dtype, jnp.floating):
             found = type(out).__name__ if shape is None else f"{out.dtype} of shape {shape}"
@@ -217,40 +325,128 @@ class Problem:
                 f"{name} returns {found}, and must return one floating number. "
                 "Take the mean or the sum of the per-sample losses."
             )
+        named = jax.tree_util.tree_leaves_with_path(dict(zip(("u", "v", "batch", "key"), arguments, strict=True)))
+        named.sort(key=lambda item: ("u", "v", "batch", "key").index(item[0][0].key))
+        outside = first_outside(traced, [_integers(x) if path[0].key == "batch" else None for path, x in named])
+        if outside is not None:
+            array = "an array"
+            if outside.operand is not None:
+                path, _ = named[outside.operand]
+                array = f"{path[0].key}{jax.tree_util.keystr(path[1:])}"
+            raise InputError(
+                f"{name} reads index {outside.value} along axis {outside.axis} of {array} of shape {outside.shape}, "
+                "which is out of range; JAX would take another entry in its place. Give it an entry for each index "
+                'that the batches hold, or, if clipping is meant, read it by jnp.take(x, index, mode="clip").'
+            )
+        return traced
+
+
+FROM_ELSEWHERE = {
+    "torch": "Convert tensors by x.detach().cpu().numpy(); of a module pass its arrays, and a function as the loss.",
+    "tensorflow": "Convert it by x.numpy().",
+    "keras": "Pass its arrays, and a function of them as the loss.",
+    "pandas": "Convert it by x.to_numpy().",
+    "polars": "Convert it by x.to_numpy().",
+    "pyarrow": "Convert it by x.to_numpy().",
+    "scipy": "Convert it by x.toarray().",
+    "flax": "Pass its arrays alone: variables of linen, nnx.state of nnx.",
+}
+
+
+def require_arrays(name: str, tree: PyTree) -> None:
+    """Refuse what JAX would not take as an array, and numbers that it would change in silence.
+
+    Raises:
+        InputError: a leaf is no array of numbers, is masked, or holds numbers that do not fit the type it gets: without
+            jax_enable_x64 those of 64 bits become ones of 32.
+    """
+    try:
+        leaves = jax.tree_util.tree_leaves_with_path(tree)
+    except (TypeError, ValueError) as error:  # keys of a dict that cannot be sorted
+        raise InputError(f"{name} is no tree that JAX can take apart ({_first_line(error)}).") from error
+    for path, x in leaves:
+        _require_array(f"{name}{jax.tree_util.keystr(path)}", x)
+
+
+def _require_array(where: str, x: Any) -> None:
+    if isinstance(x, jax.Array | jax.ShapeDtypeStruct):
+        return
+    if isinstance(x, np.ma.MaskedArray):
+        raise InputError(f"{where} is a masked array, whose mask would be lost. Fill it by x.filled(...) first.")
+    if not isinstance(x, np.ndarray | np.generic | bool | int | float | complex):
+        origins = (kind.__module__.partition(".")[0] for kind in type(x).__mro__)
+        advice = next((FROM_ELSEWHERE[o] for o in origins if o in FROM_ELSEWHERE), "")
+        if not advice and callable(x):
+            advice = (
+                "Modules that hold functions beside their arrays are to be split, say by "
+                "equinox.partition(model, equinox.is_inexact_array); pass the arrays."
+            )
+        raise InputError(f"{where} is {_article(type(x).__name__)}, and must be an array of numbers. {advice}".rstrip())
+    try:
+        dtype = np.dtype(jax.typeof(x).dtype)
+    except OverflowError:
+        raise InputError(f"{where} is {described(x)}, which does not fit an integer of JAX. Scale it.") from None
+    except (TypeError, ValueError):
+        kind = getattr(x, "dtype", None)
+        found = f"is {described(x)}" if kind is None else f"has dtype {kind}"
+        raise InputError(f"{where} {found}, which JAX has no arrays of. Convert it to numbers.") from None
+    values = np.asarray(x)
+    if values.dtype == dtype or not values.size:
+        return
+    if jnp.issubdtype(dtype, jnp.integer):
+        low, high = int(values.min()), int(values.max())
+        bounds = jnp.iinfo(dtype)
+        changed = low if low < bounds.min else high if high > bounds.max else None
+    else:
+        with np.errstate(over="ignore"):
+            lost = np.isfinite(values) & ~np.isfinite(values.astype(dtype))
+        changed = values[lost].flat[0] if lost.any() else None
+    if changed is not None:
+        raise InputError(
+            f"{where} holds {changed}, which does not fit {dtype}. Scale it, or call "
+            'jax.config.update("jax_enable_x64", True) first.'
+        )
+
+
+def _article(name: str) -> str:
+    return f"{'an' if name[0] in 'AEIOUaeiou' else 'a'} {name}"
 
 
 def check_variable(name: str, x: PyTree) -> None:
     """Refuse a variable that is empty, not floating or not finite."""
+    require_arrays(name, x)
     leaves = jax.tree_util.tree_leaves_with_path(x)
     if not leaves:
-        raise InputError(f"{name} holds no arrays ({x!r}). Pass a pytree of floating arrays.")
+        raise InputError(f"{name} holds no arrays ({described(x)}). Pass a pytree of floating arrays.")
     for path, leaf in leaves:
-        where = f"{name}{jax.tree_util.keystr(path)}"
-        try:
-            dtype, size = jnp.result_type(leaf), np.size(leaf)
-        except (TypeError, ValueError):
-            raise InputError(f"{where} is a {type(leaf).__name__}, and must be a floating array.") from None
+        where, dtype = f"{name}{jax.tree_util.keystr(path)}", jnp.result_type(leaf)
         if not jnp.issubdtype(dtype, jnp.floating):
             raise InputError(
                 f"{where} has dtype {dtype}, and must be floating, since it is moved by gradients. "
                 f"Convert it, say by jnp.asarray(x, float), or keep it out of {name}."
             )
-        if size == 0:
+        if np.size(leaf) == 0:
             raise InputError(f"{where} is empty (shape {np.shape(leaf)}). Remove this leaf, or give it entries.")
     check_finite(name, x)
 
 
 def check_finite(name: str, tree: PyTree) -> None:
-    """Refuse NaN and infinity in a tree of data or variables."""
+    """Refuse NaN and infinity in a tree of data or variables. Of traced arrays nothing is known."""
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        dtype = getattr(leaf, "dtype", None)
-        if dtype is None or not jnp.issubdtype(dtype, jnp.floating):
+        if isinstance(leaf, Tracer | jax.ShapeDtypeStruct):
             continue
-        bad = int(_non_finite(leaf))
+        if not jnp.issubdtype(jnp.result_type(leaf), jnp.inexact):
+            continue
+        on_device = isinstance(leaf, jax.Array)
+        with jax.ensure_compile_time_eval():  # the caller may be traced
+            bad = int(_non_finite(leaf)) if on_device else int((~np.isfinite(leaf)).sum())
         if bad:
+            first = ""
+            if np.ndim(leaf) and (not on_device or leaf.is_fully_addressable):
+                first = f" (the first at {np.argwhere(~np.isfinite(np.asarray(leaf)))[0].tolist()})"
             raise InputError(
                 f"{name}{jax.tree_util.keystr(path)} holds {bad} NaN or infinite "
-                f"{'value' if bad == 1 else 'values'} of {leaf.size}. Remove or fill them before solving."
+                f"{'value' if bad == 1 else 'values'} of {np.size(leaf)}{first}. Remove or fill them before solving."
             )
 
 
@@ -259,28 +455,50 @@ def _non_finite(x: jax.Array) -> jax.Array:
     return x.size - jnp.isfinite(x).sum()
 
 
-def _shapes(name: str, function: Callable[..., Any], *arguments: Any) -> Any:
+def _integers(x: Any) -> np.ndarray | None:
+    """The values of an array of integers, where they are known."""
+    if isinstance(x, Tracer | jax.ShapeDtypeStruct) or not jnp.issubdtype(jnp.result_type(x), jnp.integer):
+        return None
+    if isinstance(x, jax.Array) and not x.is_fully_addressable:
+        return None
+    return np.asarray(x, jnp.result_type(x))
+
+
+def _traced(name: str, function: Callable[..., Any], *arguments: Any) -> tuple[Any, Any]:
+    """A user's function as a closed jaxpr, and the shapes of what it returns."""
     try:
-        return jax.eval_shape(function, *arguments)
+        return jax.make_jaxpr(function, return_shape=True)(*arguments)
     except InputError:
         raise
-    except Exception as error:  # whatever the user's function raises is told in one sentence
+    except Exception as error:  # whatever the user's function raises
         sizes = sorted({np.shape(x)[0] for x in jax.tree.leaves(arguments) if np.ndim(x) > 0})
         raise InputError(
             f"{name} cannot be evaluated on the start and the first batch: {type(error).__name__}: "
-            f"{str(error).strip().splitlines()[0] if str(error).strip() else ''} "
+            f"{_first_line(error)} "
             f"The arrays handed to it have leading sizes {sizes}; check that they fit each other."
         ) from error
 
 
-def _same_shapes(name: str, found: Any, wanted: PyTree) -> None:
-    def shapes(tree: PyTree) -> Any:
-        return jax.tree.structure(tree), [np.shape(x) for x in jax.tree.leaves(tree)]
+def _first_line(error: BaseException) -> str:
+    text = str(error).strip()
+    return text.splitlines()[0] if text else ""
 
-    if shapes(found) != shapes(wanted):
+
+def _shapes(name: str, function: Callable[..., Any], *arguments: Any) -> Any:
+    return _traced(name, function, *arguments)[1]
+
+
+def _same_shapes(name: str, found: Any, wanted: PyTree) -> None:
+    def kinds(tree: PyTree) -> Any:
+        return jax.tree.structure(tree), [(np.shape(x), jnp.result_type(x)) for x in jax.tree.leaves(tree)]
+
+    def shown(tree: PyTree) -> Any:
+        return jax.tree.map(lambda x: f"{jnp.result_type(x)}{list(np.shape(x))}", tree)
+
+    if kinds(found) != kinds(wanted):
         raise InputError(
-            f"{name} returns {jax.tree.map(np.shape, found)}, and must return the same structure and "
-            f"shapes as the variable it stands for, {jax.tree.map(np.shape, wanted)}."
+            f"{name} returns {shown(found)}, and must return the same structure, shapes and dtypes as the variable it "
+            f"stands for, {shown(wanted)}."
         )
 
 

@@ -21,9 +21,19 @@ from jax.flatten_util import ravel_pytree
 
 from bilevax import _signals
 from bilevax._optimizers import check_optimizer
-from bilevax.batches import Fixed, Source
-from bilevax.problem import Batch, InputError, Problem, PyTree, check_finite, check_variable, identity, require_count
-from bilevax.solve import Result, SolveError, SolveInterrupted, Status, _check_key
+from bilevax.batches import Source, resident
+from bilevax.problem import (
+    Batch,
+    InputError,
+    Problem,
+    PyTree,
+    check_finite,
+    check_key,
+    check_variable,
+    identity,
+    require_count,
+)
+from bilevax.solve import Result, SolveError, SolveInterrupted, Status
 from bilevax.solvers import base
 from bilevax.solvers.base import Info
 
@@ -315,28 +325,23 @@ def search(
         raise InputError(f"search: seconds is {seconds!r}, and must be zero or positive, or None for no limit.")
     if not isinstance(problem, Problem):
         raise InputError(f"search: problem is {problem!r}, and must be a bilevax.Problem.")
-    _check_key(key)
+    check_key("search", key)
     if problem.constraints:
         raise InputError(
             f"search cannot treat upper-level constraints, and this problem has {len(problem.constraints)}."
         )
     lowest, highest, unravel = _bounds(low, high)
     start = None if first is None else _inside(first, low, lowest, highest)
-    batches = Batch() if batches is None else batches
-    if isinstance(batches, Batch):
-        check_finite("batches", batches)
-        source: Any = Fixed(jax.tree.map(jnp.asarray, batches))
-    elif callable(getattr(batches, "at", None)) and not isinstance(batches, type):
-        source = batches
-    else:
+    sampled = callable(getattr(batches, "at", None)) and not isinstance(batches, type)
+    if not (batches is None or isinstance(batches, Batch) or sampled):
         raise InputError(
             f"search: batches is a {type(batches).__name__}. Pass a Batch, or a source such as Minibatches: all trials "
             "have the same batches, drawn on the device, so an iterable of batches will not do."
         )
+    source, drawn, farthest = resident("search: batches", batches, key)
     middle = unravel(jnp.asarray((lowest + highest) / 2))
     check_variable("v", v)
-    drawn = source.at(0, key)
-    problem.check(middle, v, drawn)
+    problem.check(middle, v, farthest)
     check_trainer("search", "lower_optimizer", lower_optimizer, problem, middle, v, drawn)
     v = jax.tree.map(jnp.asarray, v)
     seed_key, trial_key = jax.random.split(key)

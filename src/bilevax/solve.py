@@ -20,9 +20,20 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from bilevax import _signals
 from bilevax import layout as layouts
 from bilevax._signals import INTERRUPT, PREEMPTION, Asked
-from bilevax.batches import Fixed, Source, prefetch
+from bilevax.batches import Fixed, Source, prefetch, require_batch, resident
 from bilevax.layout import Layout
-from bilevax.problem import Batch, InputError, Problem, PyTree, check_variable, require_count
+from bilevax.problem import (
+    Batch,
+    InputError,
+    Problem,
+    PyTree,
+    check_finite,
+    check_key,
+    check_variable,
+    described,
+    require_count,
+    require_function,
+)
 from bilevax.solvers import base
 from bilevax.solvers.base import Info, Solver
 
@@ -183,6 +194,8 @@ class Resumable(Protocol):
         ...
 
 
+MOST_STEPS = 2**31 - 1
+STRETCH_BYTES = 1 << 28  # of Info, which a stretch keeps on the device until it ends
 BEFORE_THE_FIRST = "The solve was ended by a signal before its first step."
 
 
@@ -274,7 +287,8 @@ def solve(
             compiled loop), or a host iterable of Batches (prefetched; one compiled call each).
         steps: how many steps to take in all, those before a resume included.
         key: a jax.random key. The same key on the same machine gives the same bits.
-        every: steps between two visits to the host; by default a hundredth of `steps`, at most 1,000.
+        every: steps between two visits to the host; by default a hundredth of `steps`, at most 1,000. Fewer where
+            the Info of so many would fill more than 256 MB.
         stop: called at each visit; True ends the solve.
         callbacks: called at each visit, in order; see `bilevax.callbacks`.
         resume: where an earlier solve left its checkpoints, say the same `callbacks.Checkpoint`;
@@ -320,20 +334,36 @@ def solve(
         >>> result.status.name, result.history.upper_loss.shape
         ('FINISHED', (2000,))
     """
-    require_count("solve", "steps", steps)
-    if every is None:
-        every = min(1000, max(1, steps // 100))
-    require_count("solve", "every", every)
-    _check_key(key)
+    base.require_solver("solve", solver)
+    if not isinstance(problem, Problem):
+        raise InputError(f"solve: problem is {described(problem)}, and must be a bilevax.Problem.")
+    steps = require_count("solve", "steps", steps)
+    if steps > MOST_STEPS:
+        raise InputError(f"solve: steps is {steps}, and may be at most {MOST_STEPS}.")
+    every = min(1000, max(1, steps // 100)) if every is None else min(steps, require_count("solve", "every", every))
+    check_key("solve", key)
     if isinstance(mesh, Mesh):
         mesh = Layout(mesh)
     if mesh is not None and not isinstance(mesh, Layout):
-        raise InputError(f"mesh is a {type(mesh).__name__}, and must be a jax.sharding.Mesh or a bilevax.Layout.")
+        raise InputError(f"mesh is {described(mesh)}, and must be a jax.sharding.Mesh or a bilevax.Layout.")
+    if stop is not None:
+        require_function("solve", "stop", stop, "stop(visit) -> bool")
+    _check_callbacks(callbacks)
+    if resume is not None and (isinstance(resume, type) or not callable(getattr(resume, "load", None))):
+        raise InputError(
+            f"solve: resume is {described(resume)}. Pass what was a callback of the earlier solve, such as "
+            "bilevax.callbacks.Checkpoint(directory)."
+        )
+    check_variable("u", u)
+    check_variable("v", v)
     saver = next((c for c in callbacks if hasattr(c, "visit") and hasattr(c, "load")), None)
     with _signals.deferred(INTERRUPT, *(() if saver is None else PREEMPTION)) as asked:
-        final = _solve(solver, problem, u, v, batches, steps, key, every, stop, callbacks, resume, mesh, saver, asked)
+        final, cause = _solve(
+            solver, problem, u, v, batches, steps, key, every, stop, callbacks, resume, mesh, saver, asked
+        )
     if throw and final.status is Status.NON_FINITE:
-        raise SolveError(f"Step {final.steps + 1} of {steps}: {final.status.value}.", final)
+        reason = final.status.value if cause is None else f"a step gave a NaN or an infinity, since its {cause}"
+        raise SolveError(f"Step {final.steps + 1} of {steps}: {reason.removesuffix('.')}.", final)
     return final
 
 
@@ -352,8 +382,11 @@ def _solve(
     layout: Layout | None,
     saver: Any,
     asked: Asked,
-) -> Result:
-    """`solve`, with its signals caught (`asked`) and the callback that saves (`saver`), if there is one."""
+) -> tuple[Result, str | None]:
+    """`solve`, with its signals caught (`asked`) and the callback that saves (`saver`), if there is one.
+
+    Beside the result comes what is wrong with the batch of a step that gave a value that is not finite.
+    """
     given, several = (u, v), layout is not None and jax.process_count() > 1
 
     def heed() -> None:
@@ -365,15 +398,14 @@ def _solve(
     if layout is None:
         u, v = (jax.tree.map(lambda x: jnp.array(x, copy=True), x) for x in (u, v))
     else:
-        check_variable("u", u)
-        check_variable("v", v)
         u, v = (layouts.placed(x, layout.of_variable(name, x)) for name, x in (("u", u), ("v", v)))
     try:
-        source, stream, first_batch = _feed(batches, key, asked)
+        source, stream, first_batch, farthest = _feed(batches, key, asked)
     except _signals.LeftError:
         raise _left(asked, saver, BEFORE_THE_FIRST, None) from None
     if layout is not None and stream is not None:
-        first_batch = layouts.placed_share(first_batch, layout)
+        first_batch = farthest = layouts.placed_share(first_batch, layout)
+    base.check_moves(solver, first_batch)
     try:
         hash((solver, problem))
     except TypeError as error:
@@ -381,12 +413,12 @@ def _solve(
             f"The solver or the problem holds a field that cannot be hashed ({error}). "
             "Keep arrays out of them: they belong in u, v or the batches."
         ) from error
-    solver.check(problem, u, v, first_batch)
+    solver.check(problem, u, v, farthest)
     heed()
     fed: Any
     if layout is None:
         state, form, shardings = _start(solver, problem, u, v, first_batch), None, None
-        fed, fed_key = source, key
+        fed, fed_key = jax.tree.map(lambda x: jnp.asarray(x) if isinstance(x, np.ndarray) else x, source), key
     else:
         start = functools.partial(_start, solver, problem, batch=_blank(first_batch))
         form = layout.of_state(jax.eval_shape(start, u, v), u, v)
@@ -394,7 +426,9 @@ def _solve(
         fed = None if source is None else layouts.placed_source(source, layout)
         fed_key = layouts.placed(key, layout.sharding(PartitionSpec()))
     heed()
-    _, info = jax.eval_shape(functools.partial(_step, solver, problem), state, first_batch, jax.random.key(0))
+    info = _info_of(solver, problem, state, first_batch)
+    row = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(info))
+    every = min(every, max(1, STRETCH_BYTES // row))
     fingerprint = functools.cache(
         functools.partial(_fingerprint, solver, problem, state, first_batch, source, key, given)
     )
@@ -431,7 +465,17 @@ def _solve(
             left.callback(lambda listener=listener: listener.finish(final))
             listener.start(Run(step, steps, resume is not None, fingerprint, several))
         place = jax.device_put if layout is None else functools.partial(layouts.placed_share, layout=layout)
-        feed = None if stream is None else prefetch(itertools.islice(stream, step, steps), place, asked=asked)
+        faults: dict[int, str] = {}
+        numbers = itertools.count(step)
+
+        def inspected(batch: Batch) -> Batch:
+            """A host batch, placed; what is not finite in it is remembered, in case its step fails."""
+            number, fault = next(numbers), _fault(batch)
+            if fault is not None:
+                faults[number] = fault
+            return place(batch)
+
+        feed = None if stream is None else prefetch(itertools.islice(stream, step, steps), inspected, asked=asked)
         if feed is not None:
             left.callback(feed.close)  # type: ignore[attr-defined]
         elif step < steps and not asked:
@@ -474,7 +518,18 @@ def _solve(
     asked.poll()
     if asked or status in (Status.INTERRUPTED, Status.TERMINATED):
         raise _left(asked, saver, f"Step {step} of {steps}: {status.value}.", final)
-    return final
+    if status is not Status.NON_FINITE:
+        return final, None
+    return final, faults.get(step) if source is None else _fault(source.at(step, jax.random.split(key)[0]))
+
+
+def _fault(batch: Batch) -> str | None:
+    """What is not finite in a batch, in words; None if all is."""
+    try:
+        check_finite("batch", batch)
+    except InputError as error:
+        return str(error)
+    return None
 
 
 def _left(asked: Asked, saver: Any, sentence: str, result: Result | None) -> BaseException:
@@ -494,32 +549,30 @@ def _left(asked: Asked, saver: Any, sentence: str, result: Result | None) -> Bas
     return SolveTerminated(sentence, result)
 
 
-def _feed(batches: Any, key: Any, asked: Asked) -> tuple[Any, Any, Batch]:
-    """(source, None, first batch) or (None, stream, first batch)."""
-    if batches is None:
-        batches = Batch()
-    if isinstance(batches, Batch):
-        batches = Fixed(jax.tree.map(jnp.asarray, batches))
-    if isinstance(batches, Source):
-        check = getattr(batches, "check", None)
-        if check is not None:
-            check()
-        return batches, None, batches.at(0, jax.random.split(key)[0])
-    if isinstance(batches, Iterable):
-        stream = iter(batches)
-        try:
-            first = _signals.unless(asked, lambda: next(stream))
-        except StopIteration:
-            raise InputError("batches is empty: an iterable of at least one Batch is needed.") from None
-        if not isinstance(first, Batch):
-            raise InputError(
-                f"batches yields {type(first).__name__}, and must yield bilevax.Batch(upper=..., lower=...)."
-            )
-        return None, itertools.chain([first], stream), jax.tree.map(jnp.asarray, first)
-    raise InputError(
-        f"batches is a {type(batches).__name__}. Pass a bilevax.Batch, a source such as bilevax.Minibatches, "
-        "or an iterable of Batches."
-    )
+def _feed(batches: Any, key: Any, asked: Asked) -> tuple[Any, Any, Batch, Batch]:
+    """(source, None, first batch, batch to check) or (None, stream, first batch, the same)."""
+    if isinstance(batches, str | bytes | dict | np.ndarray | jax.Array) or hasattr(batches, "iloc"):
+        raise InputError(
+            f"batches is {described(batches)}, which says not what is for which level. Pass a bilevax.Batch(upper=..., "
+            "lower=...), a source such as bilevax.Minibatches, or an iterable of Batches."
+        )
+    if batches is None or isinstance(batches, Batch) or hasattr(batches, "at"):
+        source, first, last = resident("batches", batches, jax.random.split(key)[0])
+        return source, None, first, last
+    if not isinstance(batches, Iterable):
+        called = " Call it, and pass what it returns." if callable(batches) else ""
+        raise InputError(
+            f"batches is {described(batches)}.{called} Pass a bilevax.Batch, a source such as bilevax.Minibatches, "
+            "or an iterable of Batches."
+        )
+    stream = iter(batches)
+    try:
+        first = _signals.unless(asked, lambda: next(stream))
+    except StopIteration:
+        raise InputError("batches is empty: an iterable of at least one Batch is needed.") from None
+    require_batch(first)
+    rest, first = itertools.chain([first], stream), jax.tree.map(jnp.asarray, first)
+    return None, rest, first, first
 
 
 def _stream_stretch(
@@ -555,10 +608,31 @@ def _stream_stretch(
     return carry, jax.tree.map(lambda *x: np.concatenate(x), *told), int(sum(taken))
 
 
-def _check_key(key: Any) -> None:
-    dtype = getattr(key, "dtype", None)
-    if dtype is None or not jnp.issubdtype(dtype, jax.dtypes.prng_key) or key.shape != ():
-        raise InputError(f"key is {key!r}, and must be one key, such as jax.random.key(0).")
+def _info_of(solver: Solver, problem: Problem, state: Any, batch: Batch) -> Info:
+    """The shapes of a step's Info; a step that cannot be traced is refused."""
+    try:
+        state, info = jax.eval_shape(functools.partial(_step, solver, problem), state, batch, jax.random.key(0))
+    except InputError:
+        raise
+    except Exception as error:  # of the optimizers, or of a loss whose derivatives JAX cannot take
+        text = str(error).strip().partition("\n")[0]
+        raise InputError(
+            f"{type(solver).__name__} cannot take a step on this problem ({type(error).__name__}: {text}). The losses "
+            "can be evaluated, so it is their derivatives, or what the optimizers make of them, that fail."
+        ) from error
+    return info
+
+
+def _check_callbacks(callbacks: Any) -> None:
+    if not isinstance(callbacks, list | tuple):
+        raise InputError(f"solve: callbacks is {described(callbacks)}. Pass a list of them.")
+    for c in callbacks:
+        methods = [callable(getattr(c, name, None)) for name in ("start", "visit", "finish")]
+        if isinstance(c, type) or not (all(methods) or (callable(c) and not any(methods))):
+            raise InputError(
+                f"solve: callbacks holds {described(c)}. Each must be a function of a Visit, or an object with the "
+                "methods start, visit and finish, such as bilevax.callbacks.Progress()."
+            )
 
 
 def _fingerprint(

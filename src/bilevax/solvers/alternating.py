@@ -7,7 +7,7 @@ import jax
 import optax
 
 from bilevax import oracles
-from bilevax.problem import Batch, Problem, PyTree, require_count
+from bilevax.problem import Batch, Problem, PyTree, settle_counts
 from bilevax.solvers import base
 
 
@@ -39,7 +39,7 @@ class Alternating:
     lower_steps: int = 10
 
     def __post_init__(self) -> None:
-        require_count("Alternating", "lower_steps", self.lower_steps)
+        settle_counts(self, "lower_steps")
 
     def check(self, problem: Problem, u: PyTree, v: PyTree, batch: Batch) -> None:
         """Refuse constraints, and what no solver can treat."""

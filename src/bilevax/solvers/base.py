@@ -16,7 +16,7 @@ import optax
 
 from bilevax import oracles
 from bilevax._optimizers import Objective, check_optimizer, update
-from bilevax.problem import Batch, InputError, PerMove, Problem, PyTree, identity
+from bilevax.problem import Batch, InputError, PerMove, Problem, PyTree, described, identity
 
 
 class Info(NamedTuple):
@@ -47,6 +47,35 @@ class Solver(Protocol):
     def step(self, problem: Problem, state: Any, batch: Batch, key: Any) -> tuple[Any, Info]:
         """One step."""
         ...
+
+
+def require_solver(owner: str, solver: Any) -> None:
+    """Refuse what is no solver: a class in place of an instance, or an object without a solver's three methods."""
+    if isinstance(solver, type):
+        raise InputError(
+            f"{owner}: solver is {described(solver)}. Pass an instance of it: {solver.__name__}(), with its settings."
+        )
+    missing = [name for name in ("check", "init", "step") if not callable(getattr(solver, name, None))]
+    if missing:
+        raise InputError(
+            f"{owner}: solver is {described(solver)}, which has no {' and no '.join(missing)}. Pass one of "
+            "bilevax.solvers, such as Penalty()."
+        )
+
+
+def check_moves(solver: Any, batch: Batch) -> None:
+    """Refuse a PerMove that does not hold one lower batch for each of the solver's lower moves."""
+    moves = getattr(solver, "lower_steps", None)
+    if not isinstance(batch.lower, PerMove) or moves is None:
+        return
+    for path, x in jax.tree_util.tree_leaves_with_path(batch.lower.data):
+        found = jnp.shape(x)[:1]
+        if found != (moves,):
+            raise InputError(
+                f"batch.lower is a PerMove whose leaf{jax.tree_util.keystr(path)} leads with "
+                f"{found[0] if found else 'no axis'}, and {type(solver).__name__} makes {moves} lower moves in a step. "
+                f"Give one lower batch for each: per_move={moves}."
+            )
 
 
 def refuse_constraints(solver: Any, problem: Problem) -> None:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from bilevax import oracles, schedules
-from bilevax.problem import Batch, Problem, PyTree, require_count
+from bilevax.problem import Batch, Problem, PyTree, settle_counts
 from bilevax.schedules import Geometric, Schedule
 from bilevax.solvers import base
 
@@ -67,7 +67,7 @@ class BVFIM:
     barrier: Schedule | float = Geometric(0.1, 0.999, low=1e-2)
 
     def __post_init__(self) -> None:
-        require_count("BVFIM", "lower_steps", self.lower_steps)
+        settle_counts(self, "lower_steps")
         for name in ("slack", "damping", "barrier"):
             schedules.require_positive("BVFIM", name, getattr(self, name))
 

@@ -8,7 +8,7 @@ import optax
 
 from bilevax import oracles
 from bilevax.linear_solve import CG, LinearSolve
-from bilevax.problem import Batch, Problem, PyTree, require_count
+from bilevax.problem import Batch, Problem, PyTree, settle_counts
 from bilevax.solvers import base
 
 
@@ -55,7 +55,7 @@ class Implicit:
     curvature: oracles.Curvature = oracles.exact
 
     def __post_init__(self) -> None:
-        require_count("Implicit", "lower_steps", self.lower_steps)
+        settle_counts(self, "lower_steps")
 
     def check(self, problem: Problem, u: PyTree, v: PyTree, batch: Batch) -> None:
         """Refuse constraints, a project_lower that is no projection, and what no solver can treat."""

@@ -8,7 +8,7 @@ import jax
 import optax
 
 from bilevax import oracles
-from bilevax.problem import Batch, InputError, Problem, PyTree, require_count
+from bilevax.problem import Batch, InputError, Problem, PyTree, settle_counts
 from bilevax.solvers import base
 
 
@@ -67,7 +67,7 @@ class LookAhead:
     def __post_init__(self) -> None:
         if not isinstance(self.rate, int | float) or not 0 < self.rate < math.inf:
             raise InputError(f"LookAhead: rate is {self.rate!r}, and must be a positive number.")
-        require_count("LookAhead", "lower_steps", self.lower_steps)
+        settle_counts(self, "lower_steps")
 
     def check(self, problem: Problem, u: PyTree, v: PyTree, batch: Batch) -> None:
         """Refuse constraints, and what no solver can treat."""

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from bilevax import oracles, schedules
-from bilevax.problem import Batch, Inequality, InputError, Problem, PyTree, require_count
+from bilevax.problem import Batch, Inequality, InputError, Problem, PyTree, settle_counts
 from bilevax.schedules import Geometric, Schedule
 from bilevax.solvers import base
 
@@ -92,9 +92,9 @@ class Penalty:
     curvature: oracles.Curvature = oracles.exact
 
     def __post_init__(self) -> None:
-        require_count("Penalty", "lower_steps", self.lower_steps)
+        settle_counts(self, "lower_steps")
         if self.stage_steps is not None:
-            require_count("Penalty", "stage_steps", self.stage_steps)
+            settle_counts(self, "stage_steps")
         schedules.require_positive("Penalty", "gamma", self.gamma)
         schedules.require_rising("Penalty", "gamma", self.gamma)
         schedules.require_positive("Penalty", "eps", self.eps)

@@ -9,7 +9,7 @@ import optax
 
 from bilevax import oracles, schedules
 from bilevax.linear_solve import CG, LinearSolve
-from bilevax.problem import Batch, Problem, PyTree, require_count
+from bilevax.problem import Batch, Problem, PyTree, settle_counts
 from bilevax.schedules import Geometric, Schedule
 from bilevax.solvers import base
 
@@ -87,7 +87,7 @@ class SMNBP:
     halvings: int = 10
 
     def __post_init__(self) -> None:
-        require_count("SMNBP", "halvings", self.halvings)
+        settle_counts(self, "halvings")
         for name in ("mu", "eps"):
             schedules.require_positive("SMNBP", name, getattr(self, name))
 

@@ -11,7 +11,7 @@ import optax
 
 from bilevax import oracles
 from bilevax.linear_solve import CG, LinearSolve
-from bilevax.problem import Batch, InputError, Problem, PyTree, require_count
+from bilevax.problem import Batch, InputError, Problem, PyTree, settle_counts
 from bilevax.solvers import base
 
 LEAST_MU = 1e-6  # on the support the regulariser is smooth, and this is nothing beside its entries
@@ -76,7 +76,7 @@ class SparseHO:
     linear_solve: LinearSolve = CG(100)
 
     def __post_init__(self) -> None:
-        require_count("SparseHO", "lower_steps", self.lower_steps)
+        settle_counts(self, "lower_steps")
         if not self.rate > 0:
             raise InputError(f"SparseHO: rate is {self.rate}, and must be positive.")
         if not callable(self.proximal):

@@ -10,7 +10,7 @@ import optax
 from jax.flatten_util import ravel_pytree
 
 from bilevax import oracles, schedules
-from bilevax.problem import Batch, InputError, Problem, PyTree, require_count
+from bilevax.problem import Batch, InputError, Problem, PyTree, settle_counts
 from bilevax.schedules import Geometric, Schedule
 from bilevax.solvers import base
 
@@ -77,7 +77,7 @@ class Layers:
     count: int = 1
 
     def __post_init__(self) -> None:
-        require_count("Layers", "count", self.count)
+        settle_counts(self, "count")
 
     def check(self, v: PyTree) -> None:
         """Refuse fewer layers than are to be drawn."""
@@ -125,7 +125,7 @@ class Coordinates:
     count: int
 
     def __post_init__(self) -> None:
-        require_count("Coordinates", "count", self.count)
+        settle_counts(self, "count")
 
     def check(self, v: PyTree) -> None:
         """Refuse fewer entries than are to be drawn."""
@@ -244,10 +244,10 @@ class SPNBO:
     stage_steps: int | None = None
 
     def __post_init__(self) -> None:
-        require_count("SPNBO", "lower_steps", self.lower_steps)
-        require_count("SPNBO", "test_every", self.test_every)
+        settle_counts(self, "lower_steps")
+        settle_counts(self, "test_every")
         if self.stage_steps is not None:
-            require_count("SPNBO", "stage_steps", self.stage_steps)
+            settle_counts(self, "stage_steps")
         for name in ("mu", "beta", "eps_1", "eps_2", "eps_3", "step_scale"):
             schedules.require_positive("SPNBO", name, getattr(self, name))
         schedules.require_rising("SPNBO", "beta", self.beta)

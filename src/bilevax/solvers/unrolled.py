@@ -12,7 +12,7 @@ from jax.flatten_util import ravel_pytree
 from bilevax import oracles
 from bilevax._optimizers import first_line, update
 from bilevax.hoisting import hoist
-from bilevax.problem import Batch, InputError, Problem, PyTree, require_count
+from bilevax.problem import Batch, InputError, Problem, PyTree, settle_counts
 from bilevax.solvers import base
 
 
@@ -53,11 +53,10 @@ class ReverseMode:
     segment: int | None = None
 
     def __post_init__(self) -> None:
-        require_count("ReverseMode", "lower_steps", self.lower_steps)
+        settle_counts(self, "lower_steps")
         for name in ("last", "segment"):
-            value = getattr(self, name)
-            if value is not None:
-                require_count("ReverseMode", name, value)
+            if getattr(self, name) is not None:
+                settle_counts(self, name)
         if self.last is not None and self.last > self.lower_steps:
             raise InputError(
                 f"ReverseMode: last is {self.last}, more than the {self.lower_steps} lower_steps there are."
@@ -113,7 +112,7 @@ class ForwardMode:
     lower_steps: int = 10
 
     def __post_init__(self) -> None:
-        require_count("ForwardMode", "lower_steps", self.lower_steps)
+        settle_counts(self, "lower_steps")
 
     def check(self, problem: Problem, u: PyTree, v: PyTree, batch: Batch) -> None:
         """Refuse constraints, and what no solver can treat."""

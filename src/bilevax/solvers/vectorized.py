@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from bilevax.problem import Batch, InputError, Problem, PyTree, check_finite
+from bilevax.problem import Batch, InputError, Problem, PyTree, check_finite, check_variable, require_arrays
 from bilevax.solvers import base
 
 
@@ -52,19 +52,24 @@ class Vectorized:
 
     solver: base.Solver
 
+    def __post_init__(self) -> None:
+        base.require_solver("Vectorized", self.solver)
+
     def check(self, problem: Problem, u: PyTree, v: PyTree, batch: Batch) -> None:
         """Refuse leading axes that differ, and what `solver` cannot treat in the first member."""
+        check_variable("u", u)
+        check_variable("v", v)
+        require_arrays("batch", batch)
         sizes = {jnp.shape(x)[:1] for x in jax.tree.leaves((u, v, batch))}
         if len(sizes) != 1 or () in sizes:
-            found = sorted(s[0] if s else "none" for s in sizes)
+            found = [*sorted(s[0] for s in sizes if s), *(["none"] if () in sizes else [])]
             raise InputError(
-                f"Vectorized: the leaves of u, v and the batch have leading axes {found}. "
+                f"Vectorized: the leaves of u, v and the batch have leading axes [{', '.join(map(str, found))}]. "
                 "All must lead with the same axis of members; add it with jnp.stack or jnp.broadcast_to."
             )
-        check_finite("u", u)
-        check_finite("v", v)
         check_finite("batch", batch)
         u, v, batch = jax.tree.map(lambda x: x[0], (u, v, batch))
+        base.check_moves(self.solver, batch)
         self.solver.check(problem, u, v, batch)
 
     def init(self, problem: Problem, u: PyTree, v: PyTree, batch: Batch) -> VectorizedState:
