@@ -31,7 +31,6 @@ PROBLEM = bx.Problem(
     lambda u, v: jnp.sum(u**2) + jnp.sum(v**2),
     lambda u, v: jnp.sum((1 - u - v) ** 2),
     project_upper=BOX,
-    project_lower=BOX,
 )
 SOLVER = bx.Penalty(ADAM, ADAM, T, lam=Geometric(10.0, 0.9))
 
@@ -52,7 +51,7 @@ def by_hand(u: Any, v: Any, steps: int) -> Any:
         def lower(carry: Any, _: None) -> Any:
             v, opt = carry
             update, opt = ADAM.update(directions(v)[1], opt, v)
-            return (BOX(v + scale * update), opt), None
+            return (v + scale * update, opt), None
 
         (v, lower_opt), _ = jax.lax.scan(lower, (v, lower_opt), None, length=T)
         grad_u, grad_v, grad_g = directions(v)

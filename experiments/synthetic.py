@@ -85,6 +85,22 @@ def upper_loss(u: Any, v: Any, data: Data) -> Any:
 
 box = partial(optax.projections.projection_box, lower=-BOUND, upper=BOUND)
 PROBLEM = Problem(upper_loss, lower_loss, project_upper=box, project_lower=box)
+# For Penalty, which takes v for free: the solutions lie inside of the box, and its optimizer keeps v there till then.
+FREE = Problem(upper_loss, lower_loss, project_upper=box)
+
+
+def problem_for(solver: Solver) -> Problem:
+    """With v held in the box by the problem, but for Penalty, whose optimizer holds it."""
+    return FREE if isinstance(solver, Penalty) else PROBLEM
+
+
+def held_in_box(optimizer: optax.GradientTransformation) -> optax.GradientTransformation:
+    """The optimizer, its moves shortened where they would leave the box."""
+
+    def shortened(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        return optax.tree.sub(box(optax.tree.add(params, updates)), params), state
+
+    return optax.chain(optimizer, optax.GradientTransformation(optax.init_empty_state, shortened))
 
 
 def draw(example: int, seeds: Sequence[int]) -> Trials:
@@ -201,7 +217,7 @@ class Setup:
                 return Implicit(upper, lower, T, Neumann(T, self.neumann_scale, self.damping))
         return Penalty(
             upper,
-            lower,
+            held_in_box(lower),
             T,
             gamma=Geometric(1.0, 1.1, high=self.greatest_gamma),
             eps=Geometric(1.0, 0.9),
@@ -266,7 +282,7 @@ def follow(solver: Solver, trials: Trials, steps: int) -> Curves:
 
     solve(
         Vectorized(solver),
-        PROBLEM,
+        problem_for(solver),
         trials.u,
         trials.v,
         Batch(trials.data, trials.data),

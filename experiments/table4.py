@@ -12,7 +12,7 @@ from tqdm import tqdm
 from bilevax import Batch, solve
 from experiments import synthetic
 from experiments.contract import Published, Row, Settings, pick, show, write_results
-from experiments.synthetic import LOWER_STEPS, METHODS, OWN, PROBLEM, Trials
+from experiments.synthetic import LOWER_STEPS, METHODS, OWN, Trials, problem_for
 
 TITLE = "Table 4: seconds for 10,000 upper iterations of one trial"
 STEPS = 10_000
@@ -91,7 +91,8 @@ def runner(solver: Any, example: int) -> Callable[[], None]:
 
     def once() -> None:
         batch = Batch(trial.data, trial.data)
-        result = solve(solver, PROBLEM, trial.u, trial.v, batch, steps=STEPS, key=jax.random.key(0), every=STEPS)
+        problem, key = problem_for(solver), jax.random.key(0)
+        result = solve(solver, problem, trial.u, trial.v, batch, steps=STEPS, key=key, every=STEPS)
         jax.block_until_ready((result.u, result.v))
 
     return once

@@ -22,7 +22,8 @@ import jax.numpy as jnp
 import optax
 from jax.core import Tracer
 
-from bilevax.problem import InputError, Problem, PyTree, identity
+from bilevax._optimizers import first_line
+from bilevax.problem import Batch, InputError, Problem, PyTree, identity
 
 Along = Callable[[PyTree], tuple[PyTree, PyTree]]
 Curvature = Callable[[Callable[[PyTree, PyTree], Any], PyTree, PyTree], "Lower"]  # g(u, v), u, v -> it
@@ -174,6 +175,7 @@ class FixedPoint(NamedTuple):
     along: Along
     b: PyTree
     direct: PyTree
+    moved: PyTree
 
 
 def fixed_point(
@@ -204,11 +206,18 @@ def fixed_point(
 
     Returns:
         A FixedPoint. The derivative is `direct - cross`, where (cross, _) = along(q) and along(q)[1] = b; for any of
-        `bilevax.linear_solve` that is `direct - answer.cross`.
+        `bilevax.linear_solve` that is `direct - answer.cross`. `moved` is move(u, v - step grad_v g).
     """
     step = _cauchy_step(g, v) if step is None else step
     before = jax.tree.map(lambda x, d: (x - step * d).astype(x.dtype), v, g.grad_v)
-    _, pull = jax.vjp(move, u, before)
+    moved, transposed = jax.vjp(move, u, before)
+
+    def pull(x: PyTree) -> tuple[PyTree, PyTree]:
+        """The product with the transpose, 0 where a norm of zeros that stay zeros (a dead group) makes it NaN."""
+        of_u, of_v = transposed(x)
+        return of_u, jax.tree.map(
+            lambda d, old, new: jnp.where(jnp.isnan(d) & (old == 0) & (new == 0), 0, d), of_v, before, moved
+        )
 
     def along(q: PyTree) -> tuple[PyTree, PyTree]:
         p = pull(q)[1]
@@ -218,7 +227,7 @@ def fixed_point(
         return optax.tree.sub(cross, pull(rest)[0]), pull(bent)[1]
 
     direct, inner = pull(b)
-    return FixedPoint(along, inner, direct)
+    return FixedPoint(along, inner, direct, moved)
 
 
 def on_set(problem: Problem, u: PyTree, v: PyTree, g: Lower, b: PyTree) -> tuple[Along, PyTree]:
@@ -229,12 +238,12 @@ def on_set(problem: Problem, u: PyTree, v: PyTree, g: Lower, b: PyTree) -> tuple
     return found.along, found.b
 
 
-def projected(problem: Problem, v: PyTree) -> tuple[PyTree, Callable[[PyTree], PyTree]]:
-    """The projection of v onto its set, and the product with the transpose of its derivative there."""
-    if problem.project_lower is identity:
-        return v, identity
-    found, pull = jax.vjp(problem.project_lower, v)
-    return found, lambda x: pull(x)[0]
+def transposed(function: Callable[[PyTree], PyTree], x: PyTree) -> tuple[PyTree, Callable[[PyTree], PyTree]]:
+    """function(x), and the product with the transpose of its derivative there."""
+    if function is identity:
+        return x, identity
+    value, pull = jax.vjp(function, x)
+    return value, lambda d: pull(d)[0]
 
 
 def _cauchy_step(g: Lower, v: PyTree) -> Any:
@@ -256,7 +265,44 @@ def _dot(a: PyTree, b: PyTree, dtype: Any) -> Any:
     )
 
 
+def require_start(owner: str, problem: Problem, u: PyTree, batch: Batch, asked: bool = False) -> bool:
+    """Whether `lower_start` depends on u, if that is asked.
+
+    Raises:
+        InputError: it cannot be differentiated.
+    """
+    if problem.lower_start is None:
+        return False
+    start, key = problem.lower_start, jax.random.key(0)
+
+    def slope(u: PyTree, batch: Batch) -> PyTree:
+        v, pull_back = jax.vjp(lambda u: start(u, batch, key), u)
+        return pull_back(optax.tree.random_like(key, v))[0]
+
+    try:
+        found = jax.jit(slope)(u, batch) if asked else jax.eval_shape(slope, u, batch)
+    except Exception as error:  # whatever the user's function raises
+        raise InputError(
+            f"{owner} differentiates its lower moves from their start, and lower_start cannot be differentiated: "
+            f"{first_line(error)} If the start is to count as given, let it use jax.lax.stop_gradient(u)."
+        ) from error
+    return asked and any(bool(jnp.any(x != 0)) for x in jax.tree.leaves(found))
+
+
 PROJECTION_WITHIN = 1e-3  # float32 keeps a projection to about 1e-6, and iterated ones to less
+
+
+def require_symmetric(owner: str, name: str, move: Callable[[PyTree], PyTree], v: PyTree) -> None:
+    """Refuse what is no proximal map, as far as its derivative near v shows.
+
+    Raises:
+        InputError: the derivative is not symmetric, or there is none.
+    """
+    advice = (
+        f"{owner} differentiates the fixed point of a proximal descent, which needs the proximal map of a function: "
+        "the minimiser of step r(x) + |x - v|^2 / 2 over x."
+    )
+    _require_defects(owner, name, move, v, advice)
 
 
 def require_projection(owner: str, name: str, project: Callable[[PyTree], PyTree], v: PyTree) -> None:
@@ -273,21 +319,22 @@ def require_projection(owner: str, name: str, project: Callable[[PyTree], PyTree
         f"{owner} differentiates the fixed point of a projected descent, which needs an orthogonal projection onto a "
         "set, such as those of optax.projections. Use ReverseMode, which differentiates the moves themselves."
     )
+    again = _require_defects(owner, name, project, v, advice)
+    if not isinstance(again, Tracer) and not again <= PROJECTION_WITHIN:
+        raise InputError(f"{owner}: {name} moves a point that it has projected already. {advice}")
+
+
+def _require_defects(owner: str, name: str, move: Callable[[PyTree], PyTree], v: PyTree, advice: str) -> Any:
+    """How far `move` moves what it has moved; InputError where its derivative is not symmetric, or there is none."""
     try:
-        again, skew = _defects(project, v)
+        again, skew = _defects(move, v)
     except InputError:
         raise
     except Exception as error:  # whatever the user's function raises
-        reason = str(error).strip().splitlines()
-        raise InputError(
-            f"{owner}: {name} cannot be differentiated: {type(error).__name__}: {reason[0] if reason else ''} {advice}"
-        ) from error
-    if isinstance(again, Tracer):
-        return
-    if not again <= PROJECTION_WITHIN:
-        raise InputError(f"{owner}: {name} moves a point that it has projected already. {advice}")
-    if not skew <= PROJECTION_WITHIN:
+        raise InputError(f"{owner}: {name} cannot be differentiated: {first_line(error)} {advice}") from error
+    if not isinstance(skew, Tracer) and not skew <= PROJECTION_WITHIN:
         raise InputError(f"{owner}: {name} has a derivative that is not symmetric. {advice}")
+    return again
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -328,9 +328,9 @@ class GroupLasso:
 
     def proximal(self, v: PyTree, step: Any) -> PyTree:
         """Block soft thresholding."""
-        norms = jnp.sqrt(self.groups.squares(v))
-        kept = norms > step
-        return self.groups.scaled(v, jnp.where(kept, 1 - step / jnp.where(kept, norms, 1.0), 0.0))
+        squares = self.groups.squares(v)
+        kept = jnp.sqrt(squares) > step
+        return self.groups.scaled(v, jnp.where(kept, 1 - step / jnp.sqrt(jnp.where(kept, squares, 1.0)), 0.0))
 
 
 @dataclass(frozen=True)

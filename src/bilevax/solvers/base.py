@@ -88,6 +88,17 @@ def refuse_constraints(solver: Any, problem: Problem) -> None:
         )
 
 
+def refuse_lower_sets(solver: Any, problem: Problem) -> None:
+    """Refuse, by name, a v that lives in a set, for a solver that would be wrong at the boundary of the set."""
+    if problem.project_lower is not identity:
+        name = type(solver).__name__
+        raise InputError(
+            f"{name} takes v for free (grad_v g = 0 at the lower solution), and this problem has a project_lower, at "
+            "whose active bounds that fails. Use Implicit or ReverseMode, which are right there, too; or leave "
+            "project_lower out, if the lower solutions lie inside of the set."
+        )
+
+
 class Known(enum.Enum):
     """What a solver knows of the function whose gradient moves a variable, beside that gradient."""
 

@@ -78,7 +78,7 @@ class LearningToReweight:
     lower_optimizer: optax.GradientTransformation = optax.sgd(1e-2)
 
     def check(self, problem: Problem, u: PyTree, v: PyTree, batch: Batch) -> None:
-        """Refuse constraints, a u that is no vector of weights, batches without index, losses of another form."""
+        """Refuse constraints, a v in a set, a u that is no vector of weights, no index, losses of another form."""
         base.refuse_constraints(self, problem)
         if not jax.tree_util.all_leaves([u]) or np.ndim(u) != 1:
             found = f"of shape {np.shape(u)}" if jax.tree_util.all_leaves([u]) else f"a {type(u).__name__}"
@@ -99,6 +99,7 @@ class LearningToReweight:
                 f"LearningToReweight: batch.lower.index reaches from {low} to {high}, and u has {len(u)} entries. "
                 "Give u one entry for each training sample."
             )
+        base.refuse_lower_sets(self, problem)
         problem.check(u, v, batch)
         base.check_optimizers(self, problem, u, v, batch, lower=base.Known.FUNCTION)
         self._check_losses(problem, u, v, batch)

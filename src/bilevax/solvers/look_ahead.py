@@ -39,8 +39,9 @@ class LookAhead:
             `stop_gradient`: a loss whose weights depend on v but are held fixed, as those of
             Meta-Weight-Net are, needs `exact`.
 
-    v_hat is not projected where the problem projects v. Look-ahead and moves have the same lower batch;
-    of a `PerMove` the look-ahead has the first move's.
+    Where the problem projects v, so is v_hat, and the derivative goes through the projection; where v starts at a
+    `lower_start` that depends on u, it goes through that, too. Look-ahead and moves have the same lower batch; of a
+    `PerMove` the look-ahead has the first move's.
 
     Cost of a step: T + 1 gradients of g, one pass back through one of them, one gradient of f. Memory: that
     of u, v and the optimizers. `upper_loss` is told at v_hat.
@@ -73,6 +74,7 @@ class LookAhead:
         """Refuse constraints, and what no solver can treat."""
         base.refuse_constraints(self, problem)
         problem.check(u, v, batch)
+        oracles.require_start("LookAhead", problem, u, batch)
         base.check_optimizers(self, problem, u, v, batch, upper=base.Known.VALUE, lower=base.Known.FUNCTION)
 
     def init(self, problem: Problem, u: PyTree, v: PyTree, batch: Batch) -> LookAheadState:
@@ -82,13 +84,21 @@ class LookAhead:
     def step(self, problem: Problem, state: LookAheadState, batch: Batch, key: Any) -> tuple[LookAheadState, base.Info]:
         """A look-ahead, one move of u, T moves of v along grad_v g at the new u."""
         start_key, lower_key, upper_key = jax.random.split(key, 3)
-        v = base.start_of_step(problem, state, batch, start_key)
+
+        def start(u: PyTree) -> PyTree:
+            return base.start_of_step(problem, state._replace(u=u), batch, start_key)
+
+        v, to_u = (state.v, None) if problem.lower_start is None else oracles.transposed(start, state.u)
         data = base.lower_data(batch, 0)
         g = oracles.lower(problem, state.u, v, data, upper_key, curvature=self.curvature)
-        ahead = jax.tree.map(lambda x, d: x - self.rate * d, v, g.grad_v)
+        ahead = jax.tree.map(lambda x, d: (x - self.rate * d).astype(x.dtype), v, g.grad_v)
+        ahead, unprojected = oracles.transposed(problem.project_lower, ahead)
         f = oracles.upper(problem, state.u, ahead, batch.upper, upper_key)
-        p = jax.tree.map(lambda d: -self.rate * d, f.grad_v)
-        direction = optax.tree.add(f.grad_u, g.along(p)[0])
+        slope = unprojected(f.grad_v)
+        along_u, along_v = g.along(jax.tree.map(lambda d: (-self.rate * d).astype(d.dtype), slope))
+        direction = optax.tree.add(f.grad_u, along_u)
+        if to_u is not None:
+            direction = optax.tree.add(direction, to_u(optax.tree.add(slope, along_v)))
         objective = base.Objective(f.loss)
         u, upper_opt = base.move(
             self.upper_optimizer, state.upper_opt, state.u, direction, problem.project_upper, objective=objective

@@ -104,7 +104,8 @@ class Penalty:
             raise InputError(f"Penalty: nu is {self.nu}, and must be zero (no multipliers) or positive.")
 
     def check(self, problem: Problem, u: PyTree, v: PyTree, batch: Batch) -> None:
-        """Refuse what no solver can treat."""
+        """Refuse a v that lives in a set, and what no solver can treat."""
+        base.refuse_lower_sets(self, problem)
         problem.check(u, v, batch)
         base.check_optimizers(self, problem, u, v, batch)
 

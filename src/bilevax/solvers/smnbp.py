@@ -92,8 +92,9 @@ class SMNBP:
             schedules.require_positive("SMNBP", name, getattr(self, name))
 
     def check(self, problem: Problem, u: PyTree, v: PyTree, batch: Batch) -> None:
-        """Refuse constraints, and what no solver can treat."""
+        """Refuse constraints, a v that lives in a set, and what no solver can treat."""
         base.refuse_constraints(self, problem)
+        base.refuse_lower_sets(self, problem)
         problem.check(u, v, batch)
         base.check_optimizers(self, problem, u, v, batch)
 

@@ -1,4 +1,4 @@
-"""Hypergradients restricted to the support of a sparse lower solution."""
+"""Hypergradients through the fixed point of a proximal descent: lasso-like lower levels, and sets that u moves."""
 
 import functools
 from collections.abc import Callable
@@ -13,8 +13,6 @@ from bilevax import oracles
 from bilevax.linear_solve import CG, LinearSolve
 from bilevax.problem import Batch, InputError, Problem, PyTree, settle_counts
 from bilevax.solvers import base
-
-LEAST_MU = 1e-6  # on the support the regulariser is smooth, and this is nothing beside its entries
 
 
 class SparseHOState(NamedTuple):
@@ -31,26 +29,28 @@ class SparseHOState(NamedTuple):
 class SparseHO:
     """Implicit differentiation on the support (Bertrand et al., ICML 2020; JMLR 2022), for lasso-like lower levels.
 
-    v moves by proximal descent, v = prox(v - rate grad_v g), which ends with exact zeros. There v*(u) does not move
-    with u to first order (generically), and elsewhere g and its regulariser are smooth, so that
+    v moves by proximal descent, v = prox(u, v - rate grad_v g), and u along the derivative of f(u, v*(u)), v*(u) being
+    its fixed point. The published method iterates the differentiated proximal descent; its limit is the solution of a
+    linear system (`oracles.fixed_point`), which is solved here directly. For the lasso it is the system of the support
+    S = {i: v_i != 0} alone,
 
         u moves along grad_u f - grad2_uv G q,    (grad2_vv G)_SS q_S = (grad_v f)_S,    q = 0 off S,
 
-    G = g + regulariser and S = {i: v_i != 0}. On all of v the system means nothing: the corners at zero have no second
-    derivative, and a smoothed one of 1 / mu. The published method iterates the differentiated proximal descent on S;
-    its limit is the solution of this system, which is solved here directly.
+    G = g + regulariser: entries at zero do not move with u. Nothing is smoothed, and the derivative of `proximal` in u
+    has its part: in a box [0, C(u)] the entries at C(u) move with it.
 
     Args:
         upper_optimizer: any optax optimizer without a line search; it is given the value of f.
         proximal: (u, v, step) -> v, the proximal map of the regulariser, such as
-            `lambda u, v, step: L1().proximal(v, step * jnp.exp(u[0]))`.
+            `lambda u, v, step: L1().proximal(v, step * jnp.exp(u[0]))`, or a projection onto a set that may depend on
+            u. It is differentiated in u and v.
         rate: of the descent; at most 1 over the Lipschitz constant of grad_v g without the regulariser.
         lower_steps: T, moves of v per move of u.
         linear_solve: one of `bilevax.linear_solve`.
 
     Where the support is empty, u moves along grad_u f alone; a start from which nothing would move is refused.
-    `extra["support"]` tells the share of entries in the support, `extra["linear_residual"]` the residual of the system.
-    |grad_v G| is told on the support.
+    `extra["support"]` is the share of entries in the support, `extra["linear_residual"]` the residual of the system.
+    `lower_grad_norm` is |v - prox(u, v - rate grad_v g)| / rate.
 
     Cost of a step: T gradients of g, one of f, and a product with the Hessian of g for each step of the linear solve.
 
@@ -91,6 +91,7 @@ class SparseHO:
                 "Problem(regularizer=...), or use Implicit."
             )
         problem.check(u, v, batch)
+        oracles.require_symmetric("SparseHO", "proximal", lambda v: self._proximal(problem, u, v), v)
         base.check_optimizers(self, problem, u, v, batch, upper=base.Known.VALUE)
         key = jax.random.key(0)
         moved = _moved(self, problem, u, v, batch, key)
@@ -113,15 +114,16 @@ class SparseHO:
             optax.sgd(self.rate),
             optax.sgd(self.rate).init(v),
             base.start_of_step(problem, state, batch, start_key),
-            Problem(
-                problem.upper_loss,
-                problem.lower_loss,
-                project_lower=lambda v: problem.project_lower(self.proximal(u, v, self.rate)),
-            ),
+            Problem(problem.upper_loss, problem.lower_loss, project_lower=lambda v: self._proximal(problem, u, v)),
             batch,
             self.lower_steps,
             key,
         )[0]
+
+    def _proximal(self, problem: Problem, u: PyTree, v: PyTree) -> PyTree:
+        """The proximal map and the projection of the problem, in the types of v."""
+        moved = problem.project_lower(self.proximal(u, v, self.rate))
+        return jax.tree.map(lambda new, old: new.astype(old.dtype), moved, v)
 
     def init(self, problem: Problem, u: PyTree, v: PyTree, batch: Batch) -> SparseHOState:
         """The state at (u, v), q zero."""
@@ -132,30 +134,21 @@ class SparseHO:
         start_key, lower_key, upper_key = jax.random.split(key, 3)
         u = state.u
         v = self._moved(problem, u, state.v, batch, start_key, lower_key)
-        support = jax.tree.map(lambda x: (x != 0).astype(x.dtype), v)
-
-        def on_support(x: PyTree) -> PyTree:
-            return jax.tree.map(lambda a, s: a * s, x, support)
-
         f = oracles.upper(problem, u, v, batch.upper, upper_key)
         data = base.lower_data(batch, self.lower_steps - 1)
-        g = oracles.lower(problem, u, v, data, upper_key, mu=LEAST_MU)
-
-        def along(q: PyTree) -> tuple[PyTree, PyTree]:
-            cross, image = g.along(on_support(q))
-            return cross, on_support(image)
-
-        q, cross, residual = self.linear_solve(along, on_support(f.grad_v), on_support(state.q))
-        q, direction = on_support(q), optax.tree.sub(f.grad_u, cross)
-        objective = base.Objective(f.loss)
+        g = oracles.lower(Problem(problem.upper_loss, problem.lower_loss), u, v, data, upper_key)
+        fixed = oracles.fixed_point(lambda u, v: self._proximal(problem, u, v), u, v, g, f.grad_v, self.rate)
+        q, cross, residual = self.linear_solve(fixed.along, fixed.b, state.q)
+        direction = optax.tree.sub(optax.tree.add(f.grad_u, fixed.direct), cross)
         moved, upper_opt = base.move(
-            self.upper_optimizer, state.upper_opt, u, direction, problem.project_upper, objective=objective
+            self.upper_optimizer, state.upper_opt, u, direction, problem.project_upper, objective=base.Objective(f.loss)
         )
-        leaves = jax.tree.leaves(support)
-        share = sum(jnp.sum(x) for x in leaves) / sum(x.size for x in leaves)
+        leaves = jax.tree.leaves(v)
+        share = sum(jnp.sum(x != 0) for x in leaves) / sum(x.size for x in leaves)
         extra = {"support": share, "linear_residual": residual}
-        slope = optax.tree.norm(on_support(g.grad_v))
-        info = base.Info(f.loss, g.loss, optax.tree.norm(direction), slope, extra)
+        size: Any = optax.tree.norm(optax.tree.sub(v, fixed.moved))
+        loss = problem.lower(u, v, data, upper_key, jnp.finfo(size.dtype).tiny ** 0.5)
+        info = base.Info(f.loss, loss, optax.tree.norm(direction), size / self.rate, extra)
         return SparseHOState(moved, v, upper_opt, (), q), info
 
 

@@ -253,8 +253,9 @@ class SPNBO:
         schedules.require_rising("SPNBO", "beta", self.beta)
 
     def check(self, problem: Problem, u: PyTree, v: PyTree, batch: Batch) -> None:
-        """Refuse constraints, more rows than v has, and what no solver can treat."""
+        """Refuse constraints, a v that lives in a set, more rows than v has, and what no solver can treat."""
         base.refuse_constraints(self, problem)
+        base.refuse_lower_sets(self, problem)
         problem.check(u, v, batch)
         base.check_optimizers(self, problem, u, v, batch)
         self.rows.check(v)

@@ -29,14 +29,16 @@ class UnrolledState(NamedTuple):
 class ReverseMode:
     """Reverse-mode differentiation, RMD (Maclaurin et al. 2015; Franceschi et al. 2017).
 
-    u moves along the exact derivative of f(u, v_T(u)), where v_T is the end of T moves of v down g.
+    u moves along the exact derivative of f(u, v_T(u)), where v_T is the end of T moves of v down g. Where v starts at
+    a `lower_start` that depends on u, as in MAML, the derivative goes through the start, too.
 
     Args:
         upper_optimizer, lower_optimizer: any optax optimizers; the upper one without a line search. The lower one
             is differentiated through: take descent or momentum there, since Adam divides by the size of the gradient
             and with it normalises most of the derivative away.
         lower_steps: T, moves of v per move of u.
-        last: differentiate only the last so many moves (truncation, Shaban et al. 2019); None: all T.
+        last: differentiate only the last so many moves (truncation, Shaban et al. 2019); None: all T. With a
+            `lower_start` that depends on u it is refused, since the derivative through the start would be lost.
         segment: keep v at the start of every so many moves only and do the moves in between again on
             the way back (`jax.checkpoint`). About sqrt(T) is the least memory; None keeps all moves.
 
@@ -68,6 +70,13 @@ class ReverseMode:
         problem.check(u, v, batch)
         base.check_optimizers(self, problem, u, v, batch, upper=base.Known.VALUE, lower=base.Known.FUNCTION)
         _require_differentiable(self, problem, u, v, batch)
+        depends = oracles.require_start("ReverseMode", problem, u, batch, self.last not in (None, self.lower_steps))
+        if depends:
+            raise InputError(
+                f"ReverseMode: lower_start depends on u, and with last={self.last} of {self.lower_steps} lower_steps "
+                "the derivative through the start would be lost. Take last=None, and segment=... to save memory; or, "
+                "if the start is to count as given, let lower_start use jax.lax.stop_gradient(u)."
+            )
 
     def init(self, problem: Problem, u: PyTree, v: PyTree, batch: Batch) -> UnrolledState:
         """The state at (u, v)."""
@@ -76,14 +85,18 @@ class ReverseMode:
     def step(self, problem: Problem, state: UnrolledState, batch: Batch, key: Any) -> tuple[UnrolledState, base.Info]:
         """T moves of v; one of u along d f(u, v_T(u)) / du, by reverse mode."""
         start_key, lower_key, upper_key = jax.random.split(key, 3)
-        v = base.start_of_step(problem, state, batch, start_key)
         last = self.lower_steps if self.last is None else self.last
         skipped = self.lower_steps - last
-        carry = (v, state.lower_opt)
+
+        def start(u: PyTree) -> tuple[PyTree, Any]:
+            return base.start_of_step(problem, state._replace(u=u), batch, start_key), state.lower_opt
+
+        before = start(state.u)
         if skipped:
-            carry, _ = _moves(self, problem, state.u, carry, batch, 0, skipped, lower_key)
+            before, _ = _moves(self, problem, state.u, before, batch, 0, skipped, lower_key)
 
         def answer(u: PyTree) -> tuple[PyTree, Any]:
+            carry = before if skipped else start(u)
             (v, lower_opt), told = _moves(self, problem, u, carry, batch, skipped, last, lower_key, self.segment)
             return v, (lower_opt, told)
 
@@ -119,6 +132,7 @@ class ForwardMode:
         base.refuse_constraints(self, problem)
         problem.check(u, v, batch)
         base.check_optimizers(self, problem, u, v, batch, upper=base.Known.VALUE, lower=base.Known.FUNCTION)
+        oracles.require_start("ForwardMode", problem, u, batch)
         _require_differentiable(self, problem, u, v, batch)
 
     def init(self, problem: Problem, u: PyTree, v: PyTree, batch: Batch) -> UnrolledState:
@@ -128,12 +142,13 @@ class ForwardMode:
     def step(self, problem: Problem, state: UnrolledState, batch: Batch, key: Any) -> tuple[UnrolledState, base.Info]:
         """T moves of v; one of u along d f(u, v_T(u)) / du, by forward mode."""
         start_key, lower_key, upper_key = jax.random.split(key, 3)
-        v = base.start_of_step(problem, state, batch, start_key)
         flat_u, unravel = ravel_pytree(state.u)
 
         def answer(flat_u: Any) -> tuple[PyTree, Any]:
+            u = unravel(flat_u)
+            start = base.start_of_step(problem, state._replace(u=u), batch, start_key)
             (end, lower_opt), told = _moves(
-                self, problem, unravel(flat_u), (v, state.lower_opt), batch, 0, self.lower_steps, lower_key
+                self, problem, u, (start, state.lower_opt), batch, 0, self.lower_steps, lower_key
             )
             return end, (end, lower_opt, told)
 
@@ -165,6 +180,31 @@ def _require_differentiable(solver: Any, problem: Problem, u: PyTree, v: PyTree,
         ) from error
 
 
+def _differentiable_at_zero(optimizer: Any, gradient: PyTree, opt_state: Any, v: PyTree) -> Any:
+    """The optimizer, with finite derivatives where an entry of the gradient is exactly zero.
+
+    Adam and its kin take the square root of a mean of squares, whose derivative there is 0 times infinity. The
+    derivative beside it is taken instead; values are as they were. An optimizer that asks for more than the gradient
+    stays as it is.
+    """
+    try:
+        jax.eval_shape(optimizer.update, gradient, opt_state, v)
+    except Exception:
+        return optimizer
+    update: Any = jax.custom_jvp(lambda *arguments: optimizer.update(*arguments))
+
+    @update.defjvp
+    def _(primals: Any, tangents: Any) -> Any:
+        gradient, *rest = primals
+        beside = jax.tree.map(lambda d: jnp.where(d == 0, jnp.finfo(d.dtype).tiny ** 0.4, d).astype(d.dtype), gradient)
+        return update(*primals), jax.jvp(optimizer.update, (beside, *rest), tangents)[1]
+
+    def updated(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        return update(updates, state, params)
+
+    return optax.GradientTransformation(optimizer.init, updated)
+
+
 def _moves(
     solver: Any,
     problem: Problem,
@@ -182,8 +222,9 @@ def _moves(
     def move(fixed: tuple[PyTree, Batch], carry: Any, t: Any) -> tuple[Any, Any]:
         (u, batch), (v, opt_state) = fixed, carry
         descent, data = base.descend(problem, u, batch), base.lower_data(batch, t)
-        return descent.move(solver.lower_optimizer, opt_state, v, data, jax.random.fold_in(key, t))
+        return descent.move(optimizer, opt_state, v, data, jax.random.fold_in(key, t))
 
+    optimizer = _differentiable_at_zero(solver.lower_optimizer, carry[0], carry[1], carry[0])
     made, one = hoist(move, (u, batch), carry, ts[0])
     # Of each move the products alone are kept for the way back; what is between them is quicker made again than read.
     one = jax.checkpoint(partial(one, made), prevent_cse=False, policy=jax.checkpoint_policies.dots_saveable)
