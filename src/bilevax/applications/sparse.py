@@ -32,6 +32,7 @@ from sklearn.model_selection import KFold
 from sklearn.utils.validation import check_is_fitted, check_random_state, validate_data
 
 from bilevax.applications._inputs import numeric
+from bilevax.applications._pickling import Picklable
 from bilevax.applications._units import require_sizes, standard
 from bilevax.applications.task import Task
 from bilevax.linear_solve import CG
@@ -557,7 +558,7 @@ def _on_device(folds: Folds) -> Folds:
     return Folds(*(jnp.asarray(a, dtype) for a in (x, y, folds.x_mean, folds.y_mean, train, held, folds.near)))
 
 
-class TunedLasso(RegressorMixin, BaseEstimator):
+class TunedLasso(RegressorMixin, Picklable, BaseEstimator):
     """A lasso, or group lasso, whose strengths are chosen by gradient.
 
     What `LassoCV` finds on a grid for one strength is found here to any digit; and one strength for each feature or
