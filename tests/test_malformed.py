@@ -168,7 +168,7 @@ def test_numbers_that_jax_would_change():
 
 
 COUNTS = [0, -1, 2.0, True, None, "3", np.array(3), jnp.array(3), [3], np.float64(3), math.nan]
-ids = functools.partial(pytest.mark.parametrize, ids=lambda x: re.sub(r"\W+", " ", repr(x))[:40])
+ids = functools.partial(pytest.mark.parametrize, ids=lambda x: re.sub(r"0x[0-9a-f]+|\W+", " ", repr(x))[:40])
 
 
 @ids("value", COUNTS)

@@ -357,7 +357,7 @@ def test_a_running_median_of_many_steps_takes_little_memory():
 NOT_NUMBERS = [["a", "b"], [[1, 2], [3]], object(), [1 + 1j], None]
 
 
-@pytest.mark.parametrize("bad", NOT_NUMBERS, ids=repr)
+@pytest.mark.parametrize("bad", NOT_NUMBERS, ids=["words", "ragged", "object", "complex", "nothing"])
 def test_what_is_no_array_is_refused(tmp_path, bad):
     path, grey = tmp_path / "a.png", np.zeros((1, 4, 4))
     for call in (
