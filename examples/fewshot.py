@@ -49,8 +49,8 @@ def start(key: Any, x: Any) -> dict[str, Any]:
 
 
 def features(u: dict[str, Any], x: Any, statistics: Any = None, key: Any = None) -> Any:
-    """From pictures (n, 16, 16) to features (n, 64)."""
-    return jax.nn.relu((x.reshape(len(x), -1) / 255 - 0.15) @ u["in"]) @ u["out"]
+    """From pictures (n, 16, 16), with values in 0..1, to features (n, 64)."""
+    return jax.nn.relu((x.reshape(len(x), -1) - 0.15) @ u["in"]) @ u["out"]
 
 
 def means(u: Any, given: Any) -> Any:

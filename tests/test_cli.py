@@ -379,4 +379,4 @@ def test_table_without_a_test_set_says_how_to_get_one():
     table = cli.denoise._table(data, [cli.denoise.Row("Penalty", None, 1, None, None, 2.0)], hold_out=0.0)
     assert "--hold-out 0.25" in str(table.caption)
     assert "no test set" in str(table.title)
-    assert [next(iter(column.cells)) for column in table.columns] == ["Penalty", "–", "1", "–", "–", "2.0"]
+    assert [str(next(iter(column.cells))) for column in table.columns] == ["Penalty", "–", "1", "–", "–", "2.0"]

@@ -247,16 +247,16 @@ def test_batches_hold_what_was_asked_for():
         np.testing.assert_array_equal(batch.upper.data[1], Y_CLEAN[batch.upper.index])
 
 
-def test_bytes_stay_bytes(key):
+def test_bytes_stay_bytes_until_the_model_reads_them(key):
     images = RNG.integers(0, 256, (7, 3, 3)).astype(np.uint8)
 
     def init(key, x):
-        assert x.dtype == jnp.uint8
+        assert x.dtype == jnp.float64
         return jnp.zeros((9, 3))
 
     def apply(params, x):
-        assert x.dtype == jnp.uint8
-        return x.reshape(len(x), -1) / 255 @ params
+        assert x.dtype == jnp.float64
+        return x.reshape(len(x), -1) @ params
 
     task = reweighting_task(Model(init, apply), images, Y, images[:5], Y_CLEAN, key=key, batch_size=4)
     assert task.batches.at(0, key).lower.data[0].dtype == jnp.uint8

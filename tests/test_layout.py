@@ -238,7 +238,7 @@ def test_bad_layouts_are_refused_in_sentences():
     refused("u has shape .160,., and its spec .* names 2 axes", bx.Layout(mesh, u=PartitionSpec(None, "data")))
     refused("names 'model', and the mesh has the axes .'data'.", bx.Layout(mesh, u=PartitionSpec("model")))
     refused("u holds 'data'. Give a jax.sharding.PartitionSpec", bx.Layout(mesh, u="data"))
-    refused("mesh is a int", 4)
+    refused("mesh is 4, and must be", 4)
     with pytest.raises(InputError, match="none named 'data' to split the samples over"):
         bx.Layout(Mesh(np.asarray(jax.devices()), ("x",)))
     with pytest.raises(InputError, match="mesh is a str"):

@@ -196,6 +196,7 @@ class Resumable(Protocol):
 
 MOST_STEPS = 2**31 - 1
 STRETCH_BYTES = 1 << 28  # of Info, which a stretch keeps on the device until it ends
+LONGEST_STRETCH = 1000  # steps, by default
 BEFORE_THE_FIRST = "The solve was ended by a signal before its first step."
 
 
@@ -340,7 +341,9 @@ def solve(
     steps = require_count("solve", "steps", steps)
     if steps > MOST_STEPS:
         raise InputError(f"solve: steps is {steps}, and may be at most {MOST_STEPS}.")
-    every = min(1000, max(1, steps // 100)) if every is None else min(steps, require_count("solve", "every", every))
+    every = min(LONGEST_STRETCH, max(1, steps // 100)) if every is None else require_count("solve", "every", every)
+    # Below that length solves of any number of steps share their program.
+    every = min(every, max(steps, LONGEST_STRETCH))
     check_key("solve", key)
     if isinstance(mesh, Mesh):
         mesh = Layout(mesh)

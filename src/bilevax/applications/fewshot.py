@@ -128,7 +128,9 @@ class _CosineHeads:
         return jnp.sum(cross_entropies(self.scores(u, v, samples), samples.y))
 
     def start(self, u: PyTree, batch: Batch, key: Any) -> Any:
-        return unit(class_means(features_of(self.representation, u, batch.lower), batch.lower.y, self.way))
+        # The start counts as given: methods that differentiate the moves do not go back through it.
+        found = class_means(features_of(self.representation, u, batch.lower), batch.lower.y, self.way)
+        return jax.lax.stop_gradient(unit(found))
 
     def scores(self, u: PyTree, v: Any, queries: Episode) -> Any:
         return cosine_scores(v, features_of(self.representation, u, queries))

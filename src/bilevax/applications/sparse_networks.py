@@ -227,7 +227,9 @@ def _heads_problem(
         return jnp.sum(cross_entropies(scores(u, v, samples), samples.y))
 
     def start(u: PyTree, batch: Batch, key: Any) -> Any:
-        return SCALE * unit(class_means(unit(features_of(representation, u, batch.lower)), batch.lower.y, way))
+        # The start counts as given: methods that differentiate the moves do not go back through it.
+        found = class_means(unit(features_of(representation, u, batch.lower)), batch.lower.y, way)
+        return SCALE * jax.lax.stop_gradient(unit(found))
 
     problem = Problem(upper_loss, lower_loss, lower_start=start, regularizer=lambda u, v, mu: strength * penalty(v, mu))
 
