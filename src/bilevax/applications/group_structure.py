@@ -23,8 +23,7 @@ import optax
 
 from bilevax.applications._inputs import numeric, positive
 from bilevax.applications.task import Task
-from bilevax.problem import Batch, InputError, Problem, require_count
-from bilevax.solve import _check_key
+from bilevax.problem import Batch, InputError, Problem, check_key, require_count
 from bilevax.solvers import ReverseMode
 
 LOWER_STEPS = 500
@@ -167,7 +166,7 @@ def group_structure(
         positive("group_structure", "ridge", ridge),
         positive("group_structure", "upper_rate", upper_rate),
     )
-    _check_key(key)
+    check_key("group_structure", key)
     x, targets = numeric("X", X).astype(np.float64), numeric("y", y).astype(np.float64)
     x_val, val_targets = numeric("X_val", X_val).astype(np.float64), numeric("y_val", y_val).astype(np.float64)
     if (

@@ -39,9 +39,9 @@ from bilevax.applications.training import cross_entropy, weighted_mean
 from bilevax.batches import Epochs, Samples, whole
 from bilevax.linear_solve import CG
 from bilevax.models import Model, initial, logits, pixels
-from bilevax.problem import Batch, InputError, Problem, PyTree, identity, listed, require_count
+from bilevax.problem import Batch, InputError, Problem, PyTree, check_key, identity, listed, require_count
 from bilevax.search import check_trainer, train_lower
-from bilevax.solve import Result, _check_key, solve
+from bilevax.solve import Result, solve
 from bilevax.solvers import Implicit, Penalty, base
 
 STRENGTH_RANGE = 5.0  # log strengths of `logistic_task` lie within -5..5, strengths within 0.007..150
@@ -300,7 +300,7 @@ def classifier_task(
         {'feature_l2': (64,), 'input_noise': ()}
     """
     pieces = _checked_pieces(pieces)
-    _check_key(key)
+    check_key("classifier_task", key)
     x, codes = coded_samples("X", X, "y", y)
     x_val, val_codes = coded_samples("X_validation", X_validation, "y_validation", y_validation)
     require_alike("X", X, x, "X_validation", X_validation, x_val)
@@ -433,7 +433,7 @@ def tune(
         ((1,), True)
     """
     train_steps = require_count("tune", "train_steps", train_steps)
-    _check_key(key)
+    check_key("tune", key)
     if solver is not None:
         require_solver(solver)
     pieces = _checked_pieces(pieces)

@@ -47,9 +47,8 @@ from bilevax.applications.task import Task
 from bilevax.applications.training import Training, cross_entropy, probabilities
 from bilevax.batches import Epochs, Samples
 from bilevax.models import Model, Representation, initial, logits
-from bilevax.problem import Batch, Problem, PyTree
+from bilevax.problem import Batch, Problem, PyTree, check_key
 from bilevax.smoothing import L1, ByLeaf, GroupLasso, Lp, removed_share, zero_share
-from bilevax.solve import _check_key
 from bilevax.solvers import base
 
 LOG_RANGE = 10.0  # of log weights and log strengths, as the text searches them
@@ -129,7 +128,7 @@ def sparse_reweighting_task(
     """
     owner = "sparse_reweighting_task"
     single, group = positive(owner, "single", single), positive(owner, "group", group)
-    _check_key(key)
+    check_key("sparse_reweighting_task", key)
     x, codes = coded_samples("X", X, "y", y)
     x_val, val_codes = coded_samples("X_val", X_val, "y_val", y_val)
     require_alike("X", X, x, "X_val", X_val, x_val)
