@@ -166,52 +166,58 @@ def _data_files(out):
     return found | {path.name: path.read_text() for path in out.glob("*.csv")}
 
 
-@pytest.fixture
-def preempted(tmp_path, monkeypatch):
-    """Runs a command whole, then ended by SIGTERM or SIGUSR1 at the given visits and resumed: the same must come out.
-
-    `preempted(arguments, visits)`; a visit is one of a Checkpoint's, counted over all solves of a run.
-    """
+@pytest.fixture(scope="session")
+def ended_early():
+    """`ended_early(arguments, visit)`: a command that a signal ends at a visit, counted over all its solves."""
     from typer.testing import CliRunner
 
     from bilevax import cli
     from bilevax.callbacks import Checkpoint
 
-    count, at, visit = [0], [None], Checkpoint.visit
+    def run(arguments, at):
+        arguments, count, visit = [str(x) for x in arguments], [0], Checkpoint.visit
 
-    def counted(self, seen):
-        visit(self, seen)
-        count[0] += 1
-        if count[0] == at[0]:
-            signal.raise_signal(signal.SIGTERM if count[0] % 2 else signal.SIGUSR1)
+        def counted(self, seen):
+            visit(self, seen)
+            count[0] += 1
+            if count[0] == at:
+                signal.raise_signal(signal.SIGTERM if at % 2 else signal.SIGUSR1)
 
-    monkeypatch.setattr(Checkpoint, "visit", counted)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Checkpoint, "visit", counted)
+            patch.setattr(sys, "argv", ["bilevax", *arguments])
+            result = CliRunner().invoke(cli.app, arguments)
+        assert result.exit_code == 143, result.output
+        assert "Traceback" not in result.output
+        assert f"Ended by {'SIGTERM' if at % 2 else 'SIGUSR1'}. What was computed is kept in" in result.stderr
+        assert result.stderr.strip().endswith("--resume")
+        again = CliRunner().invoke(cli.app, [x for x in arguments if x != "--resume"])
+        assert again.exit_code == 2, again.output
+        assert "holds an interrupted run" in again.stderr
 
-    def command(out, *more):
-        count[0] = 0
-        arguments = [str(x) for x in (*command.arguments, "--out", out, *more)]
-        monkeypatch.setattr(sys, "argv", ["bilevax", *arguments])
-        return CliRunner().invoke(cli.app, arguments)
+    return run
+
+
+@pytest.fixture
+def same_after_signals(tmp_path, ended_early):
+    """`same_after_signals(arguments, visits)`: what comes out are the bits of a run that no signal ended."""
+    from typer.testing import CliRunner
+
+    from bilevax import cli
+
+    def command(arguments):
+        result = CliRunner().invoke(cli.app, [str(x) for x in arguments])
+        assert result.exit_code == 0, result.output
 
     def run(arguments, visits):
-        command.arguments = arguments
-        whole, out = tmp_path / "whole", tmp_path / "preempted"
-        result = command(whole)
-        assert result.exit_code == 0, result.output
+        whole, out = tmp_path / "whole", tmp_path / "ended"
+        command([*arguments, "--out", whole])
         for i, visit in enumerate(visits):
-            at[0] = visit
-            result = command(out, *(["--resume"] if i else []))
-            assert result.exit_code == 143, result.output
-            assert "What was computed is kept in" in result.stderr
-            assert result.stderr.strip().endswith("--resume")
+            ended_early([*arguments, "--out", out, *(["--resume"] if i else [])], visit)
             assert not list(out.glob("*.json"))
-            result = command(out)
-            assert result.exit_code == 2, result.output
-            assert "holds an interrupted run" in result.stderr
-        at[0] = None
-        result = command(out, "--resume")
-        assert result.exit_code == 0, result.output
+        command([*arguments, "--out", out, "--resume"])
         assert not (out / "checkpoints").exists()
         assert _data_files(out) == _data_files(whole)
+        return out
 
     return run

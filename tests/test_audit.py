@@ -178,9 +178,11 @@ def run(*arguments):
 QUICK = ("--levels", 1, "--seeds", 2, "--steps", 30)
 
 
-def test_the_command_writes_what_it_says(tmp_path):
+def test_the_command_ended_by_a_signal_and_resumed_writes_what_it_says(tmp_path, ended_early):
     np.savez(tmp_path / "mine.npz", X=(255 * X).astype(np.uint8), y=Y)
-    result = run(tmp_path / "mine.npz", *QUICK, "--out", tmp_path / "out")
+    command = [tmp_path / "mine.npz", *QUICK, "--out", tmp_path / "out"]
+    ended_early(["audit", *command], 33)  # in the second trial
+    result = run(*command, "--resume")
     assert result.exit_code == 0, result.output
     content = json.loads((tmp_path / "out" / "report.json").read_text())
     (level,) = content["levels"]
@@ -196,8 +198,9 @@ def test_the_command_writes_what_it_says(tmp_path):
     assert "held-out samples" in result.output
 
 
-def test_a_preempted_audit_is_resumed_to_the_same_bits(preempted):
-    preempted(["audit", "--levels", 2, "--seeds", 1, "--steps", 6, "--budget", 0.01], [8])
+@pytest.mark.slow  # 20 s
+def test_runs_that_signals_end_come_to_the_same_bits(same_after_signals):
+    same_after_signals(["audit", "--levels", 2, "--seeds", 1, "--steps", 6, "--budget", 0.01], [8])
 
 
 def test_the_command_takes_tables_and_a_validation_file(tmp_path):

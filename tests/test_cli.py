@@ -66,10 +66,12 @@ def test_version():
     assert (result.exit_code, result.stdout) == (0, f"bilevax {bilevax.__version__}\n")
 
 
-def test_users_csv_with_a_test_file(tmp_path, files, frames):
+def test_users_csv_with_a_test_file_ended_by_a_signal_and_resumed(tmp_path, files, frames, ended_early):
     train, clean, test = files
     out = tmp_path / "deep" / "out"
-    result = bilevax_command("denoise", train, "--clean", clean, "--test", test, "--target", "kind", "--out", out)
+    command = ["denoise", train, "--clean", clean, "--test", test, "--target", "kind", "--out", out]
+    ended_early(command, 31)
+    result = bilevax_command(*command, "--resume")
     assert result.exit_code == 0, result.output
     assert "place (2 values)" in result.stdout
     assert "150 training samples, 40 clean, 100 test samples" in " ".join(result.stdout.split())
@@ -113,7 +115,8 @@ def test_users_csv_with_a_test_file(tmp_path, files, frames):
     assert (report["seed"], report["settings"]["steps"]) == (0, STEPS)
     assert report["versions"]["bilevax"] == bilevax.__version__
     assert report["settings"]["train"]["file"] == str(train)
-    assert report["wall_seconds"] > sum(m["seconds"] for m in report["methods"]) / 2
+    assert report["resumed"]
+    assert report["wall_seconds"] > report["methods"][-1]["seconds"]
 
 
 def test_npz_of_images_with_some_clean_samples_held_out(tmp_path):
@@ -266,9 +269,10 @@ def test_interrupted_run_on_the_digits_is_kept_and_resumed(tmp_path):
     assert len(pd.read_csv(tmp_path / "suspects.csv")) == 1000
 
 
-def test_a_preempted_run_is_resumed_to_the_same_bits(preempted, files):
+@pytest.mark.slow  # 10 s
+def test_runs_that_signals_end_come_to_the_same_bits(same_after_signals, files):
     command = ["denoise", files[0], "--clean", files[1], "--target", "kind", "--hold-out", 0.25, "--steps", 12]
-    preempted(command, [5, 10])
+    same_after_signals(command, [5, 10])
 
 
 CATALOG = """

@@ -62,15 +62,16 @@ def nothing_at_hand(tmp_path, monkeypatch):
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    """One run on a folder in which two files are no pictures and a class has a picture more."""
+def run(tmp_path_factory, ended_early):
+    """One run, ended by a signal and resumed; two files of its folder are no pictures, and a class has one more."""
     base = tmp_path_factory.mktemp("fewshot")
     folder, out = make(base / "pets"), base / "deep" / "out"
     (folder / "class 3" / "notes.txt").write_text("no picture")
     (folder / "class 7" / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n")
     Image.fromarray(np.full((16, 16), 90, np.uint8)).save(folder / "class 5" / "more.png")
     (folder / "class 0").rename(folder / r"a $\b$ [red]")
-    result = bilevax_command(folder, *TINY, "--out", out)
+    ended_early(["fewshot", folder, *TINY, "--out", out], 9)
+    result = bilevax_command(folder, *TINY, "--out", out, "--resume")
     assert result.exit_code == 0, result.output
     return folder, out, result, json.loads((out / "fewshot.json").read_text())
 
@@ -99,7 +100,7 @@ def test_the_report_says_what_was_done(run):
     assert {*data["train_classes"], *data["test_classes"]} == names
     assert data["unread"] == ["class 3/notes.txt", "class 7/broken.png"]
     assert content["versions"]["bilevax"] == bilevax.__version__
-    assert content["wall_seconds"] > sum(method["seconds"] for method in content["methods"])
+    assert content["wall_seconds"] > sum(method["seconds"] for method in content["methods"])  # none was read back
     said = " ".join(result.stdout.split())
     assert "left out (2): class 3/notes.txt, class 7/broken.png." in said
     assert r"as the smallest one (a $\b$ [red]) has; 1 others are left out" in said
@@ -189,8 +190,9 @@ def test_what_is_drawn_of_a_task(tmp_path, monkeypatch):
     assert "50% of 4 answers right" in heading
 
 
-def test_a_preempted_run_is_resumed_to_the_same_bits(preempted, tmp_path):
-    preempted(["fewshot", make(tmp_path / "pets"), *TINY], [9])
+@pytest.mark.slow  # 10 s
+def test_runs_that_signals_end_come_to_the_same_bits(same_after_signals, tmp_path):
+    same_after_signals(["fewshot", make(tmp_path / "pets"), *TINY], [9])
 
 
 def test_strict_names_the_file(tmp_path):

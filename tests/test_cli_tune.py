@@ -69,11 +69,12 @@ def one_hot(frame, like):
     return np.column_stack([(X - like.mean(0)) / like.std(0), frame["soil"] == "clay", frame["soil"] == "sand"])
 
 
-def test_users_files(tmp_path, files):
+def test_users_files_ended_by_a_signal_and_resumed(tmp_path, files, ended_early):
     train, validation, test = (pd.read_csv(path) for path in files)
     out = tmp_path / "deep" / "out"
     command = ["tune", files[0], "--target", "species", "--validation", files[1], "--test", files[2], "--out", out]
-    result = bilevax_command(*command, *QUICK)
+    ended_early([*command, *QUICK], 8)
+    result = bilevax_command(*command, *QUICK, "--resume")
     assert result.exit_code == 0, result.output
     assert sorted(path.name for path in out.iterdir()) == [
         ".bilevax",
@@ -193,16 +194,21 @@ def test_penalty_needs_at_most_a_tenth_of_random_searchs_gradients_on_30_strengt
     assert data.prefix == "breast_cancer_"
 
 
-def test_a_preempted_run_is_resumed_to_the_same_bits(preempted, files):
-    preempted(["tune", files[0], "--target", "species", *QUICK], [7, 6])
+@pytest.mark.slow  # 10 s
+def test_runs_that_signals_end_come_to_the_same_bits(same_after_signals, files):
+    same_after_signals(["tune", files[0], "--target", "species", *QUICK], [7, 6])
 
 
-def test_a_preempted_lasso_is_resumed_to_the_same_bits(preempted, tmp_path):
+def test_a_lasso_that_a_signal_ends_comes_to_the_same_bits_whatever_its_columns_are_called(
+    same_after_signals, tmp_path
+):
     frame = plants(0, 60).drop(columns=["soil", "species"])
     frame.assign(price=frame["height"] - 2 * frame["a"]).rename(
         columns={"b": "flow [/min]", "c": "US$ per %$ unit^"}
     ).to_csv(tmp_path / "houses.csv", index=False)
-    preempted(["tune", tmp_path / "houses.csv", "--target", "price", "--lasso", "--steps", 8], [3])
+    out = same_after_signals(["tune", tmp_path / "houses.csv", "--target", "price", "--lasso", "--steps", 8], [3])
+    assert (out / "lasso.png").is_file()
+    assert pd.read_csv(out / "lasso.csv")["feature"].tolist()[3:5] == ["flow [/min]", "US$ per %$ unit^"]
 
 
 @pytest.mark.slow
