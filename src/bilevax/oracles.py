@@ -292,8 +292,8 @@ def require_start(owner: str, problem: Problem, u: PyTree, batch: Batch, asked: 
 PROJECTION_WITHIN = 1e-3  # float32 keeps a projection to about 1e-6, and iterated ones to less
 
 
-def require_symmetric(owner: str, name: str, move: Callable[[PyTree], PyTree], v: PyTree) -> None:
-    """Refuse what is no proximal map, as far as its derivative near v shows.
+def require_symmetric(owner: str, name: str, move: Callable[[PyTree, PyTree], PyTree], u: PyTree, v: PyTree) -> None:
+    """Refuse a move(u, v) that is no proximal map in v, as far as its derivative near v shows; compiled once for it.
 
     Raises:
         InputError: the derivative is not symmetric, or there is none.
@@ -302,7 +302,7 @@ def require_symmetric(owner: str, name: str, move: Callable[[PyTree], PyTree], v
         f"{owner} differentiates the fixed point of a proximal descent, which needs the proximal map of a function: "
         "the minimiser of step r(x) + |x - v|^2 / 2 over x."
     )
-    _require_defects(owner, name, move, v, advice)
+    _require_defects(owner, name, move, (u,), v, advice)
 
 
 def require_projection(owner: str, name: str, project: Callable[[PyTree], PyTree], v: PyTree) -> None:
@@ -319,15 +319,17 @@ def require_projection(owner: str, name: str, project: Callable[[PyTree], PyTree
         f"{owner} differentiates the fixed point of a projected descent, which needs an orthogonal projection onto a "
         "set, such as those of optax.projections. Use ReverseMode, which differentiates the moves themselves."
     )
-    again = _require_defects(owner, name, project, v, advice)
+    again = _require_defects(owner, name, project, (), v, advice)
     if not isinstance(again, Tracer) and not again <= PROJECTION_WITHIN:
         raise InputError(f"{owner}: {name} moves a point that it has projected already. {advice}")
 
 
-def _require_defects(owner: str, name: str, move: Callable[[PyTree], PyTree], v: PyTree, advice: str) -> Any:
+def _require_defects(
+    owner: str, name: str, move: Callable[..., PyTree], given: tuple[PyTree, ...], v: PyTree, advice: str
+) -> Any:
     """How far `move` moves what it has moved; InputError where its derivative is not symmetric, or there is none."""
     try:
-        again, skew = _defects(move, v)
+        again, skew = _defects(move, given, v)
     except InputError:
         raise
     except Exception as error:  # whatever the user's function raises
@@ -338,8 +340,12 @@ def _require_defects(owner: str, name: str, move: Callable[[PyTree], PyTree], v:
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _defects(project: Callable[[PyTree], PyTree], v: PyTree) -> tuple[Any, Any]:
-    """How far `project` moves what it has projected, and how far its derivative is from symmetric, both relative."""
+def _defects(move: Callable[..., PyTree], given: tuple[PyTree, ...], v: PyTree) -> tuple[Any, Any]:
+    """How far move(*given, v) moves what it has moved, and how far its derivative is from symmetric, both relative."""
+
+    def project(v: PyTree) -> PyTree:
+        return move(*given, v)
+
     dtype = jnp.result_type(jnp.float32, *jax.tree.leaves(v))
     size = jnp.sqrt(_dot(v, v, dtype) / sum(jnp.size(x) for x in jax.tree.leaves(v)))
     size = jnp.where(size > 0, size, 1)

@@ -91,7 +91,7 @@ class SparseHO:
                 "Problem(regularizer=...), or use Implicit."
             )
         problem.check(u, v, batch)
-        oracles.require_symmetric("SparseHO", "proximal", lambda v: self._proximal(problem, u, v), v)
+        oracles.require_symmetric("SparseHO", "proximal", _Move(self, problem), u, v)
         base.check_optimizers(self, problem, u, v, batch, upper=base.Known.VALUE)
         key = jax.random.key(0)
         moved = _moved(self, problem, u, v, batch, key)
@@ -150,6 +150,17 @@ class SparseHO:
         loss = problem.lower(u, v, data, upper_key, jnp.finfo(size.dtype).tiny ** 0.5)
         info = base.Info(f.loss, loss, optax.tree.norm(direction), size / self.rate, extra)
         return SparseHOState(moved, v, upper_opt, (), q), info
+
+
+@dataclass(frozen=True)
+class _Move:
+    """A solver's proximal move; equal for equal solvers and problems, so that its check is compiled once."""
+
+    solver: SparseHO
+    problem: Problem
+
+    def __call__(self, u: PyTree, v: PyTree) -> PyTree:
+        return self.solver._proximal(self.problem, u, v)
 
 
 @functools.partial(jax.jit, static_argnames=("solver", "problem"))
