@@ -221,7 +221,7 @@ def test_one_member_may_fail_alone():
         ({"every": -1}, "every is -1"),
         ({"key": 0}, "key is 0, and must be one key"),
         ({"key": jax.random.split(jax.random.key(0))}, "must be one key"),
-        ({"batches": 3}, "batches is a int"),
+        ({"batches": 3}, "batches is 3"),
         ({"batches": []}, "batches is empty"),
         ({"batches": [(1, 2)]}, "batches yields tuple"),
     ],
