@@ -226,3 +226,43 @@ def test_lanczos_without_an_answer_says_so():
     assert found.smallest_curvature == pytest.approx(2)
     text = str(dataclasses.replace(found, smallest_curvature=float("nan")))
     assert "not found" in text
+
+
+def test_an_eigenvalue_of_rounding_does_not_curve_down():
+    """H = 2 A'A of rank 2, whose smallest eigenvalue comes out as some 1e-16 of either sign."""
+    for seed in range(3):
+        a = jnp.asarray(np.random.default_rng(seed).normal(size=(2, 5)))
+        problem = bx.Problem(lambda u, v: jnp.sum(v**2), lambda u, v, *, a=a: jnp.sum((a @ v - u) ** 2))
+        found = report(problem, jnp.ones(2), jnp.ones(5))
+        assert abs(found.smallest_curvature) < 1e-14 * found.largest_curvature
+        assert not found.curves_down
+        assert "v*(u) is not unique" in str(found)
+
+
+@pytest.mark.parametrize("dense_limit", [1000, 0], ids=["dense", "iterative"])
+def test_the_hypergradient_at_an_active_bound(dense_limit):
+    """v*(u) = max(u, 0): of f = sum (v + 3)^2 + u the derivative is 2 (u + 3) + 1 where u > 0, and 1 elsewhere."""
+    problem = bx.Problem(
+        lambda u, v: jnp.sum((v + 3) ** 2) + jnp.sum(u),
+        lambda u, v: jnp.sum((v - u) ** 2),
+        project_lower=optax.projections.projection_non_negative,
+    )
+    u = jnp.array([1.0, -1.0, 0.5, -0.2, 2.0])
+    found = report(problem, u, jnp.maximum(u, 0), dense_limit=dense_limit)
+    np.testing.assert_allclose(found.hypergradient, np.where(u > 0, 2 * (u + 3), 0) + 1, rtol=1e-9)
+    assert found.smallest_curvature == pytest.approx(2)
+    assert found.linear_residual < 1e-9
+
+
+def test_the_smoothing_of_the_regularizer_is_the_one_asked_for():
+    problem = bx.Problem(
+        lambda u, v: jnp.sum(v),
+        lambda u, v: jnp.sum((v - u) ** 2) / 2,
+        regularizer=lambda u, v, mu: 0.1 * jnp.sum(jnp.sqrt(v**2 + mu**2)),
+    )
+    for mu in (1e-2, 1e-3):
+        found = report(problem, jnp.array([0.1 / np.sqrt(2) + mu]), jnp.array([mu]), mu=mu)
+        assert found.lower_grad_norm < 1e-15
+        assert found.smallest_curvature == pytest.approx(1 + 0.1 / (mu * 2**1.5))
+    with pytest.raises(bx.InputError, match="mu is 0, and must be positive"):
+        report(problem, jnp.ones(1), jnp.ones(1), mu=0)

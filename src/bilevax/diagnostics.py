@@ -31,9 +31,11 @@ class Report:
     Attributes:
         upper_loss, lower_loss: f and g.
         lower_grad_norm: |grad_v g|, zero where v is stationary for g.
-        smallest_curvature: the smallest eigenvalue of grad2_vv g: where it is negative g curves down and v
-            is a saddle or a maximum; where it is zero v*(u) is not unique. NaN if it was not found.
-        hypergradient: eq. (9), grad_u f - grad2_uv g (grad2_vv g)^-1 grad_v f, shaped like u.
+        smallest_curvature, largest_curvature: the extreme eigenvalues of grad2_vv g: where the smallest is negative g
+            curves down and v is a saddle or a maximum; where it is zero v*(u) is not unique. NaN if not found.
+        rounding: the size below which an eigenvalue is no different from zero, the rounding of the largest in size.
+        hypergradient: eq. (9), grad_u f - grad2_uv g (grad2_vv g)^-1 grad_v f, shaped like u. Where v lives in a set,
+            that of the fixed point of a projected descent (`oracles.fixed_point`).
         hypergradient_norm: its norm.
         linear_residual: |grad2_vv g q - b|, the largest of the linear solves taken. Where it is not small
             (a singular Hessian, say), neither the hypergradient nor the multipliers are to be trusted.
@@ -54,6 +56,8 @@ class Report:
     lower_loss: float
     lower_grad_norm: float
     smallest_curvature: float
+    largest_curvature: float
+    rounding: float
     hypergradient: PyTree
     hypergradient_norm: float
     linear_residual: float
@@ -68,8 +72,8 @@ class Report:
 
     @property
     def curves_down(self) -> bool:
-        """Whether g curves down at v in some direction, so that v is no minimiser of it."""
-        return self.smallest_curvature < 0
+        """Whether g curves down at v in some direction, by more than rounding, so that v is no minimiser of it."""
+        return self.smallest_curvature < -self.rounding
 
     def __str__(self) -> str:
         curvature = f"{self.smallest_curvature:.3e}"
@@ -77,6 +81,8 @@ class Report:
             curvature = "not found"
         elif self.curves_down:
             curvature += "  curves down: v is no minimum of g"
+        elif self.smallest_curvature <= self.rounding:
+            curvature += "  zero to rounding: v*(u) is not unique"
         rows = [
             ("upper loss f", f"{self.upper_loss:.6g}"),
             ("lower loss g", f"{self.lower_loss:.6g}"),
@@ -111,6 +117,7 @@ def report(
     key: Any = None,
     dense_limit: int = 1000,
     tolerance: float = 1e-10,
+    mu: float = 1e-3,
 ) -> Report:
     """Tell how good (u, v) is: stationarity, curvature, hypergradient, KKT residual, a solver's direction.
 
@@ -134,6 +141,8 @@ def report(
         dense_limit: up to so many entries of v the Hessian is formed and decomposed, which takes that
             many squared numbers; beyond, conjugate gradients and Lanczos iterations (ARPACK).
         tolerance: of conjugate gradients, relative to the right-hand side; not below the precision of v.
+        mu: how far the problem's regularizer is smoothed, as it was when v was found; solvers without a schedule for
+            mu have 1e-3. At another mu v is not stationary.
 
     Cost: n Hessian products and an n x n eigendecomposition, n the entries of v; beyond `dense_limit`
     as many products as the two iterations need, per entry of the constraints.
@@ -160,32 +169,39 @@ def report(
         )
     if not tolerance > 0:
         raise InputError(f"report: tolerance is {tolerance}, and must be positive.")
+    if not mu > 0:
+        raise InputError(f"report: mu is {mu}, and must be positive.")
     if isinstance(dense_limit, bool) or not isinstance(dense_limit, int) or dense_limit < 0:
         raise InputError(f"report: dense_limit is {dense_limit!r}, and must be zero or a positive integer.")
     if state is not None and solver is None:
         raise InputError("report: state was given without the solver that it belongs to. Pass solver= as well.")
     batch = Batch() if batch is None else batch
     problem.check(u, v, batch)
+    oracles.require_projection("report", "project_lower", problem.project_lower, v)
     u, v = jax.tree.map(jnp.asarray, (u, v))
     key = jax.random.key(0) if key is None else key
     direction = None if solver is None else _direction(solver, problem, state, u, v, batch, key)
 
     data = base.lower_data(batch, 0)
-    f, g_loss, grad_g, values, jacobian_u, jacobian_v = _values(problem, u, v, batch.upper, data, key)
+    f, g_loss, grad_g, values, jacobian_u, jacobian_v = _values(problem, u, v, batch.upper, data, key, mu)
     _require_finite("report: a loss, a constraint or a gradient", (f, g_loss, grad_g, values, jacobian_u, jacobian_v))
     # Row 0 is f, the others are the entries of the constraints.
     b = jnp.concatenate([ravel_pytree(f.grad_v)[0][None], jacobian_v])
     grad_u = np.concatenate([ravel_pytree(f.grad_u)[0][None], jacobian_u])
-    if b.shape[1] <= max(dense_limit, 1):
-        hessian = np.asarray(_hessian(problem, u, v, data, key))
+    free = dataclasses.replace(problem, project_lower=identity)
+    b = _pulled_back(problem, u, v, data, key, b, mu)
+    if b.shape[1] <= max(dense_limit, 3):  # ARPACK finds two of at least three eigenvalues
+        hessian = np.asarray(_hessian(free, u, v, data, key, mu))
         _require_finite("report: the Hessian of lower_loss in v", hessian)
-        smallest, q = _dense(hessian, np.asarray(b))
-        q = jnp.asarray(q, b.dtype)
+        smallest, largest = _extremes(hessian)
+        system = hessian if problem.project_lower is identity else np.asarray(_hessian(problem, u, v, data, key, mu))
+        q = jnp.asarray(_dense(system, np.asarray(b)), b.dtype)
     else:
         tolerance = max(tolerance, 10 * float(jnp.finfo(b.dtype).eps))
-        q = _iterate(problem, CG(min(10 * b.shape[1], MOST_CG_STEPS), tolerance), u, v, data, key, b)
-        smallest = _smallest_eigenvalue(problem, u, v, data, key, b.shape[1], b.dtype)
-    along_u, along_v = _products(problem, u, v, data, key, q)
+        q = _iterate(problem, CG(min(10 * b.shape[1], MOST_CG_STEPS), tolerance), u, v, data, key, b, mu)
+        smallest, largest = _extreme_eigenvalues(free, u, v, data, key, b.shape[1], b.dtype, mu)
+    rounding = max(abs(smallest), abs(largest)) * b.shape[1] * float(jnp.finfo(b.dtype).eps)
+    along_u, along_v = _products(problem, u, v, data, key, q, mu)
     _require_finite("report: a second derivative of lower_loss", (along_u, along_v))
     reduced = grad_u - np.asarray(along_u)
     hypergradient = ravel_pytree(u)[1](jnp.asarray(reduced[0]))
@@ -212,6 +228,8 @@ def report(
         lower_loss=float(g_loss),
         lower_grad_norm=float(optax.tree.norm(grad_g)),
         smallest_curvature=smallest,
+        largest_curvature=largest,
+        rounding=rounding,
         hypergradient=hypergradient,
         hypergradient_norm=float(np.linalg.norm(reduced[0])),
         linear_residual=float(np.max(np.linalg.norm(along_v - b, axis=1))),
@@ -318,7 +336,7 @@ def nonsmooth_stationarity(
     mu = float(jnp.finfo(b.dtype).eps) ** 0.4
     hessian = np.asarray(_hessian(problem, u, moved, data, key, mu))
     _require_finite("nonsmooth_stationarity: the Hessian of the lower level in v", hessian)
-    q = _dense(hessian, np.asarray(b)[None])[1]
+    q = _dense(hessian, np.asarray(b)[None])
     along_u = _products(problem, u, moved, data, key, jnp.asarray(q, b.dtype), mu)[0][0]
     upper = float(jnp.linalg.norm(ravel_pytree(f.grad_u)[0] - along_u))
     return NonSmooth(lower, upper, moved)
@@ -382,10 +400,10 @@ def _step(solver: Solver, problem: Problem, state: Any, batch: Batch, key: Any) 
 
 
 @functools.partial(jax.jit, static_argnames=("problem",))
-def _values(problem: Problem, u: PyTree, v: PyTree, upper_data: PyTree, data: PyTree, key: Any) -> Any:
+def _values(problem: Problem, u: PyTree, v: PyTree, upper_data: PyTree, data: PyTree, key: Any, mu: Any) -> Any:
     """All that is needed of f, g and the constraints: entries (m,), Jacobians (m, |u|) and (m, |v|)."""
     f = oracles.upper(problem, u, v, upper_data, key, lambda h: 0.0)
-    g_loss, grad_g = oracles.lower_gradient(problem, u, v, data, key)
+    g_loss, grad_g = oracles.lower_gradient(problem, u, v, data, key, mu=mu)
     if not problem.constraints:
         flat_u, flat_v = ravel_pytree(u)[0], ravel_pytree(v)[0]
         empty = jnp.zeros((0,), flat_v.dtype)
@@ -395,57 +413,76 @@ def _values(problem: Problem, u: PyTree, v: PyTree, upper_data: PyTree, data: Py
 
 
 @functools.partial(jax.jit, static_argnames=("problem",))
-def _products(
-    problem: Problem, u: PyTree, v: PyTree, data: PyTree, key: Any, rows: Any, mu: Any = 1e-3
-) -> tuple[Any, Any]:
-    """`along` of each row (k, |v|): flat, (k, |u|) and (k, |v|)."""
+def _products(problem: Problem, u: PyTree, v: PyTree, data: PyTree, key: Any, rows: Any, mu: Any) -> tuple[Any, Any]:
+    """`along` of each row (k, |v|), on the set of v: flat, (k, |u|) and (k, |v|)."""
     g, unravel = oracles.lower(problem, u, v, data, key, mu=mu), ravel_pytree(v)[1]
+    along_set, _ = oracles.on_set(problem, u, v, g, v)
 
     def along(row: Any) -> tuple[Any, Any]:
-        along_u, along_v = g.along(unravel(row))
+        along_u, along_v = along_set(unravel(row))
         return ravel_pytree(along_u)[0], ravel_pytree(along_v)[0]
 
     return jax.lax.map(along, rows, batch_size=PRODUCTS_AT_ONCE)
 
 
 @functools.partial(jax.jit, static_argnames=("problem",))
-def _hessian(problem: Problem, u: PyTree, v: PyTree, data: PyTree, key: Any, mu: Any = 1e-3) -> Any:
+def _pulled_back(problem: Problem, u: PyTree, v: PyTree, data: PyTree, key: Any, rows: Any, mu: Any) -> Any:
+    """The right-hand sides of the system on the set of v, of gradients in v (k, |v|)."""
+    g, unravel = oracles.lower(problem, u, v, data, key, mu=mu), ravel_pytree(v)[1]
+    return jax.lax.map(lambda b: ravel_pytree(oracles.on_set(problem, u, v, g, unravel(b))[1])[0], rows)
+
+
+@functools.partial(jax.jit, static_argnames=("problem",))
+def _hessian(problem: Problem, u: PyTree, v: PyTree, data: PyTree, key: Any, mu: Any) -> Any:
     flat, _ = ravel_pytree(v)
     return _products(problem, u, v, data, key, jnp.eye(flat.size, dtype=flat.dtype), mu)[1]
 
 
 @functools.partial(jax.jit, static_argnames=("problem", "solve"))
-def _iterate(problem: Problem, solve: LinearSolve, u: PyTree, v: PyTree, data: PyTree, key: Any, rows: Any) -> Any:
-    """(grad2_vv g)^-1 of each row, by products alone."""
-    g, unravel = oracles.lower(problem, u, v, data, key), ravel_pytree(v)[1]
+def _iterate(
+    problem: Problem, solve: LinearSolve, u: PyTree, v: PyTree, data: PyTree, key: Any, rows: Any, mu: Any
+) -> Any:
+    """The solution of the system for each row, by products alone."""
+    g, unravel = oracles.lower(problem, u, v, data, key, mu=mu), ravel_pytree(v)[1]
+    along, _ = oracles.on_set(problem, u, v, g, v)
     zero = optax.tree.zeros_like(v)
-    return jax.lax.map(lambda b: ravel_pytree(solve(g.along, unravel(b), zero).q)[0], rows)
+    return jax.lax.map(lambda b: ravel_pytree(solve(along, unravel(b), zero).q)[0], rows)
 
 
-def _dense(hessian: np.ndarray, rows: np.ndarray) -> tuple[float, np.ndarray]:
-    """The smallest eigenvalue, and (grad2_vv g)^-1 of each row; of a singular Hessian the pseudo-inverse."""
+def _extremes(hessian: np.ndarray) -> tuple[float, float]:
+    """The smallest and the largest eigenvalue."""
+    values = np.linalg.eigvalsh(hessian.astype(float))
+    return float(values[0]), float(values[-1])
+
+
+def _dense(hessian: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """The inverse of the matrix times each row; of a singular one the pseudo-inverse."""
     values, vectors = np.linalg.eigh(hessian.astype(float))
     size = np.abs(values).max()
     kept = np.abs(values) > size * len(values) * np.finfo(hessian.dtype).eps
     inverse = np.divide(1, values, out=np.zeros_like(values), where=kept)
-    return float(values[0]), (rows @ vectors * inverse) @ vectors.T
+    return (rows @ vectors * inverse) @ vectors.T
 
 
-def _smallest_eigenvalue(problem: Problem, u: PyTree, v: PyTree, data: PyTree, key: Any, n: int, dtype: Any) -> float:
+def _extreme_eigenvalues(
+    problem: Problem, u: PyTree, v: PyTree, data: PyTree, key: Any, n: int, dtype: Any, mu: Any
+) -> tuple[float, float]:
+    """The smallest and the largest eigenvalue of grad2_vv g, NaN where they are not found."""
+
     def product(x: np.ndarray) -> np.ndarray:
         row = jnp.asarray(x.reshape(1, n), dtype)
-        return np.asarray(_products(problem, u, v, data, key, row)[1][0], float)
+        return np.asarray(_products(problem, u, v, data, key, row, mu)[1][0], float)
 
     linear: Any = scipy.sparse.linalg.LinearOperator
     operator = linear((n, n), matvec=product, dtype=np.float64)
     start = np.random.default_rng(0).normal(size=n)
     try:
         found = scipy.sparse.linalg.eigsh(
-            operator, k=1, which="SA", v0=start, tol=float(jnp.finfo(dtype).eps) ** 0.5, return_eigenvectors=False
+            operator, k=2, which="BE", v0=start, tol=float(jnp.finfo(dtype).eps) ** 0.5, return_eigenvectors=False
         )
     except scipy.sparse.linalg.ArpackError:  # no convergence (or a zero Hessian): told as not found
-        return float("nan")
-    return float(found[0])
+        return float("nan"), float("nan")
+    return float(min(found)), float(max(found))
 
 
 def _multipliers(gradient: np.ndarray, jacobian: np.ndarray, slack: np.ndarray, bounded: np.ndarray) -> np.ndarray:

@@ -79,6 +79,7 @@ class GradientMatching:
         along_f, along_g = optax.tree.scale(1 / size_f, f.grad_v), optax.tree.scale(1 / size_g, g.grad_v)
         alignment = optax.tree.vdot(along_f, along_g)
         p = optax.tree.scale(-1 / size_g, optax.tree.sub(along_f, optax.tree.scale(alignment, along_g)))
+        p = optax.tree.cast_like(p, g.grad_v)
         direction = g.along(p)[0]
         objective = base.Objective(1 - alignment)
         u, upper_opt = base.move(
