@@ -1,0 +1,75 @@
+"""Every solver on u and v whose leaves have several types: they run, keep the types, and come to the same answer."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import bilevax as bx
+from bilevax import Problem, linear_solve, solve
+from bilevax.implicit import hypergradient
+from bilevax.smoothing import L1
+
+SGD = optax.sgd(0.05)
+SOLVERS = {
+    "Alternating": bx.Alternating(SGD, SGD),
+    "BVFIM": bx.BVFIM(SGD),
+    "ForwardMode": bx.ForwardMode(SGD, SGD),
+    "Implicit": bx.Implicit(SGD, SGD),
+    "Implicit, Direct": bx.Implicit(SGD, SGD, linear_solve=linear_solve.Direct()),
+    "Implicit, Adam": bx.Implicit(optax.adam(0.05), optax.adam(0.05), linear_solve=linear_solve.ByOptimizer()),
+    "Implicit, differences": bx.Implicit(SGD, SGD, curvature=bx.oracles.finite_difference),
+    "LookAhead": bx.LookAhead(SGD, SGD),
+    "GradientMatching": bx.GradientMatching(SGD),
+    "Penalty": bx.Penalty(),
+    "ReverseMode": bx.ReverseMode(SGD, SGD, segment=5),
+    "ReverseMode, Adam": bx.ReverseMode(optax.adam(0.05), optax.adam(0.05)),
+    "SMNBP": bx.SMNBP(),
+    "SPNBO": bx.SPNBO(lower_steps=5),
+    "SparseHO": bx.SparseHO(SGD, lambda u, v, step: L1().proximal(v, step * jnp.exp(u["b"][0])), 0.1, 5),
+}
+TYPES = {
+    "float32 and bfloat16": (jnp.float32, jnp.bfloat16),
+    "float64 and float32": (jnp.float64, jnp.float32),
+    "float16": (jnp.float16, jnp.float16),
+}
+PROBLEM = Problem(
+    lambda u, v: jnp.sum((v["a"] - 1.0) ** 2) + jnp.sum((v["b"] + 0.5) ** 2) + 0.1 * jnp.sum(u["a"] ** 2),
+    lambda u, v: jnp.sum((v["a"] - u["a"]) ** 2) + jnp.sum((v["b"] - u["b"] * v["a"][0]) ** 2),
+    regularizer=lambda u, v, mu: jnp.exp(u["b"][0]) * L1()(v, mu),
+)
+SMOOTH = Problem(PROBLEM.upper_loss, PROBLEM.lower_loss)
+
+
+def start(types):
+    u = {"a": jnp.full(2, 0.5, types[0]), "b": jnp.full(2, -2.0, types[1])}
+    return u, {"a": jnp.full(2, 0.4, types[0]), "b": jnp.full(2, -0.6, types[1])}
+
+
+def kinds(tree):
+    return jax.tree.map(lambda x: x.dtype, tree)
+
+
+CASES = {f"{name}, {types}": (SOLVERS[name], TYPES[types]) for name in SOLVERS for types in list(TYPES)[:1]}
+CASES |= {f"{name}, {types}": (SOLVERS[name], TYPES[types]) for name in ("Implicit", "SparseHO") for types in TYPES}
+
+
+@pytest.mark.parametrize(("solver", "types"), CASES.values(), ids=CASES)
+def test_types_are_kept(solver, types):
+    problem = PROBLEM if isinstance(solver, bx.SparseHO | bx.SMNBP | bx.SPNBO) else SMOOTH
+    u, v = start(types)
+    result = solve(solver, problem, u, v, steps=2, key=jax.random.key(0))
+    assert kinds((result.u, result.v)) == kinds((u, v))
+    assert np.any(np.asarray(result.u["a"] != u["a"]))
+    assert np.isfinite(np.asarray(result.history.upper_loss, float)).all()
+
+
+@pytest.mark.parametrize("types", TYPES.values(), ids=TYPES)
+def test_the_hypergradient_of_several_types(types):
+    u, v = start(types)
+    wanted = hypergradient(SMOOTH, *start((jnp.float64,) * 2)).gradient
+    found = hypergradient(SMOOTH, u, v, linear_solve=linear_solve.CG(20, 1e-4)).gradient
+    assert kinds(found) == kinds(u)
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
+        np.testing.assert_allclose(a.astype(float), b, atol=0.03)
