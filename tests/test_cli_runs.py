@@ -403,9 +403,12 @@ def test_a_folder_that_vanishes_costs_no_result(tmp_path, capsys):
         made.csv("a.csv", pd.DataFrame({"x": [1]}))
         made.picture("a.png", lambda path: path.write_bytes(b"png"))
     assert sorted(path.name for path in made.elsewhere.iterdir()) == ["a.csv", "a.png"]
-    said = capsys.readouterr().err
-    assert f"files go to {made.elsewhere} instead" in said
-    assert str(made.elsewhere) in made.told(1.0)
+    with pytest.raises(SystemExit) as ended:
+        made.end(1.0)
+    assert ended.value.code == 1
+    printed = capsys.readouterr()
+    assert f"files go to {made.elsewhere} instead" in printed.err
+    assert f"Wrote results.json, a.csv, a.png to {made.elsewhere} in 1.0 s" in printed.out
     shutil.rmtree(made.elsewhere)
 
 

@@ -14,9 +14,11 @@ from bilevax import _files
 from bilevax import layout as layouts
 from bilevax._signals import Asked
 from bilevax._stages import Stages
+from bilevax.callbacks import SaveError
 from bilevax.cli._printing import complain, quoted, say
 from bilevax.cli._writing import as_json, write_csv, write_json
 from bilevax.problem import InputError
+from bilevax.solve import SolveError
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -119,8 +121,9 @@ class Run:
         try:
             yield stages
         except BaseException as error:
-            # Input that is refused when a part is done would be refused again; what an earlier run has kept stays.
-            kept = stages.any() and not (self._fresh and isinstance(error, InputError))
+            # What is refused, or is not finite, when a part is done would be so again; an earlier run's parts stay.
+            futile = isinstance(error, InputError | SolveError) and not isinstance(error, SaveError)
+            kept = stages.any() and not (self._fresh and futile)
             if unlock is not None:
                 unlock()
             if not kept:
@@ -131,7 +134,7 @@ class Run:
                 complain(self._how_to_resume(how) if kept else f"{how} before there was anything to keep.")
                 if preempted:  # a search ends by a KeyboardInterrupt, whichever signal it was
                     raise Ended from error
-            elif kept and not isinstance(error, InputError):
+            elif kept and not futile:
                 complain(self._how_to_resume("Ended by an error"))
             raise
         if unlock is not None:
@@ -188,7 +191,13 @@ class Run:
             _files.replace(self.elsewhere / name, write)
         self.written.append(name)
 
-    def told(self, seconds: float) -> str:
-        """What was written, where and in how many seconds, as a sentence."""
+    def end(self, seconds: float) -> None:
+        """Print what was written, where and in how many seconds.
+
+        Raises:
+            SystemExit: with code 1, where the files are not where they were to be.
+        """
         where = self.out if self.elsewhere is None else self.elsewhere
-        return f"Wrote {', '.join(self.written)} to {where} in {seconds:.1f} s."
+        say(f"Wrote {', '.join(self.written)} to {where} in {seconds:.1f} s.")
+        if self.elsewhere is not None:
+            raise SystemExit(1)

@@ -113,7 +113,7 @@ def audit(
             _write(report, samples, settings, run)
         show(_table(report))
         say(_in_words(report))
-        say(run.told(report.seconds))
+        run.end(report.seconds)
 
 
 def _digits() -> Audited:

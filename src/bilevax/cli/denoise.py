@@ -131,7 +131,7 @@ def denoise(
             }
             _write_results(data, found, report, run)
         show(_table(data, rows, hold_out))
-        say(run.told(report["wall_seconds"]))
+        run.end(report["wall_seconds"])
 
 
 class Row(NamedTuple):

@@ -197,7 +197,7 @@ def fewshot(
                 f"Plain pixels do as well or better here. A representation gains from more classes to learn from (here "
                 f"{len(parts.train):,}), and from more --steps."
             )
-        say(run.told(seconds))
+        run.end(seconds)
 
 
 def _digest(pictures: Pictures) -> str:

@@ -120,7 +120,7 @@ def tune_lasso(
         run.json("results.json", report)
         run.picture("lasso.png", lambda path: _draw(data, fits, labels, path))
     _print(data, rows, fits, labels)
-    say(run.told(report["wall_seconds"]))
+    run.end(report["wall_seconds"])
 
 
 def _ready_made(hold_out: float, seed: int) -> Data:

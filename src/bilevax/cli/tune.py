@@ -166,7 +166,7 @@ def tune(
             show(_table(data, one.rows))
             for sentence in one.sentences:
                 say(sentence)
-        say(run.told(seconds))
+        run.end(seconds)
 
 
 class Data(NamedTuple):
