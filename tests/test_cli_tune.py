@@ -155,7 +155,7 @@ def test_rare_categories_have_a_name(files):
     frame.to_csv(files[0], index=False)
     data = tune._from_files({"train": files[0], "validation": None, "test": None}, "species", 0.2, seed=0)
     assert data.X.shape[1] == len(data.features) == 6 + 50
-    assert data.features[-1].startswith("soil = infrequent")
+    assert data.features[-1].startswith("soil = any other")
 
 
 def test_trials_are_raised_to_the_gradients_of_penalty(tmp_path, files):
