@@ -1,7 +1,6 @@
 """How good is this (u, v), and how good the direction that a solver takes from it."""
 
 import dataclasses
-import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -15,6 +14,7 @@ import scipy.sparse.linalg
 from jax.flatten_util import ravel_pytree
 
 from bilevax import oracles
+from bilevax._programs import compiled
 from bilevax.linear_solve import CG, LinearSolve
 from bilevax.problem import Batch, Inequality, InputError, Problem, PyTree, identity
 from bilevax.solvers import base
@@ -394,12 +394,12 @@ def _direction(solver: Any, problem: Problem, state: Any, u: PyTree, v: PyTree, 
     return _step(watched, problem, state, batch, key).upper_opt
 
 
-@functools.partial(jax.jit, static_argnames=("solver", "problem"))
+@compiled("solver", "problem")
 def _step(solver: Solver, problem: Problem, state: Any, batch: Batch, key: Any) -> Any:
     return solver.step(problem, state, batch, key)[0]
 
 
-@functools.partial(jax.jit, static_argnames=("problem",))
+@compiled("problem")
 def _values(problem: Problem, u: PyTree, v: PyTree, upper_data: PyTree, data: PyTree, key: Any, mu: Any) -> Any:
     """All that is needed of f, g and the constraints: entries (m,), Jacobians (m, |u|) and (m, |v|)."""
     f = oracles.upper(problem, u, v, upper_data, key, lambda h: 0.0)
@@ -412,7 +412,7 @@ def _values(problem: Problem, u: PyTree, v: PyTree, upper_data: PyTree, data: Py
     return f, g_loss, grad_g, values, *(jax.vmap(lambda x: ravel_pytree(x)[0])(j) for j in jacobians)
 
 
-@functools.partial(jax.jit, static_argnames=("problem",))
+@compiled("problem")
 def _products(problem: Problem, u: PyTree, v: PyTree, data: PyTree, key: Any, rows: Any, mu: Any) -> tuple[Any, Any]:
     """`along` of each row (k, |v|), on the set of v: flat, (k, |u|) and (k, |v|)."""
     g, unravel = oracles.lower(problem, u, v, data, key, mu=mu), ravel_pytree(v)[1]
@@ -425,20 +425,20 @@ def _products(problem: Problem, u: PyTree, v: PyTree, data: PyTree, key: Any, ro
     return jax.lax.map(along, rows, batch_size=PRODUCTS_AT_ONCE)
 
 
-@functools.partial(jax.jit, static_argnames=("problem",))
+@compiled("problem")
 def _pulled_back(problem: Problem, u: PyTree, v: PyTree, data: PyTree, key: Any, rows: Any, mu: Any) -> Any:
     """The right-hand sides of the system on the set of v, of gradients in v (k, |v|)."""
     g, unravel = oracles.lower(problem, u, v, data, key, mu=mu), ravel_pytree(v)[1]
     return jax.lax.map(lambda b: ravel_pytree(oracles.on_set(problem, u, v, g, unravel(b))[1])[0], rows)
 
 
-@functools.partial(jax.jit, static_argnames=("problem",))
+@compiled("problem")
 def _hessian(problem: Problem, u: PyTree, v: PyTree, data: PyTree, key: Any, mu: Any) -> Any:
     flat, _ = ravel_pytree(v)
     return _products(problem, u, v, data, key, jnp.eye(flat.size, dtype=flat.dtype), mu)[1]
 
 
-@functools.partial(jax.jit, static_argnames=("problem", "solve"))
+@compiled("problem", "solve")
 def _iterate(
     problem: Problem, solve: LinearSolve, u: PyTree, v: PyTree, data: PyTree, key: Any, rows: Any, mu: Any
 ) -> Any:

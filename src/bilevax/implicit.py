@@ -18,6 +18,7 @@ from jax.core import Tracer
 
 from bilevax import oracles
 from bilevax._optimizers import check_optimizer, require_optimizer
+from bilevax._programs import Compiled, compiled
 from bilevax.linear_solve import CG, LinearSolve
 from bilevax.problem import (
     Batch,
@@ -213,7 +214,7 @@ def _nothing(u: PyTree, v: PyTree) -> Any:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _argmin(argmin: Argmin, u: PyTree, start: PyTree, data: PyTree, key: Any) -> PyTree:
-    return _compiled(_descended, argmin)(argmin, u, start, data, key)
+    return _run(_descended, argmin, u, start, data, key)
 
 
 def _forwards(argmin: Argmin, u: PyTree, start: PyTree, data: PyTree, key: Any) -> tuple[PyTree, Any]:
@@ -222,7 +223,7 @@ def _forwards(argmin: Argmin, u: PyTree, start: PyTree, data: PyTree, key: Any) 
 
 
 def _backwards(argmin: Argmin, kept: Any, cotangent: PyTree) -> tuple[Any, ...]:
-    of_u, of_data, residual, size = _compiled(_pulled_back, argmin)(argmin, *kept, cotangent)
+    of_u, of_data, residual, size = _run(_pulled_back, argmin, *kept, cotangent)
     _warn_unsolved("Argmin", residual, size)
     return of_u, None, of_data, None
 
@@ -230,20 +231,16 @@ def _backwards(argmin: Argmin, kept: Any, cotangent: PyTree) -> tuple[Any, ...]:
 _argmin.defvjp(_forwards, _backwards)
 
 
-def _compiled(function: Callable[..., Any], argmin: Argmin) -> Callable[..., Any]:
-    """The function compiled for this Argmin, once for equal ones; as it is where the Argmin cannot be hashed."""
+def _run(function: Compiled, argmin: Argmin, *args: Any) -> Any:
+    """The function, compiled once for equal Argmins; as it is where the Argmin cannot be hashed."""
     try:
         hash(argmin)
     except TypeError:
-        return function
-    return _jitted(function)
+        return function.function(argmin, *args)
+    return function(argmin, *args)
 
 
-@functools.cache
-def _jitted(function: Callable[..., Any]) -> Callable[..., Any]:
-    return jax.jit(function, static_argnums=0)
-
-
+@compiled("argmin")
 def _descended(argmin: Argmin, u: PyTree, start: PyTree, data: PyTree, key: Any) -> PyTree:
     """The end of the descent."""
     problem, batch = argmin.problem(), Batch(lower=data)
@@ -256,6 +253,7 @@ def _descended(argmin: Argmin, u: PyTree, start: PyTree, data: PyTree, key: Any)
     return base.lower_moves(direction, argmin.optimizer, state, start, problem, batch, argmin.steps, key)[0]
 
 
+@compiled("argmin")
 def _pulled_back(argmin: Argmin, u: PyTree, v: PyTree, data: PyTree, key: Any, cotangent: PyTree) -> tuple[Any, ...]:
     """The derivatives in u and in the floating leaves of data, the residual of their system, and the size of its b."""
     leaves, form = jax.tree.flatten((u, data))

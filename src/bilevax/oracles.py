@@ -13,7 +13,6 @@ Where v lives in a set, or has a regulariser with corners, v*(u) is the fixed po
 `fixed_point` gives the `along` that takes the place of the above.
 """
 
-import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -23,6 +22,7 @@ import optax
 from jax.core import Tracer
 
 from bilevax._optimizers import first_line
+from bilevax._programs import compiled
 from bilevax.problem import Batch, InputError, Problem, PyTree, identity
 
 Along = Callable[[PyTree], tuple[PyTree, PyTree]]
@@ -339,7 +339,7 @@ def _require_defects(
     return again
 
 
-@functools.partial(jax.jit, static_argnums=0)
+@compiled("move")
 def _defects(move: Callable[..., PyTree], given: tuple[PyTree, ...], v: PyTree) -> tuple[Any, Any]:
     """How far move(*given, v) moves what it has moved, and how far its derivative is from symmetric, both relative."""
 

@@ -4,7 +4,6 @@ Each trial draws u within bounds, trains v from its start down g, and looks at f
 earlier trials makes the method: `Random` nothing (Bergstra and Bengio 2012), `TPE` and `GP` as Optuna has them.
 """
 
-import functools
 import importlib.util
 import time
 import warnings
@@ -21,6 +20,7 @@ from jax.flatten_util import ravel_pytree
 
 from bilevax import _signals
 from bilevax._optimizers import check_optimizer
+from bilevax._programs import compiled
 from bilevax.batches import Source, resident
 from bilevax.problem import (
     Batch,
@@ -239,11 +239,11 @@ def check_trainer(owner: str, name: str, optimizer: Any, problem: Problem, u: Py
     check_optimizer(owner, name, optimizer, "v", v, objective, problem.project_lower is not identity)
 
 
-train_lower = jax.jit(trained, static_argnames=("problem", "optimizer", "steps"))
+train_lower = compiled("problem", "optimizer", "steps")(trained)
 """`trained`, compiled."""
 
 
-@functools.partial(jax.jit, static_argnames=("problem", "optimizer", "steps"))
+@compiled("problem", "optimizer", "steps")
 def _trials(
     problem: Problem, optimizer: Any, steps: int, u: PyTree, v: PyTree, source: Source, key: Any
 ) -> tuple[PyTree, Any, Any, Any]:

@@ -19,6 +19,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from bilevax import _signals
 from bilevax import layout as layouts
+from bilevax._programs import compiled
 from bilevax._signals import INTERRUPT, PREEMPTION, Asked
 from bilevax.batches import Fixed, Source, prefetch, require_batch, resident
 from bilevax.layout import Layout
@@ -205,13 +206,13 @@ class _Carry(NamedTuple):
     alive: Any
 
 
-@functools.partial(jax.jit, static_argnames=("solver", "problem"))
+@compiled("solver", "problem")
 def _step(solver: Solver, problem: Problem, state: Any, batch: Batch, key: Any) -> tuple[Any, Info]:
     """One step. Under jit, so that asking for its shapes and compiling it in a loop trace it but once."""
     return solver.step(problem, state, batch, key)
 
 
-@functools.partial(jax.jit, static_argnames=("solver", "problem", "capacity", "shardings"), donate_argnames=("carry",))
+@compiled("solver", "problem", "capacity", "shardings", donate=("carry",))
 def _stretch(
     solver: Solver,
     problem: Problem,

@@ -15,6 +15,7 @@ import numpy as np
 import optax
 from sklearn.base import BaseEstimator
 
+from bilevax._programs import compiled
 from bilevax.applications._inputs import (
     classes_of,
     labels,
@@ -153,12 +154,12 @@ def _cosine_problem(representation: Representation, way: int) -> tuple[Problem, 
     return heads.problem(), Method(heads, "adapt"), Method(heads, "scores")
 
 
-@functools.partial(jax.jit, static_argnames=("adapt",))
+@compiled("adapt")
 def _adapted(adapt: Adapt, u: PyTree, given: Episode) -> PyTree:
     return adapt(u, given)
 
 
-@functools.partial(jax.jit, static_argnames=("scores",))
+@compiled("scores")
 def _class_probabilities(scores: Scores, u: PyTree, v: PyTree, statistics: PyTree, x: Any) -> Any:
     return jax.nn.softmax(scores(u, v, Episode(x[None], jnp.zeros((1, len(x)), int), None, statistics))[0])
 

@@ -1,6 +1,5 @@
 """Hypergradients through the fixed point of a proximal descent: lasso-like lower levels, and sets that u moves."""
 
-import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -10,6 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from bilevax import oracles
+from bilevax._programs import compiled
 from bilevax.linear_solve import CG, LinearSolve
 from bilevax.problem import Batch, InputError, Problem, PyTree, settle_counts
 from bilevax.solvers import base
@@ -163,7 +163,7 @@ class _Move:
         return self.solver._proximal(self.problem, u, v)
 
 
-@functools.partial(jax.jit, static_argnames=("solver", "problem"))
+@compiled("solver", "problem")
 def _moved(solver: SparseHO, problem: Problem, u: PyTree, v: PyTree, batch: Batch, key: Any) -> PyTree:
     return solver._moved(problem, u, v, batch, key, key)
 
