@@ -159,7 +159,7 @@ REFUSED = {
     "not finite": ({"X": X * np.nan}, "NaN or infinite"),
     "budget of text": ({"budget": "much"}, "budget is 'much', and must be a number"),
     "training": ({"training": 5}, "training is 5"),
-    "solver": ({"solver": lambda steps: None}, "solver is None, which is no solver"),
+    "solver": ({"solver": lambda steps: None}, "solver is None, which is not a solver"),
     "constant": ({"X": 0 * X, "X_val": 0 * X_VAL}, "nothing to learn from"),
 }
 

@@ -116,7 +116,7 @@ def start(callback, step=0, resumes=False):
 def test_a_file_that_is_no_log_is_neither_continued_nor_renamed(tmp_path, content, resumes):
     path = tmp_path / "mine"
     path.write_bytes(content)
-    with pytest.raises(InputError, match=r"line 1 of '.*mine' is no record of a solve"):
+    with pytest.raises(InputError, match=r"line 1 of '.*mine' is not a record of a solve"):
         start(JsonLines(path), 20, resumes)
     assert os.listdir(tmp_path) == ["mine"]
     assert path.read_bytes() == content
@@ -125,7 +125,7 @@ def test_a_file_that_is_no_log_is_neither_continued_nor_renamed(tmp_path, conten
 def test_a_log_with_something_else_in_it_is_not_continued(tmp_path):
     path, content = tmp_path / "log", RECORD + RECORD.replace(b"10", b"30") + b"checked by hand\n" + RECORD
     path.write_bytes(content)
-    with pytest.raises(InputError, match=r"line 3 of '.*log' is no record of a solve"):
+    with pytest.raises(InputError, match=r"line 3 of '.*log' is not a record of a solve"):
         start(JsonLines(path), 20, resumes=True)
     assert path.read_bytes() == content
 

@@ -539,7 +539,7 @@ def test_a_folder_without_classes_is_refused(tmp_path):
 def test_what_is_no_folder_is_refused(tmp_path):
     (tmp_path / "file").write_bytes(png(GREY[0]))
     for name in ("nowhere", "file"):
-        with pytest.raises(InputError, match=re.escape(f"{tmp_path / name} is no folder. Pass a folder that has one")):
+        with pytest.raises(InputError, match=re.escape(f"{tmp_path / name} is not a folder. Pass a folder that has")):
             datasets.class_folders(tmp_path / name)
 
 

@@ -379,7 +379,7 @@ def test_folders_that_hold_no_classes(tmp_path):
     out = ("--out", tmp_path / "out")
     (tmp_path / "file").write_text("")
     for name in ("nowhere", "file"):
-        assert f"{tmp_path / name} is no folder" in refused(tmp_path / name, *out)
+        assert f"{tmp_path / name} is not a folder" in refused(tmp_path / name, *out)
     (tmp_path / "empty").mkdir()
     assert "has no subfolders" in refused(tmp_path / "empty", *out)
     folder = make(tmp_path / "pets", classes=2, pictures=2)

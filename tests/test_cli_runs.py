@@ -152,8 +152,8 @@ def empty(path):
 
 SPECIAL = {
     "a FIFO": (lambda p: fifo(p / "pipe.csv"), "is a pipe"),
-    "an endless device": (lambda p: "/dev/zero", "is no regular file"),
-    "a terminal's input": (lambda p: "/dev/null", "is no regular file"),
+    "an endless device": (lambda p: "/dev/zero", "is not a regular file"),
+    "a terminal's input": (lambda p: "/dev/null", "is not a regular file"),
     "a folder": (lambda p: p, "is a folder"),
     "nothing": (lambda p: p / "gone.csv", "No such file"),
     "a link to nothing": (lambda p: (p / "l.csv").symlink_to(p / "gone") or p / "l.csv", "No such file"),
@@ -251,7 +251,7 @@ def test_a_users_file_among_checkpoints_stays(tmp_path):
         stages.of("one", lambda keep: {"x": 1})
         (made.folder / "notes.txt").write_text("mine")
     assert [p.name for p in made.folder.iterdir() if p.name != ".bilevax"] == ["notes.txt"]
-    with run(tmp_path).stages():  # and it is no interrupted run
+    with run(tmp_path).stages():  # and it is not an interrupted run
         pass
     assert (made.folder / "notes.txt").read_text() == "mine"
 

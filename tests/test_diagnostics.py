@@ -194,7 +194,7 @@ U, V = np.ones(2), np.ones(2)
         (lambda: report(PLANE, U, V, solver=bx.Implicit(), state=3), "state is a int"),
         (
             lambda: report(PLANE, U, V, solver=bx.Implicit(), state=bx.Penalty().init(PLANE, U, V, bx.Batch())),
-            "state is no state of this Implicit",
+            "state is not a state of this Implicit",
         ),
         (lambda: report(PLANE, U, V, solver=bx.Vectorized(bx.Penalty())), "Vectorized.*one member"),
         (

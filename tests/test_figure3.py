@@ -117,7 +117,7 @@ def changed(path, **arrays):
         ({"images": 300 * np.ones((80, 6, 6, 3))}, "images from 300 to 300. Scale them"),
         ({"images": np.full((80, 6, 6, 3), np.nan)}, "NaN"),
         ({"images": np.zeros((80, 5, 6, 3))}, r"does not take its images of \(5, 6, 3\)"),
-        ({"feature_map": np.zeros(9, np.uint8)}, "is no exported JAX function"),
+        ({"feature_map": np.zeros(9, np.uint8)}, "is not an exported JAX function"),
     ],
 )
 def test_files_that_do_not_fit_are_refused_in_words(file, arrays, words):

@@ -169,7 +169,7 @@ def test_a_box_that_moves_with_u():
 
 
 def test_a_group_lasso_with_a_group_that_is_exactly_zero():
-    """The proximal map of a norm is no projector; the derivative of a norm at zero is NaN, and its group is dead."""
+    """The proximal map of a norm is not a projector; the derivative of a norm at zero is NaN, and its group is dead."""
 
     def proximal(u, v, step):
         norms = jnp.sqrt(jnp.sum(v.reshape(2, 2) ** 2, 1))

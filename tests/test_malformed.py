@@ -98,7 +98,7 @@ NO_ARRAYS = {
     "long doubles": (np.ones(2, np.longdouble), "has dtype (float128|longdouble)"),
     "huge integer": (2**70, "is 1180591620717411303424"),
     "masked": (np.ma.masked_array([1.0, 2.0], [True, False]), r"is a masked array, .* x.filled"),
-    "unsorted keys": ({1: ONE, "a": ONE}, "is no tree that JAX can take apart"),
+    "unsorted keys": ({1: ONE, "a": ONE}, "is not a tree that JAX can take apart"),
 }
 NOT_FLOATING = {
     "None": (None, "holds no arrays"),

@@ -142,7 +142,7 @@ def test_as_model_takes_what_users_have(key, x):
 
 @pytest.mark.parametrize("bad", ["mlp", 3, None, (1, 2), lambda classes: classes, Net])
 def test_as_model_refuses_the_rest(bad):
-    with pytest.raises(InputError, match="which is no model"):
+    with pytest.raises(InputError, match="which is not a model"):
         as_model(bad, 3)
 
 
@@ -720,10 +720,10 @@ def foreign(module):
         (foreign("torch.nn.modules.module"), "model is a PyTorch module"),
         (foreign("keras.src.models.model"), "model is a Keras model"),
         (foreign("flax.nnx.module"), r"model is a flax\.nnx module"),
-        (Net, r"model is the class Net, which is no model: call it, Net\(\.\.\.\)"),
+        (Net, r"model is the class Net, which is not a model: call it, Net\(\.\.\.\)"),
         (lambda: mlp(3), r"model\(3\) raises TypeError"),
         (lambda classes: 1 / 0, r"model\(3\) raises ZeroDivisionError"),
-        (None, "which is no model"),
+        (None, "which is not a model"),
     ],
 )
 def test_other_libraries_models_are_refused_by_name(bad, sentence):

@@ -227,7 +227,7 @@ def test_what_is_not_refused_runs_on_other_variables(name, x):
         (optax.GradientTransformation, "is the class GradientTransformation"),
         ((ADAM, SGD), "is a tuple of 2, .* optax.chain"),
         ([ADAM], "is a list of 1"),
-        (optax.GradientTransformation(1, 2), "is a GradientTransformation whose init or update is no function"),
+        (optax.GradientTransformation(1, 2), "is a GradientTransformation whose init or update is not a function"),
         ({"adam": ADAM}, "is a dict"),
     ],
 )

@@ -687,7 +687,7 @@ def test_what_expands_beyond_measure_is_refused_before_it_does(tmp_path, monkeyp
     assert "this machine's memory" in refusal(lambda: tables.read(tmp_path / kind, "y", "TRAIN"))
 
 
-# --- what is no file ------------------------------------------------------------------------------------------------
+# --- what is not a file -----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".csv.gz", ".parquet", ".npz"])

@@ -235,7 +235,7 @@ def test_a_failed_save_is_a_warning_and_the_next_is_tried(tmp_path, monkeypatch,
     with broken():
         visit(20)
         with pytest.warns(UserWarning, match=r"step 20 could not be saved to '.*saves' \(.+\)\. The solve goes on"):
-            visit(30)  # which fails as well, and is no second warning
+            visit(30)  # which fails as well, and is not a second warning
         visit(40)
         assert load_quietly(save) == 10
     assert saves(tmp_path / "saves") == [10]

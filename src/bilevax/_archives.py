@@ -23,7 +23,7 @@ class UnreadableError(ValueError):
 
 
 def check_regular(path: Path, name: str, wanted: str) -> None:
-    """Refuse a path that is no regular file, before anything opens it: a pipe blocks, and a device may never end.
+    """Refuse a path that is not a regular file, before anything opens it: a pipe blocks, and a device may never end.
 
     Args:
         path: links are followed.

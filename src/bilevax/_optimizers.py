@@ -55,7 +55,7 @@ def update(
 
 
 def require_optimizer(owner: str, name: str, optimizer: Any) -> None:
-    """Refuse what is no optimizer: a function that makes one, a number, a schedule, a tuple of optimizers.
+    """Refuse what is not an optimizer: a function that makes one, a number, a schedule, a tuple of optimizers.
 
     Raises:
         InputError: `optimizer` has no functions `init` and `update`.
@@ -65,7 +65,7 @@ def require_optimizer(owner: str, name: str, optimizer: Any) -> None:
     elif callable(getattr(optimizer, "init", None)) and callable(getattr(optimizer, "update", None)):
         return
     elif isinstance(optimizer, optax.GradientTransformation | optax.GradientTransformationExtraArgs):
-        found = "a GradientTransformation whose init or update is no function"
+        found = "a GradientTransformation whose init or update is not a function"
     elif callable(optimizer):
         label = getattr(optimizer, "__name__", type(optimizer).__name__)
         raise InputError(
@@ -122,11 +122,11 @@ def check_optimizer(
         optimizer: what to check.
         variable: the name of the variable that it is to move.
         x: the variable, arrays or their shapes.
-        objective: what `update` will be given, by shapes; None where the direction is no function's gradient.
+        objective: what `update` will be given, by shapes; None where the direction is not a function's gradient.
         projected: whether the variable is projected after each move, which a line search knows nothing of.
 
     Raises:
-        InputError: it is no optimizer; it fails on the shapes of x; it asks for what `owner` does not have; its
+        InputError: it is not an optimizer; it fails on the shapes of x; it asks for what `owner` does not have; its
             updates or its state do not keep their shapes.
     """
     require_optimizer(owner, name, optimizer)

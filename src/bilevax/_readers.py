@@ -64,7 +64,7 @@ def read_raw(path: Path, target: str | None, role: str) -> Raw:
     """A file's columns, the labels apart.
 
     Raises:
-        InputError: it is no regular file, of no known format, damaged, too large, without the target, or a column
+        InputError: it is not a regular file, of no known format, damaged, too large, without the target, or a column
             holds what is neither number nor text.
     """
     name = f"{role} ({path})"
@@ -99,7 +99,7 @@ def read_words(path: Path, name: str) -> pd.DataFrame:
     """A CSV file whose cells are all text, without the blanks around them.
 
     Raises:
-        InputError: it is no regular file, or no CSV text.
+        InputError: it is not a regular file, or not CSV text.
     """
     check_regular(path, name, "Pass a CSV file.")
     try:

@@ -49,7 +49,7 @@ class Source(Protocol):
 
 
 def require_source(name: str, source: Any) -> None:
-    """Refuse what is no device-resident source: it needs a method `at` and is a pytree, so that it can be an argument.
+    """Refuse what is not a device-resident source: it has a method `at` and is a pytree, hence an argument.
 
     Raises:
         InputError: it is a class, has no `at(step, key)`, or is not known to JAX as a pytree.
@@ -178,8 +178,8 @@ class Minibatches:
     Losses get `Samples(data, index)`.
 
     Raises:
-        InputError: a size is no positive integer; in `solve`, leading sizes differ, a data set has fewer samples than a
-            batch, or a value in any of its rows is not finite.
+        InputError: a size is not a positive integer; in `solve`, leading sizes differ, a data set has fewer samples
+            than a batch, or a value in any of its rows is not finite.
 
     Example:
         >>> import jax, jax.numpy as jnp

@@ -106,7 +106,7 @@ class JsonLines:
     Lines that cannot be written, on a full disk say, are kept and written with a later one; a warning says so.
 
     Raises:
-        InputError: path is no local path.
+        InputError: path is not a local path.
 
     Example:
         >>> import jax, jax.numpy as jnp, json, pathlib, tempfile
@@ -131,7 +131,7 @@ class JsonLines:
         """Open the file.
 
         Raises:
-            InputError: the file cannot be written, or is no log of this class.
+            InputError: the file cannot be written, or is not a log of this class.
         """
         self._before = 0.0
         if not run.writes:
@@ -151,7 +151,7 @@ class JsonLines:
             ) from error
 
     def _holds_a_log(self) -> bool:
-        """Whether there are lines at the path; refuses what is no log."""
+        """Whether there are lines at the path; refuses what is not a log."""
         try:
             status = self.path.stat()
         except FileNotFoundError:  # a symlink to a file that is yet to be made
@@ -165,7 +165,7 @@ class JsonLines:
             first = file.readline(1 << 20)
         if _record(first) is None and (first.endswith(b"\n") or not first.startswith(b'{"step": ')):
             raise InputError(
-                f"JsonLines: line 1 of {str(self.path)!r} is no record of a solve, so the file is neither continued "
+                f"JsonLines: line 1 of {str(self.path)!r} is not a record of a solve, so the file is neither continued "
                 "nor renamed. Name another file."
             )
         return True
@@ -178,8 +178,8 @@ class JsonLines:
             records = [_record(line) for line in lines]
             if None in records[:-1] or (records[-1] is None and lines[-1].endswith(b"\n")):
                 raise InputError(
-                    f"JsonLines: line {records.index(None) + 1} of {str(self.path)!r} is no record of a solve, so the "
-                    "file is not continued. Name another file."
+                    f"JsonLines: line {records.index(None) + 1} of {str(self.path)!r} is not a record of a solve, so "
+                    "the file is not continued. Name another file."
                 )
             for line, record in zip(lines, records, strict=True):
                 if record is None or not line.endswith(b"\n") or record["step"] > step:
@@ -217,7 +217,7 @@ class TensorBoard:
     written, on a full disk say, are kept and written with later ones; a warning says so.
 
     Raises:
-        InputError: directory is no local path.
+        InputError: directory is not a local path.
 
     Example:
         >>> from bilevax import callbacks
@@ -341,7 +341,7 @@ class Checkpoint:
     Several processes must all see the directory.
 
     Raises:
-        InputError: directory is no local path, or a count is not a positive integer.
+        InputError: directory is not a local path, or a count is not a positive integer.
 
     Example:
         >>> import jax, jax.numpy as jnp, tempfile
@@ -374,7 +374,7 @@ class Checkpoint:
 
         Raises:
             InputError: it cannot be written, another solve writes to it, it holds later steps than the one this
-                solve starts from, or something that is no save stands where one would go.
+                solve starts from, or something that is not a save stands where one would go.
         """
         if self._running:
             self._refused.add(threading.get_ident())

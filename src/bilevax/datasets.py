@@ -185,7 +185,7 @@ def mnist() -> Images:
     Looked for in $BILEVAX_DATA, then in the user's cache, then downloaded (12 MB) to the cache.
 
     Raises:
-        InputError: BILEVAX_DATA is no directory, or a file found is damaged or holds something else.
+        InputError: BILEVAX_DATA is not a directory, or a file found is damaged or holds something else.
         DownloadError: it is in neither place, and cannot be downloaded or kept.
 
     Example:
@@ -202,7 +202,7 @@ def fashion_mnist() -> Images:
     Looked for in $BILEVAX_DATA, then in the user's cache, then downloaded (31 MB) to the cache.
 
     Raises:
-        InputError: BILEVAX_DATA is no directory, or a file found is damaged or holds something else.
+        InputError: BILEVAX_DATA is not a directory, or a file found is damaged or holds something else.
         DownloadError: it is in neither place, and cannot be downloaded or kept.
 
     Example:
@@ -219,7 +219,7 @@ def cifar10() -> Images:
     Looked for in $BILEVAX_DATA, then in the user's cache, then downloaded (170 MB, the binary version) to the cache.
 
     Raises:
-        InputError: BILEVAX_DATA is no directory, or a file found is damaged or holds something else.
+        InputError: BILEVAX_DATA is not a directory, or a file found is damaged or holds something else.
         DownloadError: it is in neither place, and cannot be downloaded or kept.
 
     Example:
@@ -236,7 +236,7 @@ def svhn() -> Images:
     Looked for in $BILEVAX_DATA, then in the user's cache, then downloaded (246 MB) to the cache.
 
     Raises:
-        InputError: BILEVAX_DATA is no directory, or a file found is damaged or holds something else.
+        InputError: BILEVAX_DATA is not a directory, or a file found is damaged or holds something else.
         DownloadError: it is in neither place, and cannot be downloaded or kept.
 
     Example:
@@ -319,7 +319,7 @@ def omniglot(train: int = 1200, rotations: bool = True, *, download: bool = True
         download: whether it may be downloaded.
 
     Raises:
-        InputError: BILEVAX_DATA is no directory, or a file found is damaged or holds something else; train leaves
+        InputError: BILEVAX_DATA is not a directory, or a file found is damaged or holds something else; train leaves
             no character for either part.
         DownloadError: it is in neither place, and may not be downloaded, or cannot be downloaded or kept.
 
@@ -356,7 +356,7 @@ def mini_imagenet() -> ClassSplit:
     3) uint8, are looked for in $BILEVAX_DATA and in the user's cache.
 
     Raises:
-        InputError: BILEVAX_DATA is no directory, or a file found is damaged or holds something else.
+        InputError: BILEVAX_DATA is not a directory, or a file found is damaged or holds something else.
         DownloadError: a file is in neither place.
     """
     sources = (_Source(f"mini_imagenet_{part}", (84, 84, 3), (), list, ClassImages) for part in ClassSplit._fields)
@@ -399,7 +399,7 @@ def class_folders(folder: Path, *, side: int | None = None, strict: bool = False
     if side is not None:
         side = require_count("class_folders", "side", side)
     if not os.path.isdir(folder):
-        raise InputError(f"{folder} is no folder. Pass a folder that has one subfolder of pictures for each class.")
+        raise InputError(f"{folder} is not a folder. Pass a folder that has one subfolder of pictures for each class.")
     names = [path.name for path in _visible(folder) if path.is_dir()]
     if not names:
         raise InputError(f"{folder} has no subfolders. Make one for each class, with its pictures in it.")
@@ -911,7 +911,7 @@ def corrupted(
     fault = _fault(images)
     if fault:
         raise InputError(f"corrupted: {fault}")
-    _generator("corrupted", key)  # refuses what is no key, before jax does
+    _generator("corrupted", key)  # refuses what is not a key, before jax does
     split_key, flip_key = jax.random.split(key)
     parts = split(images.y_train, clean, split_key, train=train, balanced=balanced)
     right = images.y_train[parts.train]

@@ -33,7 +33,7 @@ class Report:
         lower_grad_norm: |grad_v g|, zero where v is stationary for g.
         smallest_curvature, largest_curvature: the extreme eigenvalues of grad2_vv g: where the smallest is negative g
             curves down and v is a saddle or a maximum; where it is zero v*(u) is not unique. NaN if not found.
-        rounding: the size below which an eigenvalue is no different from zero, the rounding of the largest in size.
+        rounding: the size below which an eigenvalue cannot be told from zero, the rounding of the largest in size.
         hypergradient: eq. (9), grad_u f - grad2_uv g (grad2_vv g)^-1 grad_v f, shaped like u. Where v lives in a set,
             that of the fixed point of a projected descent (`oracles.fixed_point`).
         hypergradient_norm: its norm.
@@ -80,7 +80,7 @@ class Report:
         if np.isnan(self.smallest_curvature):
             curvature = "not found"
         elif self.curves_down:
-            curvature += "  curves down: v is no minimum of g"
+            curvature += "  curves down: v is not a minimum of g"
         elif self.smallest_curvature <= self.rounding:
             curvature += "  zero to rounding: v*(u) is not unique"
         rows = [
@@ -388,7 +388,7 @@ def _direction(solver: Any, problem: Problem, state: Any, u: PyTree, v: PyTree, 
     wanted, found = (jax.tree.map(jnp.shape, x) for x in (watched.init(problem, u, v, batch), state))
     if wanted != found:
         raise InputError(
-            f"report: state is no state of this {type(solver).__name__} on this problem. Pass `result.state` of a "
+            f"report: state is not a state of this {type(solver).__name__} on this problem. Pass `result.state` of a "
             "solve with the same solver, problem and shapes, or leave it out."
         )
     return _step(watched, problem, state, batch, key).upper_opt

@@ -78,7 +78,7 @@ def hypergradient(
 
     Raises:
         InputError: the problem has constraints, which a hypergradient knows nothing of; it has a regularizer and mu is
-            missing, or mu is not positive; project_lower is no orthogonal projection.
+            missing, or mu is not positive; project_lower is not an orthogonal projection.
 
     Example:
         >>> import jax.numpy as jnp
@@ -152,7 +152,7 @@ class Argmin:
         optimizer: any optax optimizer of v.
         steps: how many moves it makes.
         linear_solve: one of `bilevax.linear_solve`, for the system of the derivative.
-        project: the orthogonal projection onto the set that v lives in, after each move. Where that is no box, take
+        project: the orthogonal projection onto the set that v lives in, after each move. Where that is not a box, take
             plain descent (`optax.sgd`): the ends of projected Adam depend on its scales.
 
     `argmin(u, start, data, key)` gives v, of the shapes of `start`. Its derivatives are those with respect to u and
@@ -162,8 +162,8 @@ class Argmin:
     `residual` of a `hypergradient`.
 
     Raises:
-        InputError: steps is no positive integer; lower_loss or project is no function; project is no orthogonal
-            projection.
+        InputError: steps is not a positive integer; lower_loss or project is not a function; project is not an
+            orthogonal projection.
 
     Example:
         >>> import jax, jax.numpy as jnp, optax

@@ -106,7 +106,7 @@ def softmax_regression(classes: int) -> Model:
     """Multinomial logistic regression on flattened features, starting from zero.
 
     Raises:
-        InputError: classes is no positive integer.
+        InputError: classes is not a positive integer.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -125,7 +125,7 @@ def softmax_head(classes: int) -> Model:
     1,000 x 784 samples a gradient takes about half the time of one through `softmax_regression`.
 
     Raises:
-        InputError: classes is no integer of at least 2.
+        InputError: classes is not an integer of at least 2.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -145,7 +145,7 @@ def mlp(classes: int, widths: Sequence[int] = (64,)) -> Model:
         widths: the hidden layers' widths.
 
     Raises:
-        InputError: classes or a width is no positive integer.
+        InputError: classes or a width is not a positive integer.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -673,7 +673,7 @@ def crop_and_flip(pad: int = 4) -> Callable[[Any, Any], Any]:
     Returns a function (key, x) -> x for x (n, h, w, c) of any dtype.
 
     Raises:
-        InputError: pad is no integer of at least 0.
+        InputError: pad is not an integer of at least 0.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -724,11 +724,11 @@ def as_model(model: Any, classes: int) -> Model:
     known = _known(model)
     if known is not None:
         return known
-    found = f"model is {model!r}, which is no model"
+    found = f"model is {model!r}, which is not a model"
     if isinstance(model, type):
-        found = f"model is the class {model.__name__}, which is no model: call it, {model.__name__}(...)"
+        found = f"model is the class {model.__name__}, which is not a model: call it, {model.__name__}(...)"
     elif other := _other_library(model):
-        found = f"model is {other}, which is no model of pure JAX functions"
+        found = f"model is {other}, which is not a model of pure JAX functions"
     elif callable(model):
         try:
             made = model(classes)
@@ -1068,7 +1068,7 @@ def omniglot_network(filters: int = 64) -> Representation:
     Images as for `lenet5`, of at least 16x16.
 
     Raises:
-        InputError: filters is no positive integer; in use, images of another rank, or too small.
+        InputError: filters is not a positive integer; in use, images of another rank, or too small.
     """
     return _OmniglotNetwork(require_count("omniglot_network", "filters", filters)).representation()
 
@@ -1114,7 +1114,7 @@ def mini_imagenet_network(features: int = 512) -> Representation:
     Images as for `lenet5`, of at least 16x16.
 
     Raises:
-        InputError: features is no positive integer; in use, images of another rank, or too small.
+        InputError: features is not a positive integer; in use, images of another rank, or too small.
     """
     return _MiniImagenetNetwork(require_count("mini_imagenet_network", "features", features)).representation()
 

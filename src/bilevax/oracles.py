@@ -293,7 +293,7 @@ PROJECTION_WITHIN = 1e-3  # float32 keeps a projection to about 1e-6, and iterat
 
 
 def require_symmetric(owner: str, name: str, move: Callable[[PyTree, PyTree], PyTree], u: PyTree, v: PyTree) -> None:
-    """Refuse a move(u, v) that is no proximal map in v, as far as its derivative near v shows; compiled once for it.
+    """Refuse a move(u, v) that is not a proximal map in v, as far as its derivative near v shows; compiled once for it.
 
     Raises:
         InputError: the derivative is not symmetric, or there is none.
@@ -306,7 +306,7 @@ def require_symmetric(owner: str, name: str, move: Callable[[PyTree, PyTree], Py
 
 
 def require_projection(owner: str, name: str, project: Callable[[PyTree], PyTree], v: PyTree) -> None:
-    """Refuse what is no orthogonal projection, since the derivative at its boundary would be wrong.
+    """Refuse what is not an orthogonal projection, since the derivative at its boundary would be wrong.
 
     Inside of a jit nothing is tested.
 

@@ -264,7 +264,7 @@ class Problem:
 
         Raises:
             InputError: u or v is empty, not floating or not finite; the batch holds a NaN or an
-                infinity, or what is no array of numbers; a loss cannot be evaluated, is no floating
+                infinity, or what is not an array of numbers; a loss cannot be evaluated, is not a floating
                 scalar, or reads an index out of range; g does not depend on v; a constraint returns
                 nothing; a projection or `lower_start` changes shapes or dtypes.
         """
@@ -357,13 +357,13 @@ def require_arrays(name: str, tree: PyTree) -> None:
     """Refuse what JAX would not take as an array, and numbers that it would change in silence.
 
     Raises:
-        InputError: a leaf is no array of numbers, is masked, or holds numbers that do not fit the type it gets: without
-            jax_enable_x64 those of 64 bits become ones of 32.
+        InputError: a leaf is not an array of numbers, is masked, or holds numbers that do not fit the type it gets:
+            without jax_enable_x64 those of 64 bits become ones of 32.
     """
     try:
         leaves = jax.tree_util.tree_leaves_with_path(tree)
     except (TypeError, ValueError) as error:  # keys of a dict that cannot be sorted
-        raise InputError(f"{name} is no tree that JAX can take apart ({_first_line(error)}).") from error
+        raise InputError(f"{name} is not a tree that JAX can take apart ({_first_line(error)}).") from error
     for path, x in leaves:
         _require_array(f"{name}{jax.tree_util.keystr(path)}", x)
 

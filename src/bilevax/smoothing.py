@@ -398,7 +398,7 @@ class Oscar:
         single, pair: the factors, zero or positive.
 
     Raises:
-        InputError: a factor is negative; in use, v is no vector.
+        InputError: a factor is negative; in use, v is not a vector.
     """
 
     single: float = 1.0

@@ -104,7 +104,7 @@ def labels(name: str, y: Any) -> np.ndarray:
     try:
         found = np.asarray(y)
     except Exception as error:
-        raise InputError(f"{name} is no array of labels ({error}). Pass one label per sample: (n,).") from error
+        raise InputError(f"{name} is not an array of labels ({error}). Pass one label per sample: (n,).") from error
     if found.ndim != 1:
         hint = f" Pass {name}.ravel()." if found.ndim == 2 and 1 in found.shape else ""
         raise InputError(f"{name} has shape {found.shape}, and must have one label per sample: (n,).{hint}")
@@ -276,7 +276,7 @@ def require_batch(owner: str, name: str, size: Any, data: str, n: int) -> int | 
     """The size of a minibatch as an int, or None for all samples.
 
     Raises:
-        InputError: it is no positive integer, or larger than the number of samples.
+        InputError: it is not a positive integer, or larger than the number of samples.
     """
     if size is None:
         return None
@@ -290,15 +290,15 @@ def require_batch(owner: str, name: str, size: Any, data: str, n: int) -> int | 
 
 
 def require_solver(solver: Any) -> None:
-    """Refuse what is no solver: a name, a class, a function that was not called."""
+    """Refuse what is not a solver: a name, a class, a function that was not called."""
     if isinstance(solver, type):
         raise InputError(
-            f"solver is the class {solver.__name__}, which is no solver. Pass an instance, "
+            f"solver is the class {solver.__name__}, which is not a solver. Pass an instance, "
             f"{solver.__name__}{inspect.signature(solver)!s}."
         )
     if not all(callable(getattr(solver, name, None)) for name in ("check", "init", "step")):
         hint = " Call it." if callable(solver) else ""
-        raise InputError(f"solver is {solver!r}, which is no solver.{hint} Pass one such as penalty_solver().")
+        raise InputError(f"solver is {solver!r}, which is not a solver.{hint} Pass one such as penalty_solver().")
 
 
 def require_training(training: Any) -> None:

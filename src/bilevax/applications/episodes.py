@@ -157,7 +157,7 @@ def evaluate(
         statistics: by which the representation normalises; None for those of the samples that it sees in one pass.
 
     Raises:
-        InputError: as by `Episodes.check`; episodes is no positive integer.
+        InputError: as by `Episodes.check`; episodes is not a positive integer.
     """
     episodes = require_count("evaluate", "episodes", episodes)
     at_once = max(n for n in range(1, 21) if episodes % n == 0)

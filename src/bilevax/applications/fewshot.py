@@ -340,7 +340,7 @@ class FewShotLearner(Picklable, BaseEstimator):
         """Learn the representation from images (classes, pictures, ...); `more` goes to `solve`.
 
         Raises:
-            InputError: as for `fewshot_task`; steps is no positive integer.
+            InputError: as for `fewshot_task`; steps is not a positive integer.
         """
         steps = require_count("FewShotLearner", "steps", self.steps)
         representation = omniglot_network() if self.representation is None else self.representation

@@ -30,7 +30,7 @@ class Training:
         l2: weight of half the squared norm of the model's matrices.
 
     Raises:
-        InputError: steps or batch_size is no positive integer, rate is not positive, l2 is negative.
+        InputError: steps or batch_size is not a positive integer, rate is not positive, l2 is negative.
 
     Example:
         >>> from bilevax.applications.training import Training

@@ -56,7 +56,7 @@ def reproduce(
         if name is None:
             raise InputError(f"NAME is missing. Pass one of {names}.")
         if name not in experiments:
-            raise InputError(f"NAME is {name!r}, which is no experiment. Pass one of {names}.")
+            raise InputError(f"NAME is {name!r}, which is not an experiment. Pass one of {names}.")
         out = Path("out") / name if out is None else out
         check_writable(out)
         settings = catalog.Settings(

@@ -50,7 +50,7 @@ class Solver(Protocol):
 
 
 def require_solver(owner: str, solver: Any) -> None:
-    """Refuse what is no solver: a class in place of an instance, or an object without a solver's three methods."""
+    """Refuse what is not a solver: a class in place of an instance, or an object without a solver's three methods."""
     if isinstance(solver, type):
         raise InputError(
             f"{owner}: solver is {described(solver)}. Pass an instance of it: {solver.__name__}(), with its settings."
@@ -102,7 +102,7 @@ def refuse_lower_sets(solver: Any, problem: Problem) -> None:
 class Known(enum.Enum):
     """What a solver knows of the function whose gradient moves a variable, beside that gradient."""
 
-    NOTHING = "nothing: the direction is no function's gradient, or its weights change"
+    NOTHING = "nothing: the direction is not a function's gradient, or its weights change"
     VALUE = "its value"
     FUNCTION = "its value, and itself as a function of the variable"
 

@@ -58,7 +58,7 @@ class Implicit:
         settle_counts(self, "lower_steps")
 
     def check(self, problem: Problem, u: PyTree, v: PyTree, batch: Batch) -> None:
-        """Refuse constraints, a project_lower that is no projection, and what no solver can treat."""
+        """Refuse constraints, a project_lower that is not a projection, and what no solver can treat."""
         base.refuse_constraints(self, problem)
         problem.check(u, v, batch)
         base.check_optimizers(self, problem, u, v, batch, upper=base.Known.VALUE, lower=base.Known.FUNCTION)

@@ -78,7 +78,7 @@ class LearningToReweight:
     lower_optimizer: optax.GradientTransformation = optax.sgd(1e-2)
 
     def check(self, problem: Problem, u: PyTree, v: PyTree, batch: Batch) -> None:
-        """Refuse constraints, a v in a set, a u that is no vector of weights, no index, losses of another form."""
+        """Refuse constraints, a v in a set, a u that is not a vector of weights, no index, losses of another form."""
         base.refuse_constraints(self, problem)
         if not jax.tree_util.all_leaves([u]) or np.ndim(u) != 1:
             found = f"of shape {np.shape(u)}" if jax.tree_util.all_leaves([u]) else f"a {type(u).__name__}"
