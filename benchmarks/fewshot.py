@@ -17,7 +17,7 @@ import numpy as np
 
 from benchmarks.stretch import seconds_of_a_step
 from bilevax.applications.fewshot import approxgrad_solver, fewshot_task, penalty_solver
-from bilevax.models import omniglot_network
+from bilevax.nn import omniglot_network
 
 FILTERS, TASKS, WAY, SHOT, QUERIES = 32, 8, 5, 5, 5
 MOVES = (1, 20)

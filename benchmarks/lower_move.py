@@ -111,7 +111,7 @@ def flax_network() -> Any:
     """The MNIST network as a user of flax writes it."""
     import flax.linen as nn
 
-    from bilevax.models import from_flax
+    from bilevax.nn import from_flax
 
     class Network(nn.Module):
         @nn.compact
@@ -133,7 +133,7 @@ def equinox_network() -> Any:
     import equinox as eqx
     import jax
 
-    from bilevax.models import from_equinox
+    from bilevax.nn import from_equinox
 
     class Network(eqx.Module):
         convolutions: list[eqx.nn.Conv2d]
@@ -181,7 +181,7 @@ def program(model: Any, moves: int, curvature: Any = None, *, loop: bool = True)
     import optax
 
     import bilevax as bx
-    from bilevax.applications.training import cross_entropy, weighted_mean
+    from bilevax.nn.training import cross_entropy, weighted_mean
     from bilevax.solvers import base
 
     def upper_loss(u: Any, v: Any, clean: Any) -> Any:
@@ -295,11 +295,11 @@ def main() -> None:
     import jax
 
     jax.config.update("jax_platforms", "cpu")
-    from bilevax import oracles
-    from bilevax.models import mnist_network
+    from bilevax import derivatives
+    from bilevax.nn import mnist_network
 
     torch = Torch(arguments.torch_python, arguments.threads)
-    moves, exact, difference = arguments.moves, oracles.exact, oracles.finite_difference
+    moves, exact, difference = arguments.moves, derivatives.exact, derivatives.finite_difference
     ours = {
         "bilevax, exact": program(mnist_network(), moves, exact),
         "bilevax, finite difference": program(mnist_network(), moves, difference),

@@ -18,8 +18,7 @@ import numpy as np
 
 from benchmarks.stretch import seconds_of_a_step
 from bilevax.applications.poisoning import Points, penalty_solver, untargeted_task
-from bilevax.applications.training import Training
-from bilevax.models import softmax_head
+from bilevax.nn import Training, softmax_head
 
 SAMPLES, FEATURES, CLASSES, POINTS, MOVES = 1000, 784, 10, 60, 20
 STEPS, ROUNDS = 40, 9

@@ -79,8 +79,12 @@ def measure(row: str, vary: str, u_size: int, v_size: int, runs: int) -> Found:
     import bilevax as bx
     from benchmarks.peers.worker import forget_peak, resident
     from bilevax import linear_solve
-    from bilevax.batches import Fixed
-    from bilevax.solve import _Carry, _start, _stretch  # the compiled call itself
+    from bilevax.loop.solve import _start
+    from bilevax.loop.sources import Fixed
+    from bilevax.loop.stretch import (
+        Carry,
+        stretch,  # the compiled call itself
+    )
 
     problem = bx.Problem(
         lambda u, v: jnp.sum(v**2) / 2, lambda u, v: jnp.sum(jnp.exp(u) * jnp.sum((v - 1) ** 2, axis=1)) / 2
@@ -96,9 +100,9 @@ def measure(row: str, vary: str, u_size: int, v_size: int, runs: int) -> Found:
 
     def start() -> Any:
         u, v = jnp.zeros(u_shape), jnp.zeros(v_shape)
-        return _Carry(_start(solver, problem, u, v, bx.Batch()), jnp.asarray(True))
+        return Carry(_start(solver, problem, u, v, bx.Batch()), jnp.asarray(True))
 
-    lowered = _stretch.lower(solver, problem, CAPACITY, jax.eval_shape(start), source, key, 0, 1)
+    lowered = stretch.lower(solver, problem, CAPACITY, jax.eval_shape(start), source, key, 0, 1)
     compiled = lowered.compile()
     analysis = compiled.memory_analysis()
     assert analysis is not None, "this backend tells nothing of its memory"

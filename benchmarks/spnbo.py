@@ -16,7 +16,7 @@ import optax
 from benchmarks.stretch import seconds_of_a_step
 from bilevax import SPNBO, Penalty
 from bilevax.applications.sparse_networks import sparse_reweighting_task
-from bilevax.models import six_and_four
+from bilevax.nn import six_and_four
 from bilevax.solvers.spnbo import AllRows, Layers, layers_of
 
 BATCH, LOWER_STEPS = 64, 5

@@ -20,9 +20,12 @@ import jax.numpy as jnp
 import optax
 
 import bilevax as bx
-from bilevax.batches import Fixed
+from bilevax.loop.sources import Fixed
+from bilevax.loop.stretch import (
+    Carry,
+    stretch,  # the compiled call itself, for its count of operations
+)
 from bilevax.schedules import Geometric
-from bilevax.solve import _Carry, _stretch  # the compiled call itself, for its count of operations
 
 T, DIMENSION = 10, 10
 ADAM = optax.adam(1e-3)
@@ -97,7 +100,7 @@ def main() -> None:
 
     source = Fixed(bx.Batch())
     state = SOLVER.init(PROBLEM, u, v, bx.Batch())
-    compiled = _stretch.lower(SOLVER, PROBLEM, 1, _Carry(state, jnp.asarray(True)), source, key, 0, 1).compile()
+    compiled = stretch.lower(SOLVER, PROBLEM, 1, Carry(state, jnp.asarray(True)), source, key, 0, 1).compile()
     analysis: Any = compiled.cost_analysis()
     operations = analysis["flops"]
     # The analysis counts the body of the loop over lower moves once.

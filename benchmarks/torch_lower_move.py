@@ -28,7 +28,7 @@ def start() -> list[Any]:
 
 
 def network(params: Any, x: Any, train: bool) -> Any:
-    """`bilevax.models.mnist_network`. Bias and ReLU follow the pooling, with which they commute."""
+    """`bilevax.nn.mnist_network`. Bias and ReLU follow the pooling, with which they commute."""
     w1, b1, w2, b2, w3, b3, w4, b4, w5, b5 = params
     x = functional.relu(functional.max_pool2d(functional.conv2d(x, w1), 2) + b1[:, None, None])
     x = functional.dropout(x, 0.25, train)

@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from bilevax.applications.denoising import DenoisingClassifier, PlainClassifier
-from bilevax.datasets import noisy_digits
+from bilevax.data import noisy_digits
 from bilevax.plots import contact_sheet, weight_histogram
 
 SHOWN = 20

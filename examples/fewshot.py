@@ -22,9 +22,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bilevax.applications.episodes import class_means, evaluate
-from bilevax.applications.fewshot import FewShotLearner
-from bilevax.models import Representation
+from bilevax.applications.fewshot import FewShotLearner, class_means, evaluate
+from bilevax.nn import Representation
 from bilevax.plots import Line, LinePanel, line_panels, task_sheet
 
 SIDE, WAY, PICTURES = 16, 5, 20

@@ -31,7 +31,7 @@ import optax
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
-from bilevax.implicit import Argmin
+from bilevax.argmin import Argmin
 from bilevax.plots import COLOURS, STYLE
 
 WIDTH, SEEN, OFF, VISITS = 64, 10, 0.15, 20

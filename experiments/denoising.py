@@ -14,18 +14,18 @@ import jax.numpy as jnp
 import numpy as np
 from sklearn.metrics import average_precision_score, f1_score, roc_auc_score
 
-from bilevax import Implicit, InputError, LearningToReweight, LookAhead, Penalty, datasets, solve
+from bilevax import Implicit, InputError, LearningToReweight, LookAhead, Penalty
 from bilevax.applications import Task
-from bilevax.applications.importance import from_losses, weights
-from bilevax.applications.training import Training, probabilities, train
-from bilevax.datasets import Images, Noisy
-from bilevax.models import Model
+from bilevax.applications.denoising import from_losses, weights
+from bilevax.data import Images, Noisy, cifar10, fashion_mnist, mnist, svhn
+from bilevax.loop import solve
+from bilevax.nn import Model, Training, probabilities, train
 
 DATA_SETS: dict[str, Callable[[], Images]] = {
-    "mnist": datasets.mnist,
-    "fashion_mnist": datasets.fashion_mnist,
-    "cifar10": datasets.cifar10,
-    "svhn": datasets.svhn,
+    "mnist": mnist,
+    "fashion_mnist": fashion_mnist,
+    "cifar10": cifar10,
+    "svhn": svhn,
 }
 CLASSES = 10
 
@@ -161,7 +161,7 @@ class Trial:
         return from_losses(self.suspicion(v), self._cross_entropies(v, self.x_clean, self.y_clean))
 
     def task(self, make: Callable[..., Task], batch: int | None, clean_batch: int | None, **more: Any) -> Task:
-        """One of the tasks of `bilevax.applications.importance` on this trial's samples."""
+        """One of the tasks of `bilevax.applications.denoising.tasks` on this trial's samples."""
         arrays = self.x, self.y, self.x_clean, self.y_clean
         return make(self.model, *arrays, key=self.key, batch_size=batch, clean_batch_size=clean_batch, **more)
 

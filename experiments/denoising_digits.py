@@ -27,10 +27,16 @@ import jax
 import numpy as np
 
 import bilevax
-from bilevax.applications.denoising import STEPS, DenoisingClassifier, PlainClassifier
-from bilevax.applications.importance import approxgrad_solver, denoising_task, penalty_solver
-from bilevax.datasets import NoisyDigits, noisy_digits
-from bilevax.models import logits, mlp
+from bilevax.applications.denoising import (
+    DenoisingClassifier,
+    PlainClassifier,
+    approxgrad_solver,
+    denoising_task,
+    penalty_solver,
+)
+from bilevax.applications.denoising.estimator import STEPS
+from bilevax.data import NoisyDigits, noisy_digits
+from bilevax.nn import logits, mlp
 
 VERSIONS_OF = ("jax", "jaxlib", "optax", "numpy", "scikit-learn")
 CLASSES = 10

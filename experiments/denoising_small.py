@@ -22,11 +22,10 @@ import numpy as np
 import optax
 
 from bilevax import Implicit, LearningToReweight, LookAhead, Penalty, ReverseMode
-from bilevax.applications.importance import denoising_task, meta_weight_task, per_sample, reweighting_task
-from bilevax.applications.training import Training
-from bilevax.datasets import Images, corrupted, mnist
+from bilevax.applications.denoising import denoising_task, meta_weight_task, per_sample, reweighting_task
+from bilevax.data import Images, corrupted, mnist
 from bilevax.linear_solve import ByOptimizer
-from bilevax.models import softmax_regression
+from bilevax.nn import Training, softmax_regression
 from experiments import denoising
 from experiments.contract import Published, Row, Settings, pick, show, within_noise, write_results
 from experiments.denoising import Judged, Trial

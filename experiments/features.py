@@ -14,10 +14,10 @@ import numpy as np
 from jax import export
 
 from bilevax import InputError
+from bilevax._checks import listed
 from bilevax.applications.poisoning import FeatureMap
-from bilevax.applications.training import Training, require_finite, train
-from bilevax.models import Model
-from bilevax.problem import listed
+from bilevax.nn import Model, Training, train
+from bilevax.nn.training import require_finite
 from experiments.denoising import CLASSES, images_of
 
 DOG, SHIP = 5, 8  # CIFAR-10 has no fish

@@ -12,37 +12,36 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from bilevax import datasets
-from bilevax.applications.episodes import Adapt, Evaluation, Scores, evaluate, pixel_means
 from bilevax.applications.fewshot import (
-    LOWER_STEPS,
+    Adapt,
+    Evaluation,
     FewShot,
+    Scores,
     alternating_solver,
     approxgrad_solver,
+    evaluate,
     fewshot_task,
-    penalty_solver,
-    reverse_solver,
-    statistics_of,
-)
-from bilevax.applications.fewshot_rivals import (
-    IMAML_RATE,
-    IMAML_STEPS,
-    PROXIMAL,
     first_order_maml_solver,
     imaml_solver,
     maml_solver,
     maml_task,
     metric_solver,
+    penalty_solver,
+    pixel_means,
     prototypical_task,
     relation_task,
+    reverse_solver,
+    statistics_of,
 )
-from bilevax.datasets import ClassSplit
-from bilevax.models import Representation, mini_imagenet_network, omniglot_network
+from bilevax.applications.fewshot.baselines import IMAML_RATE, IMAML_STEPS, PROXIMAL
+from bilevax.applications.fewshot.recipes import LOWER_STEPS
+from bilevax.data import ClassSplit, mini_imagenet, omniglot
+from bilevax.nn import Representation, mini_imagenet_network, omniglot_network
 from experiments import denoising
 from experiments.contract import Settings
 
 OMNIGLOT, MINI = "omniglot", "mini_imagenet"
-DATA_SETS: dict[str, Callable[[], ClassSplit]] = {OMNIGLOT: datasets.omniglot, MINI: datasets.mini_imagenet}
+DATA_SETS: dict[str, Callable[[], ClassSplit]] = {OMNIGLOT: omniglot, MINI: mini_imagenet}
 PIXELS, PROTOTYPICAL, RELATION = "Pixels", "Prototypical", "Relation"
 MAML, FIRST_ORDER, IMAML = "MAML", "First-order MAML", "iMAML"
 BILEVEL: dict[str, Callable[[int, int], Any]] = {

@@ -15,20 +15,32 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from bilevax import GradientMatching, Penalty, solve
+from bilevax import GradientMatching, Penalty
 from bilevax.applications import Task
 from bilevax.applications.poisoning import (
     Points,
+    WithinBall,
     clean_label_solver,
     clean_label_task,
     distances,
     euclidean,
+    points_alone,
+    poison_frogs,
     retrained,
     well_classified,
 )
-from bilevax.applications.poisoning_rivals import WithinBall, points_alone, poison_frogs
-from bilevax.applications.training import Training, probabilities, train
-from bilevax.models import Model, augmented, cifar10_network, crop_and_flip, lenet5, softmax_head
+from bilevax.loop import solve
+from bilevax.nn import (
+    Model,
+    Training,
+    augmented,
+    cifar10_network,
+    crop_and_flip,
+    lenet5,
+    probabilities,
+    softmax_head,
+    train,
+)
 from bilevax.plots import Line, LinePanel, change_sheet, line_panels
 from experiments import denoising, features
 from experiments.contract import Row, Settings, pick, show, write_results

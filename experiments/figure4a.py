@@ -12,10 +12,9 @@ import jax
 import numpy as np
 
 from bilevax.applications import Task
-from bilevax.applications.importance import denoising_task, from_agreement
-from bilevax.applications.training import probabilities
-from bilevax.datasets import corrupted
-from bilevax.models import lenet5, mnist_network
+from bilevax.applications.denoising import denoising_task, from_agreement
+from bilevax.data import corrupted
+from bilevax.nn import lenet5, mnist_network, probabilities
 from bilevax.plots import Line, LinePanel, line_panels
 from experiments import denoising
 from experiments.contract import Row, Settings, pick, show, write_results

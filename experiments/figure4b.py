@@ -8,7 +8,7 @@ import time
 
 import numpy as np
 
-from bilevax.applications.fewshot import LOWER_STEPS
+from bilevax.applications.fewshot.recipes import LOWER_STEPS
 from bilevax.plots import Line, LinePanel, line_panels
 from experiments import denoising, fewshot, table3
 from experiments.contract import Row, Settings, pick, show, write_results

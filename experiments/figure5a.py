@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from bilevax.models import lenet5, mnist_network
+from bilevax.nn import lenet5, mnist_network
 from bilevax.plots import Line, LinePanel, line_panels
 from experiments import denoising
 from experiments.contract import Row, Settings, pick, show, write_results

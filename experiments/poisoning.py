@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bilevax import Vectorized, callbacks, solve
+from bilevax import Checkpoint, Stacked, Vectorized
 from bilevax.applications import Task
 from bilevax.applications.poisoning import (
     Points,
@@ -26,9 +26,8 @@ from bilevax.applications.poisoning import (
     untargeted_task,
     wrongly_labelled,
 )
-from bilevax.applications.training import Training, probabilities
-from bilevax.batches import Stacked
-from bilevax.models import softmax_head
+from bilevax.loop import solve
+from bilevax.nn import Training, probabilities, softmax_head
 from experiments.denoising import CLASSES, images_of
 
 UNTARGETED, TARGETED = "untargeted", "targeted"
@@ -159,7 +158,7 @@ def attacked_together(
     padded = [_padded(task, count) for task in tasks]
     u, v = jax.tree.map(lambda *x: jnp.stack(x), *(task.start for task in padded))
     source = Stacked(jax.tree.map(lambda *x: jnp.stack(x), *(task.batches for task in padded)))
-    save, began = callbacks.Checkpoint(directory), time.perf_counter()
+    save, began = Checkpoint(directory), time.perf_counter()
     key = jax.random.key(0)
     many = Vectorized(solver)
     u = solve(many, tasks[0].problem, u, v, source, steps=steps, key=key, callbacks=[save], resume=save).u

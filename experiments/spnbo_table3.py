@@ -9,8 +9,7 @@ import numpy as np
 import optax
 
 from bilevax.applications.sparse_networks import LOG_RANGE, log_adam, sparse_reweighting_task, sparsity
-from bilevax.applications.training import probabilities
-from bilevax.models import Model, mlp, six_and_four
+from bilevax.nn import Model, mlp, probabilities, six_and_four
 from bilevax.search import train_lower
 from experiments import spnbo
 from experiments.contract import Settings

@@ -11,7 +11,7 @@ import optax
 
 from bilevax.applications.poisoning import wrongly_labelled
 from bilevax.applications.sparse_networks import sparse_poisoning_task, sparsity
-from bilevax.applications.training import Training, probabilities
+from bilevax.nn import Training, probabilities
 from bilevax.search import train_lower
 from experiments import spnbo, spnbo_table3
 from experiments.contract import Settings

@@ -8,11 +8,11 @@ import jax.numpy as jnp
 import optax
 
 from bilevax import InputError
-from bilevax.applications.episodes import evaluate
-from bilevax.applications.fewshot import HEAD_RATE, UPPER_RATE, statistics_of
+from bilevax.applications.fewshot import evaluate, statistics_of
+from bilevax.applications.fewshot.recipes import HEAD_RATE, UPPER_RATE
 from bilevax.applications.sparse_networks import ZERO, sparse_fewshot_task
-from bilevax.models import mini_imagenet_network, omniglot_network
-from bilevax.smoothing import zero_share
+from bilevax.nn import mini_imagenet_network, omniglot_network
+from bilevax.penalties import zero_share
 from experiments import fewshot, spnbo
 from experiments.contract import Settings
 from experiments.fewshot import MINI, OMNIGLOT

@@ -18,19 +18,10 @@ import numpy as np
 import optax
 
 from bilevax import Implicit, Penalty
-from bilevax.applications.importance import denoising_task, per_sample
-from bilevax.applications.training import Training
-from bilevax.datasets import corrupted
+from bilevax.applications.denoising import denoising_task, per_sample
+from bilevax.data import corrupted
 from bilevax.linear_solve import ByOptimizer
-from bilevax.models import (
-    Model,
-    augmented,
-    cifar10_network,
-    crop_and_flip,
-    lenet5,
-    mnist_network,
-    svhn_network,
-)
+from bilevax.nn import Model, Training, augmented, cifar10_network, crop_and_flip, lenet5, mnist_network, svhn_network
 from experiments import denoising
 from experiments.contract import Published, Row, Settings, pick, show, within_noise, write_results
 from experiments.denoising import Trial

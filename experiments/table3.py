@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from bilevax import InputError
-from bilevax.applications.fewshot import LOWER_STEPS
+from bilevax.applications.fewshot.recipes import LOWER_STEPS
 from experiments import denoising, fewshot
 from experiments.contract import Published, Row, Settings, pick, show, within_noise, write_results
 from experiments.fewshot import BILEVEL, MINI, OMNIGLOT, OTHERS, PIXELS

@@ -9,7 +9,8 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from bilevax import Batch, solve
+from bilevax import Batch
+from bilevax.loop import solve
 from experiments import synthetic
 from experiments.contract import Published, Row, Settings, pick, show, write_results
 from experiments.synthetic import LOWER_STEPS, METHODS, OWN, Trials, problem_for

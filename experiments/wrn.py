@@ -15,10 +15,9 @@ import numpy as np
 import optax
 
 from bilevax import LearningToReweight, LookAhead
-from bilevax.applications.importance import denoising_task, meta_weight_task, reweighting_task
-from bilevax.applications.training import Training
-from bilevax.datasets import corrupted
-from bilevax.models import Model, augmented, crop_and_flip, wide_resnet
+from bilevax.applications.denoising import denoising_task, meta_weight_task, reweighting_task
+from bilevax.data import corrupted
+from bilevax.nn import Model, Training, augmented, crop_and_flip, wide_resnet
 from experiments import denoising
 from experiments.contract import Published, Row, Settings, pick, show, within_noise, write_results
 from experiments.denoising import Trial

@@ -21,10 +21,9 @@ import numpy as np
 from sklearn.model_selection import StratifiedKFold
 
 from bilevax import InputError, Penalty
-from bilevax.applications.importance import denoising_task
-from bilevax.applications.training import probabilities, train
-from bilevax.datasets import corrupted, pair_flips, uniform_flips
-from bilevax.models import augmented, cifar10_network, crop_and_flip, lenet5, mnist_network
+from bilevax.applications.denoising import denoising_task
+from bilevax.data import corrupted, pair_flips, uniform_flips
+from bilevax.nn import augmented, cifar10_network, crop_and_flip, lenet5, mnist_network, probabilities, train
 from experiments import denoising
 from experiments.contract import Row, Settings, pick, show, write_results
 from experiments.denoising import Trial

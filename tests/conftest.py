@@ -109,7 +109,7 @@ class Server(ThreadingHTTPServer):
 @pytest.fixture
 def web(tmp_path, monkeypatch):
     """A local server, an empty cache, and `put`, which has files served in the place of a data set's published ones."""
-    from bilevax import datasets
+    from bilevax.data import fetch, images
 
     server = Server(("127.0.0.1", 0), Handler)
     server.files, server.log, server.released = {}, [], threading.Event()
@@ -120,14 +120,14 @@ def web(tmp_path, monkeypatch):
     monkeypatch.delenv("BILEVAX_DATA", raising=False)
 
     def put(constant, contents, *manners):
-        source = getattr(datasets, constant)
+        source = getattr(images, constant)
         folders = tuple(f"http://127.0.0.1:{server.server_port}/{manner}/" for manner in manners)
         server.files = {file.name: content for file, content in zip(source.files, contents, strict=True)}
         files = tuple(
-            datasets._Published(name, folders, len(content), hashlib.md5(content).hexdigest())
+            fetch.Published(name, folders, len(content), hashlib.md5(content).hexdigest())
             for name, content in server.files.items()
         )
-        monkeypatch.setattr(datasets, constant, dataclasses.replace(source, files=files))
+        monkeypatch.setattr(images, constant, dataclasses.replace(source, files=files))
 
     yield SimpleNamespace(put=put, server=server, cache=tmp_path / "bilevax", log=server.log)
     server.released.set()
@@ -171,8 +171,7 @@ def ended_early():
     """`ended_early(arguments, visit)`: a command that a signal ends at a visit, counted over all its solves."""
     from typer.testing import CliRunner
 
-    from bilevax import cli
-    from bilevax.callbacks import Checkpoint
+    from bilevax import Checkpoint, cli
 
     def run(arguments, at):
         arguments, count, visit = [str(x) for x in arguments], [0], Checkpoint.visit

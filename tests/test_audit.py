@@ -12,10 +12,10 @@ from sklearn.model_selection import train_test_split
 from typer.testing import CliRunner
 
 from bilevax import InputError, cli
-from bilevax.applications.audit import _warn_of_a_weak_model, audit
-from bilevax.applications.training import Training
-from bilevax.datasets import digits
-from bilevax.models import mlp
+from bilevax.applications.poisoning import audit
+from bilevax.applications.poisoning.audit import _warn_of_a_weak_model
+from bilevax.data import digits
+from bilevax.nn import Training, mlp
 
 D = digits()
 X, Y = D.x_train[:250] / 255, D.y_train[:250].astype(int)

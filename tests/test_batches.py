@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 import bilevax as bx
-from bilevax.batches import Epochs, Minibatches, Samples, Stacked, epoch_indices, prefetch, whole
+from bilevax import Epochs, Minibatches, Samples, Stacked, whole
+from bilevax.loop.sources import epoch_indices, prefetch
 
 
 @pytest.mark.parametrize(("n", "size"), [(1, 1), (2, 1), (7, 3), (64, 64), (100, 7), (1000, 32), (1025, 200), (5, 9)])

@@ -13,9 +13,21 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bilevax import Alternating, Batch, InputError, Penalty, Problem, SolveError, Vectorized, solve
-from bilevax.callbacks import Checkpoint, JsonLines, Progress, TensorBoard
-from bilevax.solve import Run, Visit
+from bilevax import (
+    Alternating,
+    Batch,
+    Checkpoint,
+    InputError,
+    JsonLines,
+    Penalty,
+    Problem,
+    Progress,
+    SolveError,
+    TensorBoard,
+    Vectorized,
+)
+from bilevax.loop import solve
+from bilevax.loop.result import Run, Visit
 from bilevax.solvers.base import Info
 
 PROBLEM = Problem(
@@ -348,7 +360,7 @@ def test_an_unwritable_directory_is_refused(tmp_path):
 
 def test_nothing_is_imported_before_it_is_used():
     code = (
-        "import sys, bilevax.callbacks as c; c.Progress(); c.Checkpoint('x'); c.TensorBoard('y'); "
+        "import sys, bilevax.loop.callbacks as c; c.Progress(); c.Checkpoint('x'); c.TensorBoard('y'); "
         "print([m for m in ('tqdm', 'tensorboardX') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -12,8 +12,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from bilevax import InputError, datasets
-from bilevax.datasets import ClassSplit, DownloadError
+from bilevax import InputError
+from bilevax.data import ClassSplit, DownloadError, class_folders, folders, mini_imagenet, omniglot, rotated
+from bilevax.data import classes as data_classes
+from bilevax.data import images as datasets
 
 # Three characters of the background's two alphabets, two of the evaluation's one, in the order of the data set: the
 # background first, though the evaluation's alphabet comes before in the alphabet.
@@ -104,7 +106,7 @@ def given(tmp_path, monkeypatch):
 
 def test_omniglot_is_fetched_once_converted_and_kept(web):
     web.put("_OMNIGLOT", zips(), "good")
-    found = datasets.omniglot(train=3, rotations=False)
+    found = omniglot(train=3, rotations=False)
     assert all(part.dtype == np.uint8 for part in found)
     assert np.array_equal(found.train, expected()[:3])
     assert found.val.shape == (0, 20, 28, 28)
@@ -115,7 +117,7 @@ def test_omniglot_is_fetched_once_converted_and_kept(web):
         assert np.array_equal(kept["images"], expected())
     fetched = list(web.log)
     assert fetched == [("good", "images_background.zip"), ("good", "images_evaluation.zip")]
-    again = datasets.omniglot(train=3, rotations=False)
+    again = omniglot(train=3, rotations=False)
     assert all(np.array_equal(a, b) for a, b in zip(again, found, strict=True))
     assert web.log == fetched
 
@@ -125,7 +127,7 @@ def test_strokes_are_white_on_black_and_stay_where_they_are(web):
     drawing[10:35, 60:100] = False  # a block of ink, above and to the right
     name = next(iter(members()))
     web.put("_OMNIGLOT", zips(**{name: png(drawing)}), "good")
-    picture = datasets.omniglot(train=3, rotations=False).train[0, 0]
+    picture = omniglot(train=3, rotations=False).train[0, 0]
     assert (picture[4:8, 18:25] > 240).all()
     assert (picture[14:] == 0).all()
     assert (picture[:, :12] == 0).all()
@@ -134,7 +136,7 @@ def test_strokes_are_white_on_black_and_stay_where_they_are(web):
 def test_a_failed_download_of_omniglot_is_said_and_leaves_nothing(web):
     web.put("_OMNIGLOT", zips(), "missing", "wrong")
     with pytest.raises(DownloadError, match=r"404.*images_background.zip gave \d+ bytes with MD5") as caught:
-        datasets.omniglot(train=3)
+        omniglot(train=3)
     sentence = str(caught.value)
     for part in (f"omniglot is not in {web.cache / 'omniglot.npz'} (the cache)", "omniglot.npz (arrays images, all"):
         assert part in sentence
@@ -168,16 +170,16 @@ def test_published_archives_of_another_form_are_said(web, contents, said):
     web.put("_OMNIGLOT", contents(), "good")
     arrived = "images_background.zip, images_evaluation.zip arrived as published and cannot be read"
     with pytest.raises(DownloadError, match=rf"{arrived} \(.*({said}).*\)\. Please report it"):
-        datasets.omniglot(train=3)
+        omniglot(train=3)
     assert left_in(web.cache) == []
 
 
 def test_the_published_archives_are_described_whole():
-    for file in datasets._OMNIGLOT.files:
+    for file in data_classes._OMNIGLOT.files:
         assert re.fullmatch("[0-9a-f]{32}", file.md5)
         assert file.size > 6_000_000
         assert all(re.fullmatch(r"https://\S+/", folder) for folder in file.folders)
-    assert [file.name for file in datasets._OMNIGLOT.files] == ["images_background.zip", "images_evaluation.zip"]
+    assert [file.name for file in data_classes._OMNIGLOT.files] == ["images_background.zip", "images_evaluation.zip"]
 
 
 # --- Omniglot: lookup -----------------------------------------------------------------------------------------------
@@ -190,11 +192,11 @@ def test_omniglot_is_taken_from_the_directory_then_the_cache_then_the_server(web
     np.savez(given / "omniglot.npz", images=here, names=np.array(["a", "b", "c", "d"]))
     np.savez_compressed(web.cache / "omniglot.npz", images=kept)
     for images in (here, kept):
-        found = datasets.omniglot(train=1, rotations=False)
+        found = omniglot(train=1, rotations=False)
         assert np.array_equal(np.concatenate(found), images)
         ((given if images is here else web.cache) / "omniglot.npz").unlink()
     assert web.log == []
-    assert np.array_equal(np.concatenate(datasets.omniglot(train=1, rotations=False)), expected())
+    assert np.array_equal(np.concatenate(omniglot(train=1, rotations=False)), expected())
     assert len(web.log) == 2
     assert left_in(given) == []
 
@@ -231,7 +233,7 @@ def test_other_arrays_than_omniglots_are_said_and_kept(web, given, monkeypatch, 
         np.savez(path, **arrays)
         content = path.read_bytes()
         with pytest.raises(InputError, match=f"{re.escape(str(path))}.*{said}.*{re.escape(remedy)}$"):
-            datasets.omniglot(train=2)
+            omniglot(train=2)
         assert path.read_bytes() == content
     assert web.log == []
 
@@ -242,7 +244,7 @@ def test_other_arrays_than_omniglots_are_said_and_kept(web, given, monkeypatch, 
 def test_turned_classes_follow_those_they_are_made_of(given):
     images = classes(5, 20, 28, 28)
     np.savez(given / "omniglot.npz", images=images)
-    found = datasets.omniglot(train=3)
+    found = omniglot(train=3)
     assert [part.shape[0] for part in found] == [12, 0, 8]
     for part, plain in ((found.train, images[:3]), (found.test, images[3:])):
         n = len(plain)
@@ -255,8 +257,8 @@ def test_turned_classes_follow_those_they_are_made_of(given):
 
 def test_by_default_1200_characters_are_learnt_from(given):
     np.savez(given / "omniglot.npz", images=np.zeros((1623, 1, 28, 28), np.uint8))
-    assert [part.shape for part in datasets.omniglot()] == [(4800, 1, 28, 28), (0, 1, 28, 28), (1692, 1, 28, 28)]
-    assert [len(part) for part in datasets.omniglot(rotations=False)] == [1200, 0, 423]
+    assert [part.shape for part in omniglot()] == [(4800, 1, 28, 28), (0, 1, 28, 28), (1692, 1, 28, 28)]
+    assert [len(part) for part in omniglot(rotations=False)] == [1200, 0, 423]
 
 
 @pytest.mark.parametrize(
@@ -274,20 +276,20 @@ def test_by_default_1200_characters_are_learnt_from(given):
 def test_a_split_without_two_parts_is_refused(given, train, said):
     np.savez(given / "omniglot.npz", images=classes(5, 20, 28, 28))
     with pytest.raises(InputError, match=re.escape(said)):
-        datasets.omniglot(train=train)
+        omniglot(train=train)
 
 
 def test_a_count_that_can_never_be_is_refused_before_the_download(web):
     web.put("_OMNIGLOT", zips(), "good")
     with pytest.raises(InputError, match="train is 0"):
-        datasets.omniglot(train=0)
+        omniglot(train=0)
     assert web.log == []
 
 
 def test_pictures_in_colour_are_turned_channel_by_channel():
     images = classes(2, 3, 8, 8, 3)
     before = images.copy()
-    turned = datasets.rotated(images)
+    turned = rotated(images)
     assert turned.shape == (8, 3, 8, 8, 3)
     for turns in range(4):
         for channel in range(3):
@@ -299,7 +301,7 @@ def test_omniglot_as_published():
     path = os.path.join(os.environ.get("BILEVAX_DATA", ""), "omniglot.npz")
     if not os.environ.get("BILEVAX_DATA") or not os.path.isfile(path):
         pytest.skip("BILEVAX_DATA has no omniglot.npz")
-    found = datasets.omniglot(rotations=False)
+    found = omniglot(rotations=False)
     assert [part.shape for part in found] == [(1200, 20, 28, 28), (0, 20, 28, 28), (423, 20, 28, 28)]
     assert all(0.03 < part.mean() / 255 < 0.15 for part in (found.train, found.test))  # strokes are thin, and white
 
@@ -316,7 +318,7 @@ def test_mini_imagenet_is_read_from_three_files(given, tmp_path):
     cache.mkdir()
     for name, images in PARTS.items():  # one of them in the cache
         np.savez((cache if name.endswith("val") else given) / f"{name}.npz", images=images)
-    found = datasets.mini_imagenet()
+    found = mini_imagenet()
     assert isinstance(found, ClassSplit)
     assert all(part.dtype == np.uint8 for part in found)
     for part, images in zip((found.train, found.val, found.test), PARTS.values(), strict=True):
@@ -328,7 +330,7 @@ def test_a_missing_part_is_said_with_the_places_looked_at(given, tmp_path, name)
     for other in PARTS.keys() - {name}:
         np.savez(given / f"{other}.npz", images=PARTS[other])
     with pytest.raises(DownloadError) as caught:
-        datasets.mini_imagenet()
+        mini_imagenet()
     assert str(caught.value) == (
         f"{name} is not in {given / name}.npz (BILEVAX_DATA) nor in {tmp_path / 'bilevax' / name}.npz (the cache), "
         f"and has no public home to download it from. Put {name}.npz (arrays images, all uint8) in a directory and "
@@ -349,7 +351,7 @@ def test_a_part_of_another_shape_is_said_and_no_download_is_promised(given, tmp_
         np.savez(path, images=PARTS[name][..., 0])
         shape = str(PARTS[name].shape[:-1])
         with pytest.raises(InputError) as caught:
-            datasets.mini_imagenet()
+            mini_imagenet()
         assert str(caught.value) == (
             f"{path}: images is uint8 {shape}, and must be uint8 (classes, pictures, 84, 84, 3) with values 0..255. "
             f"{remedy}"
@@ -359,7 +361,7 @@ def test_a_part_of_another_shape_is_said_and_no_download_is_promised(given, tmp_
 def test_a_part_of_other_numbers_is_said(given):
     np.savez(given / "mini_imagenet_train.npz", images=PARTS["mini_imagenet_train"].astype(np.float32))
     with pytest.raises(InputError, match=r"mini_imagenet_train.npz: images is float32 \(4, 2, 84, 84, 3\), and must"):
-        datasets.mini_imagenet()
+        mini_imagenet()
 
 
 # --- a folder of folders --------------------------------------------------------------------------------------------
@@ -387,7 +389,7 @@ def test_grey_pictures_are_read_in_the_order_of_names(tmp_path):
         a={"y.png": GREY[3], "x.bmp": GREY[2]},
     )
     (tmp_path / "notes.txt").write_text("beside the classes")
-    found = datasets.class_folders(tmp_path)
+    found = class_folders(tmp_path)
     assert found.names == ["a", "b"]
     assert found.unread == []
     assert found.images.dtype == np.uint8
@@ -396,7 +398,7 @@ def test_grey_pictures_are_read_in_the_order_of_names(tmp_path):
 
 def test_one_picture_in_colour_makes_all_of_them_colour(tmp_path):
     put(tmp_path, a={"1.png": GREY[0], "2.png": GREY[1]}, b={"1.png": GREY[2], "2.png": COLOUR[0]})
-    found = datasets.class_folders(tmp_path)
+    found = class_folders(tmp_path)
     assert found.images.shape == (2, 2, 5, 6, 3)
     assert found.images.dtype == np.uint8
     assert np.array_equal(found.images[1, 1], COLOUR[0])
@@ -410,7 +412,7 @@ def test_palettes_and_transparency_are_shown_as_they_look(tmp_path):
     palette.putpalette([10, 20, 30, 40, 50, 60, 70, 80, 90, 100, 110, 120])
     put(tmp_path, a={"2.png": np.full((4, 2, 4), (1, 2, 3, 255), np.uint8)})
     palette.save(tmp_path / "a" / "1.png")
-    images = datasets.class_folders(tmp_path).images
+    images = class_folders(tmp_path).images
     assert np.array_equal(images[0, 0], 10 * (1 + 3 * four[..., None] + np.arange(3)))
     assert np.array_equal(images[0, 1], np.broadcast_to(np.uint8([1, 2, 3]), (4, 2, 3)))
 
@@ -426,25 +428,25 @@ def test_palettes_and_transparency_are_shown_as_they_look(tmp_path):
 )
 def test_every_kind_of_grey_is_grey(tmp_path, array, shown):
     put(tmp_path, a={"1.png": array}, b={"1.png": np.array(shown, np.uint8)})
-    assert datasets.class_folders(tmp_path).images.tolist() == [[shown], [shown]]
+    assert class_folders(tmp_path).images.tolist() == [[shown], [shown]]
 
 
 def test_16_bits_of_a_tiff_keep_their_shades(tmp_path):
     array = np.arange(0, 65536, 257, dtype=np.uint16).reshape(16, 16)
     put(tmp_path, a={"1.tiff": array, "2.tiff": array.astype(np.int32)})
     (tmp_path / "a" / "3.pgm").write_bytes(b"P5 16 16 65535\n" + array.astype(">u2").tobytes())
-    found = datasets.class_folders(tmp_path)
+    found = class_folders(tmp_path)
     assert found.images.shape == (1, 3, 16, 16)
     assert all(np.array_equal(image, np.arange(256).reshape(16, 16)) for image in found.images[0])
     put(tmp_path, a={"1.tiff": array.astype(np.int32) * 2 - 40_000})  # what is not in 16 bits is cut off
-    assert datasets.class_folders(tmp_path).images[0, 0, [0, -1], [0, -1]].tolist() == [0, 255]
+    assert class_folders(tmp_path).images[0, 0, [0, -1], [0, -1]].tolist() == [0, 255]
 
 
 def test_hidden_folders_and_folders_in_classes_are_left_out(tmp_path):
     put(tmp_path, a={"1.png": GREY[0]}, **{".thumbnails": {"1.png": classes(9, 9)}})
     (tmp_path / ".empty").mkdir()
     (tmp_path / "a" / "more").mkdir()
-    found = datasets.class_folders(tmp_path, strict=True)
+    found = class_folders(tmp_path, strict=True)
     assert found.names == ["a"]
     assert np.array_equal(found.images, GREY[None, :1])
 
@@ -457,13 +459,13 @@ def test_several_sizes_are_refused_with_each_named_and_counted(tmp_path):
     )
     said = f"The pictures in {tmp_path} are of several sizes: 6 x 5 (3), 5 x 6 (2), 8 x 9 (1). Pass the side that all"
     with pytest.raises(InputError, match=re.escape(said)):
-        datasets.class_folders(tmp_path)
+        class_folders(tmp_path)
 
 
 def test_a_side_brings_all_to_one_size(tmp_path):
     small, large = classes(5, 6, seed=1), classes(40, 30, seed=2)
     put(tmp_path, a={"1.png": small}, b={"1.png": large})
-    found = datasets.class_folders(tmp_path, side=8)
+    found = class_folders(tmp_path, side=8)
     assert found.images.shape == (2, 1, 8, 8)
     for image, before in zip(found.images[:, 0], (small, large), strict=True):
         assert np.array_equal(image, np.asarray(Image.fromarray(before).resize((8, 8), Image.LANCZOS)))
@@ -473,7 +475,7 @@ def test_a_side_brings_all_to_one_size(tmp_path):
 def test_a_side_that_is_no_length_is_refused(tmp_path, side):
     put(tmp_path, a={"1.png": GREY[0]})
     with pytest.raises(InputError, match=f"class_folders: side is {side}, and must be a positive integer"):
-        datasets.class_folders(tmp_path, side=side)
+        class_folders(tmp_path, side=side)
 
 
 def unreadable():
@@ -496,12 +498,12 @@ def unreadable():
 def test_a_file_that_cannot_be_read_is_left_out_and_named(tmp_path, name):
     """And it has no say in whether there is colour."""
     put(tmp_path, a={"1.png": GREY[0], name: unreadable()[name], "z.png": GREY[1]}, b={"1.png": GREY[2]})
-    found = datasets.class_folders(tmp_path)
+    found = class_folders(tmp_path)
     assert found.unread == [f"a/{name}"]
     assert np.array_equal(found.images, GREY[[0, 2]][:, None])
     said = f"{re.escape(str(tmp_path / 'a' / name))} cannot be read as a picture \\(.+\\). Remove it, or go on without"
     with pytest.raises(InputError, match=said):
-        datasets.class_folders(tmp_path, strict=True)
+        class_folders(tmp_path, strict=True)
 
 
 def test_every_unreadable_file_is_named_and_the_others_are_kept(tmp_path):
@@ -510,14 +512,14 @@ def test_every_unreadable_file_is_named_and_the_others_are_kept(tmp_path):
         a={"0.png": b"?", "1.png": GREY[0], "2.png": GREY[1]},
         b={"0.png": GREY[2], "1.png": b"", "2.png": GREY[3], "9": b"?"},
     )
-    found = datasets.class_folders(tmp_path)
+    found = class_folders(tmp_path)
     assert found.unread == ["a/0.png", "b/1.png", "b/9"]
     assert np.array_equal(found.images, GREY.reshape(2, 2, 5, 6))
 
 
 def test_nothing_is_refused_for_being_strict_where_all_can_be_read(tmp_path):
     put(tmp_path, a={"1.png": GREY[0]})
-    assert np.array_equal(datasets.class_folders(tmp_path, strict=True).images, GREY[None, :1])
+    assert np.array_equal(class_folders(tmp_path, strict=True).images, GREY[None, :1])
 
 
 @pytest.mark.parametrize("files", [{}, {"1.png": b"no picture", "2.txt": b"notes"}], ids=["empty", "unreadable"])
@@ -525,7 +527,7 @@ def test_a_class_without_a_picture_is_refused(tmp_path, files):
     put(tmp_path, a={"1.png": GREY[0]}, b=files)
     said = f"{tmp_path / 'b'} has no picture that can be read. Add some, or remove the folder."
     with pytest.raises(InputError, match=re.escape(said)):
-        datasets.class_folders(tmp_path)
+        class_folders(tmp_path)
 
 
 def test_a_folder_without_classes_is_refused(tmp_path):
@@ -533,14 +535,14 @@ def test_a_folder_without_classes_is_refused(tmp_path):
     (tmp_path / ".git").mkdir()
     said = f"{tmp_path} has no subfolders. Make one for each class, with its pictures in it."
     with pytest.raises(InputError, match=re.escape(said)):
-        datasets.class_folders(tmp_path)
+        class_folders(tmp_path)
 
 
 def test_what_is_no_folder_is_refused(tmp_path):
     (tmp_path / "file").write_bytes(png(GREY[0]))
     for name in ("nowhere", "file"):
         with pytest.raises(InputError, match=re.escape(f"{tmp_path / name} is not a folder. Pass a folder that has")):
-            datasets.class_folders(tmp_path / name)
+            class_folders(tmp_path / name)
 
 
 def test_each_class_gives_as_many_pictures_as_the_smallest_has(tmp_path):
@@ -550,7 +552,7 @@ def test_each_class_gives_as_many_pictures_as_the_smallest_has(tmp_path):
         b={"0.png": GREY[3], "1.png": b"?", "2.png": GREY[1]},  # two can be read
         c={f"{i}.png": GREY[i] for i in (0, 2, 3)},
     )
-    found = datasets.class_folders(tmp_path)
+    found = class_folders(tmp_path)
     assert found.names == ["a", "b", "c"]
     assert np.array_equal(found.images, GREY[[[0, 1], [3, 1], [0, 2]]])
 
@@ -578,7 +580,7 @@ STROKE = np.array([[0, 255, 0, 0], [0, 255, 128, 0]], np.uint8)
 @pytest.mark.parametrize("mode", ["RGBA", "LA"])
 def test_a_drawing_in_the_alpha_channel_is_a_drawing(tmp_path, mode, shade, shown):
     put(tmp_path, a={"1.png": saved(mode, with_alpha(shade, STROKE))})
-    found = datasets.class_folders(tmp_path).images
+    found = class_folders(tmp_path).images
     image = found[0, 0] if mode == "LA" else found[0, 0, ..., 0]
     assert np.array_equal(image, shown)
 
@@ -586,13 +588,13 @@ def test_a_drawing_in_the_alpha_channel_is_a_drawing(tmp_path, mode, shade, show
 def test_an_alpha_channel_that_hides_all_or_nothing_is_left_out(tmp_path):
     for alpha in (0, 255):
         put(tmp_path, a={"1.png": np.dstack([COLOUR[0], np.full((5, 6), alpha, np.uint8)])})
-        assert np.array_equal(datasets.class_folders(tmp_path).images[0, 0], COLOUR[0])
+        assert np.array_equal(class_folders(tmp_path).images[0, 0], COLOUR[0])
 
 
 def test_a_transparent_colour_of_a_palette_or_of_grey_is_the_ground(tmp_path):
     grey = np.array([[7, 7, 90], [7, 90, 7]], np.uint8)
     put(tmp_path, a={"1.png": saved("L", grey, transparency=7)}, b={"1.gif": saved("P", grey, "gif", transparency=7)})
-    found = datasets.class_folders(tmp_path, side=None).images
+    found = class_folders(tmp_path, side=None).images
     assert np.array_equal(found[0, 0, ..., 0], np.where(grey == 7, 255, 90))
     assert found[1, 0].min() < 128
 
@@ -611,18 +613,18 @@ def test_cmyk_floats_frames_and_turned_photographs(tmp_path):
     Image.fromarray(ramp * 255).save(tmp_path / "c" / "2.tif")
     Image.fromarray(ramp - 3).save(tmp_path / "c" / "3.tif")
     frames[0].save(tmp_path / "d" / "1.gif", save_all=True, append_images=frames[1:])
-    turned = datasets._read_picture(tmp_path / "a" / "1.jpg")[0]
+    turned = folders._read_picture(tmp_path / "a" / "1.jpg")[0]
     assert turned.size == (16, 8)
     assert np.asarray(turned)[4, 2].max() < 50  # what was below is on the left
     assert np.asarray(turned)[4, 13].min() > 200
-    assert np.abs(np.asarray(datasets._read_picture(tmp_path / "b" / "1.tif")[0]).astype(int) - [255, 0, 0]).max() < 3
+    assert np.abs(np.asarray(folders._read_picture(tmp_path / "b" / "1.tif")[0]).astype(int) - [255, 0, 0]).max() < 3
     for name in ("1", "2"):
-        shown, grey = datasets._read_picture(tmp_path / "c" / f"{name}.tif")
+        shown, grey = folders._read_picture(tmp_path / "c" / f"{name}.tif")
         assert grey
         assert np.array_equal(np.asarray(shown)[..., 0], np.rint(ramp * 255))
     with pytest.raises(ValueError, match=r"its floats span -3..-2, which is neither"):
-        datasets._read_picture(tmp_path / "c" / "3.tif")
-    assert np.asarray(datasets._read_picture(tmp_path / "d" / "1.gif")[0])[0, 0, 0] == 200
+        folders._read_picture(tmp_path / "c" / "3.tif")
+    assert np.asarray(folders._read_picture(tmp_path / "d" / "1.gif")[0])[0, 0, 0] == 200
 
 
 def test_what_is_no_regular_file_is_named_and_never_opened(tmp_path):
@@ -634,11 +636,11 @@ def test_what_is_no_regular_file_is_named_and_never_opened(tmp_path):
     (tmp_path / "a" / "round").symlink_to(tmp_path)
     (tmp_path / "a" / "näme\nof two lines.png").write_bytes(png(GREY[1]))
     (tmp_path / os.fsdecode(b"a/\xff.png")).write_bytes(png(GREY[2]))
-    found = datasets.class_folders(tmp_path)
+    found = class_folders(tmp_path)
     assert found.unread == ["a/gone.png", "a/loop.png", "a/pipe.png", "a/zero.png"]
     assert found.counts == [3]
     with pytest.raises(InputError, match=r"gone.png cannot be read as a picture \(it does not exist\)"):
-        datasets.class_folders(tmp_path, strict=True)
+        class_folders(tmp_path, strict=True)
 
 
 def test_a_folder_that_cannot_be_listed_is_refused(tmp_path, monkeypatch):
@@ -647,14 +649,14 @@ def test_a_folder_that_cannot_be_listed_is_refused(tmp_path, monkeypatch):
 
     monkeypatch.setattr(type(tmp_path), "iterdir", refuse)
     with pytest.raises(InputError, match=r"cannot be listed \(Permission denied\)\. Check its permissions"):
-        datasets.class_folders(tmp_path)
+        class_folders(tmp_path)
 
 
 def test_pictures_beyond_the_memory_are_refused(tmp_path, monkeypatch):
     put(tmp_path, a={f"{i}.png": GREY[0] for i in range(8)})
     monkeypatch.setattr(datasets, "memory", lambda: 1000)
     with pytest.raises(InputError, match=r"do not fit into memory \(6 of them .*--side"):
-        datasets.class_folders(tmp_path)
+        class_folders(tmp_path)
 
 
 def test_data_are_fetched_by_https_first():

@@ -17,8 +17,8 @@ from typer.testing import CliRunner
 
 import bilevax
 from bilevax import cli
-from bilevax.applications.denoising import STEPS
-from bilevax.tables import Labelled
+from bilevax.applications.denoising.estimator import STEPS
+from bilevax.data.tables import Labelled
 
 
 def bilevax_command(*arguments):
@@ -216,12 +216,12 @@ def test_fewer_samples_than_a_batch(tmp_path, files):
 
 
 def test_a_failed_solve_is_told_in_words(tmp_path, files, monkeypatch):
-    from bilevax.applications import denoising
+    from bilevax.applications.denoising import estimator
 
     def fail(self, *data):
         raise bilevax.SolveError("Step 7 of 9: a step gave a NaN.", None)
 
-    monkeypatch.setattr(denoising.DenoisingClassifier, "fit", fail)
+    monkeypatch.setattr(estimator.DenoisingClassifier, "fit", fail)
     command = ["denoise", files[0], "--clean", files[1], "--target", "kind", "--out", tmp_path / "out"]
     result = bilevax_command(*command)
     assert result.exit_code == 1

@@ -13,9 +13,10 @@ from PIL import Image
 from typer.testing import CliRunner
 
 import bilevax
-from bilevax import InputError, cli, datasets, plots
-from bilevax.applications.episodes import evaluate, pixel_means
+from bilevax import InputError, cli, plots
+from bilevax.applications.fewshot import evaluate, pixel_means
 from bilevax.cli import fewshot
+from bilevax.data import DownloadError, class_folders, digits, omniglot
 
 TINY = ("--way", 3, "--shot", 2, "--steps", 25, "--tasks", 2, "--filters", 4, "--episodes", 20)
 
@@ -130,10 +131,10 @@ def test_the_same_tasks_by_the_library_give_the_same_figures(run):
     """Pixels, by a loop over scikit-learn's nearest centroids; and the class names are those of the pictures."""
     from sklearn.neighbors import NearestCentroid
 
-    from bilevax.applications.episodes import Episodes
+    from bilevax.applications.fewshot import Episodes
 
     folder, _, _, content = run
-    found = datasets.class_folders(folder)
+    found = class_folders(folder)
     test = found.images[[found.names.index(name) for name in content["data"]["test_classes"]]]
     source = Episodes(jnp.asarray(test), 3, 2, 3, 20)
     asked, given = source.at(0, jax.random.key(0))
@@ -234,7 +235,7 @@ def test_digits_where_omniglot_is_not_at_hand(nothing_at_hand, monkeypatch, lear
 
 
 def test_digits_are_those_of_their_classes(nothing_at_hand):
-    d = datasets.digits()
+    d = digits()
     images = fewshot._ready_made(28).images
     assert images.shape == (10, 174, 28, 28)
     first = [Image.fromarray(d.x_train[np.flatnonzero(d.y_train == c)[0]]) for c in range(10)]
@@ -270,8 +271,8 @@ def test_a_damaged_omniglot_is_told(tmp_path, monkeypatch):
 
 def test_no_download_means_none(nothing_at_hand):
     said = "omniglot is not in .+ and download is False. Put omniglot.npz"
-    with pytest.raises(datasets.DownloadError, match=said):
-        datasets.omniglot(download=False)
+    with pytest.raises(DownloadError, match=said):
+        omniglot(download=False)
 
 
 def test_the_class_with_fewest_pictures_is_counted(tmp_path):
@@ -279,7 +280,7 @@ def test_the_class_with_fewest_pictures_is_counted(tmp_path):
     (folder / "class 1" / "2.png").unlink()
     (folder / "class 2" / "0.png").write_bytes(b"")
     (folder / "class 2" / "3.png").write_bytes((folder / "class 2" / "1.png").read_bytes())
-    assert datasets.class_folders(folder).counts == [3, 2, 3]
+    assert class_folders(folder).counts == [3, 2, 3]
 
 
 CLASSES = {

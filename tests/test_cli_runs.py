@@ -17,13 +17,13 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from bilevax import InputError, _files, cli
-from bilevax._signals import Asked
-from bilevax._stages import Stages, pack, unpack
 from bilevax.cli import _printing, _runs
 from bilevax.cli._printing import as_table, complain, quoted, say, show, shown
 from bilevax.cli._runs import Run
 from bilevax.cli._shared import digest
 from bilevax.cli._writing import write_csv, write_json
+from bilevax.loop.signals import Asked
+from bilevax.loop.stages import Stages, pack, unpack
 
 
 def invoke(*arguments):

@@ -13,9 +13,9 @@ from typer.testing import CliRunner
 
 import bilevax
 from bilevax import InputError, _files, cli, plots
-from bilevax._stages import Stages
-from bilevax.applications.hyperparameters import LOGISTIC_STEPS
+from bilevax.applications.tuning.logistic import LOGISTIC_STEPS
 from bilevax.cli import tune
+from bilevax.loop.stages import Stages
 from bilevax.plots import TimedLosses
 
 METHODS = ["default (C=1)", "random search", "Bayesian, TPE", "Penalty"]

@@ -13,7 +13,7 @@ import pytest
 import scipy.optimize
 
 import bilevax as bx
-from bilevax import oracles
+from bilevax import derivatives
 from bilevax.diagnostics import report
 from bilevax.schedules import Geometric
 from bilevax.solvers.penalty import _constraint_term
@@ -240,7 +240,7 @@ def test_constraint_gradients_are_the_differences_of_the_constraints():
         same,
         (bx.Equality(lambda u, v: jnp.sin(u @ v)), bx.Inequality(lambda u, v: jnp.outer(u, v[:2] ** 2))),
     )
-    values, *jacobians = oracles.constraint_gradients(problem, u, v, None)
+    values, *jacobians = derivatives.constraint_gradients(problem, u, v, None)
     assert values.shape == (7,)
 
     def flat(u, v):

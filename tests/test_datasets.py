@@ -17,8 +17,22 @@ import numpy as np
 import pytest
 from scipy.io import savemat
 
-from bilevax import InputError, datasets
-from bilevax.datasets import DownloadError, Images
+from bilevax import InputError
+from bilevax.data import (
+    DownloadError,
+    Images,
+    cifar10,
+    corrupted,
+    digits,
+    fetch,
+    mnist,
+    overlap,
+    pair_flips,
+    split,
+    svhn,
+    uniform_flips,
+)
+from bilevax.data import images as datasets
 
 # --- small data sets in the published formats ---------------------------------------------------------------------
 
@@ -133,10 +147,10 @@ def test_a_data_set_is_fetched_once_and_kept(web, name):
     ],
 )
 def test_a_failed_download_is_said_and_leaves_nothing(web, monkeypatch, manner, said):
-    monkeypatch.setattr(datasets, "TIMEOUT", 0.2)
+    monkeypatch.setattr(fetch, "TIMEOUT", 0.2)
     web.publish("cifar10", manner)
     with pytest.raises(DownloadError, match=said) as caught:
-        datasets.cifar10()
+        cifar10()
     sentence = str(caught.value)
     assert isinstance(caught.value, OSError)
     published = datasets._CIFAR10.files[0]
@@ -148,7 +162,7 @@ def test_a_failed_download_is_said_and_leaves_nothing(web, monkeypatch, manner, 
 @pytest.mark.parametrize("manner", ["missing", "breaks", "boasts", "wrong"])
 def test_a_second_mirror_steps_in(web, manner):
     images = web.publish("mnist", manner, "good")
-    assert same(datasets.mnist(), images)
+    assert same(mnist(), images)
     assert [how for how, _ in web.log] == [manner, "good"] * 4
     assert left_in(web.cache) == ["mnist.npz"]
 
@@ -156,21 +170,21 @@ def test_a_second_mirror_steps_in(web, manner):
 def test_every_mirror_is_named_when_all_fail(web):
     web.publish("mnist", "missing", "wrong")
     with pytest.raises(DownloadError, match=r"/missing/train-images.*404.*/wrong/train-images.*MD5"):
-        datasets.mnist()
+        mnist()
 
 
 def test_right_bytes_of_unannounced_length_are_taken(web):
     images = web.publish("svhn", "silent")
-    assert same(datasets.svhn(), images)
+    assert same(svhn(), images)
 
 
 def test_the_bar_shows_the_file_and_is_not_needed(web, monkeypatch, capsys):
     images = web.publish("cifar10", "good")
-    assert same(datasets.cifar10(), images)
+    assert same(cifar10(), images)
     assert "cifar-10-binary.tar.gz" in capsys.readouterr().err
     (web.cache / "cifar10.npz").unlink()
     monkeypatch.setitem(sys.modules, "tqdm.auto", None)
-    assert same(datasets.cifar10(), images)
+    assert same(cifar10(), images)
     assert capsys.readouterr().err == ""
 
 
@@ -180,21 +194,21 @@ def test_no_server_is_a_sentence(web):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(datasets, "_MNIST", dataclasses.replace(datasets._MNIST, files=closed))
         with pytest.raises(DownloadError, match=r"mnist is not in .* failed .*refused"):
-            datasets.mnist()
+            mnist()
 
 
 def test_published_files_of_another_form_are_said(web):
     web.publish("cifar10", "good", contents=[gzip.compress(b"no tar")])
     with pytest.raises(DownloadError, match=r"cifar-10-binary.tar.gz arrived as published and cannot be read"):
-        datasets.cifar10()
+        cifar10()
     array = np.zeros((3, 28, 28), np.uint8)
     labels = np.array([1, 2, 11], np.uint8)
     web.publish("mnist", "good", contents=mnist_files([array, labels, array, labels]))
     with pytest.raises(DownloadError, match=r"y_train has labels up to 11"):
-        datasets.mnist()
+        mnist()
     web.publish("mnist", "good", contents=[idx(array)[:-12], idx(labels), idx(array), idx(labels)])
     with pytest.raises(DownloadError, match=r"train-images-idx3-ubyte.gz.* cannot be read"):
-        datasets.mnist()
+        mnist()
     assert left_in(web.cache) == []
 
 
@@ -207,7 +221,7 @@ def test_a_full_disk_is_a_sentence(web, monkeypatch):
 
     monkeypatch.setattr(np, "savez", full)
     with pytest.raises(DownloadError, match=r"cannot take it \(.*No space left on device\).*XDG_CACHE_HOME"):
-        datasets.mnist()
+        mnist()
     assert left_in(web.cache) == []
 
 
@@ -216,7 +230,7 @@ def test_a_cache_that_cannot_be_made_is_a_sentence(web, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     web.publish("mnist", "good")
     with pytest.raises(DownloadError, match=r"cannot take it .*BILEVAX_DATA"):
-        datasets.mnist()
+        mnist()
     assert (tmp_path / "file").read_text() == "in the way"
     assert web.log == []
 
@@ -229,17 +243,17 @@ def test_an_interrupted_download_leaves_nothing(web, monkeypatch):
 
     monkeypatch.setattr(datasets, "_MNIST", dataclasses.replace(datasets._MNIST, read=interrupt))
     with pytest.raises(KeyboardInterrupt):
-        datasets.mnist()
+        mnist()
     assert left_in(web.cache) == []
 
 
 def test_what_a_killed_download_left_is_swept_up_when_old(web):
     web.publish("mnist", "good")
-    for name, age in ((".mnist-old", 2 * datasets.STALE), (".mnist-running", 60), (".svhn-old", 2 * datasets.STALE)):
+    for name, age in ((".mnist-old", 2 * fetch.STALE), (".mnist-running", 60), (".svhn-old", 2 * fetch.STALE)):
         (web.cache / name).mkdir(parents=True)
         (web.cache / name / "part").write_bytes(b"part")
         os.utime(web.cache / name, (time.time() - age,) * 2)
-    datasets.mnist()
+    mnist()
     assert left_in(web.cache) == [".mnist-running", ".svhn-old", "mnist.npz"]
 
 
@@ -249,12 +263,12 @@ def test_downloads_at_once_do_not_meet(web):
 
     def load(_):
         barrier.wait()
-        return datasets.cifar10()
+        return cifar10()
 
     with ThreadPoolExecutor(4) as pool:
         assert all(same(found, images) for found in pool.map(load, range(4)))
     assert left_in(web.cache) == ["cifar10.npz"]
-    assert same(datasets.cifar10(), images)
+    assert same(cifar10(), images)
 
 
 def test_the_published_files_are_described_whole():
@@ -280,12 +294,12 @@ def test_the_directory_comes_before_the_cache_before_the_download(web, tmp_path,
     monkeypatch.setenv("BILEVAX_DATA", str(folder))
     np.savez(folder / "mnist.npz", **given._asdict(), class_names=np.array(["zero", "one"]))
     np.savez_compressed(web.cache / "mnist.npz", **kept._asdict())
-    assert same(datasets.mnist(), given)
+    assert same(mnist(), given)
     (folder / "mnist.npz").unlink()
-    assert same(datasets.mnist(), kept)
+    assert same(mnist(), kept)
     (web.cache / "mnist.npz").unlink()
     assert web.log == []
-    assert same(datasets.mnist(), fetched)
+    assert same(mnist(), fetched)
     assert left_in(folder) == []
 
 
@@ -293,7 +307,7 @@ def test_places_looked_at_are_named(web, tmp_path, monkeypatch):
     web.publish("svhn", "missing")
     monkeypatch.setenv("BILEVAX_DATA", str(tmp_path))
     with pytest.raises(DownloadError) as caught:
-        datasets.svhn()
+        svhn()
     assert f"{tmp_path / 'svhn.npz'} (BILEVAX_DATA) nor in {web.cache / 'svhn.npz'} (the cache)" in str(caught.value)
 
 
@@ -301,7 +315,7 @@ def test_a_directory_that_is_not_there_is_a_sentence(web, tmp_path, monkeypatch)
     web.publish("mnist", "good")
     monkeypatch.setenv("BILEVAX_DATA", str(tmp_path / "nowhere"))
     with pytest.raises(InputError, match=r"BILEVAX_DATA is '.*nowhere', and there is no such directory. Make it"):
-        datasets.mnist()
+        mnist()
     assert web.log == []
 
 
@@ -310,7 +324,7 @@ def test_without_xdg_the_cache_is_in_the_home_directory(web, tmp_path, monkeypat
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     for unset in ("", "relative/path"):
         monkeypatch.setenv("XDG_CACHE_HOME", unset)
-        assert same(datasets.mnist(), images)
+        assert same(mnist(), images)
     assert left_in(tmp_path / "home" / ".cache" / "bilevax") == ["mnist.npz"]
     assert len(web.log) == 4
 
@@ -368,7 +382,7 @@ def test_damaged_files_are_said_and_kept(web, tmp_path, monkeypatch):
             path = place / "mnist.npz"
             path.write_bytes(content)
             with pytest.raises(InputError, match=f"{said}.*{remedy}") as caught:
-                datasets.mnist()
+                mnist()
             assert str(path) in str(caught.value), what
             assert path.read_bytes() == content, what
             path.unlink()
@@ -388,7 +402,7 @@ def test_no_damage_slips_through(tmp_path):
             changed = content[:at] + bytes([content[at] ^ int(rng.integers(1, 256))]) + content[at + 1 :]
             path.write_bytes(content[:at] if trial % 4 == 0 else changed)
             try:
-                found = datasets._read_npz(path, datasets._MNIST, "")
+                found = fetch._read_npz(path, datasets._MNIST, "")
             except InputError:
                 refused += 1
             else:
@@ -414,7 +428,7 @@ def test_mnist_as_published():
     assert np.bincount(images.y_test).tolist() == [980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009]
     assert round(images.x_train.mean() / 255, 4) == 0.1307
     start = time.perf_counter()
-    assert datasets.overlap(images.x_train, images.x_train[::50]) == 1200
+    assert overlap(images.x_train, images.x_train[::50]) == 1200
     assert time.perf_counter() - start < 1
 
 
@@ -436,7 +450,7 @@ def test_svhn_form():
 def test_digits_against_scikit_learn():
     from sklearn.datasets import load_digits
 
-    images, content = datasets.digits(), load_digits()
+    images, content = digits(), load_digits()
     assert [x.shape for x in images] == [(1437, 8, 8), (1437,), (360, 8, 8), (360,)]
     assert all(x.dtype == np.uint8 for x in images)
     x = np.concatenate([images.x_train, images.x_test])
@@ -449,7 +463,7 @@ def test_digits_against_scikit_learn():
 
 
 @pytest.mark.parametrize("rate", [0, 0.1, 0.25, 1 / 3, 0.5, 0.999])
-@pytest.mark.parametrize("flips", [datasets.uniform_flips, datasets.pair_flips])
+@pytest.mark.parametrize("flips", [uniform_flips, pair_flips])
 def test_exactly_the_rate_is_wrong(flips, rate, key):
     labels = (np.arange(2003) % 10).astype(np.uint8)
     before = labels.copy()
@@ -467,7 +481,7 @@ def test_uniform_flips_are_uniform_over_samples_and_wrong_labels(key):
     from scipy.stats import chisquare
 
     labels = np.repeat(np.arange(5), 8000)
-    noisy = datasets.uniform_flips(labels, 0.5, key)
+    noisy = uniform_flips(labels, 0.5, key)
     table = np.zeros((5, 5), int)
     np.add.at(table, (labels, noisy), 1)
     assert chisquare(table[~np.eye(5, dtype=bool)]).pvalue > 1e-3
@@ -478,25 +492,25 @@ def test_uniform_flips_are_uniform_over_samples_and_wrong_labels(key):
 
 def test_pair_flips_go_to_the_next_class(key):
     labels = np.arange(3000) % 7
-    noisy = datasets.pair_flips(labels, 0.4, key, classes=8)
+    noisy = pair_flips(labels, 0.4, key, classes=8)
     wrong = noisy != labels
     assert np.array_equal(noisy[wrong], labels[wrong] + 1)
     assert 7 in noisy
 
 
 def test_classes_that_no_label_shows_can_be_drawn(key):
-    assert set(datasets.uniform_flips(np.zeros(1000, np.int32), 0.9, key, classes=4).tolist()) == {0, 1, 2, 3}
+    assert set(uniform_flips(np.zeros(1000, np.int32), 0.9, key, classes=4).tolist()) == {0, 1, 2, 3}
 
 
 def test_noise_does_not_depend_on_the_precision(key):
     labels = np.arange(1000) % 10
-    inside = datasets.uniform_flips(labels, 0.5, key)
+    inside = uniform_flips(labels, 0.5, key)
     with jax.enable_x64(False):
-        assert np.array_equal(datasets.uniform_flips(labels, 0.5, jax.random.key(0)), inside)
-    assert np.array_equal(datasets.uniform_flips(labels, 0.5, jax.random.PRNGKey(0)), inside)
+        assert np.array_equal(uniform_flips(labels, 0.5, jax.random.key(0)), inside)
+    assert np.array_equal(uniform_flips(labels, 0.5, jax.random.PRNGKey(0)), inside)
 
 
-@pytest.mark.parametrize("flips", [datasets.uniform_flips, datasets.pair_flips])
+@pytest.mark.parametrize("flips", [uniform_flips, pair_flips])
 @pytest.mark.parametrize(
     ("change", "said"),
     [
@@ -524,7 +538,7 @@ def test_flips_refuse_in_sentences(flips, change, said, key):
 
 def test_many_keys_are_refused(key):
     with pytest.raises(InputError, match=r"key is an array of \(2,\) keys, and must be a single one"):
-        datasets.uniform_flips(np.arange(4), 0.5, jax.random.split(key))
+        uniform_flips(np.arange(4), 0.5, jax.random.split(key))
 
 
 # --- splits ---------------------------------------------------------------------------------------------------------
@@ -538,20 +552,18 @@ LABELS = np.repeat(np.arange(10), [5923, 6742, 5958, 6131, 5842, 5421, 5918, 626
 )
 def test_the_papers_splits(n, clean, train, rest, key):
     labels = LABELS[:: 60000 // n] if n == 60000 else np.arange(n) % 10
-    parts = datasets.split(labels, clean, key, train=train)
+    parts = split(labels, clean, key, train=train)
     together = np.concatenate(parts)
     assert (len(parts.train), len(parts.clean)) == (rest, clean)
     assert len(np.unique(together)) == len(together)
     assert together.max() < n
     shares = np.bincount(labels[parts.clean]) / clean
     assert np.abs(shares - np.bincount(labels) / n).max() < 5 * np.sqrt(0.1 * 0.9 / clean)
-    assert all(
-        np.array_equal(a, b) for a, b in zip(parts, datasets.split(labels, clean, key, train=train), strict=True)
-    )
+    assert all(np.array_equal(a, b) for a, b in zip(parts, split(labels, clean, key, train=train), strict=True))
 
 
 def test_a_balanced_clean_set(key):
-    parts = datasets.split(LABELS, 50, key, balanced=True)
+    parts = split(LABELS, 50, key, balanced=True)
     assert np.bincount(LABELS[parts.clean]).tolist() == [5] * 10
     assert np.array_equal(np.sort(np.concatenate(parts)), np.arange(60000))
     assert not np.array_equal(parts.clean, np.sort(parts.clean))
@@ -579,7 +591,7 @@ def test_a_balanced_clean_set(key):
 )
 def test_split_refuses_in_sentences(change, said, key):
     with pytest.raises(InputError, match=said):
-        datasets.split(**({"labels": np.arange(20) % 4, "clean": 4, "key": key} | change))
+        split(**({"labels": np.arange(20) % 4, "clean": 4, "key": key} | change))
 
 
 # --- the two together -----------------------------------------------------------------------------------------------
@@ -587,7 +599,7 @@ def test_split_refuses_in_sentences(change, said, key):
 
 def test_corrupted_keeps_pictures_with_their_labels(key):
     images = pictures((4, 4, 3), train=200, test=30)
-    data = datasets.corrupted(images, clean=40, noise=0.25, key=key, balanced=True)
+    data = corrupted(images, clean=40, noise=0.25, key=key, balanced=True)
     label = {picture.tobytes(): y for picture, y in zip(images.x_train, images.y_train, strict=True)}
     assert data.x.dtype == data.x_clean.dtype == data.y.dtype == np.uint8
     assert [label[picture.tobytes()] for picture in data.x] == data.y_true.tolist()
@@ -595,7 +607,7 @@ def test_corrupted_keeps_pictures_with_their_labels(key):
     assert len(data.x) == 160
     assert (data.y != data.y_true).sum() == 40
     assert np.bincount(data.y_clean).tolist() == [4] * 10
-    assert datasets.overlap(data.x, data.x_clean) == 0
+    assert overlap(data.x, data.x_clean) == 0
     assert data.x_test is images.x_test
     assert data.y_test is images.y_test
 
@@ -603,8 +615,8 @@ def test_corrupted_keeps_pictures_with_their_labels(key):
 def test_corrupted_splits_alike_at_every_rate(key):
     images = pictures((4, 4), train=200)
     few, many, pairs = (
-        datasets.corrupted(images, clean=50, noise=noise, key=key, train=100, flips=flips)
-        for noise, flips in ((0, datasets.uniform_flips), (0.5, datasets.uniform_flips), (0.5, datasets.pair_flips))
+        corrupted(images, clean=50, noise=noise, key=key, train=100, flips=flips)
+        for noise, flips in ((0, uniform_flips), (0.5, uniform_flips), (0.5, pair_flips))
     )
     assert np.array_equal(few.x, many.x)
     assert np.array_equal(few.x_clean, pairs.x_clean)
@@ -612,7 +624,7 @@ def test_corrupted_splits_alike_at_every_rate(key):
     assert not np.array_equal(many.y, many.y_true)
     wrong = pairs.y != pairs.y_true
     assert np.array_equal(pairs.y[wrong], (pairs.y_true[wrong] + 1) % 10)
-    again = datasets.corrupted(images, clean=50, noise=0.5, key=key, train=100)
+    again = corrupted(images, clean=50, noise=0.5, key=key, train=100)
     assert all(np.array_equal(a, b) for a, b in zip(many, again, strict=True))
 
 
@@ -636,19 +648,19 @@ def test_corrupted_splits_alike_at_every_rate(key):
 def test_corrupted_refuses_in_sentences(change, options, said, key):
     images = pictures((4, 4), train=20)._replace(**change)
     with pytest.raises(InputError, match=said):
-        datasets.corrupted(images, **({"clean": 5, "noise": 0.5, "key": key} | options))
+        corrupted(images, **({"clean": 5, "noise": 0.5, "key": key} | options))
 
 
 def test_overlap_counts_clean_samples(key):
     rng = np.random.default_rng(0)
     x = rng.normal(size=(50, 3, 2))
     clean = np.concatenate([x[[4, 4, 9]], x[10:12] + 1e-12])
-    assert datasets.overlap(x, clean) == 3
-    assert datasets.overlap(np.concatenate([x, x]), clean) == 3
-    assert datasets.overlap(x.astype(np.float32), x[:5].astype(np.float32).astype(np.float64)) == 5
-    assert datasets.overlap(jax.numpy.asarray(x), x[::-1]) == 50
-    assert datasets.overlap(x[:0], clean) == 0
+    assert overlap(x, clean) == 3
+    assert overlap(np.concatenate([x, x]), clean) == 3
+    assert overlap(x.astype(np.float32), x[:5].astype(np.float32).astype(np.float64)) == 5
+    assert overlap(jax.numpy.asarray(x), x[::-1]) == 50
+    assert overlap(x[:0], clean) == 0
     with pytest.raises(InputError, match=r"x is float64 \(50, 3, 2\) and x_clean float64 \(5, 6\)"):
-        datasets.overlap(x, clean.reshape(5, 6))
+        overlap(x, clean.reshape(5, 6))
     with pytest.raises(InputError, match="must be numbers"):
-        datasets.overlap(np.array([["a"]]), np.array([["a"]]))
+        overlap(np.array([["a"]]), np.array([["a"]]))

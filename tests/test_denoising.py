@@ -18,15 +18,22 @@ import pytest
 from sklearn.base import clone
 from sklearn.metrics import average_precision_score
 
-from bilevax import InputError, Penalty, ReverseMode, solve
+from bilevax import Checkpoint, InputError, Penalty, ReverseMode
 from bilevax.applications import Task
 from bilevax.applications._inputs import on_one_scale
-from bilevax.applications.denoising import DenoisingClassifier, PlainClassifier, _Both
-from bilevax.applications.importance import approxgrad_solver, denoising_task, penalty_solver, weights
-from bilevax.applications.training import Training, improbable
-from bilevax.callbacks import Checkpoint
-from bilevax.datasets import noisy_digits
-from bilevax.models import Model, mlp, softmax_regression
+from bilevax.applications.denoising import (
+    DenoisingClassifier,
+    PlainClassifier,
+    approxgrad_solver,
+    denoising_task,
+    penalty_solver,
+    weights,
+)
+from bilevax.applications.denoising.estimator import _Both
+from bilevax.data import noisy_digits
+from bilevax.loop import solve
+from bilevax.nn import Model, Training, mlp, softmax_regression
+from bilevax.nn.training import improbable
 
 
 @pytest.fixture(scope="module")

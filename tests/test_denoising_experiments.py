@@ -13,10 +13,9 @@ import pytest
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from bilevax import InputError
-from bilevax.applications.importance import denoising_task, from_agreement
-from bilevax.applications.training import Training
-from bilevax.datasets import corrupted, digits
-from bilevax.models import Model, softmax_regression
+from bilevax.applications.denoising import denoising_task, from_agreement
+from bilevax.data import corrupted, digits
+from bilevax.nn import Model, Training, softmax_regression
 from experiments import denoising, denoising_small, figure4a, figure5a, table2, wrn, wrong_labels
 from experiments.contract import Settings
 from experiments.denoising import Look

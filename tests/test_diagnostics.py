@@ -9,7 +9,7 @@ import optax
 import pytest
 
 import bilevax as bx
-from bilevax import oracles
+from bilevax import derivatives
 from bilevax.diagnostics import report
 
 KEEP = optax.sgd(0.0)
@@ -93,7 +93,7 @@ def test_a_singular_hessian_is_told_by_its_residual():
     [
         (bx.Alternating(lower_optimizer=KEEP), np.sqrt(0.25 + 1.44) / np.sqrt(1.04), None),
         (bx.Implicit(lower_optimizer=KEEP), 0.0, 1.0),
-        (bx.Implicit(lower_optimizer=KEEP, curvature=oracles.finite_difference), 0.0, 1.0),
+        (bx.Implicit(lower_optimizer=KEEP, curvature=derivatives.finite_difference), 0.0, 1.0),
     ],
     ids=["alternating", "implicit", "finite difference"],
 )

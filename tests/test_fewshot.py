@@ -20,33 +20,32 @@ from scipy.special import log_softmax
 from sklearn.base import clone
 
 from bilevax import Alternating, Implicit, InputError, Penalty, ReverseMode
-from bilevax.applications.episodes import Episode, Episodes, class_means, evaluate
 from bilevax.applications.fewshot import (
-    ADAPT_STEPS,
-    HEAD_RATE,
+    Episode,
+    Episodes,
     FewShotLearner,
     alternating_solver,
     approxgrad_solver,
+    class_means,
+    evaluate,
     features_of,
     fewshot_task,
-    penalty_solver,
-    reverse_solver,
-    statistics_of,
-    unit,
-)
-from bilevax.applications.fewshot_rivals import (
-    IMAML_RATE,
-    IMAML_STEPS,
     first_order_maml_solver,
     imaml_solver,
     maml_solver,
     maml_task,
     metric_solver,
+    penalty_solver,
     prototypical_task,
     relation_task,
+    reverse_solver,
+    statistics_of,
+    unit,
 )
+from bilevax.applications.fewshot.baselines import IMAML_RATE, IMAML_STEPS
+from bilevax.applications.fewshot.recipes import ADAPT_STEPS, HEAD_RATE
 from bilevax.linear_solve import CG
-from bilevax.models import Representation, omniglot_network
+from bilevax.nn import Representation, omniglot_network
 
 KEY = jax.random.key(7)
 PLAIN = optax.sgd(1.0)

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from bilevax import InputError
-from bilevax.applications.episodes import Episode, pixel_means
-from bilevax.datasets import ClassSplit
-from bilevax.models import omniglot_network
+from bilevax.applications.fewshot import Episode, pixel_means
+from bilevax.data import ClassSplit
+from bilevax.nn import omniglot_network
 from experiments import contract, fewshot, figure4b, figure5b, table3
 from experiments.contract import Settings
 from experiments.fewshot import BILEVEL, MINI, OMNIGLOT, OTHERS, PIXELS

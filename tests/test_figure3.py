@@ -11,8 +11,8 @@ from flax import linen
 
 from bilevax import InputError
 from bilevax.applications.poisoning import FeatureMap
-from bilevax.datasets import Images
-from bilevax.models import lenet5
+from bilevax.data import Images
+from bilevax.nn import lenet5
 from experiments import features, figure3
 from experiments.contract import Settings
 from experiments.features import DOG, SHIP

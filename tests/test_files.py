@@ -6,8 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from bilevax import _files
-from bilevax.problem import InputError
+from bilevax import InputError, _files
 
 
 @pytest.mark.parametrize(

@@ -21,9 +21,21 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
-from bilevax import Alternating, Implicit, InputError, Penalty, solve
-from bilevax.applications import hyperparameters as hp
-from bilevax.applications.hyperparameters import (
+from bilevax import Alternating, Implicit, InputError, Penalty, whole
+from bilevax.applications.tuning import (
+    TunedLogisticRegression,
+    classifier_task,
+    fit_logistic,
+    hyperparameters,
+    implicit_solver,
+    logistic,
+    logistic_task,
+    penalty_solver,
+    recipes,
+    tune,
+    tuning_task,
+)
+from bilevax.applications.tuning.hyperparameters import (
     BRIGHTNESS,
     CLASS_WEIGHTS,
     CONTRAST,
@@ -31,16 +43,9 @@ from bilevax.applications.hyperparameters import (
     INPUT_NOISE,
     LABEL_SMOOTHING,
     LAYER_L2,
-    TunedLogisticRegression,
-    classifier_task,
-    fit_logistic,
-    logistic_task,
-    penalty_solver,
-    tune,
-    tuning_task,
 )
-from bilevax.batches import whole
-from bilevax.models import Model, mlp, softmax_regression
+from bilevax.loop import solve
+from bilevax.nn import Model, mlp, softmax_regression
 
 SIMPLEST = Alternating(lower_steps=1)
 PIECES = [FEATURE_L2, LAYER_L2, CLASS_WEIGHTS, LABEL_SMOOTHING, INPUT_NOISE, BRIGHTNESS, CONTRAST]
@@ -336,8 +341,8 @@ def test_tune_strengthens_noise_where_the_model_overfits(few, key):
 
 
 def test_tune_with_another_solver(few, key):
-    solver = hp.implicit_solver(3e-2)
-    assert hp.implicit_solver(3e-2) is solver
+    solver = implicit_solver(3e-2)
+    assert implicit_solver(3e-2) is solver
     tuned = tune(softmax_regression(3), *few, [LAYER_L2], key=key, solver=solver, steps=100)
     assert tuned.validation_loss < ridge(few, -6.0) - 0.1
     assert "linear_residual" in tuned.result.history.extra
@@ -455,7 +460,7 @@ def test_penalty_ends_beside_the_best_of_a_fine_grid(key):
     found = validation_loss(*np.asarray(result.u))
     assert found < best + 0.05 * (default - best)
     assert default - best > 1e-3
-    assert (np.abs(result.u) <= hp.STRENGTH_RANGE).all()
+    assert (np.abs(result.u) <= hyperparameters.STRENGTH_RANGE).all()
 
 
 @pytest.mark.parametrize(
@@ -518,7 +523,7 @@ def test_features_that_are_constant_or_repeated_are_no_trouble(key):
 @parametrize_with_checks([TunedLogisticRegression(steps=1)])
 def test_scikit_learns_checks(estimator, check, monkeypatch):
     # The checks have dozens of shapes, for each of which the simplest solver compiles in a fraction of the time.
-    monkeypatch.setattr(hp, "penalty_solver", lambda rate: SIMPLEST)
+    monkeypatch.setattr(recipes, "penalty_solver", lambda rate: SIMPLEST)
     check(estimator)
 
 
@@ -538,7 +543,7 @@ def test_estimator_beats_one_strength_for_all_features(fitted, wide):
     X, y, X_test, y_test = wide
     assert fitted.alpha_.shape == (30,)
     assert fitted.alpha_[:3].max() < np.median(fitted.alpha_[3:])
-    assert fitted.n_iter_ == hp.LOGISTIC_STEPS == len(fitted.history_.upper_loss)
+    assert fitted.n_iter_ == logistic.LOGISTIC_STEPS == len(fitted.history_.upper_loss)
     ours = log_loss(y_test, fitted.predict_proba(X_test))
     assert ours < log_loss(y_test, LogisticRegression().fit(X, y).predict_proba(X_test)) - 0.01
     # The coefficients are those of all data with the tuned strengths.

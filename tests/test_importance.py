@@ -8,7 +8,7 @@ import pytest
 
 import bilevax as bx
 from bilevax import InputError
-from bilevax.applications.importance import (
+from bilevax.applications.denoising import (
     denoising_task,
     from_losses,
     meta_weight_task,
@@ -17,10 +17,10 @@ from bilevax.applications.importance import (
     reweighting_task,
     weights,
 )
-from bilevax.applications.training import Training, cross_entropy, penalised, probabilities, train, weighted_mean
-from bilevax.batches import epoch_indices
-from bilevax.datasets import noisy_digits
-from bilevax.models import Model, logits, mlp, softmax_regression
+from bilevax.data import noisy_digits
+from bilevax.loop.sources import epoch_indices
+from bilevax.nn import Model, Training, logits, mlp, probabilities, softmax_regression, train
+from bilevax.nn.training import cross_entropy, penalised, weighted_mean
 
 RNG = np.random.default_rng(0)
 
@@ -403,7 +403,7 @@ def test_probabilities_are_the_same_in_pieces(monkeypatch, key):
     params = model.init(key, jnp.asarray(X))
     params = (params[0], {"weight": jnp.asarray(RNG.normal(size=(5, 3))), "bias": params[1]["bias"]})
     scores = np.exp(np.asarray(logits(model, params, jnp.asarray(X))))
-    monkeypatch.setattr("bilevax.applications.training.PREDICTED_AT_ONCE", 3)
+    monkeypatch.setattr("bilevax.nn.training.PREDICTED_AT_ONCE", 3)
     p = probabilities(model, params, X)
     np.testing.assert_allclose(p, scores / scores.sum(1, keepdims=True), rtol=1e-10)
     assert np.abs(p - 1 / 3).max() > 0.05

@@ -10,10 +10,9 @@ from scipy import sparse
 
 from bilevax import InputError
 from bilevax.applications import _inputs
-from bilevax.applications.audit import audit
 from bilevax.applications.denoising import DenoisingClassifier, PlainClassifier
 from bilevax.applications.fewshot import FewShotLearner
-from bilevax.applications.poisoning import wrongly_labelled
+from bilevax.applications.poisoning import audit, wrongly_labelled
 
 RNG = np.random.default_rng(0)
 N, D = 12, 3

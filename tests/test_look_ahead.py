@@ -10,7 +10,7 @@ import pytest
 from jax.flatten_util import ravel_pytree
 
 import bilevax as bx
-from bilevax import oracles
+from bilevax import derivatives
 
 SGD = optax.sgd(1.0)
 RATE = 0.3
@@ -43,7 +43,9 @@ CURVED_BATCH = bx.Batch(normal(3, 4), normal(4, 5, 4))
 
 
 @pytest.mark.parametrize(
-    ("curvature", "tolerance"), [(oracles.exact, 1e-7), (oracles.finite_difference, 1e-6)], ids=["exact", "difference"]
+    ("curvature", "tolerance"),
+    [(derivatives.exact, 1e-7), (derivatives.finite_difference, 1e-6)],
+    ids=["exact", "difference"],
 )
 def test_direction_is_the_derivative_of_the_look_ahead(curvature, tolerance, key):
     """Against central differences of F(u) = f(u, v - rate grad_v g(u, v)), dropout included."""
@@ -414,7 +416,7 @@ def test_reweighting_costs_less_than_a_second_order_step():
     def flops(function, *arguments):
         return jax.jit(function).lower(*arguments).compile().cost_analysis()["flops"]  # type: ignore[index]
 
-    gradient = flops(lambda v, d: oracles.lower_gradient(problem, u, v, d, key), v, batch.lower)
+    gradient = flops(lambda v, d: derivatives.lower_gradient(problem, u, v, d, key), v, batch.lower)
     solver = bx.LearningToReweight(optax.sgd(0.1))
     step = flops(lambda s, b: solver.step(problem, s, b, key), solver.init(problem, u, v, batch), batch)
     # A gradient of f, one of g, and 5/8 of one for the tangent; a second reverse or forward pass is 3/8 or more.

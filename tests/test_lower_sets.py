@@ -7,7 +7,8 @@ import optax
 import pytest
 
 import bilevax as bx
-from bilevax import Batch, ForwardMode, InputError, LookAhead, Problem, ReverseMode, SparseHO, solve
+from bilevax import Batch, ForwardMode, InputError, LookAhead, Problem, ReverseMode, SparseHO
+from bilevax.loop import solve
 
 KEY = jax.random.key(0)
 NON_NEGATIVE = optax.projections.projection_non_negative

@@ -13,10 +13,10 @@ import optax
 import pytest
 
 import bilevax as bx
-from bilevax import Batch, InputError, PerMove, Problem, schedules, solve
-from bilevax.batches import Epochs, Fixed, Minibatches, Stacked
-from bilevax.callbacks import Checkpoint, Progress
-from bilevax.implicit import Argmin, hypergradient
+from bilevax import Batch, Checkpoint, Epochs, InputError, Minibatches, PerMove, Problem, Progress, Stacked, schedules
+from bilevax.argmin import Argmin, hypergradient
+from bilevax.loop import solve
+from bilevax.loop.sources import Fixed
 from bilevax.search import Random, search
 
 

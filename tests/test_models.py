@@ -8,23 +8,30 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bilevax import InputError, models
-from bilevax.models import (
+from bilevax import InputError
+from bilevax.nn import (
+    Method,
     Model,
     as_model,
+    augmentation,
     augmented,
     cifar10_network,
     crop_and_flip,
     from_equinox,
     from_flax,
+    layers,
     lenet5,
     logits,
     mlp,
     mnist_network,
+    networks,
+    representations,
+    softmax_head,
     softmax_regression,
     svhn_network,
     wide_resnet,
 )
+from bilevax.nn import model as nn_model
 
 
 class Net(nn.Module):
@@ -190,8 +197,8 @@ def tiny_resnet(classes=3):
 
 def small_image_network(classes=3, block_dropout=0.0, dense_dropout=0.0):
     """The blocks of the papers' networks, few and narrow: it runs in no time."""
-    blocks = ((models._Conv(4, 3, "SAME"), models._Conv(5, 3, "VALID")), (models._Conv(6, 2, "SAME"),))
-    return models._convolutional("small", blocks, (8,), classes, block_dropout, dense_dropout)
+    blocks = ((layers.Conv(4, 3, "SAME"), layers.Conv(5, 3, "VALID")), (layers.Conv(6, 2, "SAME"),))
+    return networks._convolutional("small", blocks, (8,), classes, block_dropout, dense_dropout)
 
 
 def random_like(tree, seed=0, scale=1.0):
@@ -304,7 +311,7 @@ def test_convolution_by_products_is_xla_s(shape, side, out, stride, padding, key
         gradient = jax.value_and_grad(lambda x, weight: jnp.sum(jnp.sin(convolve(x, weight))), (0, 1))
         return jax.jit(lambda: (convolve(x, weight), jax.jvp(gradient, (x, weight), tangents)))()
 
-    ours = derivatives(lambda x, weight: models._convolve_by_products(x, weight, pads, stride))
+    ours = derivatives(lambda x, weight: layers._convolve_by_products(x, weight, pads, stride))
     agree(ours, derivatives(lambda x, weight: xla_convolution(x, weight, padding, stride)))
 
 
@@ -324,8 +331,8 @@ def test_pooled_convolution_by_products_is_xla_s(shape, side, padding, key):
         gradient = jax.value_and_grad(lambda x, weight: jnp.sum(jnp.sin(convolve(x, weight))), (0, 1))
         return jax.jit(lambda: (convolve(x, weight), jax.jvp(gradient, (x, weight), tangents)))()
 
-    ours = derivatives(lambda x, weight: models._pooled_by_products(x, weight, pads))
-    agree(ours, derivatives(lambda x, weight: models._max_pool(xla_convolution(x, weight, padding, 1))))
+    ours = derivatives(lambda x, weight: layers._pooled_by_products(x, weight, pads))
+    agree(ours, derivatives(lambda x, weight: layers.max_pool(xla_convolution(x, weight, padding, 1))))
     np.testing.assert_allclose(ours[0], pooled(xla_convolution(x, weight, padding, 1)), rtol=1e-9, atol=1e-9)
 
 
@@ -343,7 +350,7 @@ def test_max_pooling_is_reduce_window_s(shape, key):
         x = x[:, : high // 2 * 2, : wide // 2 * 2].reshape(n, high // 2, 2, wide // 2, 2, c)
         return x.max((2, 4))
 
-    ours = derivatives(models._max_pool)
+    ours = derivatives(layers.max_pool)
     np.testing.assert_array_equal(ours[0], pooled(x))
     agree(ours, derivatives(stacked))
 
@@ -353,7 +360,7 @@ def test_of_equal_pixels_one_takes_the_derivative():
     pads = [(0, 0), (0, 0)]
     for channels in (1, 257):  # both forms of the products
         pixel = jnp.ones((1, 1, channels, 1))
-        for pool in (models._max_pool, lambda x, pixel=pixel: models._pooled_by_products(x, pixel, pads)):
+        for pool in (layers.max_pool, lambda x, pixel=pixel: layers._pooled_by_products(x, pixel, pads)):
             gradient = jax.grad(lambda x, pool=pool: jnp.sum(pool(x)))(jnp.zeros((1, 4, 4, channels)))
             expected = np.tile(np.array([[1, 0], [0, 0]])[..., None], (2, 2, channels))
             np.testing.assert_array_equal(gradient[0], expected)
@@ -362,7 +369,7 @@ def test_of_equal_pixels_one_takes_the_derivative():
 @pytest.mark.parametrize("rate", [0.25, 0.3, 0.5])
 def test_dropout_keeps_its_share_and_the_mean(rate, key):
     x = jnp.full((200, 1001), 3.0, jnp.float32)
-    out = models._dropout(key, x, rate)
+    out = layers.drop_out(key, x, rate)
     assert out.dtype == x.dtype
     np.testing.assert_allclose(np.unique(out), [0, 3 / (1 - rate)], rtol=1e-6)
     # Four standard deviations of 200,200 draws.
@@ -371,14 +378,14 @@ def test_dropout_keeps_its_share_and_the_mean(rate, key):
     # No row or column is like its neighbour.
     assert np.abs((zero[1:] ^ zero[:-1]).mean() - 2 * rate * (1 - rate)) < 0.01
     assert np.abs((zero[:, 1:] ^ zero[:, :-1]).mean() - 2 * rate * (1 - rate)) < 0.01
-    assert (models._dropout(jax.random.key(1), x, rate) != out).mean() == pytest.approx(2 * rate * (1 - rate), abs=0.01)
-    np.testing.assert_array_equal(models._dropout(key, x, rate), out)
+    assert (layers.drop_out(jax.random.key(1), x, rate) != out).mean() == pytest.approx(2 * rate * (1 - rate), abs=0.01)
+    np.testing.assert_array_equal(layers.drop_out(key, x, rate), out)
 
 
 def test_dropout_without_key_or_rate_is_nothing(key):
     x = jnp.arange(6.0)
-    assert models._dropout(None, x, 0.5) is x
-    assert models._dropout(key, x, 0.0) is x
+    assert layers.drop_out(None, x, 0.5) is x
+    assert layers.drop_out(key, x, 0.0) is x
 
 
 @pytest.mark.parametrize("rates", [(0.3, 0.0), (0.0, 0.3)], ids=["blocks", "dense"])
@@ -405,13 +412,13 @@ def test_the_last_dropout_is_right_in_the_mean(key):
 @pytest.mark.parametrize(("network", "rates"), [(mnist_network, (0.25, 0.5)), (cifar10_network, (0.25, 0.5))])
 def test_published_dropout_rates(network, rates, key, monkeypatch):
     """The rates that each network asks for, layer by layer, and none without a key."""
-    asked, drop = [], models._dropout
+    asked, drop = [], layers.drop_out
 
     def spy(key, x, rate):
         asked.append((key is not None, rate))
         return drop(key, x, rate)
 
-    monkeypatch.setattr(models, "_dropout", spy)
+    monkeypatch.setattr(layers, "drop_out", spy)
     model, images = network(), jnp.zeros((1, 32, 32, 3))
     params = jax.eval_shape(model.init, key, images)
     jax.eval_shape(lambda params: model.apply(params, images, key), params)
@@ -425,7 +432,7 @@ def test_published_dropout_rates(network, rates, key, monkeypatch):
 def test_group_normalisation(key):
     x = 5 * jax.random.normal(key, (3, 4, 5, 16)) + 2
     params = {"scale": jnp.linspace(0.5, 2, 16), "bias": jnp.linspace(-1, 1, 16)}
-    out = models._group_norm(params, x)
+    out = layers.group_norm(params, x)
     expected = np.empty(x.shape)
     for n in range(3):
         for group in range(8):
@@ -434,7 +441,7 @@ def test_group_normalisation(key):
             expected[n, :, :, channels] = (part - part.mean()) / np.sqrt(part.var() + 1e-5)
     np.testing.assert_allclose(out, expected * params["scale"] + params["bias"], rtol=1e-9, atol=1e-9)
     # A sample's normalisation knows nothing of the others.
-    np.testing.assert_allclose(models._group_norm(params, x[:1]), out[:1], rtol=1e-9)
+    np.testing.assert_allclose(layers.group_norm(params, x[:1]), out[:1], rtol=1e-9)
 
 
 def test_wide_resnet_is_residual(key):
@@ -450,11 +457,11 @@ def test_wide_resnet_is_residual(key):
     def by_hand(params, x):
         x = xla_convolution(x, params["first"], "SAME", 1)
         for stride, block in zip((1, 2, 2), params["blocks"], strict=True):
-            inner = jax.nn.relu(models._group_norm(block["norms"][0], x))
+            inner = jax.nn.relu(layers.group_norm(block["norms"][0], x))
             if "shortcut" in block:
                 x = xla_convolution(inner, block["shortcut"], "SAME", stride)
         assert x.shape == (2, 2, 2, 64)
-        x = jax.nn.relu(models._group_norm(params["norm"], x)).mean((1, 2))
+        x = jax.nn.relu(layers.group_norm(params["norm"], x)).mean((1, 2))
         return x @ params["dense"]["weight"] + params["dense"]["bias"]
 
     bare = params | {"blocks": blocks}
@@ -582,13 +589,15 @@ def test_as_model_takes_the_networks(key):
 
 # Values: equal settings make equal models, which are compiled once, and all can be pickled.
 VALUES = {
-    "softmax_regression": lambda: models._model(models._Dense(3, ())),
-    "softmax_head": lambda: models._model(models._Head(3)),
-    "mlp": lambda: models._model(models._Dense(3, (8,))),
+    "softmax_regression": lambda: nn_model.model_of(layers.DenseNetwork(3, ())),
+    "softmax_head": lambda: nn_model.model_of(networks._Head(3)),
+    "mlp": lambda: nn_model.model_of(layers.DenseNetwork(3, (8,))),
     "convolutional": small_image_network,
-    "wide_resnet": lambda: models._model(models._WideResNet(3, 10, 1)),
-    "augmented": lambda: Model(mlp(3).init, models.Method(models._Augmented(mlp(3), models._CropAndFlip(2)), "apply")),
-    "representation": lambda: models._OmniglotNetwork(8).representation(),
+    "wide_resnet": lambda: nn_model.model_of(networks._WideResNet(3, 10, 1)),
+    "augmented": lambda: Model(
+        mlp(3).init, Method(augmentation._Augmented(mlp(3), augmentation._CropAndFlip(2)), "apply")
+    ),
+    "representation": lambda: representations._OmniglotNetwork(8).representation(),
 }
 
 
@@ -618,7 +627,7 @@ def bare(classes):
 
 
 @pytest.mark.parametrize(
-    "model", [mlp(3), softmax_regression(3), models.softmax_head(3), bare(3)], ids=["mlp", "softmax", "head", "pair"]
+    "model", [mlp(3), softmax_regression(3), softmax_head(3), bare(3)], ids=["mlp", "softmax", "head", "pair"]
 )
 def test_every_model_takes_images_as_bytes_for_pixels_from_0_to_1(model):
     images = np.random.default_rng(0).integers(0, 256, (4, 3, 2)).astype(np.uint8)

@@ -8,7 +8,7 @@ import pytest
 
 from bilevax import Batch, Equality, InputError, Problem
 from bilevax.diagnostics import nonsmooth_stationarity
-from bilevax.smoothing import L1, Given, GroupLasso, Lp, Oscar
+from bilevax.penalties import L1, Given, GroupLasso, Lp, Oscar
 
 D = 12
 RNG = np.random.default_rng(0)

@@ -14,10 +14,10 @@ from optax import contrib
 import bilevax as bx
 from bilevax import InputError, linear_solve
 from bilevax._optimizers import Objective, check_optimizer, require_optimizer, update
-from bilevax.applications.hyperparameters import LAYER_L2, tune
-from bilevax.applications.training import Training
-from bilevax.implicit import Argmin
-from bilevax.models import softmax_regression
+from bilevax.applications.tuning import tune
+from bilevax.applications.tuning.hyperparameters import LAYER_L2
+from bilevax.argmin import Argmin
+from bilevax.nn import Training, softmax_regression
 from bilevax.search import Random, search
 
 ADAM, SGD = optax.adam(1e-2), optax.sgd(1e-2)

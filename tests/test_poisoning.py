@@ -10,15 +10,19 @@ import pytest
 import scipy.optimize
 from scipy.special import log_softmax
 
-from bilevax import GradientMatching, Implicit, InputError, oracles, solve
+from bilevax import GradientMatching, Implicit, InputError, derivatives
 from bilevax.applications.poisoning import (
     FeatureMap,
     Points,
+    WithinBall,
     approxgrad_solver,
     clean_label_solver,
     clean_label_task,
     euclidean,
+    influence_solver,
     penalty_solver,
+    points_alone,
+    poison_frogs,
     retrained,
     reverse_solver,
     swapped,
@@ -27,10 +31,9 @@ from bilevax.applications.poisoning import (
     well_classified,
     wrongly_labelled,
 )
-from bilevax.applications.poisoning_rivals import WithinBall, influence_solver, points_alone, poison_frogs
-from bilevax.applications.training import Training, probabilities
 from bilevax.linear_solve import CG
-from bilevax.models import softmax_head, softmax_regression
+from bilevax.loop import solve
+from bilevax.nn import Training, probabilities, softmax_head, softmax_regression
 
 HEAD = softmax_head(3)
 L2 = 0.05
@@ -270,8 +273,8 @@ def test_gradients_match_and_the_direction_is_that_of_the_cosine(key):
     u = 0.1 * jax.random.normal(key, ball.task.start[0].shape)
 
     def misaligned(u):
-        a = oracles.upper(problem, u, v, batch.upper, None).grad_v.ravel()
-        b = oracles.lower_gradient(problem, u, v, batch.lower, None)[1].ravel()
+        a = derivatives.upper(problem, u, v, batch.upper, None).grad_v.ravel()
+        b = derivatives.lower_gradient(problem, u, v, batch.lower, None)[1].ravel()
         return float(1 - a @ b / jnp.linalg.norm(a) / jnp.linalg.norm(b))
 
     moved = solve(GradientMatching(optax.sgd(1e-3)), problem, u, v, ball.task.batches, steps=1, key=key).u

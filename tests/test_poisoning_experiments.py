@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from bilevax.datasets import digits
+from bilevax.data import digits
 from experiments import figure5c, figure6, poisoning, table5, table6
 from experiments.contract import Settings
 from experiments.poisoning import AS, TARGETED, UNTARGETED, Size

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 import bilevax as bx
 from bilevax._programs import KEPT, compiled
-from bilevax.solve import _step, _stretch
+from bilevax.loop.stretch import one_step, stretch
 
 
 class Power:
@@ -75,8 +75,8 @@ def test_a_problem_whose_programs_are_dropped_is_freed(key):
         return weakref.ref(problem)
 
     problem = solved()
-    _stretch.clear()
-    _step.clear()
+    stretch.clear()
+    one_step.clear()
     jax.effects_barrier()
     gc.collect()
     assert problem() is None

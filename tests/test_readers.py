@@ -16,7 +16,8 @@ import pyarrow.parquet as pq
 import pytest
 from sklearn.preprocessing import OneHotEncoder
 
-from bilevax import InputError, _archives, _readers, tables
+from bilevax import InputError
+from bilevax.data import archives, readers, tables
 
 
 def refusal(call) -> str:
@@ -504,16 +505,16 @@ def test_one_bad_cell_of_a_parquet_column(tmp_path):
 )
 def test_words_that_cannot_be_read(tmp_path, content, said):
     (tmp_path / "a.csv").write_bytes(content)
-    assert said in refusal(lambda: _readers.read_words(tmp_path / "a.csv", "--groups (a.csv)"))
+    assert said in refusal(lambda: readers.read_words(tmp_path / "a.csv", "--groups (a.csv)"))
 
 
 def test_words_are_kept_as_written(tmp_path):
     (tmp_path / "a.csv").write_text("\ufefffeature , group\nNA, 01\n x,\n")
-    frame = _readers.read_words(tmp_path / "a.csv", "--groups")
+    frame = readers.read_words(tmp_path / "a.csv", "--groups")
     assert frame.columns.tolist() == ["feature", "group"]
     assert frame.to_numpy().tolist() == [["NA", "01"], ["x", ""]]
     with pytest.raises(InputError, match="--groups is a directory"):
-        _readers.read_words(tmp_path, "--groups")
+        readers.read_words(tmp_path, "--groups")
 
 
 @pytest.mark.parametrize("dtype", ["Int64", "Float64", "boolean", "category", "string"])
@@ -561,7 +562,7 @@ def test_parquet_index_and_names(tmp_path):
 
 def test_a_parquet_file_that_claims_more_than_the_memory(tmp_path, monkeypatch):
     pd.DataFrame({"a": np.zeros(100_000), "y": np.arange(100_000) % 2}).to_parquet(tmp_path / "a.parquet")
-    monkeypatch.setattr(_archives, "memory", lambda: 1 << 20)
+    monkeypatch.setattr(archives, "memory", lambda: 1 << 20)
     assert "memory is 1.0 MB" in refusal(lambda: tables.read(tmp_path / "a.parquet", "y", "TRAIN"))
 
 
@@ -674,7 +675,7 @@ def test_damaged_archives(tmp_path):
 
 @pytest.mark.parametrize("kind", ["a.npz", "a.csv.gz"])
 def test_what_expands_beyond_measure_is_refused_before_it_does(tmp_path, monkeypatch, kind):
-    monkeypatch.setattr(_archives, "LARGE", 1 << 20)
+    monkeypatch.setattr(archives, "LARGE", 1 << 20)
     if kind == "a.npz":
         np.savez_compressed(tmp_path / kind, X=np.zeros((40_000, 10)), y=np.arange(40_000) % 2)
     else:
@@ -682,8 +683,8 @@ def test_what_expands_beyond_measure_is_refused_before_it_does(tmp_path, monkeyp
     began = time.perf_counter()
     assert "expand to" in refusal(lambda: tables.read(tmp_path / kind, None if kind == "a.npz" else "y", "TRAIN"))
     assert time.perf_counter() - began < 5
-    monkeypatch.setattr(_archives, "memory", lambda: 1 << 20)
-    monkeypatch.setattr(_archives, "LARGE", 1 << 40)
+    monkeypatch.setattr(archives, "memory", lambda: 1 << 20)
+    monkeypatch.setattr(archives, "LARGE", 1 << 40)
     assert "this machine's memory" in refusal(lambda: tables.read(tmp_path / kind, "y", "TRAIN"))
 
 

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bilevax import InputError, models
-from bilevax.models import mini_imagenet_network, omniglot_network
+from bilevax import InputError
+from bilevax.nn import layers, mini_imagenet_network, omniglot_network
 
 OMNIGLOT, MINI = (28, 28), (84, 84, 3)
 BOTH = [omniglot_network(5), mini_imagenet_network(6)]
@@ -239,13 +239,13 @@ def test_bytes_are_pixels_and_floats_are_taken_as_they_are(network, key):
 
 def test_dropout_in_training_alone(key, monkeypatch):
     """A tenth, four times, by keys that differ; without a key nothing, and the other network has none."""
-    asked, drop = [], models._dropout
+    asked, drop = [], layers.drop_out
 
     def spy(key, x, rate):
         asked.append((key, rate, x.shape))
         return drop(key, x, rate)
 
-    monkeypatch.setattr(models, "_dropout", spy)
+    monkeypatch.setattr(layers, "drop_out", spy)
     network, x = mini_imagenet_network(6), pictures(2, 16, 16)
     params = somewhere(network, x)
     jax.eval_shape(network.apply, params, x)

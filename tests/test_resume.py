@@ -21,8 +21,22 @@ import optax
 import pytest
 
 import bilevax
-from bilevax import Batch, Epochs, Implicit, InputError, Minibatches, Penalty, Problem, ReverseMode, Status, solve
-from bilevax.callbacks import Checkpoint, JsonLines, Progress, SaveError
+from bilevax import (
+    Batch,
+    Checkpoint,
+    Epochs,
+    Implicit,
+    InputError,
+    JsonLines,
+    Minibatches,
+    Penalty,
+    Problem,
+    Progress,
+    ReverseMode,
+    SaveError,
+    Status,
+)
+from bilevax.loop import solve
 
 EVERY = 2
 PAUSE = 0.02

@@ -18,9 +18,9 @@ from contextlib import contextmanager
 import numpy as np
 import pytest
 
-from bilevax import InputError, SolveError, callbacks
-from bilevax.callbacks import Checkpoint, SaveError
-from bilevax.solve import Fingerprint, Result, Run, Status, Visit
+from bilevax import Checkpoint, InputError, Result, SaveError, SolveError, Status
+from bilevax.loop import callbacks, checkpoint
+from bilevax.loop.result import Fingerprint, Run, Visit
 from bilevax.solvers.base import Info
 
 FINGERPRINT = Fingerprint(*["same"] * len(Fingerprint._fields))
@@ -341,8 +341,8 @@ def test_the_wall_clock_does_not_matter(tmp_path, monkeypatch):
 
 
 def test_a_save_that_reads_back_otherwise_shows_at_once(tmp_path, monkeypatch):
-    real = callbacks._read
-    monkeypatch.setattr(callbacks, "_read", lambda path: (real(path)[0], real(path)[1][::-1]))
+    real = checkpoint._read
+    monkeypatch.setattr(checkpoint, "_read", lambda path: (real(path)[0], real(path)[1][::-1]))
     with (
         pytest.warns(UserWarning, match="step 10 could not be saved .*reads back otherwise"),
         pytest.raises(SaveError),

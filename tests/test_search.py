@@ -9,9 +9,8 @@ import numpy as np
 import optax
 import pytest
 
-from bilevax import InputError, Minibatches, Problem, SolveError, SolveInterrupted, Status
+from bilevax import Equality, InputError, Minibatches, Problem, SolveError, SolveInterrupted, Status
 from bilevax import search as search_module
-from bilevax.problem import Equality
 from bilevax.search import GP, TPE, Random, search
 
 TARGET = jnp.array([0.3, -0.7])

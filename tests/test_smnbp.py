@@ -8,10 +8,11 @@ import pytest
 import scipy.optimize
 from sklearn.linear_model import Lasso
 
-from bilevax import SMNBP, Batch, Equality, InputError, Penalty, Problem, solve
+from bilevax import SMNBP, Batch, Equality, InputError, Penalty, Problem
 from bilevax.diagnostics import nonsmooth_stationarity
 from bilevax.linear_solve import CG, Direct
-from bilevax.smoothing import L1, ElasticNet, Given, GroupLasso
+from bilevax.loop import solve
+from bilevax.penalties import L1, ElasticNet, Given, GroupLasso
 
 KEY = jax.random.key(0)
 D = 20

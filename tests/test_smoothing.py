@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from scipy.optimize import minimize_scalar
 
 from bilevax import InputError
-from bilevax.smoothing import (
+from bilevax.penalties import (
     L1,
     ByLeaf,
     ByRow,

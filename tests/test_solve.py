@@ -9,7 +9,7 @@ import optax
 import pytest
 
 import bilevax as bx
-from bilevax.solve import _stretch
+from bilevax.loop.stretch import stretch
 
 ADAM = optax.adam(1e-2)
 
@@ -54,17 +54,17 @@ def test_compiled_once(solver):
     problem = bx.Problem(upper_loss, counted)
     static = solver, problem, 10, None
     run(solver, problem, steps=25, every=10)  # 10 + 10 + 5: the short stretch needs no program of its own
-    assert _stretch.programs(*static) == 1
+    assert stretch.programs(*static) == 1
     run(solver, problem, steps=33, every=10, key=jax.random.key(5))
     other = bx.Epochs(upper=CLEAN, lower=jax.tree.map(lambda x: 2 * x, NOISY), lower_size=8)
     run(solver, problem, steps=10, every=10, batches=other)
-    assert _stretch.programs(*static) == 1
+    assert stretch.programs(*static) == 1
     # The checks and the shapes of Info trace the loss again; the compiled program itself must not.
     traced = next(calls)
     run(solver, problem, steps=10, every=10)
     per_solve = next(calls) - traced - 1
     assert per_solve <= 6, per_solve
-    assert _stretch.programs(*static) == 1
+    assert stretch.programs(*static) == 1
 
 
 @pytest.mark.parametrize("solver", SOLVERS, ids=lambda s: type(s).__name__)
@@ -76,10 +76,10 @@ def test_data_are_arguments_not_constants(solver):
     problem = bx.Problem(upper_loss, lower_loss)
     batch = source.at(0, jax.random.key(0))
     state = solver.init(problem, jnp.zeros(n), jnp.zeros(4), batch)
-    from bilevax.solve import _Carry
+    from bilevax.loop.stretch import Carry
 
     text = (
-        _stretch.lower(solver, problem, 10, _Carry(state, jnp.asarray(True)), source, jax.random.key(0), 0, 10)
+        stretch.lower(solver, problem, 10, Carry(state, jnp.asarray(True)), source, jax.random.key(0), 0, 10)
         .compile()
         .as_text()
     )

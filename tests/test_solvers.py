@@ -9,7 +9,7 @@ import optax
 import pytest
 
 import bilevax as bx
-from bilevax import linear_solve, oracles
+from bilevax import derivatives, linear_solve
 from bilevax.schedules import Geometric
 
 UPPER, LOWER = optax.adam(2e-2), optax.sgd(5e-2)
@@ -20,7 +20,7 @@ SOLVERS = [
     bx.Penalty(UPPER, ADAM),
     bx.Penalty(UPPER, ADAM, nu=0.0),
     bx.Penalty(UPPER, ADAM, lam=Geometric(1.0, 0.8)),
-    bx.Penalty(UPPER, ADAM, curvature=oracles.finite_difference),
+    bx.Penalty(UPPER, ADAM, curvature=derivatives.finite_difference),
     bx.Penalty(UPPER, ADAM, stage_steps=100),
     bx.Implicit(UPPER, LOWER, 20, linear_solve.CG(20)),
     bx.Implicit(UPPER, LOWER, 20, linear_solve.GMRES(3)),
@@ -33,7 +33,7 @@ SOLVERS = [
     bx.ForwardMode(UPPER, LOWER, 100),
     bx.SPNBO(UPPER, ADAM, 10, beta=Geometric(1.0, 1.1), step_scale=Geometric(1.0, 0.9), stage_steps=100),
     bx.LookAhead(UPPER, LOWER, 5e-2),
-    bx.LookAhead(UPPER, LOWER, 5e-2, 10, oracles.finite_difference),
+    bx.LookAhead(UPPER, LOWER, 5e-2, 10, derivatives.finite_difference),
 ]
 FINDS_SOLUTIONS = [s for s in SOLVERS if not isinstance(s, bx.Alternating | bx.LookAhead)]
 

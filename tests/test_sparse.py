@@ -21,10 +21,9 @@ from sklearn.model_selection import KFold
 from sklearn.utils.estimator_checks import parametrize_with_checks
 from typer.testing import CliRunner
 
-from bilevax import InputError, cli, solve
-from bilevax.applications import sparse
-from bilevax.applications.sparse import TunedLasso, fit_lasso, lasso_task
-from bilevax.callbacks import Checkpoint
+from bilevax import Checkpoint, InputError, cli
+from bilevax.applications.tuning import TunedLasso, fit_lasso, lasso, lasso_task
+from bilevax.loop import solve
 
 RNG = np.random.default_rng(0)
 N, D = 120, 24
@@ -266,7 +265,7 @@ def test_data_that_make_all_strengths_alike_are_refused(x, y):
 
 def test_wide_data_take_no_matrix_of_features_by_features(monkeypatch):
     sizes = []
-    monkeypatch.setattr(sparse, "eigh", lambda a, **more: sizes.append(a.shape) or scipy.linalg.eigh(a, **more))
+    monkeypatch.setattr(lasso, "eigh", lambda a, **more: sizes.append(a.shape) or scipy.linalg.eigh(a, **more))
     x, y = small(30, 500)
     masks = [np.arange(30) % 3 == k for k in range(3)]
     job = lasso_task(x, y, masks)

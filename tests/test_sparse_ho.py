@@ -9,9 +9,10 @@ from scipy.optimize import minimize, root
 from scipy.special import expit
 from sklearn.linear_model import ElasticNet, Lasso, LogisticRegression
 
-from bilevax import Batch, Implicit, InputError, Problem, SparseHO, solve
+from bilevax import Batch, Implicit, InputError, Problem, SparseHO
 from bilevax.linear_solve import CG
-from bilevax.smoothing import L1
+from bilevax.loop import solve
+from bilevax.penalties import L1
 
 KEY = jax.random.key(0)
 RNG = np.random.default_rng(0)

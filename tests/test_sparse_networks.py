@@ -7,8 +7,8 @@ import optax
 import pytest
 from scipy.sparse import csr_array
 
-from bilevax import SPNBO, InputError, solve
-from bilevax.applications.episodes import evaluate
+from bilevax import SPNBO, InputError
+from bilevax.applications.fewshot import evaluate
 from bilevax.applications.poisoning import Points
 from bilevax.applications.sparse_networks import (
     log_adam,
@@ -17,8 +17,8 @@ from bilevax.applications.sparse_networks import (
     sparse_reweighting_task,
     sparsity,
 )
-from bilevax.applications.training import Training
-from bilevax.models import Representation, mlp
+from bilevax.loop import solve
+from bilevax.nn import Representation, Training, mlp
 from bilevax.solvers.spnbo import Layers
 
 KEY = jax.random.key(0)

@@ -7,11 +7,12 @@ import optax
 import pytest
 from sklearn.linear_model import Lasso
 
-from bilevax import SPNBO, Batch, InputError, Penalty, Problem, oracles, solve
+from bilevax import SPNBO, Batch, InputError, Penalty, Problem, derivatives
 from bilevax.diagnostics import nonsmooth_stationarity
-from bilevax.models import mlp
+from bilevax.loop import solve
+from bilevax.nn import mlp
+from bilevax.penalties import L1, Given, GroupLasso, Lp, Oscar, removed_share, zero_share
 from bilevax.schedules import Geometric
-from bilevax.smoothing import L1, Given, GroupLasso, Lp, Oscar, removed_share, zero_share
 from bilevax.solvers.spnbo import AllRows, Constraint, Coordinates, Layers, layers_of
 
 KEY = jax.random.key(0)
@@ -37,9 +38,9 @@ CONSTRAINT = Constraint(PROBLEM, U, V, X, KEY, 0.1, 2.0, ALPHA)
 
 @pytest.mark.parametrize("places", [[0], [3], [1, 2], [2, 3, 4, 5]])
 def test_the_rows_of_some_leaves_are_the_full_products_of_a_p_that_is_zero_elsewhere(places):
-    full = oracles.lower(PROBLEM, U, V, X, KEY, mu=0.1)
+    full = derivatives.lower(PROBLEM, U, V, X, KEY, mu=0.1)
     leaves, form = jax.tree.flatten(V)
-    part = oracles.lower_rows(PROBLEM, U, V, X, KEY, places, mu=0.1)
+    part = derivatives.lower_rows(PROBLEM, U, V, X, KEY, places, mu=0.1)
     assert float(part.loss) == pytest.approx(float(full.loss))
     p = [jax.random.normal(jax.random.key(i), leaves[i].shape) for i in places]
     alone = [jnp.zeros_like(x) for x in leaves]
@@ -86,7 +87,7 @@ def test_the_last_layers_rows_cost_less_than_all():
 
     def cost(places):
         def products(u, v, x):
-            g = oracles.lower_rows(problem, u, v, x, None, places)
+            g = derivatives.lower_rows(problem, u, v, x, None, places)
             return g.along(g.grad_v)
 
         return jax.jit(products).lower(jnp.ones(1), v, x).compile().cost_analysis()["flops"]

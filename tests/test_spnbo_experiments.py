@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from bilevax import InputError
-from bilevax.datasets import ClassSplit, Images
-from bilevax.models import mlp, omniglot_network
+from bilevax.data import ClassSplit, Images
+from bilevax.nn import mlp, omniglot_network
 from experiments import fewshot, spnbo, spnbo_table3, spnbo_table4, spnbo_table5
 from experiments.contract import Published, Settings
 from experiments.spnbo import LABELS, PENALTY, SPNBO_ROW, Size

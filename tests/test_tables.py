@@ -6,7 +6,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from bilevax import InputError, tables
+from bilevax import InputError
+from bilevax.data import tables
 
 
 @pytest.fixture

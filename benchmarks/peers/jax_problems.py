@@ -11,10 +11,12 @@ import optax
 
 import bilevax as bx
 from benchmarks.peers.works import FILTERS, HIDDEN, L2, QUERIES, SHOT, TASKS, WAY, Arrays, leaves
-from bilevax.applications import episodes, fewshot, importance, poisoning
-from bilevax.applications.training import Training
-from bilevax.batches import Fixed
-from bilevax.models import Model, mlp, mnist_network, omniglot_network, softmax_head
+from bilevax.applications.denoising import denoising_task
+from bilevax.applications.fewshot import episodes, features_of, fewshot_task, unit
+from bilevax.applications.fewshot.tasks import cosine_scores, cross_entropies
+from bilevax.applications.poisoning import Points, untargeted_task
+from bilevax.loop.sources import Fixed
+from bilevax.nn import Model, Training, mlp, mnist_network, omniglot_network, softmax_head
 from bilevax.solvers import base
 
 
@@ -91,12 +93,10 @@ def _of_task(task: Any) -> Setup:
 def _poisoning(arrays: Arrays) -> Setup:
     (u,), (v,) = leaves(arrays, "u"), leaves(arrays, "v")
     x, y, x_val, y_val = (arrays[name] for name in ("x", "y", "x_val", "y_val"))
-    points, training = poisoning.Points(u, arrays["labels"]), Training(l2=L2["poisoning"])
+    points, training = Points(u, arrays["labels"]), Training(l2=L2["poisoning"])
     key = jax.random.key(0)
     head, start = softmax_head(int(y.max()) + 1), jnp.asarray(v)
-    return _of_task(
-        poisoning.untargeted_task(head, x, y, x_val, y_val, points, key=key, training=training, start=start)
-    )
+    return _of_task(untargeted_task(head, x, y, x_val, y_val, points, key=key, training=training, start=start))
 
 
 def _denoising(arrays: Arrays, model: Model, l2: float) -> Setup:
@@ -105,9 +105,7 @@ def _denoising(arrays: Arrays, model: Model, l2: float) -> Setup:
     key = jax.random.key(0)
     v = _like(jax.eval_shape(model.init, key, x[:1]), arrays, "v")
     start = jnp.asarray(u), v
-    return _of_task(
-        importance.denoising_task(model, x, y, x_val, y_val, key=key, training=Training(l2=l2), start=start)
-    )
+    return _of_task(denoising_task(model, x, y, x_val, y_val, key=key, training=Training(l2=l2), start=start))
 
 
 def _fewshot(arrays: Arrays) -> Setup:
@@ -117,17 +115,17 @@ def _fewshot(arrays: Arrays) -> Setup:
     batch = bx.Batch(episodes.Episode(queries, labels[1]), episodes.Episode(support, labels[0]))
     some = jnp.zeros((WAY, SHOT + QUERIES, *support.shape[2:]))
     sizes = {"way": WAY, "shot": SHOT, "queries": QUERIES, "tasks": TASKS}
-    task = fewshot.fewshot_task(network, some, key=key, **sizes).task
+    task = fewshot_task(network, some, key=key, **sizes).task
     u, v = _like(task.start[0], arrays, "u"), jnp.asarray(leaves(arrays, "v")[0])
 
     def shared(u: Any, data: bx.Batch) -> Any:
-        return [fewshot.features_of(network, u, part) for part in (data.lower, data.upper)]
+        return [features_of(network, u, part) for part in (data.lower, data.upper)]
 
     def losses(features: Any, v: Any, part: episodes.Episode) -> Any:
-        return fewshot.cross_entropies(fewshot.cosine_scores(v, features), part.y)
+        return cross_entropies(cosine_scores(v, features), part.y)
 
     def restart(s: Any, data: bx.Batch) -> Any:
-        return fewshot.unit(episodes.class_means(s[0], data.lower.y, WAY))
+        return unit(episodes.class_means(s[0], data.lower.y, WAY))
 
     return Setup(
         task.problem,

@@ -14,9 +14,13 @@ import bilevax as bx
 from benchmarks import lower_move
 from benchmarks.peers import jax_problems
 from benchmarks.peers.works import CLASSES, HIDDEN, SIDE, Arrays
-from bilevax import linear_solve, oracles
+from bilevax import derivatives, linear_solve
 from bilevax.linear_solve import Answer
-from bilevax.solve import _Carry, _start, _stretch  # the call that `solve` makes, without its checks of the start
+from bilevax.loop.solve import _start
+from bilevax.loop.stretch import (
+    Carry,
+    stretch,  # the call that `solve` makes, without its checks of the start
+)
 from bilevax.solvers import Solver
 
 CAPACITY = {"synthetic": 1000}  # iterations of one compiled call at most, as `solve` has it; few elsewhere, and slow
@@ -78,7 +82,7 @@ class PlainSeries:
         return Answer(q, along(q)[0], jnp.zeros(()))
 
 
-def by_differences(g: Any, u: Any, v: Any) -> oracles.Lower:
+def by_differences(g: Any, u: Any, v: Any) -> derivatives.Lower:
     """The curvature of Betty 0.2.1's "darts": a central difference whose step has the length 0.01, whatever v.
 
     Here to check Betty against, as `PlainCG` is.
@@ -90,7 +94,7 @@ def by_differences(g: Any, u: Any, v: Any) -> oracles.Lower:
         return jax.tree.map(lambda a, b: (a - b) / (2 * t), ahead, back)
 
     loss, grad_v = jax.value_and_grad(g, 1)(u, v)
-    return oracles.Lower(loss, grad_v, along)
+    return derivatives.Lower(loss, grad_v, along)
 
 
 def lower_optimizer(settings: dict[str, Any]) -> optax.GradientTransformation:
@@ -125,7 +129,7 @@ def solver(
             series = PlainSeries if plain else linear_solve.Neumann
             return bx.Implicit(upper, lower, moves, series(settings["solve_steps"], settings["scale"]))
         case "one-step":
-            curvature = by_differences if settings.get("variant") == "differences" else oracles.exact
+            curvature = by_differences if settings.get("variant") == "differences" else derivatives.exact
             return bx.Implicit(upper, lower, moves, Itself(), curvature)
     raise ValueError(f"bilevax has no method {method!r} here")
 
@@ -156,14 +160,14 @@ class Ours:
         """This solver, at the start."""
         u, v = (jax.tree.map(lambda x: jnp.array(x, copy=True), x) for x in (self.setup.u, self.setup.v))
         state = _start(solver, self.setup.problem, u, v, self.setup.data)
-        self.solver, self.carry, self.done = solver, _Carry(state, jnp.asarray(True)), 0
+        self.solver, self.carry, self.done = solver, Carry(state, jnp.asarray(True)), 0
 
     def advance(self, iterations: int) -> None:
         """Stretches, as `solve` does them; what is told of the iterations is read back, as there."""
         problem, source = self.setup.problem, self.setup.source
         while iterations > 0:
             count = min(self.capacity, iterations)
-            self.carry, told, taken = _stretch(
+            self.carry, told, taken = stretch(
                 self.solver, problem, self.capacity, self.carry, source, self.key, self.done, count
             )
             told, taken = jax.device_get((told, taken))

@@ -145,7 +145,7 @@ class MLP(Denoising):
 
 
 class MNIST(Denoising):
-    """`bilevax.models.mnist_network` without dropout. Bias and ReLU follow the pooling, with which they commute."""
+    """`bilevax.nn.mnist_network` without dropout. Bias and ReLU follow the pooling, with which they commute."""
 
     l2 = L2["mnist"]
 
@@ -165,7 +165,7 @@ class MNIST(Denoising):
 
 
 class FewShot(Problem):
-    """`bilevax.applications.fewshot`: cosine heads on the features of `omniglot_network`."""
+    """`bilevax.applications.fewshot.tasks`: cosine heads on the features of `omniglot_network`."""
 
     restarts = True
 

@@ -19,7 +19,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from bilevax.problem import InputError
+from bilevax._checks import InputError
 
 try:
     import fcntl
@@ -47,7 +47,7 @@ def local_path(where: str, path: Any) -> Path:
         'log.jsonl'
         >>> local_path("JsonLines: path", "s3://bucket/log.jsonl")
         Traceback (most recent call last):
-        bilevax.problem.InputError: JsonLines: path is 's3://bucket/log.jsonl', a URL. Only local folders can be ...
+        bilevax.InputError: JsonLines: path is 's3://bucket/log.jsonl', a URL. Only local folders can be ...
     """
     if not isinstance(path, str | bytes | os.PathLike):
         raise InputError(f"{where} is {path!r}, and must be a path: a str or a pathlib.Path.")
@@ -340,7 +340,7 @@ class Outputs:
         ...     edited = (outputs.folder / "report.txt").write_text("mine")
         ...     Outputs(outputs.folder, ["report.txt"])
         Traceback (most recent call last):
-        bilevax.problem.InputError: --out: '.../report.txt' exists and would be overwritten...
+        bilevax.InputError: --out: '.../report.txt' exists and would be overwritten...
     """
 
     def __init__(

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from bilevax.problem import InputError, PyTree
+from bilevax._checks import InputError, PyTree
 
 
 class Objective(NamedTuple):

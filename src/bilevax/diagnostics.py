@@ -13,10 +13,11 @@ import scipy.optimize
 import scipy.sparse.linalg
 from jax.flatten_util import ravel_pytree
 
-from bilevax import oracles
+from bilevax import derivatives
+from bilevax._checks import InputError, PyTree
 from bilevax._programs import compiled
 from bilevax.linear_solve import CG, LinearSolve
-from bilevax.problem import Batch, Inequality, InputError, Problem, PyTree, identity
+from bilevax.problem import Batch, Inequality, Problem, identity
 from bilevax.solvers import base
 from bilevax.solvers.base import Solver
 
@@ -177,7 +178,7 @@ def report(
         raise InputError("report: state was given without the solver that it belongs to. Pass solver= as well.")
     batch = Batch() if batch is None else batch
     problem.check(u, v, batch)
-    oracles.require_projection("report", "project_lower", problem.project_lower, v)
+    derivatives.require_projection("report", "project_lower", problem.project_lower, v)
     u, v = jax.tree.map(jnp.asarray, (u, v))
     key = jax.random.key(0) if key is None else key
     direction = None if solver is None else _direction(solver, problem, state, u, v, batch, key)
@@ -297,7 +298,7 @@ def nonsmooth_stationarity(
         >>> import jax.numpy as jnp
         >>> from bilevax import Problem
         >>> from bilevax.diagnostics import nonsmooth_stationarity
-        >>> from bilevax.smoothing import L1
+        >>> from bilevax.penalties import L1
         >>> problem = Problem(
         ...     upper_loss=lambda u, v: jnp.sum((v - jnp.array([1.0, 0.0])) ** 2),
         ...     lower_loss=lambda u, v: jnp.sum((v - jnp.array([2.0, 0.5])) ** 2) / 2,
@@ -328,10 +329,10 @@ def nonsmooth_stationarity(
     key = jax.random.key(0) if key is None else key
     data = base.lower_data(batch, 0)
     smooth = Problem(problem.upper_loss, problem.lower_loss)
-    slope = oracles.lower_gradient(smooth, u, v, data, key)[1]
+    slope = derivatives.lower_gradient(smooth, u, v, data, key)[1]
     moved = jax.tree.map(jnp.asarray, proximal(u, jax.tree.map(lambda x, d: x - rate * d, v, slope), rate))
     lower = float(optax.tree.norm(optax.tree.sub(v, moved)) / rate)
-    f = oracles.upper(problem, u, moved, batch.upper, key)
+    f = derivatives.upper(problem, u, moved, batch.upper, key)
     b = ravel_pytree(f.grad_v)[0]
     mu = float(jnp.finfo(b.dtype).eps) ** 0.4
     hessian = np.asarray(_hessian(problem, u, moved, data, key, mu))
@@ -402,21 +403,21 @@ def _step(solver: Solver, problem: Problem, state: Any, batch: Batch, key: Any) 
 @compiled("problem")
 def _values(problem: Problem, u: PyTree, v: PyTree, upper_data: PyTree, data: PyTree, key: Any, mu: Any) -> Any:
     """All that is needed of f, g and the constraints: entries (m,), Jacobians (m, |u|) and (m, |v|)."""
-    f = oracles.upper(problem, u, v, upper_data, key, lambda h: 0.0)
-    g_loss, grad_g = oracles.lower_gradient(problem, u, v, data, key, mu=mu)
+    f = derivatives.upper(problem, u, v, upper_data, key, lambda h: 0.0)
+    g_loss, grad_g = derivatives.lower_gradient(problem, u, v, data, key, mu=mu)
     if not problem.constraints:
         flat_u, flat_v = ravel_pytree(u)[0], ravel_pytree(v)[0]
         empty = jnp.zeros((0,), flat_v.dtype)
         return f, g_loss, grad_g, empty, empty.reshape(0, flat_u.size), empty.reshape(0, flat_v.size)
-    values, *jacobians = oracles.constraint_gradients(problem, u, v, upper_data)
+    values, *jacobians = derivatives.constraint_gradients(problem, u, v, upper_data)
     return f, g_loss, grad_g, values, *(jax.vmap(lambda x: ravel_pytree(x)[0])(j) for j in jacobians)
 
 
 @compiled("problem")
 def _products(problem: Problem, u: PyTree, v: PyTree, data: PyTree, key: Any, rows: Any, mu: Any) -> tuple[Any, Any]:
     """`along` of each row (k, |v|), on the set of v: flat, (k, |u|) and (k, |v|)."""
-    g, unravel = oracles.lower(problem, u, v, data, key, mu=mu), ravel_pytree(v)[1]
-    along_set, _ = oracles.on_set(problem, u, v, g, v)
+    g, unravel = derivatives.lower(problem, u, v, data, key, mu=mu), ravel_pytree(v)[1]
+    along_set, _ = derivatives.on_set(problem, u, v, g, v)
 
     def along(row: Any) -> tuple[Any, Any]:
         along_u, along_v = along_set(unravel(row))
@@ -428,8 +429,8 @@ def _products(problem: Problem, u: PyTree, v: PyTree, data: PyTree, key: Any, ro
 @compiled("problem")
 def _pulled_back(problem: Problem, u: PyTree, v: PyTree, data: PyTree, key: Any, rows: Any, mu: Any) -> Any:
     """The right-hand sides of the system on the set of v, of gradients in v (k, |v|)."""
-    g, unravel = oracles.lower(problem, u, v, data, key, mu=mu), ravel_pytree(v)[1]
-    return jax.lax.map(lambda b: ravel_pytree(oracles.on_set(problem, u, v, g, unravel(b))[1])[0], rows)
+    g, unravel = derivatives.lower(problem, u, v, data, key, mu=mu), ravel_pytree(v)[1]
+    return jax.lax.map(lambda b: ravel_pytree(derivatives.on_set(problem, u, v, g, unravel(b))[1])[0], rows)
 
 
 @compiled("problem")
@@ -443,8 +444,8 @@ def _iterate(
     problem: Problem, solve: LinearSolve, u: PyTree, v: PyTree, data: PyTree, key: Any, rows: Any, mu: Any
 ) -> Any:
     """The solution of the system for each row, by products alone."""
-    g, unravel = oracles.lower(problem, u, v, data, key, mu=mu), ravel_pytree(v)[1]
-    along, _ = oracles.on_set(problem, u, v, g, v)
+    g, unravel = derivatives.lower(problem, u, v, data, key, mu=mu), ravel_pytree(v)[1]
+    along, _ = derivatives.on_set(problem, u, v, g, v)
     zero = optax.tree.zeros_like(v)
     return jax.lax.map(lambda b: ravel_pytree(solve(along, unravel(b), zero).q)[0], rows)
 

@@ -20,9 +20,9 @@ import jax.numpy as jnp
 import optax
 from jax.flatten_util import ravel_pytree
 
+from bilevax._checks import InputError, PyTree, require_count
 from bilevax._optimizers import check_optimizer, require_optimizer, update
-from bilevax.oracles import Along
-from bilevax.problem import InputError, PyTree, require_count
+from bilevax.derivatives import Along
 
 Product = Callable[[PyTree], PyTree]
 

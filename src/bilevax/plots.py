@@ -23,7 +23,7 @@ from matplotlib.text import Text
 from matplotlib.ticker import FixedLocator, MaxNLocator
 
 from bilevax import _files
-from bilevax.problem import InputError, require_count
+from bilevax._checks import InputError, require_count
 from bilevax.solvers import Info
 
 # Okabe and Ito's palette, which colour-blind readers can tell apart.

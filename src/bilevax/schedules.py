@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from bilevax.problem import InputError, described, require_number
+from bilevax._checks import InputError, described, require_number
 
 Schedule = Callable[[Any], Any]
 STAGES_LOOKED_AT = 50

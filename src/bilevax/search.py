@@ -18,22 +18,13 @@ import numpy as np
 import optax
 from jax.flatten_util import ravel_pytree
 
-from bilevax import _signals
+from bilevax._checks import InputError, PyTree, check_finite, check_key, check_variable, require_count
 from bilevax._optimizers import check_optimizer
 from bilevax._programs import compiled
-from bilevax.batches import Source, resident
-from bilevax.problem import (
-    Batch,
-    InputError,
-    Problem,
-    PyTree,
-    check_finite,
-    check_key,
-    check_variable,
-    identity,
-    require_count,
-)
-from bilevax.solve import Result, SolveError, SolveInterrupted, Status
+from bilevax.loop import signals
+from bilevax.loop.result import Result, SolveError, SolveInterrupted, Status
+from bilevax.loop.sources import Source, resident
+from bilevax.problem import Batch, Problem, identity
 from bilevax.solvers import base
 from bilevax.solvers.base import Info
 
@@ -353,7 +344,7 @@ def search(
     status, began = Status.FINISHED, time.perf_counter()
     dtype = ravel_pytree(middle)[0].dtype
     try:
-        with _signals.deferred(_signals.INTERRUPT) as stopped:
+        with signals.deferred(signals.INTERRUPT) as stopped:
             while len(rows) < trials:
                 stopped.poll()
                 if stopped:

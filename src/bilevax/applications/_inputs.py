@@ -10,9 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 from scipy import sparse
 
-from bilevax.applications.training import Training, require_finite
-from bilevax.models import pixels
-from bilevax.problem import InputError, listed, require_count
+from bilevax._checks import InputError, listed, require_count
+from bilevax.nn.model import pixels
+from bilevax.nn.training import Training, require_finite
 
 LARGEST_SEED = 2**32 - 1
 REAL = numbers.Real | np.bool_
@@ -304,4 +304,4 @@ def require_solver(solver: Any) -> None:
 def require_training(training: Any) -> None:
     """Refuse what is no Training."""
     if not isinstance(training, Training):
-        raise InputError(f"training is {training!r}. Pass a bilevax.applications.training.Training.")
+        raise InputError(f"training is {training!r}. Pass a bilevax.nn.Training.")

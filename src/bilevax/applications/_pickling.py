@@ -7,7 +7,7 @@ from typing import Any, Self
 import joblib
 import numpy as np
 
-from bilevax.problem import InputError
+from bilevax._checks import InputError
 
 
 class Picklable:

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from bilevax.problem import InputError
+from bilevax._checks import InputError
 
 LARGEST_VALUE = 1e100  # squares, and products of two units, stay within double precision
 

@@ -21,9 +21,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from bilevax._checks import InputError, check_key, require_count
 from bilevax.applications._inputs import numeric, positive
 from bilevax.applications.task import Task
-from bilevax.problem import Batch, InputError, Problem, check_key, require_count
+from bilevax.problem import Batch, Problem
 from bilevax.solvers import ReverseMode
 
 LOWER_STEPS = 500

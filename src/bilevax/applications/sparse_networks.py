@@ -19,7 +19,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from bilevax import oracles
+from bilevax import derivatives
+from bilevax._checks import PyTree, check_key
 from bilevax.applications._inputs import (
     coded_samples,
     on_one_scale,
@@ -28,10 +29,10 @@ from bilevax.applications._inputs import (
     require_batch,
     require_classes,
 )
-from bilevax.applications.episodes import Adapt, Episode, Scores, class_means
-from bilevax.applications.fewshot import (
-    ADAPT_STEPS,
-    HEAD_RATE,
+from bilevax.applications.denoising.tasks import per_sample
+from bilevax.applications.fewshot.episodes import Adapt, Episode, Scores, class_means
+from bilevax.applications.fewshot.recipes import ADAPT_STEPS, HEAD_RATE
+from bilevax.applications.fewshot.tasks import (
     SCALE,
     FewShot,
     cross_entropies,
@@ -41,14 +42,17 @@ from bilevax.applications.fewshot import (
     start_of,
     unit,
 )
-from bilevax.applications.importance import per_sample
-from bilevax.applications.poisoning import SOFTMAX_TRAINING, Points, retrained, untargeted_task
+from bilevax.applications.poisoning.added_points import untargeted_task
+from bilevax.applications.poisoning.points import SOFTMAX_TRAINING, Points, retrained
 from bilevax.applications.task import Task
-from bilevax.applications.training import Training, cross_entropy, probabilities
-from bilevax.batches import Epochs, Samples
-from bilevax.models import Model, Representation, initial, logits
-from bilevax.problem import Batch, Problem, PyTree, check_key
-from bilevax.smoothing import L1, ByLeaf, GroupLasso, Lp, removed_share, zero_share
+from bilevax.loop.sources import Epochs, Samples
+from bilevax.nn.model import Model, initial, logits
+from bilevax.nn.representations import Representation
+from bilevax.nn.training import Training, cross_entropy, probabilities
+from bilevax.penalties.base import zero_share
+from bilevax.penalties.group import ByLeaf, GroupLasso, removed_share
+from bilevax.penalties.separable import L1, Lp
+from bilevax.problem import Batch, Problem
 from bilevax.solvers import base
 
 LOG_RANGE = 10.0  # of log weights and log strengths, as the text searches them
@@ -115,8 +119,8 @@ def sparse_reweighting_task(
         >>> import jax, optax
         >>> from bilevax import SPNBO, solve
         >>> from bilevax.applications.sparse_networks import log_adam, sparse_reweighting_task
-        >>> from bilevax.datasets import noisy_digits
-        >>> from bilevax.models import mlp
+        >>> from bilevax.data import noisy_digits
+        >>> from bilevax.nn import mlp
         >>> from bilevax.solvers.spnbo import Layers
         >>> d = noisy_digits(seed=0, train=200, clean=100)
         >>> key = jax.random.key(0)
@@ -237,7 +241,7 @@ def _heads_problem(
         v = start(u, batch, None)
 
         def direction(v: Any, data: Episode, key: Any) -> tuple[Any, tuple[()]]:
-            return oracles.lower_gradient(problem, u, v, data, key)[1], ()
+            return derivatives.lower_gradient(problem, u, v, data, key)[1], ()
 
         key = jax.random.key(0)
         return base.lower_moves(direction, optimizer, optimizer.init(v), v, problem, batch, ADAPT_STEPS, key)[0]

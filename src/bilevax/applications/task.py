@@ -3,8 +3,9 @@
 from collections.abc import Callable
 from typing import NamedTuple
 
-from bilevax.batches import Source
-from bilevax.problem import Batch, Problem, PyTree
+from bilevax._checks import PyTree
+from bilevax.loop.sources import Source
+from bilevax.problem import Batch, Problem
 
 
 class Task(NamedTuple):

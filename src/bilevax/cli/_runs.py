@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Any
 import jax
 
 from bilevax import _files
-from bilevax import layout as layouts
-from bilevax._signals import Asked
-from bilevax._stages import Stages
-from bilevax.callbacks import SaveError
+from bilevax._checks import InputError
 from bilevax.cli._printing import complain, quoted, say
 from bilevax.cli._writing import as_json, write_csv, write_json
-from bilevax.problem import InputError
-from bilevax.solve import SolveError
+from bilevax.loop import placement as layouts
+from bilevax.loop.checkpoint import SaveError
+from bilevax.loop.result import SolveError
+from bilevax.loop.signals import Asked
+from bilevax.loop.stages import Stages
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -17,13 +17,13 @@ import jax
 import typer
 
 import bilevax
-from bilevax import layout as layouts
+from bilevax._checks import InputError
 from bilevax._files import make_writable
-from bilevax._signals import PREEMPTION, Asked, deferred
 from bilevax.cli._printing import complain, failed
-from bilevax.layout import Layout
-from bilevax.problem import InputError
-from bilevax.solve import ProcessLostError, SolveError
+from bilevax.loop import placement as layouts
+from bilevax.loop.placement import Layout
+from bilevax.loop.result import ProcessLostError, SolveError
+from bilevax.loop.signals import PREEMPTION, Asked, deferred
 
 ARGUMENTS = ("train", "data")  # without a flag; all others are options
 SOLVE_FAILED, INPUT_REFUSED, INTERRUPTED, PREEMPTED = 1, 2, 130, 143

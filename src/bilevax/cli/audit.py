@@ -8,6 +8,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from bilevax._checks import InputError
 from bilevax.cli._printing import as_table, say, show
 from bilevax.cli._runs import Run
 from bilevax.cli._shared import (
@@ -22,12 +23,11 @@ from bilevax.cli._shared import (
     laid_out,
     surroundings,
 )
-from bilevax.layout import Layout
-from bilevax.problem import InputError
+from bilevax.loop.placement import Layout
 
 if TYPE_CHECKING:  # scikit-learn, which `--help` need not wait for
-    from bilevax._stages import Stages
-    from bilevax.applications.audit import Report
+    from bilevax.applications.poisoning.audit import Report
+    from bilevax.loop.stages import Stages
 
 SHOWN_POINTS = 10
 DIGITS_VALIDATION = 600
@@ -117,7 +117,7 @@ def audit(
 
 
 def _digits() -> Audited:
-    from bilevax import datasets
+    from bilevax.data import images as datasets
 
     d = datasets.digits()
     x, y = np.concatenate([d.x_train, d.x_test]) / 255, np.concatenate([d.y_train, d.y_test]).astype(int)
@@ -131,7 +131,7 @@ def _from_files(data: Path, validation: Path | None, target: str | None, seed: i
     import pandas as pd
     from sklearn.model_selection import train_test_split
 
-    from bilevax import tables
+    from bilevax.data import tables
 
     def features(table: tables.Table) -> np.ndarray:
         images = tables.as_images(table)
@@ -172,8 +172,8 @@ def _from_files(data: Path, validation: Path | None, target: str | None, seed: i
 def _audit(samples: Audited, settings: dict[str, Any], stages: "Stages", layout: Layout | None) -> "Report":
     import jax
 
-    from bilevax.applications.audit import audit
-    from bilevax.models import mlp, softmax_head
+    from bilevax.applications.poisoning.audit import audit
+    from bilevax.nn.networks import mlp, softmax_head
 
     hidden = settings["hidden"]
     with Console(stderr=True).status("auditing") as status:

@@ -8,6 +8,7 @@ import numpy as np
 import typer
 from rich.table import Table
 
+from bilevax._checks import InputError
 from bilevax.cli._printing import as_table, say, show
 from bilevax.cli._runs import Run
 from bilevax.cli._shared import (
@@ -23,13 +24,12 @@ from bilevax.cli._shared import (
     laid_out,
     surroundings,
 )
-from bilevax.layout import Layout
-from bilevax.problem import InputError
+from bilevax.loop.placement import Layout
 
 if TYPE_CHECKING:  # these pull in pandas and scikit-learn, which `--help` need not wait for
-    from bilevax._stages import Stages
-    from bilevax.callbacks import Checkpoint
-    from bilevax.tables import Labelled
+    from bilevax.data.tables import Labelled
+    from bilevax.loop.checkpoint import Checkpoint
+    from bilevax.loop.stages import Stages
 
 SHOWN_SUSPECTS = 50
 
@@ -114,7 +114,7 @@ def denoise(
             if train is None or clean is None:
                 data = _noisy_digits(seed)
             else:
-                from bilevax import tables
+                from bilevax.data import tables
 
                 data = tables.from_files(train, clean, test, target, hold_out, seed)
             for note in data.notes:
@@ -146,10 +146,10 @@ class Row(NamedTuple):
 
 
 def _noisy_digits(seed: int) -> "Labelled":
-    from bilevax import datasets
-    from bilevax.tables import Labelled
+    from bilevax.data.corruption import noisy_digits
+    from bilevax.data.tables import Labelled
 
-    d = datasets.noisy_digits(seed)
+    d = noisy_digits(seed)
     return Labelled(
         "scikit-learn's handwritten digits",
         d.X,
@@ -168,7 +168,7 @@ def _compute(
     data: "Labelled", settings: dict[str, Any], stages: "Stages", layout: Layout | None
 ) -> tuple[list[Row], dict[str, dict[str, Any]]]:
     """The rows of the table, and what each solver found."""
-    from bilevax.applications.importance import approxgrad_solver, penalty_solver
+    from bilevax.applications.denoising.recipes import approxgrad_solver, penalty_solver
 
     references = stages.of("references", lambda _: {"rows": [row._asdict() for row in _references(data, settings)]})
     rows, found = [Row(**row) for row in references["rows"]], {}
@@ -182,7 +182,7 @@ def _compute(
 
 def _references(data: "Labelled", settings: dict[str, Any]) -> list[Row]:
     """What plain training gives: on all labels as they are, on the clean ones, on all right ones where known."""
-    from bilevax.applications.denoising import PlainClassifier
+    from bilevax.applications.denoising.estimator import PlainClassifier
 
     both = np.concatenate([data.X, data.X_clean])
     sets = {
@@ -210,8 +210,8 @@ def _fit(
     layout: Layout | None,
 ) -> dict[str, Any]:
     """What a solver finds, as a stage's result: labels as places in the sorted ones of `data.y`."""
-    from bilevax.applications.denoising import STEPS, DenoisingClassifier
-    from bilevax.callbacks import Progress
+    from bilevax.applications.denoising.estimator import STEPS, DenoisingClassifier
+    from bilevax.loop.callbacks import Progress
 
     classifier = DenoisingClassifier(
         solver=solver,

@@ -11,6 +11,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from bilevax._checks import InputError, listed
 from bilevax.cli._printing import as_table, say, show
 from bilevax.cli._runs import Run
 from bilevax.cli._shared import (
@@ -24,13 +25,12 @@ from bilevax.cli._shared import (
     laid_out,
     surroundings,
 )
-from bilevax.layout import Layout
-from bilevax.problem import InputError, listed
+from bilevax.loop.placement import Layout
 
 if TYPE_CHECKING:  # what pulls in solvers and networks, for which `--help` need not wait
-    from bilevax._stages import Stages
-    from bilevax.applications.episodes import Adapt, Scores
-    from bilevax.applications.fewshot import FewShotLearner
+    from bilevax.applications.fewshot.episodes import Adapt, Scores
+    from bilevax.applications.fewshot.estimator import FewShotLearner
+    from bilevax.loop.stages import Stages
 
 SMALLEST = 16  # pixels: of less, the network's four poolings leave nothing
 LARGEST, LARGEST_SIDE = 10_000, 4096  # of counts and pixels that a network can be asked for
@@ -208,7 +208,7 @@ def _digest(pictures: Pictures) -> str:
 
 
 def _from_folder(folder: Path, side: int | None, strict: bool) -> Pictures:
-    from bilevax.datasets import class_folders
+    from bilevax.data.folders import class_folders
 
     found = class_folders(folder, side=side, strict=strict)
     names, unread = [_readable(name) for name in found.names], tuple(_readable(name) for name in found.unread)
@@ -235,17 +235,20 @@ def _from_folder(folder: Path, side: int | None, strict: bool) -> Pictures:
 
 
 def _ready_made(side: int | None) -> Pictures:
-    from bilevax import datasets
+    from bilevax.data import images as datasets
+    from bilevax.data import types
+    from bilevax.data.classes import omniglot
+    from bilevax.data.fetch import DownloadError
 
     try:
-        split = datasets.omniglot(download=False)
-    except datasets.DownloadError:
-        say("Omniglot is not at hand, so digits stand in for it; bilevax.datasets.omniglot() downloads it (16 MB).")
+        split = omniglot(download=False)
+    except DownloadError:
+        say("Omniglot is not at hand, so digits stand in for it; bilevax.data.omniglot() downloads it (16 MB).")
         d = datasets.digits()
         x, y = np.concatenate([d.x_train, d.x_test]), np.concatenate([d.y_train, d.y_test])
         each = np.bincount(y).min()
-        images = np.stack([x[y == label][:each] for label in range(datasets.CLASSES)])
-        names = [str(label) for label in range(datasets.CLASSES)]
+        images = np.stack([x[y == label][:each] for label in range(types.CLASSES)])
+        names = [str(label) for label in range(types.CLASSES)]
         # Of 8 x 8 nothing would be left by the network.
         images = _resized(images, SMALLEST if side is None else side)
         return Pictures("scikit-learn's handwritten digits", images, names, "A class of the digits", way=3)
@@ -325,10 +328,11 @@ def _compare(
 
     Each measurement is a stage. The training is not: its last checkpoint holds all that it found.
     """
-    from bilevax.applications.episodes import evaluate, pixel_means
-    from bilevax.applications.fewshot import FewShotLearner, statistics_of
-    from bilevax.callbacks import Progress
-    from bilevax.models import omniglot_network
+    from bilevax.applications.fewshot.episodes import evaluate, pixel_means
+    from bilevax.applications.fewshot.estimator import FewShotLearner
+    from bilevax.applications.fewshot.tasks import statistics_of
+    from bilevax.loop.callbacks import Progress
+    from bilevax.nn.representations import omniglot_network
 
     sizes = {name: settings[name] for name in ("way", "shot", "queries")}
     train, test, seed = pictures.images[parts.train], pictures.images[parts.test], settings["seed"]

@@ -6,17 +6,17 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from bilevax._checks import InputError, listed
 from bilevax.cli._printing import as_table, say, show
 from bilevax.cli._runs import Run
 from bilevax.cli._shared import figure, surroundings
-from bilevax.layout import Layout
-from bilevax.problem import InputError, listed
+from bilevax.loop.placement import Layout
 
 if TYPE_CHECKING:  # these pull in pandas and scikit-learn, which `--help` need not wait for
     import pandas as pd
 
-    from bilevax._stages import Stages
-    from bilevax.callbacks import Checkpoint
+    from bilevax.loop.checkpoint import Checkpoint
+    from bilevax.loop.stages import Stages
 
 FOLDS = 5
 ONE, EACH = "one strength", "a strength each"
@@ -141,7 +141,7 @@ def _ready_made(hold_out: float, seed: int) -> Data:
 
 
 def _from_files(files: dict[str, Path | None], target: str | None, hold_out: float, seed: int) -> Data:
-    from bilevax import tables
+    from bilevax.data import tables
 
     paths = {name: path for name, path in files.items() if path is not None}
     roles = {"TRAIN" if name == "train" else f"--{name}": path for name, path in paths.items()}
@@ -170,7 +170,7 @@ def _aside(n: int, part: float, seed: int) -> np.ndarray:
 
 
 def _folds(n: int, seed: int) -> list[np.ndarray]:
-    from bilevax.applications.sparse import fold_masks
+    from bilevax.applications.tuning.path import fold_masks
 
     if n < 2 * FOLDS:
         raise InputError(
@@ -182,7 +182,7 @@ def _folds(n: int, seed: int) -> list[np.ndarray]:
 
 def _read_groups(path: Path, data: Data) -> np.ndarray:
     """The group of each feature: that of its column, or of its own where the file does not name it."""
-    from bilevax._readers import read_words
+    from bilevax.data.readers import read_words
 
     frame = read_words(path, f"--groups ({path})")
     if list(frame.columns) != ["feature", "group"]:
@@ -208,7 +208,7 @@ def _fits(
     layout: Layout | None,
 ) -> dict[str, Fit]:
     """What each method finds, a stage each."""
-    from bilevax.applications.sparse import STEPS
+    from bilevax.applications.tuning.lasso import STEPS
 
     steps = STEPS if steps is None else steps
     jobs: dict[str, tuple[str, np.ndarray | None, bool]] = {f"lasso, {ONE}": ("lasso-one", None, False)}
@@ -242,7 +242,7 @@ def _grid(data: Data) -> Fit:
 def _tuned(
     data: Data, labels: np.ndarray | None, each: bool, steps: int, keep: "Checkpoint", layout: Layout | None
 ) -> Fit:
-    from bilevax.applications.sparse import choose_strengths
+    from bilevax.applications.tuning.lasso import choose_strengths
 
     began = time.perf_counter()
     found = choose_strengths(

@@ -11,8 +11,8 @@ from rich.console import Console
 from rich.table import Table
 
 import bilevax
+from bilevax._checks import InputError
 from bilevax.cli._shared import check_writable, in_plain_words
-from bilevax.problem import InputError
 
 
 def reproduce(

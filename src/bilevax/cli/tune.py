@@ -11,6 +11,7 @@ import optax
 import typer
 from rich.table import Table
 
+from bilevax._checks import InputError, listed
 from bilevax.cli._printing import as_table, say, show
 from bilevax.cli._runs import Run as CommandRun
 from bilevax.cli._shared import (
@@ -27,15 +28,14 @@ from bilevax.cli._shared import (
     surroundings,
 )
 from bilevax.cli.lasso import tune_lasso
-from bilevax.layout import Layout
-from bilevax.problem import InputError, listed
-from bilevax.solve import solve
+from bilevax.loop.placement import Layout
+from bilevax.loop.solve import solve
 
 if TYPE_CHECKING:  # these pull in pandas and scikit-learn, which `--help` need not wait for
-    from bilevax import tables
-    from bilevax._stages import Keep, Stages
     from bilevax.applications import Task
-    from bilevax.callbacks import Checkpoint
+    from bilevax.data import tables
+    from bilevax.loop.checkpoint import Checkpoint
+    from bilevax.loop.stages import Keep, Stages
 
 # A trial trains as long as it takes for f at its end to be that of the optimum to three digits, for the strengths
 # that matter: shorter ones favour early stopping over what the strengths do.
@@ -249,7 +249,7 @@ def _ready_made(hold_out: float, seed: int) -> list[Data]:
     import pandas as pd
     from sklearn.datasets import load_breast_cancer, load_digits
 
-    from bilevax import tables
+    from bilevax.data import tables
 
     jobs = []
     for title, load in (("breast cancer", load_breast_cancer), ("digits", load_digits)):
@@ -262,7 +262,7 @@ def _ready_made(hold_out: float, seed: int) -> list[Data]:
 
 
 def _from_files(files: dict[str, Path | None], target: str | None, hold_out: float, seed: int) -> Data:
-    from bilevax import tables
+    from bilevax.data import tables
 
     paths = {name: path for name, path in files.items() if path is not None}
     roles = {"TRAIN" if name == "train" else f"--{name}": path for name, path in paths.items()}
@@ -273,7 +273,7 @@ def _from_files(files: dict[str, Path | None], target: str | None, hold_out: flo
 
 def _split(train: "tables.Table", others: dict[str, "tables.Table"], hold_out: float, seed: int) -> Data:
     """Set aside what has no table of its own, then scale all by what is left to train on."""
-    from bilevax import tables
+    from bilevax.data import tables
 
     title = train.name
     for table in others.values():
@@ -308,8 +308,8 @@ def _set_aside(
     table: "tables.Table", wanted: list[str], hold_out: float, seed: int
 ) -> tuple["tables.Table", dict[str, "tables.Table"]]:
     """The table without the wanted parts, and these by name; each stratified by class."""
-    from bilevax import tables
-    from bilevax.applications.hyperparameters import set_aside
+    from bilevax.applications.tuning.logistic import set_aside
+    from bilevax.data import tables
 
     if not wanted:
         return table, {}
@@ -338,7 +338,8 @@ def _tune(
     layout: Layout | None,
 ) -> Tuned:
     """Run all methods, a stage each. A search that was interrupted starts over; Penalty resumes."""
-    from bilevax.applications.hyperparameters import LOGISTIC_STEPS, logistic_task, penalty_solver
+    from bilevax.applications.tuning.logistic import LOGISTIC_STEPS, logistic_task
+    from bilevax.applications.tuning.recipes import penalty_solver
     from bilevax.search import GP, TPE, Random
 
     steps = LOGISTIC_STEPS if steps is None else steps
@@ -443,7 +444,7 @@ def _search(task: "Task", sampler: Any, trials: int, seed: int, seconds: float |
 
 
 def _penalty(task: "Task", steps: int, seed: int, stages: "Stages", place: str, layout: Layout | None) -> Run:
-    from bilevax.applications.hyperparameters import penalty_solver
+    from bilevax.applications.tuning.recipes import penalty_solver
 
     solver, every = penalty_solver(0.1), max(1, steps // VISITS)
     passes = 3 * (solver.lower_steps + 1)
@@ -493,7 +494,7 @@ class Trail:
 
     def visit(self, visit: Any) -> None:
         """Note a point, and keep it."""
-        from bilevax._stages import pack
+        from bilevax.loop.stages import pack
 
         self.way.append((self.seconds(), self._passes * visit.step, np.array(visit.state.u)))
         began = time.perf_counter()
@@ -519,7 +520,7 @@ def _evaluate(u: Any, data: Data) -> tuple[float, float]:
     """Validation and test loss of the model that is trained to the end with these log strengths."""
     from sklearn.metrics import log_loss
 
-    from bilevax.applications.hyperparameters import fit_logistic
+    from bilevax.applications.tuning.logistic import fit_logistic
 
     model = fit_logistic(np.exp(np.asarray(u, np.float64)), data.X, data.y)
     sets = ((data.X_validation, data.y_validation), (data.X_test, data.y_test))

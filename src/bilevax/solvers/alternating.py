@@ -6,8 +6,9 @@ from typing import Any, NamedTuple
 import jax
 import optax
 
-from bilevax import oracles
-from bilevax.problem import Batch, Problem, PyTree, settle_counts
+from bilevax import derivatives
+from bilevax._checks import PyTree, settle_counts
+from bilevax.problem import Batch, Problem
 from bilevax.solvers import base
 
 
@@ -67,11 +68,11 @@ class Alternating:
             self.lower_steps,
             lower_key,
         )
-        f = oracles.upper(problem, state.u, v, batch.upper, upper_key)
+        f = derivatives.upper(problem, state.u, v, batch.upper, upper_key)
         objective = base.Objective(
             f.loss,
             lambda u: problem.upper(u, v, batch.upper, upper_key),
-            lambda u: oracles.upper(problem, u, v, batch.upper, upper_key).grad_u,
+            lambda u: derivatives.upper(problem, u, v, batch.upper, upper_key).grad_u,
         )
         u, upper_opt = base.move(
             self.upper_optimizer, state.upper_opt, state.u, f.grad_u, problem.project_upper, objective=objective

@@ -14,9 +14,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from bilevax import oracles
+from bilevax import derivatives
+from bilevax._checks import InputError, PyTree, described
 from bilevax._optimizers import Objective, check_optimizer, update
-from bilevax.problem import Batch, InputError, PerMove, Problem, PyTree, described, identity
+from bilevax.problem import Batch, PerMove, Problem, identity
 
 
 class Info(NamedTuple):
@@ -217,7 +218,7 @@ class Descent:
 
     def __call__(self, v: PyTree, data: PyTree, key: Any) -> tuple[PyTree, tuple[Any, Any]]:
         """grad_v g, and (g, |grad_v g|)."""
-        loss, gradient = oracles.lower_gradient(self.problem, self.u, v, data, key)
+        loss, gradient = derivatives.lower_gradient(self.problem, self.u, v, data, key)
         return gradient, (loss, optax.tree.norm(gradient))
 
     def objective(self, v: PyTree, data: PyTree, key: Any, loss: Any) -> Objective:
@@ -225,7 +226,7 @@ class Descent:
         return Objective(
             loss,
             lambda v: self.problem.lower(self.u, v, data, key),
-            lambda v: oracles.lower_gradient(self.problem, self.u, v, data, key)[1],
+            lambda v: derivatives.lower_gradient(self.problem, self.u, v, data, key)[1],
         )
 
     def move(

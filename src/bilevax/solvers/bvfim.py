@@ -7,8 +7,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from bilevax import oracles, schedules
-from bilevax.problem import Batch, Problem, PyTree, settle_counts
+from bilevax import derivatives, schedules
+from bilevax._checks import PyTree, settle_counts
+from bilevax.problem import Batch, Problem
 from bilevax.schedules import Geometric, Schedule
 from bilevax.solvers import base
 
@@ -93,32 +94,32 @@ class BVFIM:
             return jax.tree.map(lambda d, a: (d + damping * a).astype(d.dtype), gradient, x)
 
         def to_value(z: PyTree, data: PyTree, key: Any) -> tuple[PyTree, tuple[()]]:
-            return damped(oracles.lower_gradient(problem, u, z, data, key)[1], z), ()
+            return damped(derivatives.lower_gradient(problem, u, z, data, key)[1], z), ()
 
         moves = problem, batch, self.lower_steps
         z = base.start_of_step(problem, state._replace(v=state.z), batch, start_key)
         z, z_opt, _ = base.lower_moves(to_value, self.lower_optimizer, state.z_opt, z, *moves, z_key)
         data = base.lower_data(batch, self.lower_steps - 1)
-        least, least_u, least_v = oracles.lower_slopes(problem, u, z, data, upper_key)
+        least, least_u, least_v = derivatives.lower_slopes(problem, u, z, data, upper_key)
         value = least + damping / 2 * optax.tree.norm(z, squared=True) + slack
 
         def weight(loss: Any) -> Any:
             return barrier / jnp.maximum(value - loss, 1e-2 * slack)
 
         def inside(v: PyTree, data: PyTree, key: Any) -> tuple[PyTree, tuple[()]]:
-            f = oracles.upper(problem, u, v, batch.upper, key)
-            loss, slope = oracles.lower_gradient(problem, u, v, data, key)
+            f = derivatives.upper(problem, u, v, batch.upper, key)
+            loss, slope = derivatives.lower_gradient(problem, u, v, data, key)
             w = weight(loss)
             # Over 1 + w, which leaves the minimiser where it is: a step that suits g suits the sum, too.
             pushed = jax.tree.map(lambda a, b, x: (a + w * b + damping * x) / (1 + w), f.grad_v, slope, v)
             return jax.tree.map(lambda d, x: d.astype(x.dtype), pushed, v), ()
 
         before = base.start_of_step(problem, state, batch, start_key)
-        within = oracles.lower_gradient(problem, u, before, data, upper_key)[0] < value
+        within = derivatives.lower_gradient(problem, u, before, data, upper_key)[0] < value
         v = jax.tree.map(lambda a, b: jnp.where(within, a, b), before, z)
         v, lower_opt, _ = base.lower_moves(inside, self.lower_optimizer, state.lower_opt, v, *moves, v_key)
-        f = oracles.upper(problem, u, v, batch.upper, upper_key)
-        loss, at_v, _ = oracles.lower_slopes(problem, u, v, data, upper_key)
+        f = derivatives.upper(problem, u, v, batch.upper, upper_key)
+        loss, at_v, _ = derivatives.lower_slopes(problem, u, v, data, upper_key)
         direction = jax.tree.map(lambda d, a, b: (d + weight(loss) * (a - b)).astype(d.dtype), f.grad_u, at_v, least_u)
         moved, upper_opt = base.move(self.upper_optimizer, state.upper_opt, u, direction, problem.project_upper)
         extra = {"gap": value - loss}

@@ -6,8 +6,9 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import optax
 
-from bilevax import oracles
-from bilevax.problem import Batch, Problem, PyTree
+from bilevax import derivatives
+from bilevax._checks import PyTree
+from bilevax.problem import Batch, Problem
 from bilevax.solvers import base
 
 
@@ -53,7 +54,7 @@ class GradientMatching:
     """
 
     upper_optimizer: optax.GradientTransformation = optax.adam(1e-2)
-    curvature: oracles.Curvature = oracles.exact
+    curvature: derivatives.Curvature = derivatives.exact
 
     def check(self, problem: Problem, u: PyTree, v: PyTree, batch: Batch) -> None:
         """Refuse constraints, a v that lives in a set, and what no solver can treat."""
@@ -70,9 +71,9 @@ class GradientMatching:
         self, problem: Problem, state: GradientMatchingState, batch: Batch, key: Any
     ) -> tuple[GradientMatchingState, base.Info]:
         """One move of u."""
-        f = oracles.upper(problem, state.u, state.v, batch.upper, key)
+        f = derivatives.upper(problem, state.u, state.v, batch.upper, key)
         data = base.lower_data(batch, 0)
-        g = oracles.lower(problem, state.u, state.v, data, key, curvature=self.curvature)
+        g = derivatives.lower(problem, state.u, state.v, data, key, curvature=self.curvature)
         tiny = jnp.finfo(jnp.result_type(g.loss)).tiny ** 0.5
         size_f = jnp.maximum(optax.tree.norm(f.grad_v), tiny)
         size_g = jnp.maximum(optax.tree.norm(g.grad_v), tiny)

@@ -6,9 +6,10 @@ from typing import Any, NamedTuple
 import jax
 import optax
 
-from bilevax import oracles
+from bilevax import derivatives
+from bilevax._checks import PyTree, settle_counts
 from bilevax.linear_solve import CG, LinearSolve
-from bilevax.problem import Batch, Problem, PyTree, settle_counts
+from bilevax.problem import Batch, Problem
 from bilevax.solvers import base
 
 
@@ -52,7 +53,7 @@ class Implicit:
     lower_optimizer: optax.GradientTransformation = optax.adam(1e-2)
     lower_steps: int = 10
     linear_solve: LinearSolve = CG()
-    curvature: oracles.Curvature = oracles.exact
+    curvature: derivatives.Curvature = derivatives.exact
 
     def __post_init__(self) -> None:
         settle_counts(self, "lower_steps")
@@ -62,7 +63,7 @@ class Implicit:
         base.refuse_constraints(self, problem)
         problem.check(u, v, batch)
         base.check_optimizers(self, problem, u, v, batch, upper=base.Known.VALUE, lower=base.Known.FUNCTION)
-        oracles.require_projection("Implicit", "project_lower", problem.project_lower, v)
+        derivatives.require_projection("Implicit", "project_lower", problem.project_lower, v)
 
     def init(self, problem: Problem, u: PyTree, v: PyTree, batch: Batch) -> ImplicitState:
         """The state at (u, v), q zero."""
@@ -81,10 +82,10 @@ class Implicit:
             self.lower_steps,
             lower_key,
         )
-        f = oracles.upper(problem, state.u, v, batch.upper, upper_key)
+        f = derivatives.upper(problem, state.u, v, batch.upper, upper_key)
         data = base.lower_data(batch, self.lower_steps - 1)
-        g = oracles.lower(problem, state.u, v, data, upper_key, curvature=self.curvature)
-        along, b = oracles.on_set(problem, state.u, v, g, f.grad_v)
+        g = derivatives.lower(problem, state.u, v, data, upper_key, curvature=self.curvature)
+        along, b = derivatives.on_set(problem, state.u, v, g, f.grad_v)
         q, cross, residual = self.linear_solve(along, b, state.q)
         direction = optax.tree.sub(f.grad_u, cross)
         objective = base.Objective(f.loss)

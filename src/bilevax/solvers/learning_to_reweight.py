@@ -8,8 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from bilevax import oracles
-from bilevax.problem import Batch, InputError, Problem, PyTree
+from bilevax import derivatives
+from bilevax._checks import InputError, PyTree
+from bilevax.problem import Batch, Problem
 from bilevax.solvers import base
 
 LINEAR_WITHIN = 1e-3  # of the size of g: float32 keeps linearity to about 1e-6
@@ -140,9 +141,9 @@ class LearningToReweight:
         v = base.start_of_step(problem, state, batch, start_key)
         index = batch.lower.index
         zero = jnp.zeros_like(state.u)
-        f = oracles.upper(problem, zero, v, batch.upper, upper_key)
+        f = derivatives.upper(problem, zero, v, batch.upper, upper_key)
         # One key for the weights and the move they are for: the same dropout, and the same forward pass.
-        g = oracles.lower(problem, zero, v, batch.lower, lower_key)
+        g = derivatives.lower(problem, zero, v, batch.lower, lower_key)
         slope = g.along(jax.tree.map(jnp.negative, f.grad_v))[0]
         copies = jnp.zeros_like(state.seen).at[index].add(1)
         # along sums over the copies of a sample.

@@ -7,8 +7,9 @@ from typing import Any, NamedTuple
 import jax
 import optax
 
-from bilevax import oracles
-from bilevax.problem import Batch, InputError, Problem, PyTree, settle_counts
+from bilevax import derivatives
+from bilevax._checks import InputError, PyTree, settle_counts
+from bilevax.problem import Batch, Problem
 from bilevax.solvers import base
 
 
@@ -63,7 +64,7 @@ class LookAhead:
     lower_optimizer: optax.GradientTransformation = optax.sgd(1e-2)
     rate: float = 1e-2
     lower_steps: int = 1
-    curvature: oracles.Curvature = oracles.exact
+    curvature: derivatives.Curvature = derivatives.exact
 
     def __post_init__(self) -> None:
         if not isinstance(self.rate, int | float) or not 0 < self.rate < math.inf:
@@ -74,7 +75,7 @@ class LookAhead:
         """Refuse constraints, and what no solver can treat."""
         base.refuse_constraints(self, problem)
         problem.check(u, v, batch)
-        oracles.require_start("LookAhead", problem, u, batch)
+        derivatives.require_start("LookAhead", problem, u, batch)
         base.check_optimizers(self, problem, u, v, batch, upper=base.Known.VALUE, lower=base.Known.FUNCTION)
 
     def init(self, problem: Problem, u: PyTree, v: PyTree, batch: Batch) -> LookAheadState:
@@ -88,12 +89,12 @@ class LookAhead:
         def start(u: PyTree) -> PyTree:
             return base.start_of_step(problem, state._replace(u=u), batch, start_key)
 
-        v, to_u = (state.v, None) if problem.lower_start is None else oracles.transposed(start, state.u)
+        v, to_u = (state.v, None) if problem.lower_start is None else derivatives.transposed(start, state.u)
         data = base.lower_data(batch, 0)
-        g = oracles.lower(problem, state.u, v, data, upper_key, curvature=self.curvature)
+        g = derivatives.lower(problem, state.u, v, data, upper_key, curvature=self.curvature)
         ahead = jax.tree.map(lambda x, d: (x - self.rate * d).astype(x.dtype), v, g.grad_v)
-        ahead, unprojected = oracles.transposed(problem.project_lower, ahead)
-        f = oracles.upper(problem, state.u, ahead, batch.upper, upper_key)
+        ahead, unprojected = derivatives.transposed(problem.project_lower, ahead)
+        f = derivatives.upper(problem, state.u, ahead, batch.upper, upper_key)
         slope = unprojected(f.grad_v)
         along_u, along_v = g.along(jax.tree.map(lambda d: (-self.rate * d).astype(d.dtype), slope))
         direction = optax.tree.add(f.grad_u, along_u)

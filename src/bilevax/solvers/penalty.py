@@ -7,8 +7,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from bilevax import oracles, schedules
-from bilevax.problem import Batch, Inequality, InputError, Problem, PyTree, settle_counts
+from bilevax import derivatives, schedules
+from bilevax._checks import InputError, PyTree, settle_counts
+from bilevax.problem import Batch, Inequality, Problem
 from bilevax.schedules import Geometric, Schedule
 from bilevax.solvers import base
 
@@ -89,7 +90,7 @@ class Penalty:
     nu: float = 1.0
     step_scale: Schedule | float = Geometric(1.0, 1 / 1.1)
     stage_steps: int | None = None
-    curvature: oracles.Curvature = oracles.exact
+    curvature: derivatives.Curvature = derivatives.exact
 
     def __post_init__(self) -> None:
         settle_counts(self, "lower_steps")
@@ -131,12 +132,14 @@ class Penalty:
         )
         u = state.u
 
-        def directions(v: PyTree, data: PyTree, key: Any) -> tuple[PyTree, PyTree, oracles.Upper, oracles.Lower]:
+        def directions(
+            v: PyTree, data: PyTree, key: Any
+        ) -> tuple[PyTree, PyTree, derivatives.Upper, derivatives.Lower]:
             """The gradients in u and in v of the penalty function, and what they are made of."""
-            f = oracles.upper(
+            f = derivatives.upper(
                 problem, u, v, batch.upper, key, lambda h: _constraint_term(problem, h, state.constraint_nu, gamma)
             )
-            g = oracles.lower(problem, u, v, data, key, curvature=self.curvature)
+            g = derivatives.lower(problem, u, v, data, key, curvature=self.curvature)
             p = _weighted(gamma, g.grad_v)
             if state.nu is not None:
                 p = optax.tree.add(p, state.nu)

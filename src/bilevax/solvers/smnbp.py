@@ -7,9 +7,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from bilevax import oracles, schedules
+from bilevax import derivatives, schedules
+from bilevax._checks import PyTree, settle_counts
 from bilevax.linear_solve import CG, LinearSolve
-from bilevax.problem import Batch, Problem, PyTree, settle_counts
+from bilevax.problem import Batch, Problem
 from bilevax.schedules import Geometric, Schedule
 from bilevax.solvers import base
 
@@ -69,7 +70,7 @@ class SMNBP:
     Example:
         >>> import jax, jax.numpy as jnp
         >>> from bilevax import Problem, SMNBP, solve
-        >>> from bilevax.smoothing import L1
+        >>> from bilevax.penalties import L1
         >>> problem = Problem(
         ...     upper_loss=lambda u, v: jnp.sum((v - jnp.array([1.0, 0.0])) ** 2),
         ...     lower_loss=lambda u, v: jnp.sum((v - jnp.array([2.0, 0.5])) ** 2) / 2,
@@ -112,10 +113,10 @@ class SMNBP:
         u, v = state.u, base.start_of_step(problem, state, batch, start_key)
         data = base.lower_data(batch, 0)
 
-        def lower(u: PyTree, v: PyTree) -> oracles.Lower:
-            return oracles.lower(problem, u, v, data, key, mu=mu)
+        def lower(u: PyTree, v: PyTree) -> derivatives.Lower:
+            return derivatives.lower(problem, u, v, data, key, mu=mu)
 
-        f, g = oracles.upper(problem, u, v, batch.upper, key), lower(u, v)
+        f, g = derivatives.upper(problem, u, v, batch.upper, key), lower(u, v)
         q, cross, residual = self.linear_solve(g.along, f.grad_v, state.q)
         reduced = optax.tree.sub(f.grad_u, cross)
         # Where f over u curves down, L-BFGS may point uphill: it then starts anew.
@@ -127,7 +128,7 @@ class SMNBP:
         downhill = ~state.stuck & (descent < 0)
         towards_u, upper_opt = jax.tree.map(lambda a, b: jnp.where(downhill, a, b), kept, afresh)
         d_u = optax.tree.sub(towards_u, u)
-        off = jax.tree.map(jnp.negative, oracles.lower_gradient(problem, towards_u, v, data, key, mu=mu)[1])
+        off = jax.tree.map(jnp.negative, derivatives.lower_gradient(problem, towards_u, v, data, key, mu=mu)[1])
         d_v, _, newton_residual = self.linear_solve(g.along, off, state.moved_v)
 
         size = optax.tree.norm(g.grad_v)
@@ -144,7 +145,7 @@ class SMNBP:
         def too_far(carry: tuple[Any, Any]) -> Any:
             t, tried = carry
             merit = problem.upper(*at(t), batch.upper, key)
-            merit += weight * optax.tree.norm(oracles.lower_gradient(problem, *at(t), data, key, mu=mu)[1])
+            merit += weight * optax.tree.norm(derivatives.lower_gradient(problem, *at(t), data, key, mu=mu)[1])
             enough = merit <= now + SUFFICIENT * t * jnp.minimum(slope, 0)
             return ~enough & (tried < self.halvings)
 

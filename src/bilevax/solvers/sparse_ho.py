@@ -8,10 +8,11 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from bilevax import oracles
+from bilevax import derivatives
+from bilevax._checks import InputError, PyTree, settle_counts
 from bilevax._programs import compiled
 from bilevax.linear_solve import CG, LinearSolve
-from bilevax.problem import Batch, InputError, Problem, PyTree, settle_counts
+from bilevax.problem import Batch, Problem
 from bilevax.solvers import base
 
 
@@ -57,7 +58,7 @@ class SparseHO:
     Example:
         >>> import jax, jax.numpy as jnp, optax
         >>> from bilevax import Problem, SparseHO, solve
-        >>> from bilevax.smoothing import L1
+        >>> from bilevax.penalties import L1
         >>> problem = Problem(
         ...     upper_loss=lambda u, v: jnp.sum((v - jnp.array([1.0, 0.0])) ** 2),
         ...     lower_loss=lambda u, v: jnp.sum((v - jnp.array([2.0, 0.5])) ** 2) / 2,
@@ -91,14 +92,14 @@ class SparseHO:
                 "Problem(regularizer=...), or use Implicit."
             )
         problem.check(u, v, batch)
-        oracles.require_symmetric("SparseHO", "proximal", _Move(self, problem), u, v)
+        derivatives.require_symmetric("SparseHO", "proximal", _Move(self, problem), u, v)
         base.check_optimizers(self, problem, u, v, batch, upper=base.Known.VALUE)
         key = jax.random.key(0)
         moved = _moved(self, problem, u, v, batch, key)
         if not _any(moved):
             plain = Problem(problem.upper_loss, problem.lower_loss)
-            penalised_away = _any(oracles.lower_gradient(plain, u, moved, base.lower_data(batch, 0), key)[1])
-            if penalised_away and not _any(oracles.upper(problem, u, moved, batch.upper, key).grad_u):
+            penalised_away = _any(derivatives.lower_gradient(plain, u, moved, base.lower_data(batch, 0), key)[1])
+            if penalised_away and not _any(derivatives.upper(problem, u, moved, batch.upper, key).grad_u):
                 raise InputError(
                     f"SparseHO: the support is empty: {self.lower_steps} proximal moves from the start leave no entry "
                     "of v that is not zero, and there upper_loss has no slope in u, so u would stay. Start from a u "
@@ -134,10 +135,10 @@ class SparseHO:
         start_key, lower_key, upper_key = jax.random.split(key, 3)
         u = state.u
         v = self._moved(problem, u, state.v, batch, start_key, lower_key)
-        f = oracles.upper(problem, u, v, batch.upper, upper_key)
+        f = derivatives.upper(problem, u, v, batch.upper, upper_key)
         data = base.lower_data(batch, self.lower_steps - 1)
-        g = oracles.lower(Problem(problem.upper_loss, problem.lower_loss), u, v, data, upper_key)
-        fixed = oracles.fixed_point(lambda u, v: self._proximal(problem, u, v), u, v, g, f.grad_v, self.rate)
+        g = derivatives.lower(Problem(problem.upper_loss, problem.lower_loss), u, v, data, upper_key)
+        fixed = derivatives.fixed_point(lambda u, v: self._proximal(problem, u, v), u, v, g, f.grad_v, self.rate)
         q, cross, residual = self.linear_solve(fixed.along, fixed.b, state.q)
         direction = optax.tree.sub(optax.tree.add(f.grad_u, fixed.direct), cross)
         moved, upper_opt = base.move(

@@ -9,8 +9,9 @@ import jax.numpy as jnp
 import optax
 from jax.flatten_util import ravel_pytree
 
-from bilevax import oracles, schedules
-from bilevax.problem import Batch, InputError, Problem, PyTree, settle_counts
+from bilevax import derivatives, schedules
+from bilevax._checks import InputError, PyTree, settle_counts
+from bilevax.problem import Batch, Problem
 from bilevax.schedules import Geometric, Schedule
 from bilevax.solvers import base
 
@@ -39,9 +40,9 @@ class Constraint(NamedTuple):
     beta: Any
     alpha: PyTree
 
-    def full(self) -> oracles.Lower:
+    def full(self) -> derivatives.Lower:
         """All rows."""
-        return oracles.lower(self.problem, self.u, self.v, self.data, self.key, mu=self.mu)
+        return derivatives.lower(self.problem, self.u, self.v, self.data, self.key, mu=self.mu)
 
     def weights(self, gradient: PyTree, alpha: PyTree) -> PyTree:
         """P = beta grad_v g + alpha."""
@@ -95,7 +96,7 @@ class Layers:
             above = range(first, len(layers)) if self.count > 1 else [first]
             places = [place for layer in above for place in layers[layer]]
             shares = [drawn[layer] for layer in above for _ in layers[layer]]
-            g = oracles.lower_rows(rows.problem, rows.u, rows.v, rows.data, rows.key, places, mu=rows.mu)
+            g = derivatives.lower_rows(rows.problem, rows.u, rows.v, rows.data, rows.key, places, mu=rows.mu)
             p = rows.weights(g.grad_v, [alphas[place] for place in places])
             return g.along([(share * x).astype(x.dtype) for share, x in zip(shares, p, strict=True)])
 
@@ -160,7 +161,7 @@ class SPNBOState(NamedTuple):
 class SPNBO:
     """SPNBO (ICLR 2022 submission), Algorithm 1: `Penalty`'s idea on a lower level whose corners are smoothed by stage.
 
-    The regulariser of the problem is smoothed by mu_k (see `bilevax.smoothing`), c = grad_v g = 0 is its first-order
+    The regulariser of the problem is smoothed by mu_k (see `bilevax.penalties.separable`), c = grad_v g = 0 is its first-order
     condition, and u and v descend, v T times and u once, on the augmented Lagrangian
 
         f + alpha . c + beta_k / 2 |c|^2,
@@ -213,7 +214,7 @@ class SPNBO:
         >>> import jax, jax.numpy as jnp
         >>> from bilevax import SPNBO, Problem, solve
         >>> from bilevax.schedules import Geometric
-        >>> from bilevax.smoothing import L1
+        >>> from bilevax.penalties import L1
         >>> problem = Problem(
         ...     upper_loss=lambda u, v: jnp.sum((v - jnp.array([1.0, 0.0])) ** 2),
         ...     lower_loss=lambda u, v: jnp.sum((v - jnp.array([2.0, 0.5])) ** 2) / 2,
@@ -276,7 +277,7 @@ class SPNBO:
             return Constraint(problem, u, v, data, key, mu, beta, state.alpha)
 
         def direction(v: PyTree, data: PyTree, key: Any) -> tuple[PyTree, tuple[()]]:
-            f = oracles.upper(problem, u, v, batch.upper, key)
+            f = derivatives.upper(problem, u, v, batch.upper, key)
             along_v = self.rows.along(constraint(v, data, key), jax.random.fold_in(key, 1))[1]
             return optax.tree.add(f.grad_v, along_v), ()
 
@@ -293,7 +294,7 @@ class SPNBO:
         )
         data = base.lower_data(batch, self.lower_steps - 1)
         here = constraint(v, data, upper_key)
-        f = oracles.upper(problem, u, v, batch.upper, upper_key)
+        f = derivatives.upper(problem, u, v, batch.upper, upper_key)
         grad_u = optax.tree.add(f.grad_u, self.rows.along(here, row_key)[0])
         moved_u, upper_opt = base.move(self.upper_optimizer, state.upper_opt, u, grad_u, problem.project_upper, scale)
 

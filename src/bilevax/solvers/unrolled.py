@@ -9,11 +9,12 @@ import jax.numpy as jnp
 import optax
 from jax.flatten_util import ravel_pytree
 
-from bilevax import oracles
+from bilevax import derivatives
+from bilevax._checks import InputError, PyTree, settle_counts
 from bilevax._optimizers import first_line, update
-from bilevax.hoisting import hoist
-from bilevax.problem import Batch, InputError, Problem, PyTree, settle_counts
+from bilevax.problem import Batch, Problem
 from bilevax.solvers import base
+from bilevax.solvers.hoisting import hoist
 
 
 class UnrolledState(NamedTuple):
@@ -70,7 +71,7 @@ class ReverseMode:
         problem.check(u, v, batch)
         base.check_optimizers(self, problem, u, v, batch, upper=base.Known.VALUE, lower=base.Known.FUNCTION)
         _require_differentiable(self, problem, u, v, batch)
-        depends = oracles.require_start("ReverseMode", problem, u, batch, self.last not in (None, self.lower_steps))
+        depends = derivatives.require_start("ReverseMode", problem, u, batch, self.last not in (None, self.lower_steps))
         if depends:
             raise InputError(
                 f"ReverseMode: lower_start depends on u, and with last={self.last} of {self.lower_steps} lower_steps "
@@ -101,7 +102,7 @@ class ReverseMode:
             return v, (lower_opt, told)
 
         v, pull_back, (lower_opt, told) = jax.vjp(answer, state.u, has_aux=True)
-        f = oracles.upper(problem, state.u, v, batch.upper, upper_key)
+        f = derivatives.upper(problem, state.u, v, batch.upper, upper_key)
         (through,) = pull_back(f.grad_v)
         direction = optax.tree.add(f.grad_u, through)
         return _finish(self, problem, state.u, v, state.upper_opt, lower_opt, direction, f, told)
@@ -132,7 +133,7 @@ class ForwardMode:
         base.refuse_constraints(self, problem)
         problem.check(u, v, batch)
         base.check_optimizers(self, problem, u, v, batch, upper=base.Known.VALUE, lower=base.Known.FUNCTION)
-        oracles.require_start("ForwardMode", problem, u, batch)
+        derivatives.require_start("ForwardMode", problem, u, batch)
         _require_differentiable(self, problem, u, v, batch)
 
     def init(self, problem: Problem, u: PyTree, v: PyTree, batch: Batch) -> UnrolledState:
@@ -154,7 +155,7 @@ class ForwardMode:
 
         # Leaves of `jacobian` are shaped (*leaf of v, |u|).
         jacobian, (v, lower_opt, told) = jax.jacfwd(answer, has_aux=True)(flat_u)
-        f = oracles.upper(problem, state.u, v, batch.upper, upper_key)
+        f = derivatives.upper(problem, state.u, v, batch.upper, upper_key)
         through = jnp.zeros_like(flat_u)
         for d, j in zip(jax.tree.leaves(f.grad_v), jax.tree.leaves(jacobian), strict=True):
             through += jnp.tensordot(d, j, axes=d.ndim)
@@ -249,7 +250,7 @@ def _finish(
     upper_opt: Any,
     lower_opt: Any,
     direction: PyTree,
-    f: oracles.Upper,
+    f: derivatives.Upper,
     told: tuple[Any, Any],
 ) -> tuple[UnrolledState, base.Info]:
     u, upper_opt = base.move(

@@ -6,7 +6,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from bilevax.problem import Batch, InputError, Problem, PyTree, check_finite, check_variable, require_arrays
+from bilevax._checks import InputError, PyTree, check_finite, check_variable, require_arrays
+from bilevax.problem import Batch, Problem
 from bilevax.solvers import base
 
 

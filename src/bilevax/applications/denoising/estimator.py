@@ -1,0 +1,379 @@
+"""Wrong labels found by importance learning, scikit-learn's way.
+
+Importance weights are learned by the bilevel problem of `importance.denoising_task` (Mehra and Hamm 2021, eq. 3 and
+appendix E.2); wrongly labelled samples end with small weights. A classifier trained by these weights then says how
+probable each given label is, and this probability ranks the samples.
+"""
+
+import functools
+import math
+import warnings
+from collections.abc import Sequence
+from typing import Any, NamedTuple, Self
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from scipy import stats
+from sklearn.base import BaseEstimator, ClassifierMixin
+from sklearn.utils.validation import check_is_fitted
+
+from bilevax._checks import InputError, PyTree, listed, require_count
+from bilevax.applications._inputs import (
+    classes_of,
+    features,
+    on_one_scale,
+    per_sample,
+    places,
+    require_alike,
+    require_batch,
+    require_solver,
+    require_training,
+    require_unit,
+    samples,
+    seed_key,
+)
+from bilevax.applications._pickling import Picklable
+from bilevax.applications.denoising.recipes import penalty_solver
+from bilevax.applications.denoising.tasks import denoising_task, weights
+from bilevax.data.corruption import overlap
+from bilevax.loop.result import Result
+from bilevax.loop.solve import solve
+from bilevax.nn.adapters import as_model
+from bilevax.nn.model import Model, initial, logits
+from bilevax.nn.networks import mlp
+from bilevax.nn.training import Training, improbable, probabilities, train
+from bilevax.solvers import base
+
+STEPS = 100  # of a solve, by default: tuned on splits and noise of the digits other than those reported
+LARGE_FEATURE = 10.0
+FEW_VISITS = 5  # a weight that moved less often is still near its start
+FEW_CLEAN = 20  # trusted samples, of which no share says anything
+CONFIDENCE = 0.95
+
+
+class _Classifier(ClassifierMixin, Picklable, BaseEstimator):
+    """What both classifiers share: how a model is made to fit the data, and prediction."""
+
+    model: Any
+    training: Training
+    classes_: np.ndarray
+    n_features_in_: int
+    feature_names_in_: np.ndarray
+    _model: Model
+    _params: PyTree
+    _shape: tuple[int, ...]
+    _bytes: bool
+    _unit: bool
+
+    def predict_proba(self, X: Any) -> np.ndarray:
+        """The probability of each class, (n, classes), in the order of `classes_`.
+
+        Raises:
+            InputError: X has other features than fit had, or values that are not finite numbers; images of bytes
+                where fit had floats outside 0..1, or the other way around.
+        """
+        check_is_fitted(self, "_params")
+        x = features("X", X)
+        if x.shape[1:] != self._shape:
+            raise InputError(
+                f"X has {per_sample(x.shape[1:])} features, and the classifier was fitted on "
+                f"{per_sample(self._shape)}. Pass the same features as to fit."
+            )
+        if self._bytes:
+            require_unit("X", x, "fit")
+        elif x.dtype == np.uint8 and not self._unit:
+            raise InputError(
+                "X holds bytes, which are read as 0..1, and fit had floats outside of it. Pass floats on fit's scale."
+            )
+        names = getattr(self, "feature_names_in_", None)
+        if names is not None and hasattr(X, "columns") and list(X.columns) != list(names):
+            raise InputError(
+                f"X has columns {listed(X.columns)}, and fit had {listed(names)}. Pass them in that order."
+            )
+        return probabilities(self._model, self._params, x)
+
+    def predict(self, X: Any) -> np.ndarray:
+        """The most likely label of each sample, (n,)."""
+        return self.classes_[self.predict_proba(X).argmax(1)]
+
+    def _start_fit(self, given: Any, x: np.ndarray, labels: np.ndarray) -> None:
+        """Set what follows from the training set: classes, features, model."""
+        require_training(self.training)
+        classes = classes_of("y", labels)
+        if x.dtype != np.uint8 and max(float(x.std(axis=0).max()), float(np.abs(x.mean(axis=0)).max())) > LARGE_FEATURE:
+            warnings.warn(
+                f"X has features up to {np.abs(x).max():g} in size. Training expects them to be of the order of 1: "
+                "scale X, X_clean and what is predicted alike, say by one StandardScaler.",
+                stacklevel=3,
+            )
+        model = as_model(self.model, len(classes))
+        shape = _logits_shape(model, x)
+        if shape != (len(x), len(classes)):
+            raise InputError(
+                f"model gives logits of shape {shape} for {len(x)} samples of {len(classes)} classes, and must give "
+                f"{(len(x), len(classes))}. Set its last layer's width to the number of classes."
+            )
+        self.classes_, self.n_features_in_, self._model, self._shape = classes, x.shape[1], model, x.shape[1:]
+        self._bytes, self._unit = x.dtype == np.uint8, bool(x.min() >= 0 and x.max() <= 1)
+        if hasattr(given, "columns"):
+            self.feature_names_in_ = np.asarray(given.columns, dtype=object)
+        elif hasattr(self, "feature_names_in_"):
+            del self.feature_names_in_
+
+
+class PlainClassifier(_Classifier):
+    """The classifier that `DenoisingClassifier` ends with, trained on labels as given: the baseline.
+
+    Args:
+        model: as for `DenoisingClassifier`.
+        training: as for `DenoisingClassifier`.
+        random_state: an integer; fixes the model's initialisation and its dropout.
+
+    Attributes:
+        classes_: the labels, sorted.
+        n_features_in_: number of features.
+    """
+
+    def __init__(self, model: Any = mlp, training: Training = Training(), random_state: int = 0):
+        self.model = model
+        self.training = training
+        self.random_state = random_state
+
+    def fit(self, X: Any, y: Any) -> Self:
+        """Train on X (n, ...) and labels y (n,).
+
+        Raises:
+            InputError: as for `DenoisingClassifier.fit`.
+        """
+        key = seed_key("random_state", self.random_state)
+        x, labels = samples("X", X, "y", y)
+        self._start_fit(X, x, labels)
+        codes = places("y", labels, self.classes_)
+        weight = np.ones(len(x), jnp.result_type(float))
+        self._params = train(self._model, self.training, x, codes, weight, key)
+        return self
+
+
+class DenoisingClassifier(_Classifier):
+    """Finds wrong labels with the help of a few right ones, and a classifier that is not led astray by them.
+
+    The weights are learned by `denoising_task`; the classifier is then trained from the start on the
+    clean set and on all samples by their weights. (Mehra and Hamm 2021, appendix D.1.1, train it on the clean set
+    and the samples of weight above 0.9; on digits with 40% wrong labels that was about 0.3 points less accurate.)
+
+    Features should be of the order of 1: scale X, X_clean and what is predicted alike beforehand.
+
+    Args:
+        model: an (init, apply) pair, a flax.linen module, an equinox module, or a function from the number of
+            classes to a `bilevax.nn.Model`; a network with one hidden layer of 64 by default.
+        solver: any solver of bilevax; None for `penalty_solver()`.
+        steps: how many steps it takes.
+        batch_size: samples of X per step, None for all.
+        clean_batch_size: samples of X_clean per step, None for all.
+        training: how the models of the start and the final one are trained. Set its batch_size, and steps to some
+            passes through the data, where all samples at once are too many.
+        random_state: an integer; the same one gives the same result on the same machine.
+        callbacks: handed to `bilevax.solve`.
+        resume, mesh: handed to `bilevax.solve`.
+
+    Attributes:
+        sample_weight_: (n,) importance of each sample of X, 0..1.
+        suspicion_: (n,) in 0..1, how probable it is to the final classifier that the given label is wrong: 1 minus its
+            probability of that label. Rank by it. It ranks wrong labels better than the weights do, from which the
+            classifier was learned: what many samples say about one enters, too.
+        suspects_: (n,) bool, whether the final classifier predicts another label than the given one.
+        label_belief_: (n,) the label the final classifier predicts for each sample of X.
+        result_: the solve's Result.
+        classes_: the labels, sorted.
+        n_features_in_: number of features; with a DataFrame also `feature_names_in_`.
+
+    Example:
+        >>> from bilevax.applications.denoising.estimator import DenoisingClassifier
+        >>> from bilevax.data import noisy_digits
+        >>> d = noisy_digits(seed=100, train=300, clean=200)
+        >>> classifier = DenoisingClassifier(steps=20).fit(d.X, d.y, d.X_clean, d.y_clean)
+        >>> wrong = d.y != d.y_true
+        >>> bool(wrong[classifier.suspects_].mean() > 0.8)
+        True
+    """
+
+    def __init__(
+        self,
+        model: Any = mlp,
+        solver: base.Solver | None = None,
+        steps: int = STEPS,
+        batch_size: int | None = None,
+        clean_batch_size: int | None = None,
+        training: Training = Training(),
+        random_state: int = 0,
+        callbacks: Sequence[Any] = (),
+        resume: Any = None,
+        mesh: Any = None,
+    ):
+        self.model = model
+        self.solver = solver
+        self.steps = steps
+        self.batch_size = batch_size
+        self.clean_batch_size = clean_batch_size
+        self.training = training
+        self.random_state = random_state
+        self.callbacks = callbacks
+        self.resume = resume
+        self.mesh = mesh
+
+    def fit(self, X: Any, y: Any, X_clean: Any, y_clean: Any) -> Self:
+        """Learn the weights of X (n, ...) with labels y (n,), by X_clean (m, ...) with right labels y_clean (m,).
+
+        NumPy arrays or pandas objects; labels of any one type. Images of uint8, (n, h, w) or (n, h, w, 3), stay bytes
+        in memory, and reach the model, whichever it is, as floats in 0..1. An array of uint8 of rank 2 is a table,
+        whose numbers are taken as they are.
+
+        Warns (UserWarning) of features that need scaling, trusted samples that are in X too, too few visits for the
+        weights to move, more suspects than half of X, and a final classifier that is clearly less accurate than one
+        trained on the trusted samples alone (by a sign test on two folds of X_clean).
+
+        Raises:
+            InputError: features that are not numbers or not finite; lengths or features that do not fit;
+                one class only; a clean label that y lacks; fewer samples than a batch; a model with another
+                number of logits.
+            SolveError: a value was not finite in mid-run; `.result` holds the last finite state.
+        """
+        solver = penalty_solver() if self.solver is None else self.solver
+        require_solver(solver)
+        owner = type(self).__name__
+        steps = require_count(owner, "steps", self.steps)
+        key, solve_key = jax.random.split(seed_key("random_state", self.random_state))
+        x, labels = samples("X", X, "y", y)
+        x_clean, clean_labels = samples("X_clean", X_clean, "y_clean", y_clean)
+        require_alike("X", X, x, "X_clean", X_clean, x_clean)
+        x, x_clean = on_one_scale("X", x, "X_clean", x_clean)
+        batch_size = require_batch(owner, "batch_size", self.batch_size, "X", len(x))
+        clean_batch_size = require_batch(owner, "clean_batch_size", self.clean_batch_size, "X_clean", len(x_clean))
+        self._start_fit(X, x, labels)
+        codes = places("y", labels, self.classes_)
+        clean_codes = places("y_clean", clean_labels, self.classes_)
+        shared = overlap(x, x_clean)
+        if shared:
+            warnings.warn(
+                f"{shared} of the {len(x_clean)} samples of X_clean are in X, too. They speak for their own labels: "
+                "leave them out of one of the two.",
+                stacklevel=2,
+            )
+        visits = steps * (len(x) if batch_size is None else batch_size) / len(x)
+        if visits < FEW_VISITS:
+            warnings.warn(
+                f"Each sample of X is visited {visits:.2g} times in {steps} steps, too few for its weight to move far "
+                f"from its start. Take at least {math.ceil(FEW_VISITS * steps / visits)} steps, or larger batches.",
+                stacklevel=2,
+            )
+        task = denoising_task(
+            self._model,
+            x,
+            codes,
+            x_clean,
+            clean_codes,
+            key=key,
+            training=self.training,
+            batch_size=batch_size,
+            clean_batch_size=clean_batch_size,
+        )
+        self.result_: Result = solve(
+            solver,
+            task.problem,
+            *task.start,
+            task.batches,
+            steps=steps,
+            key=solve_key,
+            callbacks=self.callbacks,
+            resume=self.resume,
+            mesh=self.mesh,
+        )
+        self.sample_weight_ = np.asarray(weights(np.asarray(self.result_.u)))
+        both = _Both(np.concatenate([x, x_clean]), np.concatenate([codes, clean_codes]), self.sample_weight_)
+        self._params = both.trained(self._model, self.training, key)
+        self.suspicion_, believed = improbable(self._model, self._params, x, codes)
+        self.suspects_ = believed != codes
+        self.label_belief_ = self.classes_[believed]
+        self._warn(both, key)
+        return self
+
+    def _warn(self, both: "_Both", key: Any) -> None:
+        """Warn of results that cannot be right."""
+        n = len(self.suspects_)
+        if 2 * self.suspects_.sum() > n:
+            warnings.warn(
+                f"{self.suspects_.sum()} of {n} samples are suspects, more than half: the final classifier disagrees "
+                "with most labels. Either it learned too little (see its accuracy on trusted samples, scale the "
+                "features, raise the steps of `training`), or y_clean spells the labels in another way than y.",
+                stacklevel=3,
+            )
+        accuracies = both.cross_checked(self._model, self.training, key)
+        if accuracies is not None:
+            warnings.warn(
+                f"On trusted samples that it was not trained on, the final classifier is right on {accuracies[0]:.1%}, "
+                f"and one trained on the trusted samples alone on {accuracies[1]:.1%}. The weights do not help here: "
+                "more steps may, or wrong labels have a structure that weights cannot undo.",
+                stacklevel=3,
+            )
+
+
+class _Both(NamedTuple):
+    """Samples in doubt followed by trusted ones: x, their labels' places y, and the weights of the former."""
+
+    x: np.ndarray
+    y: np.ndarray
+    weight: np.ndarray
+
+    def trained(self, model: Model, training: Training, key: Any, doubted: bool = True, trusted: Any = None) -> PyTree:
+        """Parameters learned from the samples in doubt, or without them, and the given (m,) trusted ones, or all."""
+        m = len(self.x) - len(self.weight)
+        ones = np.ones(m) if trusted is None else trusted
+        weight = np.concatenate([self.weight if doubted else np.zeros_like(self.weight), ones])
+        return train(model, training, self.x, self.y, weight.astype(self.weight.dtype), key)
+
+    def cross_checked(self, model: Model, training: Training, key: Any) -> tuple[float, float] | None:
+        """The accuracy with and without the samples in doubt, if it is clearly better without; else None.
+
+        On trusted samples, each of which is left out of one of two trainings: a sign test on those that one of the two
+        classifiers gets right. (The weights have seen all of them, which is in favour of the former.) All trainings
+        are the same compiled program.
+        """
+        n = len(self.weight)
+        x, y = self.x[n:], self.y[n:]
+        if len(y) < FEW_CLEAN:
+            return None
+        half = np.random.default_rng(0).permutation(len(y)) % 2 == 0
+        right = np.zeros((2, len(y)), bool)
+        for left_out in (half, ~half):
+            for row, doubted in enumerate((True, False)):
+                v = self.trained(model, training, key, doubted, ~left_out)
+                right[row, left_out] = (probabilities(model, v, x).argmax(1) == y)[left_out]
+        with_them, without = int((right[0] & ~right[1]).sum()), int((right[1] & ~right[0]).sum())
+        if without <= with_them:
+            return None
+        p = stats.binomtest(without, with_them + without, alternative="greater").pvalue
+        return (float(right[0].mean()), float(right[1].mean())) if p < 1 - CONFIDENCE else None
+
+
+@functools.lru_cache(maxsize=32)
+def _shape_of_logits(model: Model, shape: tuple[int, ...], dtype: Any) -> tuple[int, ...]:
+    x = jax.ShapeDtypeStruct(shape, dtype)
+    return jax.eval_shape(lambda x: logits(model, initial(model, jax.random.key(0), x[:1]), x), x).shape
+
+
+def _logits_shape(model: Model, x: np.ndarray) -> tuple[int, ...]:
+    """The shape of a model's logits of x, where x can be its input at all.
+
+    Raises:
+        InputError: it cannot, with the model's own words.
+    """
+    try:
+        return _shape_of_logits(model, x.shape, x.dtype)
+    except InputError:
+        raise
+    except Exception as error:  # of any library
+        lines = str(error).strip().splitlines() or [""]
+        raise InputError(
+            f"model cannot be applied to samples of shape {x.shape[1:]}: {type(error).__name__}: {lines[0]}"
+        ) from error

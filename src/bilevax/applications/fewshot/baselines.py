@@ -1,0 +1,228 @@
+"""What few-shot learning is compared with: MAML, iMAML, prototypical and relation networks, on the same episodes.
+
+Each is stated as a bilevel problem, so that the solvers of the library run on it and no training loop is written again.
+"""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from bilevax._checks import InputError, PyTree, require_count
+from bilevax.applications.fewshot.episodes import Adapt, Episode, Scores, class_means
+from bilevax.applications.fewshot.recipes import UPPER_RATE
+from bilevax.applications.fewshot.tasks import FewShot, cross_entropies, features_of, metrics_of, sources
+from bilevax.applications.task import Task
+from bilevax.linear_solve import CG
+from bilevax.nn.model import pixels
+from bilevax.nn.representations import Representation
+from bilevax.problem import Batch, Problem
+from bilevax.solvers import Alternating, Implicit, ReverseMode, base
+
+INNER_RATE = 0.4  # of MAML on Omniglot
+INNER_STEPS = 1
+MAML_ADAPT_STEPS = 3  # of MAML at test time, Omniglot 5-way
+PROXIMAL = 2.0  # of iMAML
+IMAML_STEPS, IMAML_RATE = 16, 0.1
+RELATION_WIDTH = 8
+
+
+def maml_solver(steps: int, inner_steps: int = INNER_STEPS) -> ReverseMode:
+    """MAML for `maml_task`: the inner moves are differentiated (Finn, Abbeel and Levine, ICML 2017, Algorithm 2)."""
+    return ReverseMode(optax.adam(optax.cosine_decay_schedule(1e-3, steps)), optax.sgd(INNER_RATE), inner_steps)
+
+
+def first_order_maml_solver(steps: int, inner_steps: int = INNER_STEPS) -> Alternating:
+    """First-order MAML for `maml_task`: the gradient at the adapted parameters is taken for that at the start."""
+    return Alternating(optax.adam(optax.cosine_decay_schedule(1e-3, steps)), optax.sgd(INNER_RATE), inner_steps)
+
+
+def imaml_solver(steps: int) -> Implicit:
+    """For iMAML, `maml_task` with a positive `proximal` (Rajeswaran et al., NeurIPS 2019): five steps of CG."""
+    upper = optax.adam(optax.cosine_decay_schedule(1e-3, steps))
+    return Implicit(upper, optax.sgd(IMAML_RATE), IMAML_STEPS, CG(steps=5))
+
+
+def metric_solver(steps: int) -> Implicit:
+    """For `prototypical_task` and `relation_task`, whose lower level is solved at its start and has the Hessian 1."""
+    upper = optax.adam(optax.cosine_decay_schedule(UPPER_RATE, steps))
+    return Implicit(upper, optax.sgd(1.0), 1, CG(steps=1))
+
+
+def maml_task(
+    representation: Representation,
+    images: Any,
+    *,
+    way: int,
+    shot: int,
+    key: Any,
+    queries: int = 15,
+    tasks: int = 32,
+    proximal: float = 0.0,
+    adapt_rate: float = INNER_RATE,
+    adapt_steps: int = MAML_ADAPT_STEPS,
+) -> FewShot:
+    """A network whose parameters are a good start for every task (Finn et al. 2017; Rajeswaran et al. 2019).
+
+    u are the parameters of a representation and a dense layer to `way` logits. v, with a leading axis of tasks, is how
+    far each task moves away from them: in every step it starts at zero and descends. g is the sum over the tasks of the
+    cross-entropy at u + v, plus proximal / 2 times the squared norm of v; f the mean over the tasks of that of the
+    samples asked about. Reverse mode on it is MAML, alternating descent first-order MAML, and an implicit solver, with
+    a positive `proximal`, iMAML. Tasks are normalised apart, by their own samples.
+
+    Args:
+        representation, images, way, shot, key, queries, tasks: as for `fewshot_task`.
+        proximal: lambda of iMAML, zero or positive.
+        adapt_rate, adapt_steps: of the descent by which a new task is learned.
+
+    Raises:
+        InputError: as for `fewshot_task`; proximal is negative, or adapt_steps no positive integer; in use, tasks of
+            another number of classes.
+    """
+    source = sources(images, way, shot, queries, tasks)
+    require_count("maml_task", "adapt_steps", adapt_steps)
+    if not proximal >= 0:
+        raise InputError(f"maml_task: proximal is {proximal}, and must be zero or positive.")
+    problem, adapt, scores = _maml_problem(representation, float(proximal), float(adapt_rate), adapt_steps)
+    x = pixels(source.images[0])
+    u: PyTree = {"representation": representation.init(key, x)}
+    width = jax.eval_shape(representation.apply, u["representation"], x).shape[-1]
+    u["dense"] = {"weight": jnp.zeros((width, way)), "bias": jnp.zeros(way)}
+    v = jax.tree.map(lambda p: jnp.zeros((tasks, *p.shape), p.dtype), u)
+
+    def use(wanted: int) -> tuple[Adapt, Scores]:
+        if wanted != way:
+            raise InputError(
+                f"A network with {way} logits was learned, and tasks of {wanted} classes are asked for. Learn it with "
+                f"way={wanted}."
+            )
+        return adapt, scores
+
+    def statistics(u: PyTree, x: Any) -> PyTree:
+        return representation.statistics(u["representation"], x)
+
+    return FewShot(Task(problem, (u, v), source, metrics_of(adapt, scores, source)), use, statistics)
+
+
+@functools.cache
+def _maml_problem(
+    representation: Representation, proximal: float, rate: float, steps: int
+) -> tuple[Problem, Adapt, Scores]:
+    def scores(u: PyTree, v: PyTree, samples: Episode) -> Any:
+        def one(moved: PyTree, x: Any) -> Any:
+            params = optax.tree.add(u, moved)
+            features = representation.apply(params["representation"], pixels(x), samples.statistics, samples.key)
+            return features @ params["dense"]["weight"] + params["dense"]["bias"]
+
+        return jax.vmap(one)(v, samples.x)
+
+    def upper_loss(u: PyTree, v: PyTree, queries: Episode) -> Any:
+        return jnp.mean(cross_entropies(scores(u, v, queries), queries.y))
+
+    def lower_loss(u: PyTree, v: PyTree, samples: Episode) -> Any:
+        loss = jnp.sum(cross_entropies(scores(u, v, samples), samples.y))
+        return loss + proximal / 2 * optax.tree.norm(v, squared=True)
+
+    def start(u: PyTree, batch: Batch, key: Any) -> PyTree:
+        return jax.tree.map(lambda p: jnp.zeros((len(batch.lower.x), *p.shape), p.dtype), u)
+
+    problem = Problem(upper_loss, lower_loss, lower_start=start)
+
+    def adapt(u: PyTree, samples: Episode) -> PyTree:
+        batch, optimizer, key = Batch(None, samples), optax.sgd(rate), jax.random.key(0)
+        v = start(u, batch, None)
+        direction = base.descend(problem, u, batch)
+        return base.lower_moves(direction, optimizer, optimizer.init(v), v, problem, batch, steps, key)[0]
+
+    return problem, adapt, scores
+
+
+def prototypical_task(
+    representation: Representation, images: Any, *, way: int, shot: int, key: Any, queries: int = 15, tasks: int = 1
+) -> FewShot:
+    """Prototypical networks (Snell, Swersky and Zemel, NeurIPS 2017): the class whose mean is nearest in features.
+
+    v (tasks, way, d) are the prototypes, g half the sum of their squared distances from their classes' means, so that
+    v*(u) are the means; f the cross-entropy of minus the squared distances. As published, it may learn from tasks of
+    more classes than it is asked about later.
+
+    Args, raises: as for `fewshot_task`.
+    """
+    return _metric_task(representation, images, way, shot, queries, tasks, key, None)
+
+
+def relation_task(
+    representation: Representation, images: Any, *, way: int, shot: int, key: Any, queries: int = 15, tasks: int = 1
+) -> FewShot:
+    """Relation networks (Sung et al., CVPR 2018): how like a query is to a class is learned, too.
+
+    As `prototypical_task`, but a network of two dense layers maps a prototype's and a query's features, side by side,
+    to a score in 0..1, and f is the squared error from 1 for the right class and 0 for the others. As published it
+    compares maps of features by convolutions; here, feature vectors, since a representation gives no more.
+
+    Args, raises: as for `fewshot_task`.
+    """
+    return _metric_task(representation, images, way, shot, queries, tasks, key, RELATION_WIDTH)
+
+
+def _metric_task(
+    representation: Representation,
+    images: Any,
+    way: int,
+    shot: int,
+    queries: int,
+    tasks: int,
+    key: Any,
+    width: int | None,
+) -> FewShot:
+    source = sources(images, way, shot, queries, tasks)
+    keys, x = jax.random.split(key, 3), pixels(source.images[0])
+    u: PyTree = {"representation": representation.init(keys[0], x)}
+    d = jax.eval_shape(representation.apply, u["representation"], x).shape[-1]
+    if width is not None:
+        wide = width * d
+        u["relation"] = {
+            "first": (1 / d) ** 0.5 * jax.random.normal(keys[1], (2 * d, wide)),
+            "shift": jnp.zeros(wide),
+            "last": (1 / wide) ** 0.5 * jax.random.normal(keys[2], (wide,)),
+            "bias": jnp.zeros(()),
+        }
+    problem, adapt, scores = _metric_problem(representation, way, width is not None)
+    task = Task(problem, (u, jnp.zeros((tasks, way, d))), source, metrics_of(adapt, scores, source))
+
+    def statistics(u: PyTree, x: Any) -> PyTree:
+        return representation.statistics(u["representation"], x)
+
+    return FewShot(task, lambda way: _metric_problem(representation, way, width is not None)[1:], statistics)
+
+
+@functools.cache
+def _metric_problem(representation: Representation, way: int, related: bool) -> tuple[Problem, Adapt, Scores]:
+    def means(u: PyTree, samples: Episode) -> Any:
+        return class_means(features_of(representation, u["representation"], samples), samples.y, way)
+
+    def distances(u: PyTree, v: Any, features: Any) -> Any:
+        return -jnp.sum(jnp.square(features[:, :, None] - v[:, None]), -1)
+
+    def relations(u: PyTree, v: Any, features: Any) -> Any:
+        net, half = u["relation"], v.shape[-1]
+        first = (features @ net["first"][half:])[:, :, None] + (v @ net["first"][:half])[:, None]
+        return jax.nn.sigmoid(jax.nn.relu(first + net["shift"]) @ net["last"] + net["bias"])
+
+    def scores(u: PyTree, v: Any, queries: Episode) -> Any:
+        features = features_of(representation, u["representation"], queries)
+        return relations(u, v, features) if related else distances(u, v, features)
+
+    def upper_loss(u: PyTree, v: Any, queries: Episode) -> Any:
+        found = scores(u, v, queries)
+        if related:
+            return jnp.mean(jnp.sum(jnp.square(found - jax.nn.one_hot(queries.y, way)), -1))
+        return jnp.mean(cross_entropies(found, queries.y))
+
+    def lower_loss(u: PyTree, v: Any, samples: Episode) -> Any:
+        return jnp.sum(jnp.square(v - means(u, samples))) / 2
+
+    problem = Problem(upper_loss, lower_loss, lower_start=lambda u, batch, key: means(u, batch.lower))
+    return problem, means, scores

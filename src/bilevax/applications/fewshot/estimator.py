@@ -1,0 +1,231 @@
+"""Few-shot learning as an estimator."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from sklearn.base import BaseEstimator
+
+from bilevax._checks import InputError, PyTree, require_count
+from bilevax._programs import compiled
+from bilevax.applications._inputs import (
+    classes_of,
+    labels,
+    numeric,
+    places,
+    require_solver,
+    require_unit,
+    seed_key,
+)
+from bilevax.applications._pickling import Picklable
+from bilevax.applications.fewshot.episodes import (
+    Adapt,
+    Episode,
+    Evaluation,
+    Scores,
+    evaluate,
+    pictures,
+)
+from bilevax.applications.fewshot.recipes import penalty_solver
+from bilevax.applications.fewshot.tasks import cosine_problem, fewshot_task, statistics_of
+from bilevax.loop.solve import solve
+from bilevax.nn.representations import Representation, omniglot_network
+from bilevax.solvers import base
+
+
+@compiled("adapt")
+def _adapted(adapt: Adapt, u: PyTree, given: Episode) -> PyTree:
+    return adapt(u, given)
+
+
+@compiled("scores")
+def _class_probabilities(scores: Scores, u: PyTree, v: PyTree, statistics: PyTree, x: Any) -> Any:
+    return jax.nn.softmax(scores(u, v, Episode(x[None], jnp.zeros((1, len(x)), int), None, statistics))[0])
+
+
+class FewShotClassifier(Picklable):
+    """A classifier of the classes of one task; it takes samples (n, ...).
+
+    Attributes:
+        classes_: (classes,) as they were given.
+    """
+
+    def __init__(
+        self,
+        scores: Scores,
+        u: PyTree,
+        v: PyTree,
+        statistics: PyTree,
+        classes: np.ndarray,
+        shape: tuple[int, ...],
+        bytes_: bool,
+    ):
+        self.classes_, self._shape, self._bytes = classes, shape, bytes_
+        self._scores, self._u, self._v, self._statistics = scores, u, v, statistics
+
+    def predict_proba(self, X: Any) -> np.ndarray:
+        """The probability of each class, (n, classes), in the order of `classes_`.
+
+        Raises:
+            InputError: X is not (n, ...) of the shape that was learned from, or has entries that are not finite; floats
+                outside 0..1 where bytes were learned from.
+        """
+        x = jnp.asarray(_checked(X, self._shape, self._bytes))
+        return np.asarray(_class_probabilities(self._scores, self._u, self._v, self._statistics, x))
+
+    def predict(self, X: Any) -> np.ndarray:
+        """The most probable class of each sample, (n,); raises as `predict_proba`."""
+        return self.classes_[self.predict_proba(X).argmax(1)]
+
+
+class FewShotLearner(Picklable, BaseEstimator):
+    """Learns a representation from many classes, then new classes from few samples.
+
+    It can be pickled and copied when fitted; `method_`, which holds the training images, is left out.
+
+    Args:
+        representation: maps samples to features; None for `omniglot_network()`. Images of uint8 reach it as 0..1.
+        solver: any solver that takes a problem without constraints; None for `penalty_solver(steps)`.
+        way, shot, queries, tasks: of the episodes it learns from; see `Episodes`.
+        steps: upper iterations.
+        seed: of the initialisation and of all draws.
+
+    Attributes, after `meta_fit`:
+        u_: the representation's parameters.
+        shape_: of one sample.
+        statistics_: by which it normalises from then on: those of 2,000 of the images that it learned from.
+        history_: the solve's.
+
+    Example:
+        >>> import numpy as np
+        >>> from bilevax.applications.fewshot.tasks import FewShotLearner
+        >>> from bilevax.nn import omniglot_network
+        >>> rng = np.random.default_rng(0)
+        >>> centres = rng.integers(0, 255, (12, 1, 16, 16))
+        >>> images = np.clip(centres + rng.normal(0, 5, (12, 8, 16, 16)), 0, 255).astype(np.uint8)
+        >>> learner = FewShotLearner(omniglot_network(8), way=3, shot=1, queries=3, tasks=2, steps=20)
+        >>> classifier = learner.meta_fit(images[:8]).adapt(images[8:11, 0], ["a", "b", "c"])
+        >>> classifier.predict(images[8:11, 1]).tolist()
+        ['a', 'b', 'c']
+    """
+
+    def __init__(
+        self,
+        representation: Representation | None = None,
+        solver: base.Solver | None = None,
+        *,
+        way: int = 5,
+        shot: int = 5,
+        queries: int = 15,
+        tasks: int = 8,
+        steps: int = 1000,
+        seed: int = 0,
+    ):
+        self.representation, self.solver = representation, solver
+        self.way, self.shot, self.queries, self.tasks = way, shot, queries, tasks
+        self.steps, self.seed = steps, seed
+
+    def meta_fit(self, images: Any, **more: Any) -> "FewShotLearner":
+        """Learn the representation from images (classes, pictures, ...); `more` goes to `solve`.
+
+        Raises:
+            InputError: as for `fewshot_task`; steps is not a positive integer.
+        """
+        steps = require_count("FewShotLearner", "steps", self.steps)
+        representation = omniglot_network() if self.representation is None else self.representation
+        if not isinstance(representation, Representation):
+            raise InputError(
+                f"representation is {representation!r}, and must be a bilevax.nn.Representation, such as "
+                "omniglot_network()."
+            )
+        solver = penalty_solver(steps) if self.solver is None else self.solver
+        require_solver(solver)
+        keys = jax.random.split(seed_key("seed", self.seed), 3)
+        images = pictures("images", images)
+        sizes = {"way": self.way, "shot": self.shot, "queries": self.queries, "tasks": self.tasks}
+        method = fewshot_task(representation, images, key=keys[0], **sizes)
+        task = method.task
+        result = solve(solver, task.problem, *task.start, task.batches, steps=steps, key=keys[1], **more)
+        self.method_, self.u_, self.history_ = method, result.u, result.history
+        self.shape_ = np.shape(images)[2:]
+        self.statistics_ = statistics_of(method, self.u_, images, key=keys[2])
+        self._representation, self._bytes = representation, images.dtype == jnp.uint8
+        return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = super().__getstate__()
+        state.pop("method_", None)
+        return state
+
+    def _use(self, way: int) -> tuple[Adapt, Scores]:
+        return cosine_problem(self._representation, way)[1:]
+
+    def adapt(self, X: Any, y: Any) -> FewShotClassifier:
+        """A classifier of new classes, from a few samples X (n, ...) of each and their labels y (n,) of any kind.
+
+        Raises:
+            InputError: `meta_fit` was not called; samples are not of the shape learned from, are not finite, or
+                do not fit their labels; one class only.
+        """
+        self._check_fitted()
+        X, found = _checked(X, self.shape_, self._bytes), labels("y", y)
+        if len(X) != len(found):
+            raise InputError(f"X has {len(X)} samples and y {len(found)} labels. One label each is needed.")
+        classes = classes_of("y", found)
+        adapt, scores = self._use(len(classes))
+        places_ = jnp.asarray(places("y", found, classes))
+        v = _adapted(adapt, self.u_, Episode(jnp.asarray(X)[None], places_[None], None, self.statistics_))
+        return FewShotClassifier(scores, self.u_, v, self.statistics_, classes, self.shape_, self._bytes)
+
+    def evaluate(
+        self,
+        images: Any,
+        *,
+        way: int | None = None,
+        shot: int | None = None,
+        queries: int | None = None,
+        episodes: int = 600,
+        seed: int = 1,
+    ) -> Evaluation:
+        """Accuracy on tasks of new classes, images (classes, pictures, ...), with its 95% confidence interval.
+
+        Args:
+            images: of classes that were not learned from.
+            way, shot, queries: of a task; as learned from by default.
+            episodes: how many tasks.
+            seed: of their draw.
+
+        Raises:
+            InputError: `meta_fit` was not called; otherwise as for `fewshot_task`.
+        """
+        self._check_fitted()
+        way = require_count("evaluate", "way", self.way if way is None else way)
+        return evaluate(
+            *self._use(way),
+            self.u_,
+            images,
+            way=way,
+            shot=self.shot if shot is None else shot,
+            queries=self.queries if queries is None else queries,
+            episodes=episodes,
+            key=seed_key("seed", seed),
+            statistics=self.statistics_,
+        )
+
+    def _check_fitted(self) -> None:
+        if not hasattr(self, "u_"):
+            raise InputError("This learner has no representation yet. Call meta_fit first.")
+
+
+def _checked(X: Any, shape: tuple[int, ...], bytes_: bool) -> np.ndarray:
+    """Samples (n, *shape) of finite numbers, or a sentence."""
+    X = numeric("X", X)
+    if X.shape[1:] != shape or X.ndim != len(shape) + 1:
+        wanted = ", ".join(["n", *map(str, shape)])
+        raise InputError(
+            f"X has shape {X.shape}. The representation learned from samples of shape {shape}: ({wanted}) is needed."
+        )
+    if bytes_ and X.size:
+        require_unit("X", X, "meta_fit")
+    return X

@@ -1,0 +1,174 @@
+"""What the attacks of `poisoning` are compared with: other aims, other derivatives, and the bound by projection."""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from bilevax import derivatives
+from bilevax._checks import InputError, PyTree, require_count
+from bilevax.applications.poisoning.clean_label import FeatureMap, Target
+from bilevax.applications.poisoning.points import Poisoned
+from bilevax.applications.poisoning.recipes import LOWER_STEPS
+from bilevax.applications.task import Task
+from bilevax.linear_solve import CG
+from bilevax.loop.sources import Fixed
+from bilevax.problem import Batch, Problem
+from bilevax.solvers import Implicit
+
+
+def influence_solver(rate: float = 0.02, lower_steps: int = LOWER_STEPS) -> Implicit:
+    """The attack by influence functions (Koh and Liang, ICML 2017, section 5.2).
+
+    The derivative of f through retraining is that of the implicit function theorem, by conjugate gradients with the
+    paper's damping of 0.01; points move by its sign, `rate` at a time, and the model is trained on after each move.
+    """
+    return Implicit(optax.sign_sgd(rate), optax.adam(1e-3), lower_steps, CG(steps=100, tolerance=1e-4, damping=0.01))
+
+
+def points_alone(task: Task) -> Task:
+    """A clean-label task whose lower loss is that of the points alone, as `GradientMatching` needs it.
+
+    Build the task with a training whose l2 is 0 and with the trained head as `start`: the penalty's gradient is not
+    part of what is matched.
+    """
+    batch = _batch_of(task)
+    poisoned, params = batch.lower
+    alone = poisoned._replace(share=jnp.ones_like(poisoned.share))
+    return task._replace(batches=Fixed(Batch(batch.upper, (alone, params))))
+
+
+class WithinBall:
+    """A clean-label task whose bound is held by projection: the rival of a penalised constraint.
+
+    u (m, ...) is the perturbation over eps, projected onto the unit ball of each point; the points are
+    base + eps u, clipped to the samples' range. It takes the task without its constraint (distance=None), and every
+    solver, since nothing is left to constrain. For the Euclidean distance alone: no other one is projected here.
+
+    Args:
+        task: of `clean_label_task` with distance=None.
+        low, high: the range of the samples' entries.
+
+    Attributes:
+        task: the new task, starting from u = 0. Its metrics are those of the given one at the points.
+    """
+
+    def __init__(self, task: Task, low: float = 0.0, high: float = 1.0):
+        if task.problem.constraints:
+            raise InputError(
+                "The task has a constraint on the distance already. Make it with distance=None, and the ball holds it."
+            )
+        batch = _batch_of(task)
+        self._target: Target = batch.upper
+        self._limits = low, high
+        self.task = Task(
+            _ball_problem(task.problem, low, high),
+            (jnp.zeros_like(self._target.base), task.start[1]),
+            Fixed(Batch(batch.upper, (batch.lower, batch.upper))),
+            lambda u, v: task.metrics(self.points(u), v),
+        )
+
+    def points(self, u: Any) -> Any:
+        """The samples (m, ...) of a perturbation."""
+        return _points(u, self._target, *self._limits)
+
+
+def _points(u: Any, target: Target, low: float, high: float) -> Any:
+    return jnp.clip(target.base + target.eps * u, low, high)
+
+
+def _unit_balls(u: Any) -> Any:
+    return jax.vmap(optax.projections.projection_l2_ball)(u)
+
+
+@functools.cache
+def _ball_problem(problem: Problem, low: float, high: float) -> Problem:
+    def upper_loss(u: Any, v: PyTree, target: Target) -> Any:
+        return problem.upper_loss(_points(u, target, low, high), v, target)
+
+    def lower_loss(u: Any, v: PyTree, data: tuple[tuple[Poisoned, PyTree], Target], key: Any = None) -> Any:
+        given, target = data
+        return problem.lower_loss(_points(u, target, low, high), v, given, key=key)
+
+    return Problem(upper_loss, lower_loss, project_upper=_unit_balls)
+
+
+def poison_frogs(
+    features: FeatureMap,
+    target: Any,
+    base: Any,
+    *,
+    eps: float,
+    rate: float = 0.01,
+    similarity: float = 0.1,
+    steps: int = 2000,
+    low: float = 0.0,
+    high: float = 1.0,
+) -> np.ndarray:
+    """Feature collision by forward-backward splitting (Shafahi et al., NeurIPS 2018, Algorithm 1).
+
+    Forward: x - rate * grad |r(x) - r(t)|^2. Backward: (x + rate * similarity * base) / (1 + similarity * rate). Then,
+    as in appendix E.4 of Mehra and Hamm (2021), x - base is projected onto the ball of radius eps, and x clipped to
+    low..high. No model is trained: the head above the features is not looked at.
+
+    Args:
+        features: the map r.
+        target: the sample (...) whose features the points are to have.
+        base: (m, ...) where they start.
+        eps: the radius (l2).
+        rate, similarity, steps: lambda, beta and the number of iterations; by default those of E.4.
+        low, high: the range of the samples' entries.
+
+    Returns:
+        The points (m, ...).
+
+    Raises:
+        InputError: eps or steps is not positive.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from bilevax.applications.poisoning.added_points import FeatureMap
+        >>> from bilevax.applications.poisoning.added_points import poison_frogs
+        >>> flat = FeatureMap(lambda params, x: x)
+        >>> print(poison_frogs(flat, jnp.array([1.0, 0.5]), jnp.array([[0.5, 0.5]]), eps=0.3).round(2))
+        [[0.8 0.5]]
+    """
+    require_count("poison_frogs", "steps", steps)
+    if not eps > 0:
+        raise InputError(f"eps is {eps}, and must be positive: with none, no point may move.")
+    base, target = jnp.asarray(base, jnp.result_type(float)), jnp.asarray(target, jnp.result_type(float))
+    wanted = features.apply(features.params, target[None])[0]
+    found = _frogs(features.apply, steps, features.params, wanted, base, (eps, rate, similarity, low, high))
+    return np.asarray(found)
+
+
+@functools.cache
+def _collision_problem(apply: Any) -> Problem:
+    def collision(u: Any, v: PyTree, data: tuple[PyTree, Any]) -> Any:
+        params, wanted = data
+        return jnp.sum(jnp.square(apply(params, u) - wanted))
+
+    return Problem(collision, lambda u, v: jnp.sum(v**2))  # there is no lower level
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _frogs(apply: Any, steps: int, params: PyTree, wanted: Any, base: Any, settings: tuple[Any, ...]) -> Any:
+    eps, rate, similarity, low, high = settings
+
+    def one(x: Any, _: None) -> tuple[Any, None]:
+        slope = derivatives.upper(_collision_problem(apply), x, jnp.zeros(1), (params, wanted), None).grad_u
+        forward = x - rate * slope
+        backward = (forward + rate * similarity * base) / (1 + similarity * rate)
+        moved = base + eps * _unit_balls((backward - base) / eps)
+        return jnp.clip(moved, low, high), None
+
+    return jax.lax.scan(one, base, None, length=steps)[0]
+
+
+def _batch_of(task: Task) -> Batch:
+    if not isinstance(task.batches, Fixed) or not isinstance(task.batches.batch.upper, Target):
+        raise InputError("The task is not one of clean_label_task. Make it by that function.")
+    return task.batches.batch

@@ -1,0 +1,139 @@
+"""What the poisoning tasks share: added points, their checks, and training on them."""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from bilevax._checks import InputError, PyTree, listed, require_count
+from bilevax.applications._inputs import labels as label_each
+from bilevax.applications._inputs import numeric
+from bilevax.loop.sources import Samples
+from bilevax.nn.model import Model, initial, logits, pixels
+from bilevax.nn.training import Training, train
+
+SOFTMAX_TRAINING = Training(steps=2000, rate=2e-2, l2=1e-2)
+
+
+class Points(NamedTuple):
+    """Samples that someone adds: `x` (m, ...) and the labels `y` (m,) that they carry."""
+
+    x: Any
+    y: Any
+
+
+class Poisoned(NamedTuple):
+    """A lower batch.
+
+    Attributes:
+        clean: Samples of (x, one-hot y).
+        labels: (m, classes) one-hot, of the added points.
+        share: of the added points among all samples.
+    """
+
+    clean: Samples
+    labels: Any
+    share: Any
+
+
+def cross_entropy(model: Model, v: PyTree, x: Any, labels: Any, key: Any = None) -> Any:
+    """The mean cross-entropy of one-hot labels (n, classes)."""
+    return jnp.mean(optax.softmax_cross_entropy(logits(model, v, x, key), labels))
+
+
+@functools.cache
+def clip(low: float, high: float) -> Callable[[PyTree], PyTree]:
+    return lambda u: jax.tree.map(lambda x: jnp.clip(x, low, high), u)
+
+
+def retrained(model: Model, training: Training, X: Any, y: Any, points: Points | None, *, key: Any) -> PyTree:
+    """Parameters of a model trained from its start on clean samples and points: how an attack is judged.
+
+    Args:
+        model, training, X, y: as for `untargeted_task`.
+        points: the samples that are added; None for none.
+        key: a jax.random key.
+    """
+    X, y = training_data("X", X, "y", y)
+    x = floats(X)
+    if points is not None:
+        x, y = np.concatenate([x, np.asarray(points.x, x.dtype)]), np.concatenate([y, np.asarray(points.y)])
+    return train(model, training, jnp.asarray(x), jnp.asarray(y, jnp.int32), jnp.ones(len(y)), key)
+
+
+def distances(x: Any, base: Any) -> np.ndarray:
+    """The Euclidean distance (m,) of each sample from its base."""
+    return np.linalg.norm((np.asarray(x) - np.asarray(base)).reshape(len(x), -1), axis=1)
+
+
+def trained(model: Model, training: Training, x: Any, one_hot: Any, key: Any) -> PyTree:
+    labels = jnp.argmax(one_hot, 1).astype(jnp.int32)
+    return train(model, training, jnp.asarray(x), labels, jnp.ones(len(labels)), key)
+
+
+def training_data(x_name: str, X: Any, y_name: str, y: Any) -> tuple[np.ndarray, np.ndarray]:
+    x, found = numeric(x_name, X), label_each(y_name, y)
+    if not np.issubdtype(found.dtype, np.integer):
+        raise InputError(
+            f"{y_name} has shape {found.shape} and dtype {found.dtype}, and must have one integer label per sample: "
+            "(n,) of 0..classes-1."
+        )
+    if x.ndim < 2 or len(x) != len(found) or 0 in x.shape:
+        raise InputError(
+            f"{x_name} has shape {x.shape} and {y_name} {len(found)} labels. One row per sample, and one label each, "
+            "are needed."
+        )
+    return x, found
+
+
+def floats(x: Any, name: str = "X") -> np.ndarray:
+    """Samples as floats of JAX's default precision; images of bytes as 0..1."""
+    dtype = jnp.result_type(float)
+    return np.asarray(pixels(numeric(name, x), dtype)).astype(dtype)
+
+
+def check_samples(name: str, x: np.ndarray, shape: tuple[int, ...], low: float, high: float) -> None:
+    if x.shape[1:] != shape:
+        raise InputError(f"{name} has samples of shape {x.shape[1:]}, and X of {shape}. They must be alike.")
+    if x.min() < low or x.max() > high:
+        raise InputError(
+            f"{name} has entries from {x.min():g} to {x.max():g}, outside {low:g}..{high:g}. Scale the samples, or "
+            "pass their range as low and high."
+        )
+
+
+def check_budget(count: Any, available: int, what: str = "the training samples") -> None:
+    count = require_count("The attack", "the number of points", count)
+    if count > available:
+        raise InputError(
+            f"{count} points are more than {what}, of which there are {available}. An attack adds a few: lower it."
+        )
+
+
+def check_classes(y: np.ndarray, source: int, target: int) -> None:
+    if source == target:
+        raise InputError(f"source and target are both class {source}. Name two different classes.")
+    known = np.unique(y)
+    for name, label in (("source", source), ("target", target)):
+        if label not in known:
+            raise InputError(f"{name} is class {label!r}, which y does not have. y has {listed(known)}.")
+
+
+def all_classes(model: Model, x: np.ndarray, key: Any) -> int:
+    """How many logits a model gives."""
+    shape = jax.eval_shape(lambda x: logits(model, initial(model, key, x), x), jnp.asarray(x[:2])).shape
+    if len(shape) != 2:
+        raise InputError(f"The model gives an output of shape {shape} for 2 samples, and must give (2, classes).")
+    return shape[1]
+
+
+def one_hot_of(name: str, y: Any, classes: int) -> Any:
+    y = np.asarray(y)
+    if y.min() < 0 or y.max() >= classes:
+        wrong = np.unique(y[(y < 0) | (y >= classes)])
+        raise InputError(f"{name} has labels {listed(wrong)}, and the model gives {classes} logits: 0..{classes - 1}.")
+    return jax.nn.one_hot(y, classes, dtype=jnp.result_type(float))

@@ -1,0 +1,307 @@
+"""Hyperparameters of a differentiable training loss, tuned by gradient (Mehra and Hamm 2021, section 2, eq. 2).
+
+    min over u of  f(v*(u)) = loss on a validation set,   v*(u) = argmin over v of  training loss with hyperparameters u
+
+Any pytree u will do: `tuning_task` takes the two losses. For classifiers the usual ones are ready as a `Piece` each,
+in any combination: `classifier_task` and `tune`. Strengths are positive, so u holds their logarithms, within bounds.
+`TunedLogisticRegression` tunes one L2 strength per feature.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from bilevax._checks import InputError, PyTree, check_key, listed, require_count
+from bilevax.applications._inputs import (
+    coded_samples,
+    on_one_scale,
+    require_alike,
+    require_batch,
+    require_classes,
+    require_solver,
+)
+from bilevax.applications.task import Task
+from bilevax.applications.tuning.hyperparameters import Piece
+from bilevax.applications.tuning.recipes import implicit_solver, penalty_solver
+from bilevax.loop.result import Result
+from bilevax.loop.solve import solve
+from bilevax.loop.sources import Epochs, Samples, whole
+from bilevax.nn.model import Model, initial, logits, pixels
+from bilevax.nn.training import cross_entropy, weighted_mean
+from bilevax.problem import Problem, identity
+from bilevax.search import check_trainer, train_lower
+from bilevax.solvers import base
+
+
+def tuning_task(
+    train_loss: Callable[..., Any],
+    validation_loss: Callable[..., Any],
+    u: PyTree,
+    v: PyTree,
+    train: PyTree,
+    validation: PyTree,
+    *,
+    project: Callable[[PyTree], PyTree] = identity,
+    batch_size: int | None = None,
+    validation_batch_size: int | None = None,
+) -> Task:
+    """Tuning of any hyperparameters u of a training loss, as a Task.
+
+    Args:
+        train_loss: (u, v, samples[, key]) -> scalar; `samples` as a source gives them, with `.data` and `.index`.
+        validation_loss: (u, v, samples) -> scalar.
+        u, v: where hyperparameters and parameters start.
+        train, validation: data sets, pytrees whose leaves lead with the axis of samples.
+        project: onto the set that u lives in, bounds say.
+        batch_size, validation_batch_size: samples per minibatch; None for all.
+
+    Metrics: train_loss and validation_loss of (u, v) on all samples.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from bilevax import solve
+        >>> from bilevax.applications.tuning import penalty_solver, tuning_task
+        >>> task = tuning_task(
+        ...     lambda u, v, s: jnp.mean((v - s.data) ** 2) + jnp.exp(u) * v**2,
+        ...     lambda u, v, s: jnp.mean((v - s.data) ** 2),
+        ...     jnp.zeros(()), jnp.zeros(()), jnp.array([1.0, 3.0]), jnp.array([1.5, 1.5]),
+        ... )
+        >>> result = solve(penalty_solver(), task.problem, *task.start, task.batches, steps=500, key=jax.random.key(0))
+        >>> print(jnp.round(jnp.exp(result.u), 2))  # 2 / (1 + e^u) = 1.5
+        0.33
+    """
+    problem = Problem(validation_loss, train_loss, project_upper=project)
+
+    def metrics(u: PyTree, v: PyTree) -> dict[str, float]:
+        key = jax.random.key(0)
+        return {
+            "train_loss": float(problem.lower(u, v, whole(train), key)),
+            "validation_loss": float(problem.upper(u, v, whole(validation), key)),
+        }
+
+    train, validation = jax.tree.map(jnp.asarray, (train, validation))
+    batches = Epochs(validation, train, upper_size=validation_batch_size, lower_size=batch_size)
+    return Task(problem, (u, v), batches, metrics)
+
+
+@dataclass(frozen=True)
+class _TrainLoss:
+    """The training loss of a model with pieces; equal for equal ones, so that programs are shared."""
+
+    model: Model
+    pieces: tuple[Piece, ...]
+
+    def __call__(self, u: Any, v: PyTree, samples: Samples, key: Any = None) -> Any:
+        x, y = samples.data
+        x = pixels(x)  # pieces change floats
+        model_key, *keys = jax.random.split(jax.random.key(0) if key is None else key, 1 + len(self.pieces))
+        for piece, piece_key in zip(self.pieces, keys, strict=True):
+            if piece.inputs is not None:
+                x = piece.inputs(u[piece.name], x, piece_key)
+        scores = logits(self.model, v, x, None if key is None else model_key)
+        targets, weight = jax.nn.one_hot(y, scores.shape[1], dtype=scores.dtype), jnp.ones(len(y), scores.dtype)
+        extra = 0.0
+        for piece in self.pieces:
+            if piece.targets is not None:
+                targets = piece.targets(u[piece.name], targets)
+            if piece.weights is not None:
+                weight *= piece.weights(u[piece.name], y)
+            if piece.penalty is not None:
+                extra += piece.penalty(u[piece.name], v)
+        return weighted_mean(optax.softmax_cross_entropy(scores, targets), weight) + extra
+
+
+@dataclass(frozen=True)
+class _ValidationLoss:
+    """The mean cross-entropy of a model."""
+
+    model: Model
+
+    def __call__(self, u: Any, v: PyTree, samples: Samples) -> Any:
+        return jnp.mean(cross_entropy(self.model, v, *samples.data))
+
+
+@dataclass(frozen=True)
+class _WithinBounds:
+    """The projection of each piece's array onto its bounds."""
+
+    pieces: tuple[Piece, ...]
+
+    def __call__(self, u: Any) -> Any:
+        return {piece.name: jnp.clip(u[piece.name], piece.low, piece.high) for piece in self.pieces}
+
+
+def classifier_task(
+    model: Model,
+    X: Any,
+    y: Any,
+    X_validation: Any,
+    y_validation: Any,
+    pieces: Sequence[Piece],
+    *,
+    key: Any,
+    batch_size: int | None = None,
+    validation_batch_size: int | None = None,
+) -> Task:
+    """A classifier's hyperparameters as a Task: u is a dictionary with an array for each piece.
+
+    The validation loss is the mean cross-entropy, without noise, weights or penalty.
+
+    Args:
+        model: maps X to logits (n, classes).
+        X, y: features (n, ...) and integer labels (n,), 0..classes-1, to train on.
+        X_validation, y_validation: the same, to tune by.
+        pieces: which hyperparameters; all differ in name.
+        key: a jax.random key, for the model's initialisation.
+        batch_size, validation_batch_size: samples per minibatch; None for all.
+
+    Raises:
+        InputError: no pieces, or two of one name; arrays that are not numbers or not finite; lengths, features or
+            classes that do not fit; a model without a matrix for `FEATURE_L2`.
+
+    Example:
+        >>> import jax
+        >>> from bilevax.applications.tuning.hyperparameters import FEATURE_L2, INPUT_NOISE
+        >>> from bilevax.applications.tuning import classifier_task
+        >>> from bilevax.data import noisy_digits
+        >>> from bilevax.nn import softmax_regression
+        >>> d = noisy_digits(seed=0, noise=0.0)
+        >>> task = classifier_task(
+        ...     softmax_regression(10), d.X, d.y, d.X_clean, d.y_clean, [FEATURE_L2, INPUT_NOISE], key=jax.random.key(0)
+        ... )
+        >>> jax.tree.map(lambda x: x.shape, task.start[0])
+        {'feature_l2': (64,), 'input_noise': ()}
+    """
+    pieces = _checked_pieces(pieces)
+    check_key("classifier_task", key)
+    x, codes = coded_samples("X", X, "y", y)
+    x_val, val_codes = coded_samples("X_validation", X_validation, "y_validation", y_validation)
+    require_alike("X", X, x, "X_validation", X_validation, x_val)
+    x, x_val = on_one_scale("X", x, "X_validation", x_val)
+    batch_size = require_batch("classifier_task", "batch_size", batch_size, "X", len(x))
+    validation_batch_size = require_batch(
+        "classifier_task", "validation_batch_size", validation_batch_size, "X_validation", len(x_val)
+    )
+    x, x_val = jnp.asarray(x), jnp.asarray(x_val)
+    v = initial(model, key, x[:1])
+    classes = jax.eval_shape(lambda v, x: logits(model, v, x), v, x[:1]).shape[1]
+    require_classes(classes, y=codes, y_validation=val_codes)
+    return tuning_task(
+        _TrainLoss(model, pieces),
+        _ValidationLoss(model),
+        {piece.name: piece.start(v, x, classes) for piece in pieces},
+        v,
+        (x, jnp.asarray(codes)),
+        (x_val, jnp.asarray(val_codes)),
+        project=_WithinBounds(pieces),
+        batch_size=batch_size,
+        validation_batch_size=validation_batch_size,
+    )
+
+
+def _checked_pieces(pieces: Any) -> tuple[Piece, ...]:
+    pieces = (pieces,) if isinstance(pieces, Piece) else tuple(pieces) if isinstance(pieces, Iterable) else (pieces,)
+    for piece in pieces:
+        if not isinstance(piece, Piece):
+            raise InputError(
+                f"pieces holds {piece!r}. Pass a list of Piece objects, such as [FEATURE_L2, INPUT_NOISE]."
+            )
+    names = [piece.name for piece in pieces]
+    if not names or len(set(names)) < len(names):
+        raise InputError(f"pieces are {listed(names) or 'none'}. Pass at least one, no two of the same name.")
+    return pieces
+
+
+class Tuned(NamedTuple):
+    """What `tune` returns.
+
+    Attributes:
+        hyperparameters: by the piece's name, in natural units.
+        params: the model's parameters, trained from its start with them.
+        validation_loss: of those parameters.
+        result: of the solve, with its history.
+    """
+
+    hyperparameters: dict[str, np.ndarray]
+    params: PyTree
+    validation_loss: float
+    result: Result
+
+
+def tune(
+    model: Model,
+    X: Any,
+    y: Any,
+    X_validation: Any,
+    y_validation: Any,
+    pieces: Sequence[Piece],
+    *,
+    key: Any,
+    solver: base.Solver | None = None,
+    steps: int = 200,
+    batch_size: int | None = None,
+    train_steps: int = 500,
+    train_optimizer: optax.GradientTransformation = optax.adam(1e-2),
+    callbacks: Sequence[Any] = (),
+    resume: Any = None,
+    mesh: Any = None,
+) -> Tuned:
+    """Tune a classifier's hyperparameters by gradient, then train it with them from its start.
+
+    Args:
+        model, X, y, X_validation, y_validation, pieces, key, batch_size: as for `classifier_task`.
+        solver: any solver, of which `steps` are taken. Unless told, `penalty_solver()`, or `implicit_solver()` where
+            minibatches or a piece that changes inputs make the training loss random (see the former on why).
+        train_steps, train_optimizer: of the training at the end.
+        callbacks, resume, mesh: passed to `bilevax.solve`.
+
+    Raises:
+        InputError: as for `classifier_task`.
+        SolveError: a value was not finite in mid-run.
+
+    Example:
+        >>> import jax
+        >>> from bilevax.applications.tuning.hyperparameters import LAYER_L2
+        >>> from bilevax.applications.tuning import tune
+        >>> from bilevax.data import noisy_digits
+        >>> from bilevax.nn import softmax_regression
+        >>> d = noisy_digits(seed=0, noise=0.0, train=200)
+        >>> tuned = tune(
+        ...     softmax_regression(10), d.X, d.y, d.X_clean, d.y_clean, [LAYER_L2], key=jax.random.key(0), steps=20
+        ... )
+        >>> tuned.hyperparameters["layer_l2"].shape, tuned.validation_loss < 0.5
+        ((1,), True)
+    """
+    train_steps = require_count("tune", "train_steps", train_steps)
+    check_key("tune", key)
+    if solver is not None:
+        require_solver(solver)
+    pieces = _checked_pieces(pieces)
+    start_key, solve_key, train_key = jax.random.split(key, 3)
+    task = classifier_task(model, X, y, X_validation, y_validation, pieces, key=start_key, batch_size=batch_size)
+    source: Any = task.batches
+    check_trainer("tune", "train_optimizer", train_optimizer, task.problem, *task.start, source.at(0, train_key))
+    if solver is None:
+        random = batch_size is not None or any(piece.inputs is not None for piece in pieces)
+        solver = implicit_solver() if random else penalty_solver()
+    result = solve(
+        solver,
+        task.problem,
+        *task.start,
+        task.batches,
+        steps=steps,
+        key=solve_key,
+        callbacks=callbacks,
+        resume=resume,
+        mesh=mesh,
+    )
+    v, loss, _, _ = train_lower(
+        task.problem, train_optimizer, train_steps, result.u, task.start[1], task.batches, train_key
+    )
+    natural = {piece.name: np.asarray(piece.natural(result.u[piece.name])) for piece in pieces}
+    return Tuned(natural, v, float(loss), result)

@@ -1,0 +1,413 @@
+"""Logistic regression with a strength per feature, tuned."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple, Self
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from sklearn.base import BaseEstimator, ClassifierMixin
+from sklearn.linear_model import LogisticRegression
+from sklearn.utils.multiclass import check_classification_targets
+from sklearn.utils.validation import check_is_fitted, check_random_state, validate_data
+
+from bilevax._checks import InputError, PyTree, listed, require_count
+from bilevax.applications._inputs import (
+    classes_of,
+    coded_samples,
+    labels,
+    numeric,
+    require_solver,
+)
+from bilevax.applications._pickling import Picklable
+from bilevax.applications._units import require_sizes, standard
+from bilevax.applications.task import Task
+from bilevax.applications.tuning.hyperparameters import STRENGTH_RANGE
+from bilevax.applications.tuning.recipes import penalty_solver
+from bilevax.loop.solve import solve
+from bilevax.problem import Batch, Problem
+from bilevax.solvers import base
+
+WHITENING_FLOOR = 1e-2
+# Past some 60 steps of `penalty_solver(0.1)` the validation loss still falls while that of other data rises (means of
+# five splits each of breast cancer and digits): dozens of strengths can overfit a validation set of a few hundred.
+LOGISTIC_STEPS = 60
+
+
+class _Weighted(NamedTuple):
+    """Whitened features (n, d), labels (n,), and weights (n,) that sum to one; rows without weight are padding."""
+
+    x: Any
+    y: Any
+    weight: Any
+
+
+class _LogisticTraining(NamedTuple):
+    """Samples, their number, and the whitening R = base I + vectors diag(stretch) vectors', (d, r) and (r,)."""
+
+    samples: _Weighted
+    count: Any
+    base: Any
+    vectors: Any
+    stretch: Any
+
+    def coefficients(self, z: Any) -> Any:
+        """R z: those of the features as they came, for z of the whitened ones, (d, columns)."""
+        return self.base * z + self.vectors @ (self.stretch[:, None] * (self.vectors.T @ z))
+
+
+def _logistic_loss(v: PyTree, data: _Weighted) -> Any:
+    scores = data.x @ v["weight"] + v["bias"]
+    if scores.shape[1] == 1:  # two classes need but the difference of their scores
+        losses = jax.nn.softplus(jnp.where(data.y == 1, -scores[:, 0], scores[:, 0]))
+    else:
+        losses = optax.softmax_cross_entropy_with_integer_labels(scores, data.y)
+    return jnp.sum(data.weight * losses)
+
+
+def _logistic_validation_loss(u: Any, v: PyTree, data: _Weighted) -> Any:
+    return _logistic_loss(v, data)
+
+
+def _logistic_training_loss(u: Any, v: PyTree, data: _LogisticTraining) -> Any:
+    penalty = jnp.sum(jnp.exp(u)[:, None] * data.coefficients(v["weight"]) ** 2) / (2 * data.count)
+    return _logistic_loss(v, data.samples) + penalty
+
+
+def _within_range(u: Any) -> Any:
+    return jnp.clip(u, -STRENGTH_RANGE, STRENGTH_RANGE)
+
+
+LOGISTIC = Problem(
+    _logistic_validation_loss,
+    _logistic_training_loss,
+    project_upper=_within_range,
+)
+"""Logistic regression with one L2 strength exp(u_j) per feature, in units of scikit-learn's 1/C."""
+
+
+def logistic_task(X: Any, y: Any, X_validation: Any, y_validation: Any, classes: int) -> Task:
+    """Logistic regression with one L2 strength per feature, as a Task.
+
+    g = mean cross-entropy + sum_j exp(u_j) |w_j|^2 / (2 n). At the start u = 0: scikit-learn's default C = 1.
+    The lower variable is z with w = R z, R = (C + C's largest eigenvalue / 100)^(-1/2), C the covariance of X: so
+    g's Hessian is near a multiple of the identity at first, and descent on g and on the penalty function (whose
+    condition number is its square) takes tens of moves instead of thousands. The problem is the same one.
+
+    Args:
+        X, y: features (n, d) and labels (n,), 0..classes-1, to train on.
+        X_validation, y_validation: the same, to tune by.
+        classes: how many.
+
+    Metrics: train_loss, validation_loss.
+
+    Raises:
+        InputError: lengths, features or labels that do not fit.
+
+    Example:
+        >>> import jax
+        >>> from sklearn.datasets import load_breast_cancer
+        >>> from sklearn.preprocessing import scale
+        >>> from bilevax import solve
+        >>> from bilevax.applications.tuning import logistic_task, penalty_solver
+        >>> X, y = load_breast_cancer(return_X_y=True)
+        >>> X = scale(X)
+        >>> task = logistic_task(X[:300], y[:300], X[300:], y[300:], classes=2)
+        >>> result = solve(
+        ...     penalty_solver(0.1), task.problem, *task.start, task.batches, steps=50, key=jax.random.key(0)
+        ... )
+        >>> bool(result.history.upper_loss[-1] < 0.9 * result.history.upper_loss[5])
+        True
+    """
+    classes = require_count("logistic_task", "classes", classes, 2)
+    dtype = jnp.result_type(float)
+    (x, codes), (x_val, val_codes) = (
+        _rows("X", X, "y", y),
+        _rows("X_validation", X_validation, "y_validation", y_validation),
+    )
+    if x_val.shape[1:] != x.shape[1:]:
+        raise InputError(
+            f"X has shape {x.shape} and X_validation {x_val.shape}. Both must be (samples, features), with the same "
+            "features."
+        )
+    highest = int(max(codes.max(), val_codes.max()))
+    if highest >= classes:
+        raise InputError(f"There is a label {highest}, and classes is {classes}. Labels are 0..classes-1.")
+    middle = x.mean(axis=0)
+    x, x_val = x - middle, x_val - middle
+    values, vectors = _principal(x)
+    largest = values.max(initial=0.0)
+    floor = WHITENING_FLOOR * largest if largest > 0 else 1.0
+    plain = 1 / np.sqrt(floor)
+    stretch = 1 / np.sqrt(values + floor) - plain
+    # As many directions as the padded samples could have, so that their number changes no shape.
+    directions = min(_padded(len(x)), x.shape[1])
+    more = directions - len(values)
+    vectors, stretch = np.pad(vectors, ((0, 0), (0, more))), np.pad(stretch, (0, more))
+
+    def whitened(x: np.ndarray, codes: np.ndarray) -> _Weighted:
+        n, rows = len(x), (0, _padded(len(x)) - len(x))
+        z = plain * x + ((x @ vectors) * stretch) @ vectors.T
+        return _Weighted(
+            jnp.asarray(np.pad(z, (rows, (0, 0))), dtype),
+            jnp.asarray(np.pad(codes, rows)),
+            jnp.asarray(np.pad(np.full(n, 1 / n), rows), dtype),
+        )
+
+    train = _LogisticTraining(whitened(x, codes), *(jnp.asarray(a, dtype) for a in (len(x), plain, vectors, stretch)))
+    validation = whitened(x_val, val_codes)
+    columns = 1 if classes == 2 else classes
+    v = {"weight": jnp.zeros((x.shape[1], columns), dtype), "bias": jnp.zeros(columns, dtype)}
+
+    def metrics(u: Any, v: PyTree) -> dict[str, float]:
+        return {
+            "train_loss": float(_logistic_training_loss(u, v, train)),
+            "validation_loss": float(_logistic_loss(v, validation)),
+        }
+
+    return Task(LOGISTIC, (jnp.zeros(x.shape[1], dtype), v), Batch(validation, train), metrics)
+
+
+def _rows(x_name: str, X: Any, y_name: str, y: Any) -> tuple[np.ndarray, np.ndarray]:
+    """A table in double precision, and its labels 0, 1, ..."""
+    x, codes = coded_samples(x_name, X, y_name, y)
+    if x.ndim != 2:
+        raise InputError(f"{x_name} has shape {x.shape}, and must be (samples, features).")
+    x = numeric(x_name, X).astype(np.float64)
+    require_sizes(x_name, x)
+    return x, codes
+
+
+def _padded(n: int) -> int:
+    """A number of rows, up to an eighth above n, that data of about one size share: so they share programs."""
+    step = 1 << max(n.bit_length() - 4, 0)
+    return n + -n % step
+
+
+def _principal(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Eigenvalues (r,) and eigenvectors (d, r) of x'x / n, r = min(n, d); no larger matrix than x is formed."""
+    if len(x) < x.shape[1]:
+        _, sizes, rows = np.linalg.svd(x, full_matrices=False)
+        return sizes**2 / len(x), rows.T
+    values, vectors = np.linalg.eigh(x.T @ x / len(x))
+    return np.maximum(values, 0), vectors
+
+
+def fit_logistic(strength: Any, X: Any, y: Any) -> LogisticRegression:
+    """Logistic regression with one L2 strength per feature, solved to the end by scikit-learn.
+
+    With features divided by the root of their strength the penalty is uniform, so C = 1 serves;
+    `coef_` is of the features as they came.
+
+    Args:
+        strength: (d,), positive, in units of 1/C.
+        X, y: features (n, d) and labels (n,).
+
+    Raises:
+        InputError: not one positive strength for each feature; arrays that are not numbers or not finite; one class.
+
+    Example:
+        >>> import numpy as np
+        >>> from bilevax.applications.tuning import fit_logistic
+        >>> X, y = np.array([[0.0, 1.0], [1.0, 0.0], [2.0, 0.5], [3.0, 0.5]]), np.array([0, 0, 1, 1])
+        >>> bool(abs(fit_logistic(np.array([1.0, 1e6]), X, y).coef_[0, 1]) < 1e-4)
+        True
+    """
+    strength, x, y = (
+        numeric("strength", strength).astype(np.float64),
+        numeric("X", X).astype(np.float64),
+        labels("y", y),
+    )
+    if x.ndim != 2 or strength.shape != x.shape[1:]:
+        raise InputError(
+            f"strength has shape {strength.shape} and X {x.shape}. One strength for each column of X is needed."
+        )
+    if len(x) != len(y):
+        raise InputError(f"X has {len(x)} samples and y {len(y)} labels. One label each is needed.")
+    if wrong := int((~(strength > 0)).sum()):
+        raise InputError(
+            f"strength has {wrong} of {strength.size} entries that are not positive. "
+            "A small one, 1e-6 say, leaves a feature all but free."
+        )
+    require_sizes("X", x)
+    classes = classes_of("y", y)
+    scale = 1 / np.sqrt(strength)
+    middle = x.mean(axis=0)
+    x = (x - middle) * scale
+    rows = np.eye(0)
+    if len(x) < x.shape[1]:
+        # The coefficients lie in the span of the samples, where a Hessian is no larger than their number.
+        left, sizes, rows = np.linalg.svd(x, full_matrices=False)
+        x = left * sizes
+    # A factorisation of the Hessian takes (d * classes)^3: fine for one column of coefficients, slow for ten.
+    newton = "newton-cholesky" if len(classes) == 2 else "newton-cg"
+    model = LogisticRegression(solver=newton, max_iter=200, tol=1e-8).fit(x, y)
+    model.coef_ = (model.coef_ @ rows if rows.size else model.coef_) * scale
+    model.n_features_in_ = len(scale)
+    model.intercept_ = model.intercept_ - model.coef_ @ middle
+    return model
+
+
+def set_aside(codes: np.ndarray, part: float, random_state: np.random.RandomState) -> np.ndarray:
+    """Which samples (n,) to set aside: a part of each class, at least one and not all, whatever its size.
+
+    scikit-learn's stratified split keeps the shares too, but may put a small class on one side alone.
+
+    Args:
+        codes: labels (n,), 0..classes-1, two or more samples of each.
+        part: between 0 and 1.
+        random_state: draws them.
+
+    Example:
+        >>> import numpy as np
+        >>> from bilevax.applications.tuning.logistic import set_aside
+        >>> codes = np.array([0] * 8 + [1] * 2)
+        >>> codes[set_aside(codes, 0.25, np.random.RandomState(0))]
+        array([0, 0, 1])
+    """
+    aside = np.zeros(len(codes), bool)
+    for code, size in enumerate(np.bincount(codes)):
+        n = int(np.clip(round(part * size), 1, size - 1))
+        aside[random_state.permutation(np.flatnonzero(codes == code))[:n]] = True
+    return aside
+
+
+class TunedLogisticRegression(ClassifierMixin, Picklable, BaseEstimator):
+    """Logistic regression with one L2 strength per feature, tuned by gradient on a validation set.
+
+    The strengths are tuned by `logistic_task`; the coefficients are then fitted to all data with them
+    (`fit_logistic`). The units of the features change nothing but those of `coef_` and `alpha_`: inside, features are
+    divided by their standard deviations, and the strengths start alike.
+
+    Args:
+        validation_fraction: the part of fit's data that is set aside to tune by, stratified by class.
+        steps: of the solver.
+        solver: any solver of bilevax; None for `penalty_solver(0.1)`.
+        random_state: an integer, a NumPy RandomState or None; says which samples are set aside.
+        callbacks, resume: passed to `bilevax.solve`.
+
+    Attributes:
+        coef_: (1, d) for two classes, else (classes, d).
+        intercept_: (1,) or (classes,).
+        alpha_: (d,) the tuned strengths, in units of scikit-learn's 1/C, of the features as they came.
+        classes_: the labels, sorted.
+        n_iter_: steps taken.
+        history_: the solve's, an entry per step.
+        n_features_in_: number of features; with a DataFrame also `feature_names_in_`.
+
+    Example:
+        >>> from sklearn.datasets import load_breast_cancer
+        >>> from sklearn.preprocessing import StandardScaler
+        >>> from bilevax.applications.tuning import TunedLogisticRegression
+        >>> X, y = load_breast_cancer(return_X_y=True)
+        >>> model = TunedLogisticRegression(steps=50).fit(StandardScaler().fit_transform(X), y)
+        >>> model.alpha_.shape, bool(model.alpha_.max() > 2 * model.alpha_.min())
+        ((30,), True)
+    """
+
+    def __init__(
+        self,
+        validation_fraction: float = 0.25,
+        steps: int = LOGISTIC_STEPS,
+        solver: base.Solver | None = None,
+        random_state: Any = 0,
+        callbacks: Sequence[Any] = (),
+        resume: Any = None,
+    ):
+        self.validation_fraction = validation_fraction
+        self.steps = steps
+        self.solver = solver
+        self.random_state = random_state
+        self.callbacks = callbacks
+        self.resume = resume
+
+    def fit(self, X: Any, y: Any, X_val: Any = None, y_val: Any = None) -> Self:
+        """Tune and train on X (n, d) with labels y (n,); by X_val and y_val where given, else by a part of X.
+
+        Raises:
+            InputError: classes too small for a stratified split; validation labels that y lacks.
+            ValueError: as scikit-learn's validation has it, for features that are not finite numbers, say.
+        """
+        steps = require_count(type(self).__name__, "steps", self.steps)
+        if self.solver is not None:
+            require_solver(self.solver)
+        X, y = validate_data(self, X, y, dtype=np.float64)
+        require_sizes("X", X)
+        check_classification_targets(y)
+        self.classes_, codes = np.unique(y, return_inverse=True)
+        if len(self.classes_) < 2:
+            raise InputError(
+                f"y has one class only ({listed(self.classes_)}). At least two are needed to learn from: "
+                "check the labels, or add samples of the other classes."
+            )
+        if (X_val is None) != (y_val is None):
+            raise InputError("X_val and y_val go together: pass both, or neither.")
+        if X_val is None:
+            x, x_val, labels, val_labels = self._split(X, codes)
+            all_x, all_labels = X, codes
+        else:
+            x, labels = X, codes
+            x_val, known = validate_data(self, X_val, y_val, dtype=np.float64, reset=False)
+            require_sizes("X_val", np.asarray(x_val))
+            unknown = sorted(set(np.asarray(known).tolist()) - set(self.classes_.tolist()), key=repr)
+            if unknown:
+                raise InputError(
+                    f"y_val has labels that y lacks: {listed(unknown)}. y has {listed(self.classes_)}. "
+                    "Spell them alike, or leave those samples out."
+                )
+            val_labels = np.searchsorted(self.classes_, known)
+            all_x, all_labels = np.concatenate([x, x_val]), np.concatenate([labels, val_labels])
+        unit = standard(X, np.arange(X.shape[1]))[1]
+        task = logistic_task(x / unit, labels, x_val / unit, val_labels, len(self.classes_))
+        solver = penalty_solver(0.1) if self.solver is None else self.solver
+        result = solve(
+            solver,
+            task.problem,
+            *task.start,
+            task.batches,
+            steps=steps,
+            key=jax.random.key(0),
+            callbacks=self.callbacks,
+            resume=self.resume,
+        )
+        self.alpha_ = np.exp(np.asarray(result.u, np.float64)) * unit**2
+        self.n_iter_ = result.steps
+        self.history_ = result.history
+        fitted = fit_logistic(self.alpha_, all_x, all_labels)
+        self.coef_, self.intercept_ = fitted.coef_, fitted.intercept_
+        return self
+
+    def _split(self, X: np.ndarray, codes: np.ndarray) -> Any:
+        part = self.validation_fraction
+        if isinstance(part, bool) or not isinstance(part, float | int | np.number) or not 0 < part < 1:
+            raise InputError(f"validation_fraction is {part!r}, and must be a number between 0 and 1.")
+        sizes = np.bincount(codes)
+        if sizes.min() < 2:
+            few = [f"{c}: {n}" for c, n in zip(self.classes_.tolist(), sizes, strict=True) if n < 2]
+            raise InputError(
+                f"y has classes with fewer than two samples ({listed(few, quote=False)}), so a validation set cannot "
+                "be set aside. Add samples of those, leave them out, or pass X_val and y_val."
+            )
+        aside = set_aside(codes, float(part), check_random_state(self.random_state))
+        return X[~aside], X[aside], codes[~aside], codes[aside]
+
+    def decision_function(self, X: Any) -> np.ndarray:
+        """Scores (n, classes), or (n,) for two classes: the log-odds of `classes_[1]`."""
+        check_is_fitted(self)
+        X = validate_data(self, X, dtype=np.float64, reset=False)
+        scores = X @ self.coef_.T + self.intercept_
+        return scores[:, 0] if scores.shape[1] == 1 else scores
+
+    def predict_proba(self, X: Any) -> np.ndarray:
+        """The probability of each class, (n, classes), in the order of `classes_`."""
+        scores = self.decision_function(X)
+        if scores.ndim == 1:
+            scores = np.stack([np.zeros_like(scores), scores], axis=1)
+        exponentials = np.exp(scores - scores.max(axis=1, keepdims=True))
+        return exponentials / exponentials.sum(axis=1, keepdims=True)
+
+    def predict(self, X: Any) -> np.ndarray:
+        """The most likely label of each sample, (n,)."""
+        scores = self.decision_function(X)
+        return self.classes_[(scores > 0).astype(int) if scores.ndim == 1 else scores.argmax(axis=1)]

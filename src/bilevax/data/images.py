@@ -1,0 +1,198 @@
+"""Data sets, label noise at a known rate, splits by the papers' protocols: and the truth to measure by.
+
+MNIST, Fashion-MNIST, CIFAR-10, SVHN and Omniglot are looked for in the directory that the environment variable
+BILEVAX_DATA names, then in the user's cache ($XDG_CACHE_HOME/bilevax, or ~/.cache/bilevax), and are else downloaded to
+that cache. In both places a data set is one file: mnist.npz, fashion_mnist.npz, cifar10.npz and svhn.npz with the
+arrays x_train, y_train, x_test, y_test, all uint8, and omniglot.npz with images (classes, 20, 28, 28) uint8.
+mini-ImageNet is looked for in both places and not downloaded: its images are under ImageNet's terms.
+"""
+
+import gzip
+import tarfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from bilevax.data.fetch import Origin, Published, load
+from bilevax.data.types import Images
+
+if TYPE_CHECKING:
+    pass
+
+DIGITS_TRAIN = 1437
+
+
+def _read_idx(path: Path) -> np.ndarray:
+    """An array in the IDX format: 0, 0, 8 (for uint8), the number of axes; their big-endian lengths; the bytes."""
+    with gzip.open(path) as stream:
+        content = stream.read()
+    if content[:3] != b"\0\0\x08":
+        raise ValueError("it does not start as an IDX file of uint8")
+    start = 4 + 4 * content[3]
+    return np.frombuffer(content, np.uint8, offset=start).reshape(np.frombuffer(content[4:start], ">u4")).copy()
+
+
+def _read_mnist(paths: list[Path]) -> Images:
+    return Images(*(_read_idx(path) for path in paths))
+
+
+def _read_cifar10(paths: list[Path]) -> Images:
+    """Six members of records: a label byte, then the red, green and blue plane, 32 x 32 each."""
+    with tarfile.open(paths[0]) as archive:
+        members = {member.name: stream.read() for member in archive if (stream := archive.extractfile(member))}
+
+    def part(names: list[str]) -> tuple[np.ndarray, np.ndarray]:
+        content = b"".join(members[f"cifar-10-batches-bin/{name}.bin"] for name in names)
+        records = np.frombuffer(content, np.uint8).reshape(-1, 1 + 3 * 32 * 32)
+        pictures = records[:, 1:].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
+        return np.ascontiguousarray(pictures), records[:, 0].copy()
+
+    return Images(*part([f"data_batch_{i}" for i in range(1, 6)]), *part(["test_batch"]))
+
+
+def _read_svhn(paths: list[Path]) -> Images:
+    """MATLAB files: X (32, 32, 3, n), y (n, 1) in 1..10, where 10 stands for the digit 0."""
+    from scipy.io import loadmat
+
+    arrays = []
+    for path in paths:
+        content = loadmat(path, variable_names=("X", "y"))
+        arrays += [np.ascontiguousarray(content["X"].transpose(3, 0, 1, 2)), (content["y"][:, 0] % 10).astype(np.uint8)]
+    return Images(*arrays)
+
+
+_MNIST_FOLDERS = (
+    "https://storage.googleapis.com/cvdf-datasets/mnist/",
+    "https://ossci-datasets.s3.amazonaws.com/mnist/",
+)
+_MNIST = Origin(
+    "mnist",
+    (28, 28),
+    (
+        Published("train-images-idx3-ubyte.gz", _MNIST_FOLDERS, 9912422, "f68b3c2dcbeaaa9fbdd348bbdeb94873"),
+        Published("train-labels-idx1-ubyte.gz", _MNIST_FOLDERS, 28881, "d53e105ee54ea40749a09fcbcd1e9432"),
+        Published("t10k-images-idx3-ubyte.gz", _MNIST_FOLDERS, 1648877, "9fb629c4189551a2d022fa330f9573f3"),
+        Published("t10k-labels-idx1-ubyte.gz", _MNIST_FOLDERS, 4542, "ec29112dd5afa0611ce80d1b7f02629c"),
+    ),
+    _read_mnist,
+)
+_FASHION_FOLDERS = (
+    "https://raw.githubusercontent.com/zalandoresearch/fashion-mnist/master/data/fashion/",
+    "https://github.com/zalandoresearch/fashion-mnist/raw/master/data/fashion/",
+    "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",
+)
+_FASHION_MNIST = Origin(
+    "fashion_mnist",
+    (28, 28),
+    (
+        Published("train-images-idx3-ubyte.gz", _FASHION_FOLDERS, 26421880, "8d4fb7e6c68d591d4c3dfef9ec88bf0d"),
+        Published("train-labels-idx1-ubyte.gz", _FASHION_FOLDERS, 29515, "25c81989df183df01b3e8a0aad5dffbe"),
+        Published("t10k-images-idx3-ubyte.gz", _FASHION_FOLDERS, 4422102, "bef4ecab320f06d8554ea6380940ec79"),
+        Published("t10k-labels-idx1-ubyte.gz", _FASHION_FOLDERS, 5148, "bb300cfdad3c16e7a12a480ee83cd310"),
+    ),
+    _read_mnist,
+)
+_CIFAR10_FOLDERS = ("https://www.cs.toronto.edu/~kriz/", "https://cave.cs.toronto.edu/kriz/")
+_CIFAR10 = Origin(
+    "cifar10",
+    (32, 32, 3),
+    (Published("cifar-10-binary.tar.gz", _CIFAR10_FOLDERS, 170052171, "c32a1d4ab5d03f1284b67883e8d87530"),),
+    _read_cifar10,
+)
+_SVHN_FOLDERS = ("https://ufldl.stanford.edu/housenumbers/", "http://ufldl.stanford.edu/housenumbers/")
+_SVHN = Origin(
+    "svhn",
+    (32, 32, 3),
+    (
+        Published("train_32x32.mat", _SVHN_FOLDERS, 182040794, "e26dedcc434d2e4c54c9b2d4a06d8373"),
+        Published("test_32x32.mat", _SVHN_FOLDERS, 64275384, "eb5a983be6a315427106f1b164d9cef3"),
+    ),
+    _read_svhn,
+)
+
+
+def mnist() -> Images:
+    """Handwritten digits (LeCun et al. 1998): 60,000 and 10,000 pictures of 28 x 28, white on black.
+
+    Looked for in $BILEVAX_DATA, then in the user's cache, then downloaded (12 MB) to the cache.
+
+    Raises:
+        InputError: BILEVAX_DATA is not a directory, or a file found is damaged or holds something else.
+        DownloadError: it is in neither place, and cannot be downloaded or kept.
+
+    Example:
+        >>> from bilevax.data import mnist
+        >>> mnist().x_train.shape  # doctest: +SKIP
+        (60000, 28, 28)
+    """
+    return load(_MNIST)
+
+
+def fashion_mnist() -> Images:
+    """Pictures of clothes (Xiao et al. 2017): 60,000 and 10,000 of 28 x 28, in the form of MNIST.
+
+    Looked for in $BILEVAX_DATA, then in the user's cache, then downloaded (31 MB) to the cache.
+
+    Raises:
+        InputError: BILEVAX_DATA is not a directory, or a file found is damaged or holds something else.
+        DownloadError: it is in neither place, and cannot be downloaded or kept.
+
+    Example:
+        >>> from bilevax.data import fashion_mnist
+        >>> fashion_mnist().x_train.shape  # doctest: +SKIP
+        (60000, 28, 28)
+    """
+    return load(_FASHION_MNIST)
+
+
+def cifar10() -> Images:
+    """Photographs of ten kinds of things (Krizhevsky 2009): 50,000 and 10,000 of 32 x 32 in colour.
+
+    Looked for in $BILEVAX_DATA, then in the user's cache, then downloaded (170 MB, the binary version) to the cache.
+
+    Raises:
+        InputError: BILEVAX_DATA is not a directory, or a file found is damaged or holds something else.
+        DownloadError: it is in neither place, and cannot be downloaded or kept.
+
+    Example:
+        >>> from bilevax.data import cifar10
+        >>> cifar10().x_train.shape  # doctest: +SKIP
+        (50000, 32, 32, 3)
+    """
+    return load(_CIFAR10)
+
+
+def svhn() -> Images:
+    """Digits of house numbers (Netzer et al. 2011, cropped): 73,257 and 26,032 of 32 x 32 in colour; labels are digits.
+
+    Looked for in $BILEVAX_DATA, then in the user's cache, then downloaded (246 MB) to the cache.
+
+    Raises:
+        InputError: BILEVAX_DATA is not a directory, or a file found is damaged or holds something else.
+        DownloadError: it is in neither place, and cannot be downloaded or kept.
+
+    Example:
+        >>> from bilevax.data import svhn
+        >>> svhn().x_train.shape  # doctest: +SKIP
+        (73257, 32, 32, 3)
+    """
+    return load(_SVHN)
+
+
+def digits() -> Images:
+    """scikit-learn's 1,797 handwritten digits of 8 x 8: the first 1,437 to train, the other 360 to test.
+
+    Its pixels 0..16 are scaled to 0..255 and rounded. The order is scikit-learn's; nothing is shuffled.
+
+    Example:
+        >>> from bilevax.data import digits
+        >>> images = digits()
+        >>> images.x_train.shape, images.x_test.shape, int(images.x_train.max())
+        ((1437, 8, 8), (360, 8, 8), 255)
+    """
+    from sklearn.datasets import load_digits
+
+    content: Any = load_digits()
+    x, y = np.rint(content.images * (255 / 16)).astype(np.uint8), content.target.astype(np.uint8)
+    return Images(x[:DIGITS_TRAIN], y[:DIGITS_TRAIN], x[DIGITS_TRAIN:], y[DIGITS_TRAIN:])

@@ -1,0 +1,269 @@
+"""What the columns of a user's files hold, decided once for all files of a command: numbers, text or classes.
+
+A column that holds no numbers alone in one of the files is judged by its text in all of them. It holds numbers where
+each cell is one; where nearly all are, the others are refused by name; and it holds categories otherwise.
+"""
+
+import re
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from bilevax._checks import InputError, listed
+from bilevax.data.readers import TURN_DATES, Raw, number_text
+
+MOST_CATEGORIES = 50
+NEARLY_ALL = 0.8
+NO_VALUE = frozenset({"", "nan", "NaN", "-nan", "-NaN", "<NA>", "#N/A", "#NA", "#N/A N/A", "1.#IND", "1.#QNAN"})
+NO_NUMBER = frozenset({"NA", "N/A", "n/a", "NULL", "null", "None"})  # missing among numbers, a word among words
+NUMBER = re.compile(r"[+-]?(?:(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?|inf(?:inity)?)", re.ASCII | re.IGNORECASE)
+DIGITS = re.compile(r"\d+", re.ASCII)
+PADDED = re.compile(r"0\d+", re.ASCII)
+INTEGER = re.compile(r"0|-?[1-9]\d*", re.ASCII)
+PUNCTUATED = re.compile(  # 1,234.5; 1 234; 12,34,567; 1.234,5; 0,5; $3.10; 45%
+    r"[+-]?[$€£¥]?\s?[+-]?(?:\d{1,3}(?:[,' \u00a0\u202f]\d{3})+(?:\.\d+)?|\d{1,2}(?:,\d{2})*,\d{3}|"
+    r"\d{1,3}(?:\.\d{3})+(?:,\d+)?|\d+,\d+|\d+(?:\.\d+)?)\s?[%$€£¥]?",
+    re.ASCII,
+)
+WITH_UNIT = re.compile(r"[+-]?\d+(?:\.\d+)?(?:e[+-]?\d+)?\s?[^\W\d_]{1,5}", re.IGNORECASE)
+DATE = re.compile(r"\d{4}-\d{1,2}-\d{1,2}(?:[T ].*)?|\d{1,2}[/.]\d{1,2}[/.]\d{2,4}(?: .*)?", re.ASCII)
+ROWS = "rows are counted from 0, below the line of names"
+
+
+class _Cells(NamedTuple):
+    """A column of one file by its distinct cells.
+
+    Attributes:
+        codes: (n,) the place in `texts` of each cell.
+        texts: the distinct cells without the blanks around them; "" for one without a value.
+        counts: how often each occurs.
+    """
+
+    codes: np.ndarray
+    texts: list[str]
+    counts: np.ndarray
+
+    def where(self, text: str) -> int:
+        return int(np.argmax(self.codes == self.texts.index(text)))
+
+    def total(self, wanted: frozenset[str] | set[str]) -> int:
+        return int(sum(n for text, n in zip(self.texts, self.counts.tolist(), strict=True) if text in wanted))
+
+
+def _cells(values: Any) -> _Cells:
+    codes, found = pd.factorize(values if isinstance(values, pd.Series) else pd.Series(values))
+    texts = [text.strip() if isinstance(text, str) else str(text) for text in [*found.tolist(), ""]]
+    unique = {text: i for i, text in enumerate(dict.fromkeys(texts))}
+    codes = np.array([unique[text] for text in texts])[codes]  # the sentinel -1 is the last, ""
+    return _Cells(codes, list(unique), np.bincount(codes, minlength=len(unique)))
+
+
+def settle_features(raws: Sequence[Raw]) -> list[tuple[pd.DataFrame, dict[str, int], list[str]]]:
+    """Of each file: its columns as numbers or text, the cells that its text columns lack, and notes.
+
+    A number that is missing is NaN.
+
+    Raises:
+        InputError: a column holds numbers but for a few cells, numbers with punctuation or units, or dates.
+    """
+    text = [{c for c, kind in raw.features.dtypes.items() if not _holds_numbers(kind)} for raw in raws]
+    everywhere = list(
+        dict.fromkeys(c for raw, found in zip(raws, text, strict=True) for c in raw.features if c in found)
+    )
+    settled: list[dict[str, np.ndarray]] = [{} for _ in raws]
+    missing: list[dict[str, int]] = [{} for _ in raws]
+    notes: list[list[str]] = [[] for _ in raws]
+    written = []
+    for raw, found in zip(raws, text, strict=True):
+        columns = [c for c in everywhere if c in raw.features.columns and c not in found]
+        written.append(raw.as_text(columns) if columns else raw.features[[]])
+    for column in everywhere:
+        places = [i for i, raw in enumerate(raws) if column in raw.features.columns]
+        parts = [_cells((raws[i].features if column in text[i] else written[i])[column]) for i in places]
+        numeric = _are_numbers(column, [raws[i].name for i in places], parts)
+        for i, part in zip(places, parts, strict=True):
+            if numeric:
+                values = [np.nan if text in NO_VALUE | NO_NUMBER else float(text) for text in part.texts]
+                settled[i][column] = np.array(values)[part.codes]
+                if raws[i].typed and column in text[i] and not part.total(NO_VALUE | NO_NUMBER):
+                    notes[i].append(
+                        f"Column {column!r} of {raws[i].name} is stored as text and holds numbers alone: it is taken "
+                        "for numbers."
+                    )
+                continue
+            if count := part.total(NO_VALUE):
+                missing[i][column] = count
+            settled[i][column] = np.array(part.texts, dtype=object)[part.codes]
+            if words := [text for text in part.texts if text in NO_NUMBER and part.total({text})]:
+                notes[i].append(
+                    f"Column {column!r} of {raws[i].name} has cells that read {listed(words)}: they are taken for "
+                    "values of their own."
+                )
+    frames = [_replaced(raw.features, columns) for raw, columns in zip(raws, settled, strict=True)]
+    return list(zip(frames, missing, notes, strict=True))
+
+
+def _replaced(frame: pd.DataFrame, columns: dict[str, np.ndarray]) -> pd.DataFrame:
+    """The frame with these columns in place of its own, in its order; one block of memory for each dtype."""
+    if not columns:
+        return frame
+    parts = [frame.drop(columns=list(columns))]
+    for dtype in (np.dtype(float), np.dtype(object)):
+        chosen = [c for c, values in columns.items() if values.dtype == dtype]
+        if chosen:
+            parts.append(pd.DataFrame(np.stack([columns[c] for c in chosen], axis=1), columns=chosen, dtype=dtype))
+    new = pd.concat(parts, axis=1)
+    return new if list(new.columns) == list(frame.columns) else new.reindex(columns=list(frame.columns))
+
+
+def _holds_numbers(kind: object) -> bool:
+    return isinstance(kind, np.dtype) and kind.kind in "biuf"
+
+
+def _are_numbers(column: str, names: list[str], parts: list[_Cells]) -> bool:
+    """Whether a column with text somewhere holds numbers; names the cells that forbid the answer."""
+    counts: dict[str, int] = {}
+    for part in parts:
+        for text, n in zip(part.texts, part.counts.tolist(), strict=True):
+            counts[text] = counts.get(text, 0) + n
+    nul = [text for text in counts if "\0" in text]
+    if nul:
+        raise InputError(
+            f"Column {column!r} of {_first_with(names, parts, nul)} holds NUL bytes (such as {nul[0]!r}). The file is "
+            "damaged, or no UTF-8 text: save it anew."
+        )
+    numbers = {text for text in counts if NUMBER.fullmatch(text)}
+    others = [text for text in counts if text not in numbers and text not in NO_VALUE and text not in NO_NUMBER]
+    if all(DIGITS.fullmatch(text) for text in numbers) and any(PADDED.fullmatch(text) for text in numbers):
+        return False  # codes, such as 01, 02, A1
+    if not others:
+        return True
+    if all(DATE.fullmatch(text) for text in others) and not numbers:
+        raise InputError(
+            f"Column {column!r} of {_first_with(names, parts, others)} holds dates or times (such as {others[0]!r}). "
+            f"{TURN_DATES}"
+        )
+    punctuated = [text for text in others if PUNCTUATED.fullmatch(text)]
+    if len(punctuated) == len(others):
+        raise InputError(
+            f"Column {column!r} of {_first_with(names, parts, others)} holds numbers with other signs in them (such as "
+            f"{others[0]!r}). Write them with a decimal point, without separators of thousands, currency or percent. "
+            "If they are codes, put a letter before each."
+        )
+    if all(WITH_UNIT.fullmatch(text) for text in others) and len(counts) > MOST_CATEGORIES:
+        raise InputError(
+            f"Column {column!r} of {_first_with(names, parts, others)} holds numbers with a unit (such as "
+            f"{others[0]!r}). Leave the unit to the column's name."
+        )
+    if not numbers:
+        return False
+    every = {*others}
+    # All files together, and the first one alone: it is trained on, and the others may repeat its cells.
+    shares = [(sum(counts[text] for text in numbers), sum(counts[text] for text in others))]
+    shares.append((parts[0].total(numbers), parts[0].total(every)))
+    if any((good and good >= NEARLY_ALL * (good + bad)) or (bad == 1 and good >= 3) for good, bad in shares):
+        bad = shares[0][1]
+        told = [
+            f"{text!r} (row {part.where(text)} of {name})"
+            for name, part in zip(names, parts, strict=True)
+            for text in part.texts
+            if text in every
+        ]
+        raise InputError(
+            f"Column {column!r} holds numbers, but for {bad} {'cell' if bad == 1 else 'cells'}: "
+            f"{listed(told, quote=False)}; {ROWS}. Write numbers there or drop those rows. If the column is one of "
+            "codes, put a letter before each."
+        )
+    return False
+
+
+def _first_with(names: list[str], parts: list[_Cells], texts: Sequence[str]) -> str:
+    return next(name for name, part in zip(names, parts, strict=True) if set(texts) & set(part.texts))
+
+
+def settle_classes(raws: Sequence[Raw]) -> list[tuple[np.ndarray, int, list[str]]]:
+    """Of each file: its labels, whole numbers (int64), truth values or text alike in all files; how many are missing.
+
+    Raises:
+        InputError: they are fractions, and so quantities.
+    """
+    if all(_holds_numbers(getattr(raw.labels, "dtype", None)) for raw in raws):
+        return [(*_whole(raw, np.asarray(raw.labels)), []) for raw in raws]
+    parts = [_cells(number_text(raw.labels) if _holds_numbers(raw.labels.dtype) else raw.labels) for raw in raws]
+    found = {text for part in parts for text in part.texts} - NO_VALUE
+    words = found - NO_NUMBER
+    if words and all(NUMBER.fullmatch(text) for text in words):
+        integers = all(INTEGER.fullmatch(text) for text in words)
+        if integers and all(abs(int(text)) < 2**63 for text in words):
+            return [(_filled(part, int, NO_VALUE | NO_NUMBER), part.total(NO_VALUE | NO_NUMBER), []) for part in parts]
+        if not integers and not any(PADDED.fullmatch(text) for text in words):
+            values = [_filled(part, float, NO_VALUE | NO_NUMBER) for part in parts]
+            lacking = [part.total(NO_VALUE | NO_NUMBER) for part in parts]
+            whole = [_whole(raw, labels) for raw, labels in zip(raws, values, strict=True)]
+            return [(labels, max(n, m), []) for (labels, n), m in zip(whole, lacking, strict=True)]
+    if words and {text.lower() for text in found} <= {"true", "false"}:
+        return [
+            (_filled(part, lambda text: text.lower() == "true", NO_VALUE), part.total(NO_VALUE), []) for part in parts
+        ]
+    settled = []
+    for raw, part in zip(raws, parts, strict=True):
+        absent = NO_VALUE if words else NO_VALUE | NO_NUMBER
+        kept = [text for text in part.texts if text in NO_NUMBER and part.total({text})] if words else []
+        notes = [f"{raw.name} has labels that read {listed(kept)}: they are taken for classes."] if kept else []
+        settled.append((np.array(part.texts, dtype=object)[part.codes], part.total(absent), notes))
+    return settled
+
+
+def _filled(part: _Cells, convert: object, absent: frozenset[str]) -> np.ndarray:
+    """The cells converted; those without a value become 0, since they are counted and refused."""
+    return np.array([0 if text in absent else convert(text) for text in part.texts])[part.codes]  # type: ignore[operator]
+
+
+def _whole(raw: Raw, labels: np.ndarray) -> tuple[np.ndarray, int]:
+    """Labels as whole numbers, and how many are missing or infinite."""
+    if labels.dtype.kind != "f":
+        return labels, 0
+    finite = np.isfinite(labels)
+    fractions = labels[finite & (labels != np.round(labels))]
+    if len(fractions):
+        raise InputError(
+            f"{raw.name}: the target holds fractions (such as {fractions[0]:g}), so it is a quantity and not a label. "
+            "Pass a column of classes as --target."
+        )
+    if np.any(np.abs(labels[finite]) >= 2**53):
+        raise InputError(
+            f"{raw.name}: the target holds numbers as large as {np.abs(labels[finite]).max():g}, so it is a quantity "
+            "and not a label. Pass a column of classes as --target."
+        )
+    return np.where(finite, labels, 0).astype(np.int64), int(np.sum(~finite))
+
+
+def settle_quantities(raws: Sequence[Raw]) -> list[tuple[np.ndarray, int, list[str]]]:
+    """Of each file: its labels as float64, and how many are missing or infinite.
+
+    Raises:
+        InputError: they are text, or a few of them are.
+    """
+    settled = []
+    for raw in raws:
+        labels = raw.labels
+        if not _holds_numbers(getattr(labels, "dtype", None)):
+            part = _cells(labels)
+            truth = {"true": "1", "false": "0"}
+            absent = NO_VALUE | NO_NUMBER
+            if {text.lower() for text in part.texts} - {""} <= truth.keys():
+                part = part._replace(texts=[truth.get(text.lower(), "") for text in part.texts])
+            bad = [text for text in part.texts if text not in absent and not NUMBER.fullmatch(text)]
+            if bad:
+                told = [f"{text!r} (row {part.where(text)})" for text in bad]
+                raise InputError(
+                    f"{raw.name}: the target holds text (such as {listed(told[:3], quote=False)}; {ROWS}), and a "
+                    "quantity is needed. Mend those rows, pass a column of numbers as --target, or leave out --lasso "
+                    "to tune a classifier."
+                )
+            labels = np.array([np.nan if text in absent else float(text) for text in part.texts])[part.codes]
+        labels = np.asarray(labels, np.float64)
+        settled.append((labels, int(np.sum(~np.isfinite(labels))), []))
+    return settled

@@ -1,0 +1,364 @@
+"""The derivatives of a problem, and the only file of the library that takes them.
+
+`lower(...)` gives g, its gradient in v, and
+
+    along(p) = (grad2_uv g . p, grad2_vv g . p) = d/dt grad_(u,v) g(u, v + t p) at t = 0,
+
+from which every first-order method of the library is made (DESIGN: the one idea). `exact` takes it by
+going back through the gradient, whose evaluation it shares: grad2_uv g . p is the derivative of <grad_v g, p> in u.
+Forward over that gradient (Pearlmutter 1994) has the same arithmetic and memory; compiled code of the backward form
+takes up to a fifth less time where there are convolutions. `finite_difference` takes two more gradients.
+
+Where v lives in a set, or has a regulariser with corners, v*(u) is the fixed point of a projected or proximal descent;
+`fixed_point` gives the `along` that takes the place of the above.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.core import Tracer
+
+from bilevax._checks import InputError, PyTree
+from bilevax._optimizers import first_line
+from bilevax._programs import compiled
+from bilevax.problem import Batch, Problem, identity
+
+Along = Callable[[PyTree], tuple[PyTree, PyTree]]
+Curvature = Callable[[Callable[[PyTree, PyTree], Any], PyTree, PyTree], "Lower"]  # g(u, v), u, v -> it
+
+
+class Upper(NamedTuple):
+    """f with its gradients; `grad_u` and `grad_v` include the penalty on the constraints, if any."""
+
+    loss: Any
+    constraints: tuple[Any, ...]
+    grad_u: PyTree
+    grad_v: PyTree
+
+
+class Lower(NamedTuple):
+    """g with its gradient in v, and `along`."""
+
+    loss: Any
+    grad_v: PyTree
+    along: Along
+
+
+def upper(
+    problem: Problem,
+    u: PyTree,
+    v: PyTree,
+    data: PyTree,
+    key: Any,
+    penalty: Callable[[tuple[Any, ...]], Any] | None = None,
+) -> Upper:
+    """f(u, v) and its gradients; those of f + penalty(h(u, v)) where a penalty is given."""
+
+    def total(u: PyTree, v: PyTree) -> tuple[Any, tuple[Any, tuple[Any, ...]]]:
+        loss = problem.upper(u, v, data, key)
+        if penalty is None:
+            return loss, (loss, ())
+        values = problem.constraint_values(u, v, data)
+        return loss + penalty(values), (loss, values)
+
+    (_, (loss, values)), (grad_u, grad_v) = jax.value_and_grad(total, (0, 1), has_aux=True)(u, v)
+    return Upper(loss, values, grad_u, grad_v)
+
+
+def constraint_gradients(problem: Problem, u: PyTree, v: PyTree, data: PyTree) -> tuple[Any, PyTree, PyTree]:
+    """All entries of all h as one vector (m,), and its Jacobians in u and v (leading axis m)."""
+
+    def flat(u: PyTree, v: PyTree) -> Any:
+        values = problem.constraint_values(u, v, data)
+        return jnp.concatenate([jnp.ravel(x) for x in values])
+
+    values = flat(u, v)
+    jacobian_u, jacobian_v = jax.jacrev(flat, (0, 1))(u, v)
+    return values, jacobian_u, jacobian_v
+
+
+def exact(g: Callable[[PyTree, PyTree], Any], u: PyTree, v: PyTree) -> Lower:
+    """`along` by a reverse pass through the gradient in v: with it, two gradients' work, and two for each direction."""
+
+    def gradient(u: PyTree, v: PyTree) -> tuple[PyTree, Any]:
+        loss, grad_v = jax.value_and_grad(g, 1)(u, v)
+        return grad_v, loss
+
+    grad_v, along, loss = jax.vjp(gradient, u, v, has_aux=True)
+    return Lower(loss, grad_v, along)
+
+
+def finite_difference(g: Callable[[PyTree, PyTree], Any], u: PyTree, v: PyTree) -> Lower:
+    """`along` by the central difference of two gradients: first-order only, and least memory.
+
+    The step is eps^(1/3) (1 + |v|) / |p|, which balances rounding against truncation, so the
+    result is good to about eps^(2/3): 1e-5 relative in float32, 1e-10 in float64.
+    """
+
+    def along(p: PyTree) -> tuple[PyTree, PyTree]:
+        size = optax.tree.norm(p)
+        eps = jnp.finfo(size.dtype).eps
+        t = eps ** (1 / 3) * (1 + optax.tree.norm(v)) / jnp.where(size > 0, size, 1.0)
+
+        def moved(sign: float) -> PyTree:
+            return jax.grad(g, (0, 1))(u, jax.tree.map(lambda x, d: x + (sign * t * d).astype(x.dtype), v, p))
+
+        return jax.tree.map(lambda a, b: (a - b) / (2 * t).astype(a.dtype), moved(1.0), moved(-1.0))
+
+    loss, grad_v = jax.value_and_grad(g, 1)(u, v)
+    return Lower(loss, grad_v, along)
+
+
+def lower(
+    problem: Problem,
+    u: PyTree,
+    v: PyTree,
+    data: PyTree,
+    key: Any,
+    *,
+    mu: Any = 1e-3,
+    curvature: Curvature = exact,
+) -> Lower:
+    """g(u, v), its gradient in v, and `along`; what the caller does not use is not computed."""
+    return curvature(lambda u, v: problem.lower(u, v, data, key, mu), u, v)
+
+
+def lower_rows(
+    problem: Problem, u: PyTree, v: PyTree, data: PyTree, key: Any, places: Sequence[int], *, mu: Any = 1e-3
+) -> Lower:
+    """As `lower`, of the rows of some leaves of v alone: `grad_v`, and the p that `along` takes, are lists of theirs.
+
+    Only these rows are differentiated: backwards no further than to the first of the leaves, and along p from there
+    on, so the last layers' rows cost less than all of them; for p zero elsewhere `along` is that of `lower`.
+    """
+    leaves, form = jax.tree.flatten(v)
+    chosen = [leaves[i] for i in places]
+
+    def loss(u: PyTree, v: PyTree, chosen: list[Any]) -> Any:
+        rest = jax.tree.leaves(v)
+        for i, x in zip(places, chosen, strict=True):
+            rest[i] = x
+        return problem.lower(u, jax.tree.unflatten(form, rest), data, key, mu)
+
+    value, rows = jax.value_and_grad(loss, 2)(u, v, chosen)
+
+    def along(p: PyTree) -> PyTree:
+        def slope(u: PyTree, v: PyTree) -> Any:
+            at = [jax.tree.leaves(v)[i] for i in places]
+            return jax.jvp(lambda x: loss(u, v, x), (at,), (p,))[1]
+
+        return jax.grad(slope, (0, 1))(u, v)
+
+    return Lower(value, rows, along)
+
+
+def lower_gradient(
+    problem: Problem, u: PyTree, v: PyTree, data: PyTree, key: Any, *, mu: Any = 1e-3
+) -> tuple[Any, PyTree]:
+    """g(u, v) and its gradient in v alone: what a plain descent of g needs."""
+    return jax.value_and_grad(problem.lower, 1)(u, v, data, key, mu)
+
+
+def lower_slopes(
+    problem: Problem, u: PyTree, v: PyTree, data: PyTree, key: Any, *, mu: Any = 1e-3
+) -> tuple[Any, PyTree, PyTree]:
+    """g(u, v) and its gradients in u and in v: what methods on the value function min over v of g need."""
+    loss, (grad_u, grad_v) = jax.value_and_grad(problem.lower, (0, 1))(u, v, data, key, mu)
+    return loss, grad_u, grad_v
+
+
+class FixedPoint(NamedTuple):
+    """The linear system of a hypergradient where v*(u) is the fixed point of a map, see `fixed_point`."""
+
+    along: Along
+    b: PyTree
+    direct: PyTree
+    moved: PyTree
+
+
+def fixed_point(
+    move: Callable[[PyTree, PyTree], PyTree], u: PyTree, v: PyTree, g: Lower, b: PyTree, step: Any = None
+) -> FixedPoint:
+    """The system along(q)[1] = b whose solution gives the derivative of v*(u) = move(u, v*(u) - step grad_v g).
+
+    `move` is the projection onto the set that v lives in, or the proximal map of a regulariser, with step length
+    `step`. Its derivative J in its second argument is symmetric. Differentiating the fixed point,
+
+        (I - J + step H J) w = b,    d/du b . v*(u) = direct(w) - cross(step J w),    H = grad2_vv g,
+
+    where direct(w) is w times the derivative of `move` in u. With q = step w and the system multiplied by J from the
+    left it becomes symmetric, and has the solutions that count unchanged:
+
+        (J H J + J (I - J) / step) q = J b,    w = J q / step + b - H J q.
+
+    Where J is a projector (a box, a simplex, soft thresholding) it is the system of the free part of v alone, whatever
+    the step is; elsewhere (a ball, a group lasso) the second term is the curvature of the boundary. Without a set J is
+    the identity.
+
+    Args:
+        move: (u, v) -> v.
+        u, v: the point; v near the fixed point.
+        g: the lower loss there, without the regulariser that `move` is the proximal map of.
+        b: the gradient in v of what is to be differentiated, such as the upper loss.
+        step: positive; by default |grad_v g|^2 / <grad_v g, H grad_v g>, which depends on no unit.
+
+    Returns:
+        A FixedPoint. The derivative is `direct - cross`, where (cross, _) = along(q) and along(q)[1] = b; for any of
+        `bilevax.linear_solve` that is `direct - answer.cross`. `moved` is move(u, v - step grad_v g).
+    """
+    step = _cauchy_step(g, v) if step is None else step
+    before = jax.tree.map(lambda x, d: (x - step * d).astype(x.dtype), v, g.grad_v)
+    moved, transposed = jax.vjp(move, u, before)
+
+    def pull(x: PyTree) -> tuple[PyTree, PyTree]:
+        """The product with the transpose, 0 where a norm of zeros that stay zeros (a dead group) makes it NaN."""
+        of_u, of_v = transposed(x)
+        return of_u, jax.tree.map(
+            lambda d, old, new: jnp.where(jnp.isnan(d) & (old == 0) & (new == 0), 0, d), of_v, before, moved
+        )
+
+    def along(q: PyTree) -> tuple[PyTree, PyTree]:
+        p = pull(q)[1]
+        cross, image = g.along(p)
+        rest = jax.tree.map(lambda p, h: (p / step - h).astype(p.dtype), p, image)
+        bent = jax.tree.map(lambda q, p, h: (h + (q - p) / step).astype(q.dtype), q, p, image)
+        return optax.tree.sub(cross, pull(rest)[0]), pull(bent)[1]
+
+    direct, inner = pull(b)
+    return FixedPoint(along, inner, direct, moved)
+
+
+def on_set(problem: Problem, u: PyTree, v: PyTree, g: Lower, b: PyTree) -> tuple[Along, PyTree]:
+    """`along` and b of the system for d/du b . v*(u), where v*(u) minimises g on the set of `project_lower`."""
+    if problem.project_lower is identity:
+        return g.along, b
+    found = fixed_point(lambda _, v: problem.project_lower(v), u, v, g, b)
+    return found.along, found.b
+
+
+def transposed(function: Callable[[PyTree], PyTree], x: PyTree) -> tuple[PyTree, Callable[[PyTree], PyTree]]:
+    """function(x), and the product with the transpose of its derivative there."""
+    if function is identity:
+        return x, identity
+    value, pull = jax.vjp(function, x)
+    return value, lambda d: pull(d)[0]
+
+
+def _cauchy_step(g: Lower, v: PyTree) -> Any:
+    """|d|^2 / <d, H d> of d = grad_v g, which is 1 over a curvature of g; |v| / |d| where there is none."""
+    dtype = jnp.result_type(jnp.float32, *jax.tree.leaves(v))
+    largest: Any = optax.tree.max(jax.tree.map(lambda x: jnp.abs(x).astype(dtype), g.grad_v))
+    largest = jnp.where(largest > 0, largest, 1)
+    d = jax.tree.map(lambda x: (x.astype(dtype) / largest).astype(x.dtype), g.grad_v)
+    size, curvature = _dot(d, d, dtype), jnp.abs(_dot(d, g.along(d)[1], dtype))
+    flat = curvature <= jnp.finfo(dtype).tiny
+    length = jnp.sqrt(_dot(v, v, dtype) / jnp.where(size > 0, size, 1)) / largest
+    step = jnp.where(flat, length, size / jnp.where(flat, 1, curvature))
+    return jnp.where((step > 0) & jnp.isfinite(step), step, 1)
+
+
+def _dot(a: PyTree, b: PyTree, dtype: Any) -> Any:
+    return sum(
+        jnp.vdot(x.astype(dtype), y.astype(dtype)) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
+    )
+
+
+def require_start(owner: str, problem: Problem, u: PyTree, batch: Batch, asked: bool = False) -> bool:
+    """Whether `lower_start` depends on u, if that is asked.
+
+    Raises:
+        InputError: it cannot be differentiated.
+    """
+    if problem.lower_start is None:
+        return False
+    start, key = problem.lower_start, jax.random.key(0)
+
+    def slope(u: PyTree, batch: Batch) -> PyTree:
+        v, pull_back = jax.vjp(lambda u: start(u, batch, key), u)
+        return pull_back(optax.tree.random_like(key, v))[0]
+
+    try:
+        found = jax.jit(slope)(u, batch) if asked else jax.eval_shape(slope, u, batch)
+    except Exception as error:  # whatever the user's function raises
+        raise InputError(
+            f"{owner} differentiates its lower moves from their start, and lower_start cannot be differentiated: "
+            f"{first_line(error)} If the start is to count as given, let it use jax.lax.stop_gradient(u)."
+        ) from error
+    return asked and any(bool(jnp.any(x != 0)) for x in jax.tree.leaves(found))
+
+
+PROJECTION_WITHIN = 1e-3  # float32 keeps a projection to about 1e-6, and iterated ones to less
+
+
+def require_symmetric(owner: str, name: str, move: Callable[[PyTree, PyTree], PyTree], u: PyTree, v: PyTree) -> None:
+    """Refuse a move(u, v) that is not a proximal map in v, as far as its derivative near v shows; compiled once for it.
+
+    Raises:
+        InputError: the derivative is not symmetric, or there is none.
+    """
+    advice = (
+        f"{owner} differentiates the fixed point of a proximal descent, which needs the proximal map of a function: "
+        "the minimiser of step r(x) + |x - v|^2 / 2 over x."
+    )
+    _require_defects(owner, name, move, (u,), v, advice)
+
+
+def require_projection(owner: str, name: str, project: Callable[[PyTree], PyTree], v: PyTree) -> None:
+    """Refuse what is not an orthogonal projection, since the derivative at its boundary would be wrong.
+
+    Inside of a jit nothing is tested.
+
+    Raises:
+        InputError: projecting twice is not projecting once, the derivative is not symmetric, or there is none.
+    """
+    if project is identity:
+        return
+    advice = (
+        f"{owner} differentiates the fixed point of a projected descent, which needs an orthogonal projection onto a "
+        "set, such as those of optax.projections. Use ReverseMode, which differentiates the moves themselves."
+    )
+    again = _require_defects(owner, name, project, (), v, advice)
+    if not isinstance(again, Tracer) and not again <= PROJECTION_WITHIN:
+        raise InputError(f"{owner}: {name} moves a point that it has projected already. {advice}")
+
+
+def _require_defects(
+    owner: str, name: str, move: Callable[..., PyTree], given: tuple[PyTree, ...], v: PyTree, advice: str
+) -> Any:
+    """How far `move` moves what it has moved; InputError where its derivative is not symmetric, or there is none."""
+    try:
+        again, skew = _defects(move, given, v)
+    except InputError:
+        raise
+    except Exception as error:  # whatever the user's function raises
+        raise InputError(f"{owner}: {name} cannot be differentiated: {first_line(error)} {advice}") from error
+    if not isinstance(skew, Tracer) and not skew <= PROJECTION_WITHIN:
+        raise InputError(f"{owner}: {name} has a derivative that is not symmetric. {advice}")
+    return again
+
+
+@compiled("move")
+def _defects(move: Callable[..., PyTree], given: tuple[PyTree, ...], v: PyTree) -> tuple[Any, Any]:
+    """How far move(*given, v) moves what it has moved, and how far its derivative is from symmetric, both relative."""
+
+    def project(v: PyTree) -> PyTree:
+        return move(*given, v)
+
+    dtype = jnp.result_type(jnp.float32, *jax.tree.leaves(v))
+    size = jnp.sqrt(_dot(v, v, dtype) / sum(jnp.size(x) for x in jax.tree.leaves(v)))
+    size = jnp.where(size > 0, size, 1)
+    keys = jax.random.split(jax.random.key(0), 3)
+    noise, a, b = (optax.tree.random_like(key, v, jax.random.normal) for key in keys)
+    x = jax.tree.map(lambda x, d: (x + size * d).astype(x.dtype), v, noise)
+    found, pull = jax.vjp(project, x)
+    again = optax.tree.sub(project(found), found)
+    moved = jnp.sqrt(_dot(again, again, dtype) / (_dot(x, x, dtype) + _dot(found, found, dtype)))
+    (of_a,), (of_b,) = pull(a), pull(b)
+    skew = jnp.abs(_dot(a, of_b, dtype) - _dot(b, of_a, dtype))
+    scale = jnp.sqrt(_dot(of_a, of_a, dtype) * _dot(b, b, dtype)) + jnp.sqrt(
+        _dot(of_b, of_b, dtype) * _dot(a, a, dtype)
+    )
+    return moved, skew / jnp.where(scale > 0, scale, 1)

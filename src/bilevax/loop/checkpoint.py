@@ -1,0 +1,436 @@
+"""Saves of a running solve, from which a later one resumes."""
+
+import hashlib
+import json
+import os
+import threading
+import warnings
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from itertools import zip_longest
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from bilevax import _files
+from bilevax._checks import InputError, require_count
+from bilevax.loop.callbacks import require_writable, short_reason, unused, unwritable, warn
+from bilevax.loop.placement import any_process, on_host
+from bilevax.loop.result import Fingerprint, Result, Run, Saved, SolveError, Visit
+from bilevax.solvers.base import Info
+
+
+class SaveError(SolveError):
+    """A solve whose last state could not be saved; `result` holds that state."""
+
+
+class Checkpoint:
+    """Saves a solve as it runs, and is where `resume` finds it.
+
+    Args:
+        directory: holds a folder per saved step. It is made if need be. Other files in it are left alone.
+        every: visits from one save to the next.
+        keep: how many saves to keep, the newest.
+
+    A save holds the state and the history, as an NPZ file; it is written by a thread while the solve goes on, and
+    takes its final name once whole, so one that was cut off by a kill is never seen. At the end, after Ctrl-C
+    and at a non-finite value too (the last finite state), what is not yet saved is saved and waited for.
+
+    A small state costs a visit a few milliseconds, and its write some 10 ms in the background, more with the size of
+    the state and the length of the history. A visit that comes while a save is being written is passed
+    over, so frequent visits do not stall the solve; choose `every` (or solve's) so that saves are
+    seconds apart.
+
+    Pass the same object as callback and as `resume`, and the same command starts a solve and continues
+    it, bit for bit, until it is done.
+
+    A save that fails, on a full disk say, does not end the solve: a warning says why, earlier saves stay, and the next
+    save is tried. Only where the last state cannot be saved at the end, SaveError is raised, with the Result. A newest
+    save that turns out to be damaged is passed over, with a warning, for the one before. While a solve writes to the
+    directory, another one is refused.
+
+    A save holds whole arrays, so a solve over other devices or another number of processes continues it, to rounding.
+    Several processes must all see the directory.
+
+    Raises:
+        InputError: directory is not a local path, or a count is not a positive integer.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, tempfile
+        >>> from bilevax import Penalty, Problem, callbacks, solve
+        >>> problem = Problem(lambda u, v: jnp.sum((v - 1) ** 2), lambda u, v: jnp.sum((v - u) ** 2))
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     save = callbacks.Checkpoint(folder)
+        ...     start = (Penalty(), problem, jnp.zeros(2), jnp.zeros(2))
+        ...     one = solve(*start, steps=100, key=jax.random.key(0), callbacks=[save], resume=save)
+        ...     two = solve(*start, steps=300, key=jax.random.key(0), callbacks=[save], resume=save)
+        >>> whole = solve(*start, steps=300, key=jax.random.key(0))
+        >>> two.steps, bool((two.u == whole.u).all())
+        (300, True)
+    """
+
+    def __init__(self, directory: str | os.PathLike[str], every: int = 1, keep: int = 2):
+        self.directory = _files.local_path("Checkpoint: directory", directory)
+        self.every = require_count("Checkpoint", "every", every)
+        self.keep = require_count("Checkpoint", "keep", keep)
+        self._running = self._several = False
+        self._about: dict[str, Any] = {}
+        self._saved = 0
+        self._due = 0
+        self._damaged: set[int] = set()  # steps, as found by `load`
+        self._refused: set[int] = set()  # threads whose solves were refused because another one is running
+        self._writer: _Writer | None = None  # of the first process
+
+    def start(self, run: Run) -> None:
+        """Make the directory ready.
+
+        Raises:
+            InputError: it cannot be written, another solve writes to it, it holds later steps than the one this
+                solve starts from, or something that is not a save stands where one would go.
+        """
+        if self._running:
+            self._refused.add(threading.get_ident())
+            raise InputError(
+                f"Checkpoint: one object, of {str(self.directory)!r}, is given to two solves, or twice to one. Make "
+                "one for each, with a directory of its own."
+            )
+        require_writable("Checkpoint", self.directory)
+        unlock = _lock(self.directory) if run.writes else None
+        try:
+            self._check(run)
+            about = _about(run.fingerprint())
+            if unlock is not None:
+                self._clean()
+                kept = sorted(set(_saves(self.directory)) - self._damaged)
+                self._writer = _Writer(self.directory, self.keep, kept, unlock)
+        except BaseException as error:
+            if unlock is not None:
+                unlock()
+            if isinstance(error, OSError):
+                raise unwritable("Checkpoint", self.directory, error) from error
+            raise
+        self._about, self._saved, self._due = about, run.step, 0
+        self._running, self._several = True, run.several
+
+    def _check(self, run: Run) -> None:
+        saves = _saves(self.directory)
+        newest = max(saves.keys() - self._damaged, default=0)
+        if newest > run.step:
+            raise InputError(
+                f"Checkpoint: {str(self.directory)!r} already holds step {newest} of a solve, and this one starts "
+                f"from step {run.step}. Pass the Checkpoint as resume= too to continue that "
+                "solve, or name another directory."
+            )
+        for path in self.directory.iterdir():
+            step = _step_of(path)
+            if step is not None and run.step < step <= run.steps and step not in saves:
+                raise InputError(
+                    f"Checkpoint: {str(path)!r} stands where step {step} would be saved, and it {_what_it_is(path)}. "
+                    "Move it away, or name another directory."
+                )
+
+    def _clean(self) -> None:
+        """Clear away what a kill has left, and set damaged saves aside."""
+        try:
+            _files.sweep(self.directory)
+            for step in self._damaged:
+                path = self.directory / str(step)
+                if path.exists():
+                    path.rename(unused(path.with_name(f"{step}.damaged")))
+        except OSError as error:
+            raise unwritable("Checkpoint", self.directory, error) from error
+        self._damaged = set()
+
+    def visit(self, visit: Visit) -> None:
+        """Start a save, if one is due and none is being written."""
+        if self._writer is not None and not self._writer.busy():
+            before = self._writer.failure
+            if self._writer.wait() and not before:
+                warn(f"{self._writer.failure} The solve goes on, earlier saves stay, and the next save is tried.")
+        self._due += 1
+        if self._due < self.every:
+            return
+        busy = self._writer is not None and self._writer.busy()
+        if self._several:
+            (busy,) = any_process(busy)
+        if not busy:
+            self._save(visit.step, visit.state, visit.history())
+
+    def finish(self, result: Result | None) -> None:
+        """Save what is not saved yet, and wait until all is written.
+
+        Raises:
+            SaveError: the last state could not be saved.
+        """
+        if threading.get_ident() in self._refused:  # the end of a solve that `start` refused, not of the running one
+            self._refused.discard(threading.get_ident())
+            return
+        if not self._running:
+            return
+        writer = self._writer
+        try:
+            failed = writer is not None and bool(writer.wait())
+            if result is None:
+                if writer is not None and failed:
+                    warn(writer.failure)
+                return
+            if self._several:
+                (failed,) = any_process(failed)
+            if failed or result.steps > self._saved:
+                self._save(result.steps, result.state, result.history)
+                if writer is not None and writer.wait():
+                    raise SaveError(
+                        f"{writer.failure} The state that the solve ended with is in this error's .result "
+                        f"({result.status.value}). Earlier saves stay: once there is room, resume from them.",
+                        result,
+                    )
+        finally:
+            self._writer, self._running = None, False
+            if writer is not None:
+                writer.close()
+
+    def load(self, fingerprint: Fingerprint, state: Any, info: Info) -> Saved | None:
+        """The newest save that is whole; None if there is none yet.
+
+        A damaged one is passed over for the one before, with a warning.
+
+        Raises:
+            InputError: no save is whole, another solve writes to the directory, or the save is of a solve with other
+                shapes or data, another problem, solver or key.
+        """
+        _files.require_unlocked(self.directory, "Checkpoint: directory")
+        self._damaged = set()
+        faults = {}
+        try:
+            saves = _saves(self.directory)
+            for path in self.directory.iterdir() if self.directory.is_dir() else ():
+                if _step_of(path) is not None and _step_of(path) not in saves and _was_a_save(path):
+                    faults[path] = _what_it_is(path)
+        except OSError as error:
+            raise InputError(
+                f"Checkpoint: directory is {str(self.directory)!r}, which cannot be read ({_files.reason(error)})."
+            ) from error
+        for step in sorted(saves, reverse=True):
+            path = self.directory / str(step)
+            try:
+                about, data = _read(path / STATE)
+                shape = about["step"], about["rows"], about["bytes"]
+            except Exception as error:  # zipfile, zlib, NumPy and json have many kinds for a damaged file
+                self._damaged.add(step)
+                faults[path] = f"is cut short or damaged ({short_reason(error)})"
+                continue
+            if shape != (step, step, data.size):
+                self._damaged.add(step)
+                faults[path] = f"holds step {shape[0]} and {shape[1]} rows of history"
+                continue
+            _compare(f"resume: step {step} in {str(self.directory)!r}", about, _about(fingerprint))
+            for other, fault in faults.items():
+                told = f"resume: {str(other)!r} {fault}. It is not used; the solve continues from step {step}."
+                warnings.warn(told, stacklevel=2)
+            history = jax.tree.map(lambda x, n=step: jax.ShapeDtypeStruct((n, *x.shape[1:]), x.dtype), info)
+            return Saved(step, *_unpack(data, (state, history)))
+        if faults:
+            told = "; ".join(f"{str(path)!r} {fault}" for path, fault in sorted(faults.items()))
+            raise InputError(
+                f"resume: no save in {str(self.directory)!r} can be used: {told}. Move them away to start from the "
+                "beginning, or name another directory."
+            )
+        return None
+
+    def _save(self, step: int, state: Any, history: Info) -> None:
+        """Start to write a save; every process of several must call this."""
+        data = _pack((state, history))
+        self._saved, self._due = step, 0
+        if self._writer is not None:
+            rows = len(jax.tree.leaves(history)[0])
+            self._writer.write(step, {**self._about, "step": step, "rows": rows, "bytes": data.size}, data)
+
+
+STATE = "state.npz"
+
+
+class _Writer:
+    """Writes saves in a thread, one at a time. `failure` says why the last save failed; empty where it did not."""
+
+    def __init__(self, directory: Path, keep: int, kept: list[int], unlock: Callable[[], None]):
+        self._directory, self._keep, self._kept, self._unlock = directory, keep, kept, unlock
+        self._thread = ThreadPoolExecutor(1, "bilevax-save")
+        self._writing: Future[None] | None = None
+        self._step = 0
+        self._checked = False
+        self.failure = ""
+
+    def busy(self) -> bool:
+        """Whether a save is being written."""
+        return self._writing is not None and not self._writing.done()
+
+    def write(self, step: int, about: dict[str, Any], data: np.ndarray) -> None:
+        """Start a save; the one before must have ended."""
+        self.wait()
+        self._step, self._writing = step, self._thread.submit(self._write, step, about, data)
+
+    def wait(self) -> str:
+        """Wait for the save that is being written, if one is. Returns `failure`."""
+        if self._writing is not None:
+            error = self._writing.exception()
+            self._writing, self.failure = None, ""
+            if error is not None:
+                reason = _files.reason(error) if isinstance(error, OSError) else short_reason(error)
+                where = repr(str(self._directory))
+                self.failure = f"Checkpoint: step {self._step} could not be saved to {where} ({reason})."
+        return self.failure
+
+    def close(self) -> None:
+        """End the thread, and unlock the directory."""
+        self._thread.shutdown()
+        self._unlock()
+
+    def _write(self, step: int, about: dict[str, Any], data: np.ndarray) -> None:
+        if not self._directory.is_dir():  # removed while the solve ran, the lock with it
+            _files.make(self._directory)
+            self._unlock()
+            self._unlock = _lock(self._directory)
+        final = self._directory / str(step)
+        if os.path.lexists(final):
+            raise FileExistsError(f"{str(final)!r} is in the way")
+        part = _files.scratch(self._directory, [STATE], step=step)
+        try:
+            text = np.frombuffer(json.dumps(about).encode(), np.uint8)
+            with (part / STATE).open("wb") as file:
+                np.savez(file, about=text, data=data)
+            _files.sync(part / STATE)
+            if not self._checked:  # a file system that alters what it is given shows at once
+                found, again = _read(part / STATE)
+                if found != about or again.tobytes() != data.tobytes():
+                    raise OSError("what was written reads back otherwise")
+                self._checked = True
+            with suppress(OSError):  # some file systems cannot
+                _files.sync(part)
+            part.rename(final)
+        except BaseException:
+            with suppress(OSError):
+                _files.remove_ours(part)
+            raise
+        with suppress(OSError):
+            _files.sync(self._directory)
+        self._kept.append(step)
+        for old in self._kept[: -self._keep]:
+            with suppress(OSError):
+                _files.remove_whole(self._directory / str(old))
+        del self._kept[: -self._keep]
+
+
+def _read(path: Path) -> tuple[dict[str, Any], np.ndarray]:
+    """What a save is about, and its bytes; their checksums are checked as they are read."""
+    with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
+        return json.loads(file["about"].tobytes()), file["data"]
+
+
+def _step_of(path: Path) -> int | None:
+    """The step that a file or folder is named after."""
+    return int(path.name) if path.name.isascii() and path.name.isdecimal() and path.name[:1] != "0" else None
+
+
+def _saves(directory: Path) -> dict[int, Path]:
+    """The saves by their steps: folders that this program made, named after the step that they were made for."""
+    if not directory.is_dir():
+        return {}
+    return {
+        step: path
+        for path in directory.iterdir()
+        if (step := _step_of(path)) is not None and (_files.read_mark(path) or {}).get("step") == step
+    }
+
+
+def _what_it_is(path: Path) -> str:
+    mark = _files.read_mark(path) or {}
+    if "step" in mark:
+        return f"holds the save of step {mark['step']}: it was renamed or copied"
+    return "has lost its owner file" if _was_a_save(path) else "was not made by bilevax"
+
+
+def _was_a_save(path: Path) -> bool:
+    return os.path.lexists(path / STATE)
+
+
+def _lock(directory: Path) -> Callable[[], None]:
+    try:
+        return _files.lock(directory, "Checkpoint: directory")
+    except OSError as error:
+        raise unwritable("Checkpoint", directory, error) from error
+
+
+def _compare(where: str, found: dict[str, Any], wanted: dict[str, Any]) -> None:
+    """Refuse a save of another solve; what explains the rest is named first."""
+    instead = "Resume with what it was saved with, or name another directory."
+    if found.get("shapes") != wanted["shapes"]:
+        pairs = zip(found.get("shapes", []), wanted["shapes"], strict=False)
+        was, now = next((p for p in pairs if p[0] != p[1]), ("", ""))
+        told = f": it has {was!r}, and this solve {now!r}" if was else ""
+        raise InputError(f"{where} is of a solve with other shapes or another source of batches{told}. {instead}")
+    version = ""
+    if found.get("jax") != wanted["jax"]:
+        version = (
+            f" (or only JAX's version: it was saved under {found.get('jax')}, this is {wanted['jax']}, and the same "
+            "bits cannot be promised across versions)"
+        )
+    for part, name in (
+        ("problem", "problem"),
+        ("solver", "solver, or the same with other settings"),
+        ("key", "key"),
+    ):
+        if found.get(part) != wanted[part]:
+            raise InputError(f"{where} is of a solve with another {name}{version}. {instead}")
+    for was, now in zip_longest(found.get("data", []), wanted["data"]):
+        if was != now:
+            name, _, _ = (now or was).partition(": ")
+            raise InputError(f"{where} is of a solve with other data: the values of {name} differ. {instead}")
+
+
+def _about(fingerprint: Fingerprint) -> dict[str, Any]:
+    """A fingerprint as JSON: traced programs as hashes, shapes in full, so that a refusal can name them."""
+
+    def hashed(text: str) -> str:
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    return {
+        "jax": jax.__version__,
+        "shapes": fingerprint.shapes.splitlines(),
+        "problem": hashed(fingerprint.problem),
+        "solver": hashed(fingerprint.solver),
+        "key": fingerprint.key,
+        "data": fingerprint.data.splitlines(),
+    }
+
+
+def _is_key(x: Any) -> bool:
+    return jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
+
+
+def _pack(tree: Any) -> np.ndarray:
+    """All leaves as one row of bytes: any dtype, any size, one file to write, in half the time of many.
+
+    It is a real copy. An array on the CPU may be a view of the device's memory, which the next stretch,
+    to which the state is donated, overwrites while the bytes are being written out.
+    """
+    leaves = [jax.random.key_data(x) if _is_key(x) else x for x in jax.tree.leaves(tree)]
+    return np.concatenate([np.ascontiguousarray(x).reshape(-1).view(np.uint8) for x in on_host(leaves)])
+
+
+def _unpack(data: np.ndarray, like: Any) -> Any:
+    """The tree that `_pack` was given, from one of the same shapes and dtypes."""
+    place = 0
+
+    def take(x: Any) -> Any:
+        nonlocal place
+        plain = jax.eval_shape(jax.random.key_data, x) if _is_key(x) else x
+        end = place + int(np.prod(plain.shape)) * np.dtype(plain.dtype).itemsize
+        value = data[place:end].copy().view(plain.dtype).reshape(plain.shape)
+        place = end
+        return jax.random.wrap_key_data(jnp.asarray(value), impl=jax.random.key_impl(x)) if _is_key(x) else value
+
+    return jax.tree.map(take, like)

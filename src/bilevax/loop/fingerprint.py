@@ -1,0 +1,91 @@
+"""What a resumed solve must share with the one that was saved."""
+
+import functools
+import hashlib
+import re
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from bilevax._checks import (
+    PyTree,
+)
+from bilevax.loop import placement as layouts
+from bilevax.loop.result import Fingerprint
+from bilevax.problem import Batch, Problem
+from bilevax.solvers import base
+
+
+def fingerprint_of(
+    solver: Any, problem: Problem, state: Any, batch: Batch, source: Any, key: Any, start: tuple[PyTree, PyTree]
+) -> Fingerprint:
+    """Shapes, the traced programs of the problem and of a step as text without addresses, and hashes of the data."""
+
+    def bare(x: Any) -> Any:
+        """Its shape without its devices, which derivatives note in their programs: a save goes on over others."""
+        kind = jax.typeof(x)
+        return jax.ShapeDtypeStruct(kind.shape, kind.dtype, weak_type=kind.weak_type)
+
+    def text(function: Callable[..., Any], *arguments: Any) -> str:
+        traced = jax.make_jaxpr(function)(*jax.tree.map(bare, arguments))
+        held = hashlib.sha256()
+        for const in traced.consts:
+            held.update(np.asarray(const).tobytes())
+        return f"jax {jax.__version__}\n{held.hexdigest()}\n{_without_addresses(str(traced))}"
+
+    shapes = [
+        f"{name}{jax.tree_util.keystr(path)}: {jax.typeof(x)}"
+        for name, tree in (("state", state), ("batch", batch), ("source", source))
+        for path, x in jax.tree_util.tree_leaves_with_path(tree)
+    ]
+    shapes.append(f"source: {_without_addresses(str(jax.tree.structure(source)))}")
+    some = jax.random.key(0)
+
+    def losses(state: Any, batch: Batch, key: Any) -> Any:
+        lower = base.lower_data(batch, 0)
+        u, v = state.u, state.v
+        return (
+            problem.upper(u, v, batch.upper, key),
+            problem.lower(u, v, lower, key),
+            problem.constraint_values(u, v, batch.upper),
+            problem.project_upper(u),
+            problem.project_lower(v),
+            None if problem.lower_start is None else problem.lower_start(u, batch, key),
+        )
+
+    if hasattr(state, "alive"):  # members of a Vectorized, which lead with an axis of their own
+        losses = jax.vmap(losses, in_axes=(0, 0, None))
+        problem_text = text(losses, state.member, batch, some)
+    else:
+        problem_text = text(losses, state, batch, some)
+    return Fingerprint(
+        shapes="\n".join(shapes),
+        problem=problem_text,
+        solver=f"{type(solver).__name__}\n{text(functools.partial(solver.step, problem), state, batch, some)}",
+        key=str(jax.random.key_data(key).tolist()),
+        data="\n".join(
+            [
+                *_hashes("u", start[0]),
+                *_hashes("v", start[1]),
+                *(_hashes("source", source) if source is not None else _hashes("the first batch", batch)),
+            ]
+        ),
+    )
+
+
+def _hashes(name: str, tree: PyTree) -> list[str]:
+    """A line for each array: its name and the SHA-256 of its values. Of several processes every one must call this."""
+    lines = []
+    for path, x in jax.tree_util.tree_leaves_with_path(tree):
+        x = jax.random.key_data(x) if jnp.issubdtype(jnp.result_type(x), jax.dtypes.prng_key) else x
+        values = np.ascontiguousarray(np.asarray(layouts.on_host(x), jnp.result_type(x))).reshape(-1)
+        digest = hashlib.sha256(values.view(np.uint8).data).hexdigest()
+        lines.append(f"{name}{jax.tree_util.keystr(path)}: {digest}")
+    return lines
+
+
+def _without_addresses(text: str) -> str:
+    return re.sub(r"0x[0-9a-f]+", "", text)

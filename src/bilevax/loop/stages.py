@@ -1,0 +1,214 @@
+"""A long job as a list of stages: those that are finished are kept in a folder, the solve in progress in a Checkpoint.
+
+After an interruption the same job reads back what is finished, and continues the solve that was running bit for bit.
+"""
+
+import io
+import json
+import time
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bilevax import _files
+from bilevax.loop.checkpoint import Checkpoint, SaveError
+from bilevax.loop.result import Result, Run, Status, Visit
+
+CONTENT = "content"
+REFERENCE = "array"
+
+
+class Keep(Checkpoint):
+    """The Checkpoint of a stage: a last state that cannot be saved ends no solve that has reached its end.
+
+    Attributes:
+        seconds: what saving has taken, so that it need not count as the solve's.
+    """
+
+    def __init__(self, directory: Path, notice: Callable[[str], None]):
+        super().__init__(directory)
+        self.seconds, self._notice = 0.0, notice
+
+    @contextmanager
+    def _timed(self) -> Iterator[None]:
+        began = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds += time.perf_counter() - began
+
+    def start(self, run: Run) -> None:
+        """As a Checkpoint."""
+        with self._timed():
+            super().start(run)
+
+    def visit(self, visit: Visit) -> None:
+        """As a Checkpoint."""
+        with self._timed():
+            super().visit(visit)
+
+    def finish(self, result: Result | None) -> None:
+        """As a Checkpoint, but where the solve is over and its result in hand."""
+        with self._timed():
+            try:
+                super().finish(result)
+            except SaveError as error:
+                if result is None or result.status in (Status.INTERRUPTED, Status.TERMINATED):
+                    raise
+                self._notice(f"{error} The run goes on.")
+
+
+class Stages:
+    """Results of finished stages, one NPZ file each, in a folder that this program owns.
+
+    Args:
+        folder: a folder that was claimed (`_files.claim`).
+        writes: whether this process writes; of several, the first does.
+        heed: called before and after each stage; raises where a signal has asked for an end.
+        notice: takes a sentence where a result cannot be kept; the job goes on without.
+
+    Attributes:
+        resumed: whether anything was read back.
+
+    A result is a dictionary of JSON values and NumPy arrays. It is returned as it would be read back, so that a job
+    goes on from the same values whether it was interrupted or not.
+
+    Example:
+        >>> import pathlib, tempfile
+        >>> import numpy as np
+        >>> from bilevax import _files
+        >>> with tempfile.TemporaryDirectory() as name:
+        ...     folder = pathlib.Path(name, "run")
+        ...     _files.claim(folder, "--out")
+        ...     first = Stages(folder).of("squares", lambda checkpoint: {"values": np.arange(3) ** 2})
+        ...     again = Stages(folder).of("squares", lambda checkpoint: {"values": None})
+        >>> again["values"].tolist()
+        [0, 1, 4]
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        writes: bool = True,
+        heed: Callable[[], None] = lambda: None,
+        notice: Callable[[str], None] = lambda sentence: None,
+    ):
+        self.folder, self.resumed, self.heed = folder, False, heed
+        self._writes, self._notice = writes, notice
+        # Listed before anything is written, so that several processes find the same.
+        self._found = {path.name for path in folder.iterdir() if path.suffix == ".npz"}
+
+    def of(self, name: str, compute: Callable[[Keep], Mapping[str, Any]]) -> dict[str, Any]:
+        """The result of a stage: read back, or computed and kept.
+
+        Args:
+            name: of the stage, a file name without its suffix.
+            compute: takes a Checkpoint for the stage's solve, to pass as callback and as `resume`.
+        """
+        self.heed()
+        value = self.read(name)
+        if value is not None:
+            self.resumed = True
+            return value
+        keep = self.checkpoint(name)
+        content = pack(compute(keep))
+        self.write(name, content)
+        if self._writes and keep.directory.is_dir():
+            try:
+                _files.remove_ours(keep.directory)
+            except OSError as error:
+                self._notice(f"{keep.directory} could not be removed ({_files.reason(error)}). Remove it by hand.")
+        self.heed()
+        return unpack(content)
+
+    def checkpoint(self, name: str) -> "Keep":
+        """Where the solve of a stage is saved."""
+        return Keep(self.folder / name, self._notice)
+
+    def read(self, name: str) -> dict[str, Any] | None:
+        """What was kept under a name before this job started; None where there is nothing, or it is damaged."""
+        if f"{name}.npz" not in self._found:
+            return None
+        try:
+            return unpack((self.folder / f"{name}.npz").read_bytes())
+        except (OSError, ValueError, LookupError, TypeError, EOFError, zipfile.BadZipFile, zlib.error):
+            return None
+
+    def write(self, name: str, content: bytes) -> None:
+        """Keep a packed value under a name."""
+        if not self._writes:
+            return
+        try:
+            outputs = _files.Outputs(self.folder, [])
+            outputs.write(f"{name}.npz", lambda path: path.write_bytes(content))
+        except (OSError, _files.InputError) as error:
+            self._notice(
+                f"The result of {name!r} could not be kept in {self.folder} ({error}). The run goes on; if it is "
+                "interrupted, this part is computed again."
+            )
+
+    def any(self) -> bool:
+        """Whether there is something to resume: a finished stage, or a save of a solve."""
+        try:
+            return any(
+                path.suffix == ".npz" or any(child.name.isdecimal() for child in path.iterdir())
+                for path in self.folder.iterdir()
+                if path.suffix == ".npz" or path.is_dir()
+            )
+        except OSError:
+            return False
+
+
+def pack(value: Mapping[str, Any]) -> bytes:
+    """A dictionary of JSON values and arrays as an NPZ file; the same bits come back.
+
+    Raises:
+        TypeError: something else is in it.
+    """
+    arrays: list[np.ndarray] = []
+
+    def plain(x: Any) -> Any:
+        if isinstance(x, np.ndarray):
+            if x.dtype.hasobject:
+                raise TypeError(f"An array of {x.dtype} cannot be kept.")
+            arrays.append(x)
+            return {REFERENCE: len(arrays) - 1}
+        if isinstance(x, np.generic):
+            return x.item()
+        if isinstance(x, Mapping):
+            return {"items": {str(name): plain(item) for name, item in x.items()}}
+        if isinstance(x, list | tuple):
+            return [plain(item) for item in x]
+        return x
+
+    content = json.dumps(plain(value))
+    entries: dict[str, Any] = {CONTENT: np.array(content), **{f"{REFERENCE}{i}": x for i, x in enumerate(arrays)}}
+    file = io.BytesIO()
+    np.savez(file, **entries)
+    return file.getvalue()
+
+
+def unpack(content: bytes) -> dict[str, Any]:
+    """What `pack` was given; sequences are lists.
+
+    Raises:
+        ValueError, KeyError, zipfile.BadZipFile: it is no such file.
+    """
+    with np.load(io.BytesIO(content), allow_pickle=False) as archive:
+
+        def whole(x: Any) -> Any:
+            if isinstance(x, list):
+                return [whole(item) for item in x]
+            if isinstance(x, dict):
+                if REFERENCE in x:
+                    return archive[f"{REFERENCE}{x[REFERENCE]}"]
+                return {name: whole(item) for name, item in x["items"].items()}
+            return x
+
+        return whole(json.loads(str(archive[CONTENT])))

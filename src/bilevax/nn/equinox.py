@@ -1,0 +1,94 @@
+"""An equinox module as a Model."""
+
+import functools
+import inspect
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from bilevax._checks import InputError, PyTree
+from bilevax.nn.foreign import ForeignModule
+from bilevax.nn.model import Model, model_of
+
+
+@functools.lru_cache(maxsize=16)
+def _from_equinox(network: "_Equinox") -> Model:
+    return model_of(network)
+
+
+def from_equinox(module: Any) -> Model:
+    """A Model from an equinox module that maps one example to logits (classes,); it is vmapped over samples.
+
+    Args:
+        module: an equinox module, whose own parameters are the start whatever the key; or a function
+            key -> module, with which each start is a new draw.
+
+    The module's floating arrays are the parameters; everything else is held fixed. Dropout is active while
+    training and off when predicting (`equinox.nn.inference_mode`); the module's `__call__` must take the key for it.
+
+    Raises:
+        InputError: the module has state of its own (`equinox.nn.StatefulLayer`), or dropout and no argument `key`.
+    """
+    network = _Equinox(module)
+    network.check()
+    return _from_equinox(network)
+
+
+class _Equinox(ForeignModule):
+    """An equinox module, or a function that makes one from a key."""
+
+    @functools.cached_property
+    def _given(self) -> bool:
+        import equinox
+
+        return isinstance(self.module, equinox.Module)
+
+    @functools.cached_property
+    def _example(self) -> Any:
+        with jax.ensure_compile_time_eval():  # kept beyond the trace it may first be asked for in
+            return self.module if self._given else self.module(jax.random.key(0))
+
+    @functools.cached_property
+    def _static(self) -> Any:
+        import equinox
+
+        return equinox.partition(self._example, equinox.is_inexact_array)[1]
+
+    @property
+    def _keyed(self) -> bool:
+        return "key" in inspect.signature(type(self._example).__call__).parameters
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"module": self.module}
+
+    def check(self) -> None:
+        import equinox
+
+        if isinstance(self._example, tuple):
+            raise InputError(
+                "model gives a pair (module, state): layers with a state, such as BatchNorm, cannot be carried by a "
+                "bilevel problem. Use layers without running statistics, such as LayerNorm or GroupNorm."
+            )
+        if not isinstance(self._example, equinox.Module):
+            raise InputError(f"model gives {self._example!r} for a key, and must give an equinox module.")
+        layers = jax.tree.leaves(self._example, is_leaf=lambda x: isinstance(x, equinox.nn.Dropout))
+        if not self._keyed and any(isinstance(x, equinox.nn.Dropout) and x.p != 0 for x in layers):
+            raise InputError(
+                f"model {type(self._example).__name__} has dropout, and its __call__ takes no key to draw it by. "
+                "Write __call__(self, x, key=None), and hand the key to the dropout layers."
+            )
+
+    def init(self, key: Any, x: Any) -> PyTree:
+        import equinox
+
+        module = self.module if self._given else self.module(key)
+        return equinox.partition(module, equinox.is_inexact_array)[0]
+
+    def apply(self, params: PyTree, x: Any, key: Any = None) -> Any:
+        import equinox
+
+        whole = equinox.nn.inference_mode(equinox.combine(params, self._static), key is None)
+        if key is None or not self._keyed:
+            return jax.vmap(whole)(x)
+        return jax.vmap(lambda x, key: whole(x, key=key))(x, jax.random.split(key, jnp.shape(x)[0]))

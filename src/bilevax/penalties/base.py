@@ -1,0 +1,55 @@
+"""What the smoothed penalties share."""
+
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+
+from bilevax._checks import InputError, PyTree
+
+
+def entries(v: PyTree) -> int:
+    """How many numbers a tree holds."""
+    return sum(jnp.size(x) for x in jax.tree.leaves(v))
+
+
+def check_mu(mu: Any) -> None:
+    if isinstance(mu, int | float) and not mu > 0:  # inside a solve it is an array that a schedule made
+        raise InputError(f"mu is {mu}, and must be positive: with zero a penalty has its corners. `true` is its limit.")
+
+
+def total_of(v: PyTree, entry: Any) -> Any:
+    return sum(jnp.sum(entry(x)) for x in jax.tree.leaves(v))
+
+
+def soft_threshold(x: Any, threshold: Any) -> Any:
+    return jnp.sign(x) * jnp.maximum(jnp.abs(x) - threshold, 0)
+
+
+class Smoothed(Protocol):
+    """What a penalty offers."""
+
+    def __call__(self, v: PyTree, mu: Any) -> Any:
+        """The smoothed value."""
+        ...
+
+    def true(self, v: PyTree) -> Any:
+        """The value itself."""
+        ...
+
+    def gap(self, v: PyTree, mu: Any) -> Any:
+        """How far the smoothed value may lie above the true one."""
+        ...
+
+
+def zero_share(v: PyTree, threshold: float = 0.0) -> float:
+    """The share of entries that are at most `threshold` in size.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from bilevax.penalties import zero_share
+        >>> zero_share({"w": jnp.array([0.0, 0.001, 2.0, 0.0])}), zero_share(jnp.array([0.0, 0.001, 2.0, 0.0]), 0.01)
+        (0.5, 0.75)
+    """
+    small = sum(int(jnp.sum(jnp.abs(x) <= threshold)) for x in jax.tree.leaves(v))
+    return small / max(entries(v), 1)

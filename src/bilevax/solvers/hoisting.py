@@ -1,0 +1,114 @@
+"""Takes what a loop's body makes of its constants alone out of the loop, before anything is differentiated.
+
+A compiler does this for the loop as it stands. It cannot for the reverse pass of a loop: the derivative of a
+representation is another one in each turn, and only their sum need go back through it.
+"""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import jax
+from jax.core import eval_jaxpr
+from jax.extend import core
+
+PRODUCTS = {"dot_general", "conv_general_dilated"}
+Body = Callable[..., Any]
+
+
+def hoist(body: Body, fixed: Any, *turn: Any) -> tuple[Any, Body]:
+    """`made, rest`: `rest(made, *turn)` is `body(fixed, *turn)`, and matrix products of `fixed` alone are in `made`.
+
+    What follows from such products alone is made with them. Elementwise work on `fixed` stays in the body, where it
+    costs less than what it makes would take to keep.
+
+    Args:
+        body: pure; any pytrees in and out.
+        fixed: what does not change from turn to turn; `made` is differentiable in it.
+        turn: the rest of the arguments; only shapes are used.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from bilevax.solvers.hoisting import hoist
+        >>> body = lambda a, x: jnp.tanh(a @ a) @ x
+        >>> made, rest = hoist(body, jnp.eye(2), jnp.ones(2))
+        >>> str(jax.make_jaxpr(rest)(made, jnp.ones(2))).count("dot_general")
+        1
+    """
+    traced, shape = jax.make_jaxpr(_inlined(body), return_shape=True)(fixed, *turn)
+    jaxpr, form = traced.jaxpr, jax.tree.structure(shape)
+    values, given = jax.tree.flatten(fixed)
+    known, heavy = set(_inputs(traced)[: len(traced.consts) + len(values)]), set()
+    outside, inside = [], []
+    for equation in jaxpr.eqns:
+        of = _variables(equation.invars)
+        if not equation.effects and known.issuperset(of):
+            known.update(equation.outvars)
+            outside.append(equation)
+            if _is_product(equation) or not heavy.isdisjoint(of):
+                heavy.update(equation.outvars)
+                continue
+        inside.append(equation)
+    used = _variables([*(x for equation in inside for x in equation.invars), *jaxpr.outvars])
+    kept = [x for x in dict.fromkeys(used) if x in heavy]
+    start = dict(zip(_inputs(traced), (*traced.consts, *values), strict=False))
+    made = _evaluated(_part(jaxpr, [], outside, kept), start) if kept else []
+    body_of_rest = _part(jaxpr, [], inside, jaxpr.outvars)
+
+    def rest(made: tuple[list[Any], list[Any]], *turn: Any) -> Any:
+        values, made_of = made
+        arguments = jax.tree.leaves((jax.tree.unflatten(given, values), *turn))
+        inputs = dict(zip(_inputs(traced), (*traced.consts, *arguments), strict=True))
+        return jax.tree.unflatten(form, _evaluated(body_of_rest, inputs | dict(zip(kept, made_of, strict=True))))
+
+    return (values, made), rest
+
+
+def _inlined(body: Body) -> Body:
+    """The body with what it calls through `jax.jit` written out."""
+
+    def flat(*arguments: Any) -> Any:
+        traced, shape = jax.make_jaxpr(body, return_shape=True)(*arguments)
+        values = (*traced.consts, *jax.tree.leaves(arguments))
+        results = _evaluated(traced.jaxpr, dict(zip(_inputs(traced), values, strict=True)))
+        return jax.tree.unflatten(jax.tree.structure(shape), results)
+
+    return flat
+
+
+def _evaluated(jaxpr: Any, environment: dict[Any, Any]) -> list[Any]:
+    """The outputs of a traced program, from the values of the variables it starts from."""
+    environment = dict(environment)
+
+    def read(x: Any) -> Any:
+        return x.val if isinstance(x, core.Literal) else environment[x]
+
+    for equation in jaxpr.eqns:
+        if equation.primitive is core.primitives.jit_p:
+            inner = equation.params["jaxpr"]
+            values = (*inner.consts, *map(read, equation.invars))
+            results = _evaluated(inner.jaxpr, dict(zip(_inputs(inner), values, strict=True)))
+        else:
+            of = list(dict.fromkeys(_variables(equation.invars)))
+            alone = _part(jaxpr, of, [equation], equation.outvars)
+            results = eval_jaxpr(alone, (), *map(read, of))
+        environment |= dict(zip(equation.outvars, results, strict=True))
+    return [read(x) for x in jaxpr.outvars]
+
+
+def _part(jaxpr: Any, inputs: list[Any], equations: list[Any], outputs: list[Any]) -> Any:
+    """Some equations of a program as one of its own."""
+    unnamed = core.DebugInfo("hoist", "body", None, None)
+    return jaxpr.replace(constvars=[], invars=inputs, eqns=equations, outvars=outputs, debug_info=unnamed)
+
+
+def _inputs(traced: Any) -> list[Any]:
+    return [*traced.jaxpr.constvars, *traced.jaxpr.invars]
+
+
+def _variables(atoms: Iterable[Any]) -> list[Any]:
+    return [x for x in atoms if not isinstance(x, core.Literal)]
+
+
+def _is_product(equation: Any) -> bool:
+    inner = core.jaxprs_in_params(equation.params)
+    return equation.primitive.name in PRODUCTS or any(_is_product(e) for jaxpr in inner for e in jaxpr.eqns)
