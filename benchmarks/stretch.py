@@ -2,8 +2,8 @@
 
 from typing import Any
 
+from bilevax import solve
 from bilevax.applications import Task
-from bilevax.loop import solve
 
 
 def seconds_of_a_step(solver: Any, task: Task, steps: int, key: Any) -> float:

@@ -31,8 +31,7 @@ from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss
 
-from bilevax import Batch, Inequality, Penalty, Problem
-from bilevax.loop import solve
+from bilevax import Batch, Inequality, Penalty, Problem, solve
 from bilevax.plots import change_sheet
 from bilevax.schedules import Geometric
 

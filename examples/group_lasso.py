@@ -30,8 +30,7 @@ import optax
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
-from bilevax import Batch, Problem, SparseHO
-from bilevax.loop import solve
+from bilevax import Batch, Problem, SparseHO, solve
 from bilevax.plots import BLUE, RED, STYLE
 
 GROUPS, SIZE, USEFUL, NOISE, FOLDS = 40, 5, 5, 2.0, 4

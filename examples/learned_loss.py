@@ -32,9 +32,8 @@ from sklearn.linear_model import HuberRegressor, LinearRegression
 from sklearn.metrics import mean_squared_error
 from sklearn.preprocessing import scale
 
-from bilevax import Batch, Implicit, Problem, Vectorized
+from bilevax import Batch, Implicit, Problem, Vectorized, solve
 from bilevax.argmin import Argmin
-from bilevax.loop import solve
 from bilevax.plots import BLUE, SKY, STYLE
 
 WIDTHS = np.array([0.25, 0.5, 1.0, 2.0])

@@ -30,8 +30,7 @@ from matplotlib.figure import Figure
 from sklearn.linear_model import LassoCV, RidgeCV
 from sklearn.model_selection import KFold
 
-from bilevax import Batch, Implicit, Problem
-from bilevax.loop import solve
+from bilevax import Batch, Implicit, Problem, solve
 from bilevax.plots import BLUE, RED, STYLE
 
 START = 2.5

@@ -14,11 +14,10 @@ import jax.numpy as jnp
 import numpy as np
 from sklearn.metrics import average_precision_score, f1_score, roc_auc_score
 
-from bilevax import Implicit, InputError, LearningToReweight, LookAhead, Penalty
+from bilevax import Implicit, InputError, LearningToReweight, LookAhead, Penalty, solve
 from bilevax.applications import Task
 from bilevax.applications.denoising import from_losses, weights
 from bilevax.data import Images, Noisy, cifar10, fashion_mnist, mnist, svhn
-from bilevax.loop import solve
 from bilevax.nn import Model, Training, probabilities, train
 
 DATA_SETS: dict[str, Callable[[], Images]] = {

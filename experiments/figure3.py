@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from bilevax import GradientMatching, Penalty
+from bilevax import GradientMatching, Penalty, solve
 from bilevax.applications import Task
 from bilevax.applications.poisoning import (
     Points,
@@ -29,7 +29,6 @@ from bilevax.applications.poisoning import (
     retrained,
     well_classified,
 )
-from bilevax.loop import solve
 from bilevax.nn import (
     Model,
     Training,

@@ -12,8 +12,8 @@ from typing import Any
 import jax
 import numpy as np
 
+from bilevax import solve
 from bilevax.applications import Task
-from bilevax.loop import solve
 from bilevax.plots import Line, LinePanel, line_panels
 from experiments import denoising, poisoning
 from experiments.contract import Row, Settings, pick, show, write_results

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bilevax import Checkpoint, Stacked, Vectorized
+from bilevax import Checkpoint, Stacked, Vectorized, solve
 from bilevax.applications import Task
 from bilevax.applications.poisoning import (
     Points,
@@ -26,7 +26,6 @@ from bilevax.applications.poisoning import (
     untargeted_task,
     wrongly_labelled,
 )
-from bilevax.loop import solve
 from bilevax.nn import Training, probabilities, softmax_head
 from experiments.denoising import CLASSES, images_of
 

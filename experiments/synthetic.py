@@ -26,9 +26,8 @@ import optax
 from rich.console import Console
 from tqdm import tqdm
 
-from bilevax import Alternating, Batch, ForwardMode, Implicit, Penalty, Problem, ReverseMode, Vectorized
+from bilevax import Alternating, Batch, ForwardMode, Implicit, Penalty, Problem, ReverseMode, Vectorized, solve
 from bilevax.linear_solve import CG, ByOptimizer, Neumann
-from bilevax.loop import solve
 from bilevax.plots import Panel, curve_panels
 from bilevax.schedules import Geometric
 from bilevax.solvers import Solver

@@ -9,8 +9,7 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from bilevax import Batch
-from bilevax.loop import solve
+from bilevax import Batch, solve
 from experiments import synthetic
 from experiments.contract import Published, Row, Settings, pick, show, write_results
 from experiments.synthetic import LOWER_STEPS, METHODS, OWN, Trials, problem_for

@@ -7,8 +7,7 @@ import optax
 import pytest
 from scipy.optimize import minimize
 
-from bilevax import BVFIM, InputError, Problem
-from bilevax.loop import solve
+from bilevax import BVFIM, InputError, Problem, solve
 from bilevax.schedules import Geometric
 
 KEY = jax.random.key(0)

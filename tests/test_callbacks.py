@@ -25,8 +25,8 @@ from bilevax import (
     SolveError,
     TensorBoard,
     Vectorized,
+    solve,
 )
-from bilevax.loop import solve
 from bilevax.loop.result import Run, Visit
 from bilevax.solvers.base import Info
 

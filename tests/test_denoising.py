@@ -18,7 +18,7 @@ import pytest
 from sklearn.base import clone
 from sklearn.metrics import average_precision_score
 
-from bilevax import Checkpoint, InputError, Penalty, ReverseMode
+from bilevax import Checkpoint, InputError, Penalty, ReverseMode, solve
 from bilevax.applications import Task
 from bilevax.applications._inputs import on_one_scale
 from bilevax.applications.denoising import (
@@ -31,7 +31,6 @@ from bilevax.applications.denoising import (
 )
 from bilevax.applications.denoising.estimator import _Both
 from bilevax.data import noisy_digits
-from bilevax.loop import solve
 from bilevax.nn import Model, Training, mlp, softmax_regression
 from bilevax.nn.training import improbable
 

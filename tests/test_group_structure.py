@@ -6,9 +6,8 @@ import numpy as np
 import optax
 import pytest
 
-from bilevax import InputError
+from bilevax import InputError, solve
 from bilevax.applications.group_structure import bregman, coefficients, dual, group_structure, lower_loss, upper_loss
-from bilevax.loop import solve
 from bilevax.penalties import Given, GroupLasso
 
 KEY = jax.random.key(0)

@@ -10,38 +10,31 @@ import pytest
 SOURCE = Path(__file__).parents[1] / "src" / "bilevax"
 # From the ground up: a room may import rooms named before it, and files of its own room.
 ORDER = [
-    "_signals",
+    "_checks",
     "_indices",
-    "problem",
     "_files",
+    "_programs",
+    "problem",
     "_optimizers",
-    "oracles",
-    "hoisting",
+    "derivatives",
     "schedules",
-    "smoothing",
+    "penalties",
     "linear_solve",
     "solvers",
-    "batches",
-    "layout",
-    "solve",
-    "callbacks",
-    "_stages",
+    "loop",
     "diagnostics",
-    "implicit",
+    "argmin",
     "search",
-    "_archives",
-    "datasets",
-    "models",
-    "applications",
-    "_readers",
-    "_kinds",
-    "tables",
     "plots",
+    "nn",
+    "data",
+    "applications",
     "cli",
 ]
 DIFFERENTIATION = {"grad", "value_and_grad", "jvp", "vjp", "linearize", "jacfwd", "jacrev", "hessian"}
-MAY_DIFFERENTIATE = {"oracles.py", "solvers/unrolled.py"}
+MAY_DIFFERENTIATE = {"derivatives.py", "solvers/unrolled.py"}
 FILES = sorted(SOURCE.rglob("*.py"))
+PRIVATE_FILES = {path.stem for path in FILES}
 
 
 def room(path: Path) -> str:
@@ -77,25 +70,45 @@ def test_arrows_point_one_way(path):
 def test_solvers_do_not_know_each_other(path):
     if path.name == "__init__.py":
         return
-    concrete = {p.stem for p in (SOURCE / "solvers").glob("*.py")} - {"base", "__init__"}
+    concrete = {p.stem for p in (SOURCE / "solvers").glob("*.py")} - {"base", "hoisting", "__init__"}
     for name in imports(path):
         assert not any(name.startswith(f"bilevax.solvers.{other}") for other in concrete), f"{path} imports {name}"
 
 
-def test_the_loop_knows_no_concrete_solver():
-    for name in imports(SOURCE / "solve.py"):
+@pytest.mark.parametrize("path", sorted((SOURCE / "loop").glob("*.py")), ids=lambda p: p.name)
+def test_the_loop_knows_no_concrete_solver(path):
+    for name in imports(path):
         if name.startswith("bilevax.solvers"):
             assert name.startswith("bilevax.solvers.base"), name
 
 
+APPLICATIONS = sorted(p for p in (SOURCE / "applications").iterdir() if p.is_dir() and p.name != "__pycache__")
+
+
+@pytest.mark.parametrize("folder", APPLICATIONS, ids=lambda p: p.name)
+def test_applications_do_not_know_each_other(folder):
+    others = {p.name for p in APPLICATIONS} - {folder.name}
+    for path in folder.glob("*.py"):
+        for name in imports(path):
+            assert not any(name.startswith(f"bilevax.applications.{other}") for other in others), f"{path}: {name}"
+
+
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(SOURCE)))
-def test_only_oracles_differentiate(path):
+def test_no_private_name_crosses_files(path):
+    for name in imports(path):
+        last = name.rpartition(".")[2]
+        if name.startswith("bilevax.") and last.startswith("_"):
+            assert last in PRIVATE_FILES, f"{path} imports {name}"
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(SOURCE)))
+def test_only_derivatives_differentiates(path):
     if str(path.relative_to(SOURCE)) in MAY_DIFFERENTIATE:
         return
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "jax":
             assert node.attr not in DIFFERENTIATION, (
-                f"{path}:{node.lineno} calls jax.{node.attr}; derivatives of a problem are taken in oracles.py"
+                f"{path}:{node.lineno} calls jax.{node.attr}; derivatives of a problem are taken in derivatives.py"
             )
 
 

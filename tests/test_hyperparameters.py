@@ -21,7 +21,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
-from bilevax import Alternating, Implicit, InputError, Penalty, whole
+from bilevax import Alternating, Implicit, InputError, Penalty, solve, whole
 from bilevax.applications.tuning import (
     TunedLogisticRegression,
     classifier_task,
@@ -44,7 +44,6 @@ from bilevax.applications.tuning.hyperparameters import (
     LABEL_SMOOTHING,
     LAYER_L2,
 )
-from bilevax.loop import solve
 from bilevax.nn import Model, mlp, softmax_regression
 
 SIMPLEST = Alternating(lower_steps=1)

@@ -7,10 +7,9 @@ import optax
 import pytest
 import scipy.optimize
 
-from bilevax import Batch, Implicit, Inequality, InputError, Problem, ReverseMode
+from bilevax import Batch, Implicit, Inequality, InputError, Problem, ReverseMode, solve
 from bilevax.argmin import Argmin, hypergradient
 from bilevax.linear_solve import CG, Direct
-from bilevax.loop import solve
 
 RNG = np.random.default_rng(0)
 X, X_VAL = RNG.normal(size=(2, 30, 4))

@@ -7,8 +7,7 @@ import optax
 import pytest
 
 import bilevax as bx
-from bilevax import Batch, ForwardMode, InputError, LookAhead, Problem, ReverseMode, SparseHO
-from bilevax.loop import solve
+from bilevax import Batch, ForwardMode, InputError, LookAhead, Problem, ReverseMode, SparseHO, solve
 
 KEY = jax.random.key(0)
 NON_NEGATIVE = optax.projections.projection_non_negative

@@ -13,9 +13,20 @@ import optax
 import pytest
 
 import bilevax as bx
-from bilevax import Batch, Checkpoint, Epochs, InputError, Minibatches, PerMove, Problem, Progress, Stacked, schedules
+from bilevax import (
+    Batch,
+    Checkpoint,
+    Epochs,
+    InputError,
+    Minibatches,
+    PerMove,
+    Problem,
+    Progress,
+    Stacked,
+    schedules,
+    solve,
+)
 from bilevax.argmin import Argmin, hypergradient
-from bilevax.loop import solve
 from bilevax.loop.sources import Fixed
 from bilevax.search import Random, search
 

@@ -7,9 +7,8 @@ import optax
 import pytest
 
 import bilevax as bx
-from bilevax import Problem, linear_solve
+from bilevax import Problem, linear_solve, solve
 from bilevax.argmin import hypergradient
-from bilevax.loop import solve
 from bilevax.penalties import L1
 
 SGD = optax.sgd(0.05)

@@ -10,7 +10,7 @@ import pytest
 import scipy.optimize
 from scipy.special import log_softmax
 
-from bilevax import GradientMatching, Implicit, InputError, derivatives
+from bilevax import GradientMatching, Implicit, InputError, derivatives, solve
 from bilevax.applications.poisoning import (
     FeatureMap,
     Points,
@@ -32,7 +32,6 @@ from bilevax.applications.poisoning import (
     wrongly_labelled,
 )
 from bilevax.linear_solve import CG
-from bilevax.loop import solve
 from bilevax.nn import Training, probabilities, softmax_head, softmax_regression
 
 HEAD = softmax_head(3)

@@ -35,8 +35,8 @@ from bilevax import (
     ReverseMode,
     SaveError,
     Status,
+    solve,
 )
-from bilevax.loop import solve
 
 EVERY = 2
 PAUSE = 0.02

@@ -13,8 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bilevax import Alternating, Batch, Checkpoint, Problem, SolveInterrupted, SolveTerminated, Status
-from bilevax.loop import solve
+from bilevax import Alternating, Batch, Checkpoint, Problem, SolveInterrupted, SolveTerminated, Status, solve
 from bilevax.loop.signals import INTERRUPT, PREEMPTION, deferred
 
 PROBLEM = Problem(lambda u, v, target: jnp.sum((v - target) ** 2), lambda u, v: jnp.sum((v - u) ** 2))

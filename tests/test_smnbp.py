@@ -8,10 +8,9 @@ import pytest
 import scipy.optimize
 from sklearn.linear_model import Lasso
 
-from bilevax import SMNBP, Batch, Equality, InputError, Penalty, Problem
+from bilevax import SMNBP, Batch, Equality, InputError, Penalty, Problem, solve
 from bilevax.diagnostics import nonsmooth_stationarity
 from bilevax.linear_solve import CG, Direct
-from bilevax.loop import solve
 from bilevax.penalties import L1, ElasticNet, Given, GroupLasso
 
 KEY = jax.random.key(0)

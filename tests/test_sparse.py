@@ -21,9 +21,8 @@ from sklearn.model_selection import KFold
 from sklearn.utils.estimator_checks import parametrize_with_checks
 from typer.testing import CliRunner
 
-from bilevax import Checkpoint, InputError, cli
+from bilevax import Checkpoint, InputError, cli, solve
 from bilevax.applications.tuning import TunedLasso, fit_lasso, lasso, lasso_task
-from bilevax.loop import solve
 
 RNG = np.random.default_rng(0)
 N, D = 120, 24

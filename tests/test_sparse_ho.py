@@ -9,9 +9,8 @@ from scipy.optimize import minimize, root
 from scipy.special import expit
 from sklearn.linear_model import ElasticNet, Lasso, LogisticRegression
 
-from bilevax import Batch, Implicit, InputError, Problem, SparseHO
+from bilevax import Batch, Implicit, InputError, Problem, SparseHO, solve
 from bilevax.linear_solve import CG
-from bilevax.loop import solve
 from bilevax.penalties import L1
 
 KEY = jax.random.key(0)

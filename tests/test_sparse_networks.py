@@ -7,7 +7,7 @@ import optax
 import pytest
 from scipy.sparse import csr_array
 
-from bilevax import SPNBO, InputError
+from bilevax import SPNBO, InputError, solve
 from bilevax.applications.fewshot import evaluate
 from bilevax.applications.poisoning import Points
 from bilevax.applications.sparse_networks import (
@@ -17,7 +17,6 @@ from bilevax.applications.sparse_networks import (
     sparse_reweighting_task,
     sparsity,
 )
-from bilevax.loop import solve
 from bilevax.nn import Representation, Training, mlp
 from bilevax.solvers.spnbo import Layers
 

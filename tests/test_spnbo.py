@@ -7,9 +7,8 @@ import optax
 import pytest
 from sklearn.linear_model import Lasso
 
-from bilevax import SPNBO, Batch, InputError, Penalty, Problem, derivatives
+from bilevax import SPNBO, Batch, InputError, Penalty, Problem, derivatives, solve
 from bilevax.diagnostics import nonsmooth_stationarity
-from bilevax.loop import solve
 from bilevax.nn import mlp
 from bilevax.penalties import L1, Given, GroupLasso, Lp, Oscar, removed_share, zero_share
 from bilevax.schedules import Geometric

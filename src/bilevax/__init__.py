@@ -1,6 +1,11 @@
 """bilevax: bilevel optimisation in JAX."""
 
 from bilevax._checks import InputError as InputError
+from bilevax.loop.callbacks import JsonLines as JsonLines
+from bilevax.loop.callbacks import Progress as Progress
+from bilevax.loop.callbacks import TensorBoard as TensorBoard
+from bilevax.loop.checkpoint import Checkpoint as Checkpoint
+from bilevax.loop.checkpoint import SaveError as SaveError
 from bilevax.loop.placement import Layout as Layout
 from bilevax.loop.result import ProcessLostError as ProcessLostError
 from bilevax.loop.result import Result as Result

@@ -100,7 +100,7 @@ def require_arrays(name: str, tree: PyTree) -> None:
     try:
         leaves = jax.tree_util.tree_leaves_with_path(tree)
     except (TypeError, ValueError) as error:  # keys of a dict that cannot be sorted
-        raise InputError(f"{name} is not a tree that JAX can take apart ({_first_line(error)}).") from error
+        raise InputError(f"{name} is not a tree that JAX can take apart ({first_line(error).rstrip('.')}).") from error
     for path, x in leaves:
         _require_array(f"{name}{jax.tree_util.keystr(path)}", x)
 
@@ -192,6 +192,9 @@ def _non_finite(x: jax.Array) -> jax.Array:
     return x.size - jnp.isfinite(x).sum()
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
+    """An error as part of a sentence: its type and its first line."""
     text = str(error).strip()
-    return text.splitlines()[0] if text else ""
+    line = text.splitlines()[0].rstrip() if text else ""
+    end = "" if line.endswith((".", "!", "?")) else "."
+    return f"{type(error).__name__}: {line}{end}" if line else f"{type(error).__name__}."

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from bilevax._checks import InputError, PyTree
+from bilevax._checks import InputError, PyTree, first_line
 
 
 class Objective(NamedTuple):
@@ -295,11 +295,3 @@ def _type(x: Any) -> Any:
 
 def _shape(x: Any) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(np.shape(x), _type(x))
-
-
-def first_line(error: Exception) -> str:
-    """An error as part of a sentence: its type and its first line."""
-    text = str(error).strip()
-    line = text.splitlines()[0].rstrip() if text else ""
-    end = "" if line.endswith((".", "!", "?")) else "."
-    return f"{type(error).__name__}: {line}{end}" if line else f"{type(error).__name__}."

@@ -21,8 +21,7 @@ import jax.numpy as jnp
 import optax
 from jax.core import Tracer
 
-from bilevax._checks import InputError, PyTree
-from bilevax._optimizers import first_line
+from bilevax._checks import InputError, PyTree, first_line
 from bilevax._programs import compiled
 from bilevax.problem import Batch, Problem, identity
 

@@ -19,10 +19,10 @@ from jax.core import Tracer
 from bilevax._checks import (
     InputError,
     PyTree,
-    _first_line,
     check_finite,
     check_variable,
     described,
+    first_line,
     require_arrays,
     require_function,
 )
@@ -300,8 +300,8 @@ def _traced(name: str, function: Callable[..., Any], *arguments: Any) -> tuple[A
     except Exception as error:  # whatever the user's function raises
         sizes = sorted({np.shape(x)[0] for x in jax.tree.leaves(arguments) if np.ndim(x) > 0})
         raise InputError(
-            f"{name} cannot be evaluated on the start and the first batch: {type(error).__name__}: "
-            f"{_first_line(error)} "
+            f"{name} cannot be evaluated on the start and the first batch: "
+            f"{first_line(error)} "
             f"The arrays handed to it have leading sizes {sizes}; check that they fit each other."
         ) from error
 

@@ -61,6 +61,7 @@ class Origin:
 
 
 def classes_fault(found: ClassImages, shape: tuple[int, ...]) -> str:
+    """What is wrong with these arrays, as a sentence; empty where nothing is."""
     x = found.images
     if x.dtype != np.uint8 or x.shape[2:] != shape or 0 in x.shape:
         wanted = ", ".join(map(str, shape))

@@ -303,6 +303,7 @@ class _Log:
 
 
 def short_reason(error: BaseException) -> str:
+    """The first line of an error's text, cut to 200 characters."""
     return str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
 
 
@@ -360,6 +361,7 @@ def warn(text: str) -> None:
 
 
 def require_writable(owner: str, directory: Path) -> None:
+    """Refuse a directory that cannot be made or written."""
     try:
         _files.make_writable(directory)
     except OSError as error:
@@ -367,6 +369,7 @@ def require_writable(owner: str, directory: Path) -> None:
 
 
 def unwritable(owner: str, directory: Path, error: OSError) -> InputError:
+    """The error of a directory that cannot be written."""
     return InputError(
         f"{owner}: directory is {str(directory)!r}, which cannot be written ({_files.reason(error)}). Name one that "
         "you can write to."

@@ -82,7 +82,7 @@ def solve(
         every: steps between two visits to the host; by default a hundredth of `steps`, at most 1,000. Fewer where
             the Info of so many would fill more than 256 MB.
         stop: called at each visit; True ends the solve.
-        callbacks: called at each visit, in order; see `bilevax.loop.callbacks`.
+        callbacks: called at each visit, in order; such as `Checkpoint` and `Progress`.
         resume: where an earlier solve left its checkpoints, say the same `callbacks.Checkpoint`;
             the solve continues bit for bit from the newest, or starts if there is none. A host
             iterable is wound forward, so hand over one that starts from its beginning.
@@ -100,7 +100,7 @@ def solve(
 
     With several processes (`jax.distributed.initialize`) the mesh spans the devices of all, and every process calls
     this with the same arguments: settings that differ are refused before the first step, and what one process decides
-    (Ctrl-C, `stop`) holds for all. Callbacks are called in each; those of `bilevax.loop.callbacks` write in the first alone.
+    (Ctrl-C, `stop`) holds for all. Callbacks are called in each; those of bilevax write in the first alone.
 
     Raises:
         InputError: the arguments do not fit; nothing has run.

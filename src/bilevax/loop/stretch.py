@@ -14,6 +14,8 @@ from bilevax.solvers.base import Info, Solver
 
 
 class Carry(NamedTuple):
+    """What goes from step to step: the state, and whether all of it has been finite so far."""
+
     state: Any
     alive: Any
 

@@ -26,8 +26,3 @@ class ForeignModule:
 
     def __hash__(self) -> int:
         return hash(self.module) if self._hashable() else id(self.module)
-
-
-def first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0].rstrip('.') if lines else ''}."

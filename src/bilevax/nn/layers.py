@@ -15,10 +15,12 @@ from bilevax.nn.model import Model, model_of, pixels
 
 @functools.cache
 def dense_network(classes: int, widths: tuple[int, ...]) -> Model:
+    """The Model of a `DenseNetwork`; equal arguments share it."""
     return model_of(DenseNetwork(classes, widths))
 
 
 def flattened(x: Any) -> Any:
+    """Samples as vectors (n, d), images of bytes scaled by `pixels`."""
     return jnp.reshape(pixels(x), (jnp.shape(x)[0], -1))
 
 
@@ -30,6 +32,7 @@ class DenseNetwork:
     widths: tuple[int, ...]
 
     def init(self, key: Any, x: Any) -> PyTree:
+        """Parameters: a weight and a bias for each layer."""
         sizes = [math.prod(jnp.shape(x)[1:]), *self.widths, self.classes]
         layers = []
         for i, (into, out) in enumerate(itertools.pairwise(sizes)):
@@ -40,6 +43,7 @@ class DenseNetwork:
         return tuple(layers)
 
     def apply(self, params: PyTree, x: Any) -> Any:
+        """Logits (n, classes)."""
         x = flattened(x)
         *hidden, last = params
         for layer in hidden:

@@ -6,8 +6,8 @@ from typing import Any
 
 import jax
 
-from bilevax._checks import InputError, PyTree
-from bilevax.nn.foreign import ForeignModule, first_line
+from bilevax._checks import InputError, PyTree, first_line
+from bilevax.nn.foreign import ForeignModule
 from bilevax.nn.model import Model, model_of
 
 # How flax's modules name the argument, or the field, that says whether they are training.

@@ -14,15 +14,18 @@ def entries(v: PyTree) -> int:
 
 
 def check_mu(mu: Any) -> None:
+    """Refuse a smoothing parameter that is not positive."""
     if isinstance(mu, int | float) and not mu > 0:  # inside a solve it is an array that a schedule made
         raise InputError(f"mu is {mu}, and must be positive: with zero a penalty has its corners. `true` is its limit.")
 
 
 def total_of(v: PyTree, entry: Any) -> Any:
+    """The sum of `entry` over all entries of v."""
     return sum(jnp.sum(entry(x)) for x in jax.tree.leaves(v))
 
 
 def soft_threshold(x: Any, threshold: Any) -> Any:
+    """The proximal map of the absolute value, entry by entry."""
     return jnp.sign(x) * jnp.maximum(jnp.abs(x) - threshold, 0)
 
 

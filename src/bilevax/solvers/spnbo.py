@@ -161,7 +161,7 @@ class SPNBOState(NamedTuple):
 class SPNBO:
     """SPNBO (ICLR 2022 submission), Algorithm 1: `Penalty`'s idea on a lower level whose corners are smoothed by stage.
 
-    The regulariser of the problem is smoothed by mu_k (see `bilevax.penalties.separable`), c = grad_v g = 0 is its first-order
+    The regulariser of the problem is smoothed by mu_k (see `bilevax.penalties`), c = grad_v g = 0 is its first-order
     condition, and u and v descend, v T times and u once, on the augmented Lagrangian
 
         f + alpha . c + beta_k / 2 |c|^2,

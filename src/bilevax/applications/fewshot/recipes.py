@@ -35,4 +35,5 @@ def alternating_solver(steps: int, lower_steps: int = LOWER_STEPS) -> Alternatin
 
 
 def upper_optimizer(steps: int) -> optax.GradientTransformation:
+    """Adam with a cosine decay, for the representation."""
     return optax.adam(optax.cosine_decay_schedule(UPPER_RATE, steps))

@@ -108,6 +108,7 @@ class _CosineHeads:
 
 @functools.cache
 def cosine_problem(representation: Representation, way: int) -> tuple[Problem, Adapt, Scores]:
+    """The problem of heads with cosine scores, their adaptation and their scores; equal arguments share them."""
     heads = _CosineHeads(representation, way)
     return heads.problem(), Method(heads, "adapt"), Method(heads, "scores")
 

@@ -47,6 +47,7 @@ def cross_entropy(model: Model, v: PyTree, x: Any, labels: Any, key: Any = None)
 
 @functools.cache
 def clip(low: float, high: float) -> Callable[[PyTree], PyTree]:
+    """The projection onto a box; equal arguments share it."""
     return lambda u: jax.tree.map(lambda x: jnp.clip(x, low, high), u)
 
 
@@ -71,11 +72,13 @@ def distances(x: Any, base: Any) -> np.ndarray:
 
 
 def trained(model: Model, training: Training, x: Any, one_hot: Any, key: Any) -> PyTree:
+    """The model trained on samples and one-hot labels (n, k)."""
     labels = jnp.argmax(one_hot, 1).astype(jnp.int32)
     return train(model, training, jnp.asarray(x), labels, jnp.ones(len(labels)), key)
 
 
 def training_data(x_name: str, X: Any, y_name: str, y: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Samples and their integer labels, checked."""
     x, found = numeric(x_name, X), label_each(y_name, y)
     if not np.issubdtype(found.dtype, np.integer):
         raise InputError(
@@ -97,6 +100,7 @@ def floats(x: Any, name: str = "X") -> np.ndarray:
 
 
 def check_samples(name: str, x: np.ndarray, shape: tuple[int, ...], low: float, high: float) -> None:
+    """Refuse samples of another shape than X, or outside of the range."""
     if x.shape[1:] != shape:
         raise InputError(f"{name} has samples of shape {x.shape[1:]}, and X of {shape}. They must be alike.")
     if x.min() < low or x.max() > high:
@@ -107,6 +111,7 @@ def check_samples(name: str, x: np.ndarray, shape: tuple[int, ...], low: float, 
 
 
 def check_budget(count: Any, available: int, what: str = "the training samples") -> None:
+    """Refuse more points than there are samples."""
     count = require_count("The attack", "the number of points", count)
     if count > available:
         raise InputError(
@@ -115,6 +120,7 @@ def check_budget(count: Any, available: int, what: str = "the training samples")
 
 
 def check_classes(y: np.ndarray, source: int, target: int) -> None:
+    """Refuse a source or target class that y does not have, and equal ones."""
     if source == target:
         raise InputError(f"source and target are both class {source}. Name two different classes.")
     known = np.unique(y)
@@ -132,6 +138,7 @@ def all_classes(model: Model, x: np.ndarray, key: Any) -> int:
 
 
 def one_hot_of(name: str, y: Any, classes: int) -> Any:
+    """One-hot labels (n, classes); refuses labels outside 0..classes-1."""
     y = np.asarray(y)
     if y.min() < 0 or y.max() >= classes:
         wrong = np.unique(y[(y < 0) | (y >= classes)])

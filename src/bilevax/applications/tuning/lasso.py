@@ -337,7 +337,7 @@ class TunedLasso(RegressorMixin, Picklable, BaseEstimator):
         self.support_ = self.coef_ != 0
         return self
 
-    def held_out_error(self, n: int) -> list[np.ndarray]:
+    def _held_out(self, n: int) -> list[np.ndarray]:
         folds = require_count(type(self).__name__, "folds", self.folds)
         if not 2 <= folds <= n // 2:
             raise InputError(

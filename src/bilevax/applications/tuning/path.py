@@ -73,6 +73,7 @@ class Strengths:
     members: tuple[int, ...] | None
 
     def weights(self, u: Any, features: int) -> Any:
+        """The strength of each feature or group, times the root of its size."""
         sizes = np.ones(features) if self.members is None else np.bincount(self.members)
         return jnp.broadcast_to(jnp.exp(u), sizes.shape) * np.sqrt(sizes).astype(u.dtype)
 
@@ -83,6 +84,7 @@ class Strengths:
         return jax.ops.segment_sum(v.T**2, np.array(self.members), max(self.members) + 1).T
 
     def __call__(self, u: Any, v: Any, mu: Any) -> Any:
+        """The smoothed penalty at u and v (folds, d)."""
         return jnp.sum(self.weights(u, v.shape[1]) * jnp.sqrt(self.squares(v) + mu**2))
 
 
@@ -93,16 +95,19 @@ class ProximalMap:
     penalty: Strengths
 
     def __call__(self, u: Any, v: Any, step: Any) -> Any:
+        """The proximal map at v (folds, d) for a step."""
         size = jnp.sqrt(self.penalty.squares(v))
         kept = jnp.maximum(1 - step * self.penalty.weights(u, v.shape[1]) / jnp.where(size > 0, size, 1.0), 0.0)
         return v * (kept if self.penalty.members is None else kept[:, np.array(self.penalty.members)])
 
 
 def residuals(v: Any, data: Folds) -> Any:
+    """Residuals (folds, n) of coefficients v (folds, d), on centred data."""
     return v @ data.x.T - (v * data.x_mean).sum(1)[:, None] - (data.y - data.y_mean[:, None])
 
 
 def held_out_error(u: Any, v: Any, data: Folds) -> Any:
+    """The mean over folds of the squared error on the samples held out."""
     return (data.held * residuals(v, data) ** 2).sum(1).mean()
 
 
@@ -160,6 +165,7 @@ def fit_lasso(strength: Any, X: Any, y: Any, groups: Any = None) -> tuple[np.nda
 
 
 def penalty_of(groups: Any, index: np.ndarray) -> Strengths:
+    """The penalty with one strength per feature, or per group."""
     return Strengths(None if groups is None else tuple(index.tolist()))
 
 
@@ -182,6 +188,7 @@ def _lassos(u: Any, folds: Folds) -> tuple[np.ndarray, bool]:
 
 
 def on_host(u: Any, folds: Folds) -> np.ndarray:
+    """The lasso of each fold, (folds, d), in the dtype of the data."""
     return _lassos(u, folds)[0].astype(folds.x.dtype)
 
 
