@@ -276,13 +276,13 @@ PROGRAM = textwrap.dedent(
     import os, signal, sys, time
     sys.path.insert(0, os.environ["TESTS"])
     import jax
-    from bilevax import layout
+    from bilevax.loop import placement as layout
     jax.config.update("jax_enable_x64", True)
     layout.join(int(os.environ["DEVICES"]))
     import numpy as np
     import bilevax as bx
     import test_layout as t
-    from bilevax.callbacks import Checkpoint
+    from bilevax import Checkpoint
 
     class Pause:
         def start(self, run): pass

@@ -19,7 +19,7 @@ SOLVERS = {
     "Implicit": bx.Implicit(SGD, SGD),
     "Implicit, Direct": bx.Implicit(SGD, SGD, linear_solve=linear_solve.Direct()),
     "Implicit, Adam": bx.Implicit(optax.adam(0.05), optax.adam(0.05), linear_solve=linear_solve.ByOptimizer()),
-    "Implicit, differences": bx.Implicit(SGD, SGD, curvature=bx.oracles.finite_difference),
+    "Implicit, differences": bx.Implicit(SGD, SGD, curvature=bx.derivatives.finite_difference),
     "LookAhead": bx.LookAhead(SGD, SGD),
     "GradientMatching": bx.GradientMatching(SGD),
     "Penalty": bx.Penalty(),

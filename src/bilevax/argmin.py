@@ -2,7 +2,7 @@
 
 Both rest on the implicit function theorem: where grad_v g(u, v) = 0 and H = grad2_vv g is invertible, v*(u) moves with
 u by -H^-1 grad2_vu g (Bengio 2000; Blondel et al. 2022, arXiv:2105.15183). Where v lives in a set, v*(u) is the fixed
-point of a projected descent, and moves with u as `oracles.fixed_point` has it.
+point of a projected descent, and moves with u as `derivatives.fixed_point` has it.
 """
 
 import functools

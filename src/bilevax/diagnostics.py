@@ -36,7 +36,7 @@ class Report:
             curves down and v is a saddle or a maximum; where it is zero v*(u) is not unique. NaN if not found.
         rounding: the size below which an eigenvalue cannot be told from zero, the rounding of the largest in size.
         hypergradient: eq. (9), grad_u f - grad2_uv g (grad2_vv g)^-1 grad_v f, shaped like u. Where v lives in a set,
-            that of the fixed point of a projected descent (`oracles.fixed_point`).
+            that of the fixed point of a projected descent (`derivatives.fixed_point`).
         hypergradient_norm: its norm.
         linear_residual: |grad2_vv g q - b|, the largest of the linear solves taken. Where it is not small
             (a singular Hessian, say), neither the hypergradient nor the multipliers are to be trusted.

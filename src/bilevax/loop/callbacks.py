@@ -39,8 +39,8 @@ class Progress:
     For a `Vectorized` solver the means over the members that are still alive are shown.
 
     Example:
-        >>> from bilevax import callbacks
-        >>> bar = callbacks.Progress("denoising")  # then solve(..., callbacks=[bar])
+        >>> from bilevax import Progress
+        >>> bar = Progress("denoising")  # then solve(..., callbacks=[bar])
     """
 
     def __init__(self, description: str = ""):
@@ -100,13 +100,13 @@ class JsonLines:
 
     Example:
         >>> import jax, jax.numpy as jnp, json, pathlib, tempfile
-        >>> from bilevax import Penalty, Problem, callbacks, solve
+        >>> from bilevax import JsonLines, Penalty, Problem, solve
         >>> problem = Problem(lambda u, v: jnp.sum((v - 1) ** 2), lambda u, v: jnp.sum((v - u) ** 2))
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     path = pathlib.Path(folder, "log.jsonl")
         ...     result = solve(
         ...         Penalty(), problem, jnp.zeros(2), jnp.zeros(2), steps=200, every=50, key=jax.random.key(0),
-        ...         callbacks=[callbacks.JsonLines(path)],
+        ...         callbacks=[JsonLines(path)],
         ...     )
         ...     [json.loads(line)["step"] for line in path.read_text().splitlines()]
         [50, 100, 150, 200]
@@ -210,8 +210,8 @@ class TensorBoard:
         InputError: directory is not a local path.
 
     Example:
-        >>> from bilevax import callbacks
-        >>> log = callbacks.TensorBoard("runs/denoising")  # then solve(..., callbacks=[log])
+        >>> from bilevax import TensorBoard
+        >>> log = TensorBoard("runs/denoising")  # then solve(..., callbacks=[log])
     """
 
     def __init__(self, directory: str | os.PathLike[str]):

@@ -61,10 +61,10 @@ class Checkpoint:
 
     Example:
         >>> import jax, jax.numpy as jnp, tempfile
-        >>> from bilevax import Penalty, Problem, callbacks, solve
+        >>> from bilevax import Checkpoint, Penalty, Problem, solve
         >>> problem = Problem(lambda u, v: jnp.sum((v - 1) ** 2), lambda u, v: jnp.sum((v - u) ** 2))
         >>> with tempfile.TemporaryDirectory() as folder:
-        ...     save = callbacks.Checkpoint(folder)
+        ...     save = Checkpoint(folder)
         ...     start = (Penalty(), problem, jnp.zeros(2), jnp.zeros(2))
         ...     one = solve(*start, steps=100, key=jax.random.key(0), callbacks=[save], resume=save)
         ...     two = solve(*start, steps=300, key=jax.random.key(0), callbacks=[save], resume=save)

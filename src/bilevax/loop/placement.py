@@ -219,13 +219,13 @@ def over(devices: int | None) -> Layout | None:
         InputError: not a positive number, more than there are, or, with several processes, not all of them.
 
     Example:
-        >>> from bilevax import layout
-        >>> layout.over(1).mesh.shape["data"]
+        >>> from bilevax.loop.placement import over
+        >>> over(1).mesh.shape["data"]
         1
     """
     if devices is None:
         return None
-    require_count("layout.over", "devices", devices)
+    require_count("over", "devices", devices)
     found = jax.devices()
     if devices > len(found):
         raise InputError(

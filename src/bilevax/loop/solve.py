@@ -83,7 +83,7 @@ def solve(
             the Info of so many would fill more than 256 MB.
         stop: called at each visit; True ends the solve.
         callbacks: called at each visit, in order; such as `Checkpoint` and `Progress`.
-        resume: where an earlier solve left its checkpoints, say the same `callbacks.Checkpoint`;
+        resume: where an earlier solve left its checkpoints, say the same `Checkpoint`;
             the solve continues bit for bit from the newest, or starts if there is none. A host
             iterable is wound forward, so hand over one that starts from its beginning.
         mesh: several devices (a `jax.sharding.Mesh`, whose axis "data" splits the batches) and, by a

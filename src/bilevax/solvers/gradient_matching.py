@@ -35,7 +35,7 @@ class GradientMatching:
 
     Args:
         upper_optimizer: any optax optimizer; the paper has Adam on the sign of the gradient.
-        curvature: `oracles.exact` or `oracles.finite_difference`.
+        curvature: `derivatives.exact` or `derivatives.finite_difference`.
 
     Cost of a step: one gradient of f, one of g and a pass back through the latter. `extra["alignment"]` tells the
     cosine at the u before the move.

@@ -36,14 +36,14 @@ class Implicit:
         upper_optimizer, lower_optimizer: any optax optimizers; the upper one without a line search.
         lower_steps: T, moves of v per move of u.
         linear_solve: one of `bilevax.linear_solve`, with its steps and damping.
-        curvature: `oracles.exact` or `oracles.finite_difference`.
+        curvature: `derivatives.exact` or `derivatives.finite_difference`.
 
     Cost of a step: T gradients of g, one of f, and a product with the Hessian of g for each step of
     the linear solve. Memory: that of u, v, q and the optimizers; it does not grow with T.
     `extra["linear_residual"]` is |H q - grad_v f|.
 
     Where v lives in a set (`project_lower`), the system is that of the fixed point of a projected descent
-    (`oracles.fixed_point`), so that the direction is right where the bound is active, too. A projection is two products
+    (`derivatives.fixed_point`), so that the direction is right where the bound is active, too. A projection is two products
     with its derivative for each product with the Hessian, and one product more. For sets other than boxes take plain
     descent below: the ends of projected Adam depend on its scales. With a `lower_start` that depends on u nothing goes
     back through the start; in the limit of many moves v*(u) does not depend on it.

@@ -36,7 +36,7 @@ class LookAhead:
         upper_optimizer, lower_optimizer: any optax optimizers; the upper one without a line search.
         rate: step of the look-ahead, positive. Published: the lower optimizer's own step size.
         lower_steps: T, moves of v per move of u, all from where v was and not from v_hat; published: 1.
-        curvature: `oracles.exact` or `oracles.finite_difference` (DARTS, eq. 8). The latter does not see
+        curvature: `derivatives.exact` or `derivatives.finite_difference` (DARTS, eq. 8). The latter does not see
             `stop_gradient`: a loss whose weights depend on v but are held fixed, as those of
             Meta-Weight-Net are, needs `exact`.
 

@@ -59,7 +59,7 @@ class Penalty:
             and steps that do not shrink with it stall some way off the solution.
         stage_steps: end a stage after this many steps even if its tolerance is not met. Off (None) by
             default.
-        curvature: `oracles.exact` or `oracles.finite_difference`.
+        curvature: `derivatives.exact` or `derivatives.finite_difference`.
 
     Cost of a step: T + 1 times (gradient of f, gradient of g, one pass back through the latter).
     Memory: that of u, v, nu and the optimizers; it does not grow with T. The lower problem has the
