@@ -2,8 +2,8 @@
 
 A move is: the gradient of f on 200 validation samples; the gradient of g on 200 training samples, with dropout; one
 pass back through the latter along p = gamma grad_v g; an Adam update. It runs inside the library's compiled loop.
-Beside it, measured in the same run and interleaved: the move with `derivatives.finite_difference`; a plain gradient move
-of g; both written by hand in PyTorch, in a process of its own; and the floor of the machine's arithmetic, from the
+Beside it, measured in the same run and interleaved: the move with `derivatives.finite_difference`; a plain gradient
+move of g; both written by hand in PyTorch, in a process of its own; and the floor of the machine's arithmetic, from the
 operations of all matrix products, counted by hand, and a rate measured on a product of 2048x2048. With --networks
 also plain moves of the network written in flax and in equinox, whose convolutions are XLA's own.
 

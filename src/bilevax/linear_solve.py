@@ -1,9 +1,9 @@
 """Approximate solutions q of H q = b, where H = grad2_vv g is known by its products alone.
 
 Each is a frozen dataclass called as `solve(along, b, start) -> Answer(q, cross, residual)`, where
-along(q) = (cross, H q) is that of `derivatives.lower`: cross = grad2_uv g . q, which the caller needs of the answer, comes
-with the product that its residual |(H + damping) q - b| takes. H is symmetric but need not be positive definite: the
-answer is always finite and its residual at most |b|, whatever the curvature. Where H is singular and H q = b has
+along(q) = (cross, H q) is that of `derivatives.lower`: cross = grad2_uv g . q, which the caller needs of the answer,
+comes with the product that its residual |(H + damping) q - b| takes. H is symmetric but need not be positive definite:
+the answer is always finite and its residual at most |b|, whatever the curvature. Where H is singular and H q = b has
 solutions, `CG`, `Neumann` and `Direct` return the one of least norm if they start from zero. Where it has none, the
 residual stays large.
 

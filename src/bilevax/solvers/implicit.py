@@ -43,10 +43,10 @@ class Implicit:
     `extra["linear_residual"]` is |H q - grad_v f|.
 
     Where v lives in a set (`project_lower`), the system is that of the fixed point of a projected descent
-    (`derivatives.fixed_point`), so that the direction is right where the bound is active, too. A projection is two products
-    with its derivative for each product with the Hessian, and one product more. For sets other than boxes take plain
-    descent below: the ends of projected Adam depend on its scales. With a `lower_start` that depends on u nothing goes
-    back through the start; in the limit of many moves v*(u) does not depend on it.
+    (`derivatives.fixed_point`), so that the direction is right where the bound is active, too. A projection is two
+    products with its derivative for each product with the Hessian, and one product more. For sets other than boxes take
+    plain descent below: the ends of projected Adam depend on its scales. With a `lower_start` that depends on u nothing
+    goes back through the start; in the limit of many moves v*(u) does not depend on it.
     """
 
     upper_optimizer: optax.GradientTransformation = optax.adam(1e-2)

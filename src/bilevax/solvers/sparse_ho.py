@@ -32,8 +32,8 @@ class SparseHO:
 
     v moves by proximal descent, v = prox(u, v - rate grad_v g), and u along the derivative of f(u, v*(u)), v*(u) being
     its fixed point. The published method iterates the differentiated proximal descent; its limit is the solution of a
-    linear system (`derivatives.fixed_point`), which is solved here directly. For the lasso it is the system of the support
-    S = {i: v_i != 0} alone,
+    linear system (`derivatives.fixed_point`), which is solved here directly. For the lasso it is the system of the
+    support S = {i: v_i != 0} alone,
 
         u moves along grad_u f - grad2_uv G q,    (grad2_vv G)_SS q_S = (grad_v f)_S,    q = 0 off S,
 
