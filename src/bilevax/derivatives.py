@@ -4,7 +4,7 @@
 
     along(p) = (grad2_uv g . p, grad2_vv g . p) = d/dt grad_(u,v) g(u, v + t p) at t = 0,
 
-from which every first-order method of the library is made (DESIGN: the one idea). `exact` takes it by
+from which every first-order method of the library is made (docs/design.md: the one idea). `exact` takes it by
 going back through the gradient, whose evaluation it shares: grad2_uv g . p is the derivative of <grad_v g, p> in u.
 Forward over that gradient (Pearlmutter 1994) has the same arithmetic and memory; compiled code of the backward form
 takes up to a fifth less time where there are convolutions. `finite_difference` takes two more gradients.
