@@ -13,7 +13,7 @@ import pytest
 
 import bilevax
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 RESULTS = (ROOT / "experiments" / "RESULTS.md").read_text(encoding="utf-8")
 # Other libraries' code, and files of this one included whole, stand in fences of another form: ``` { .python }.
@@ -187,6 +187,10 @@ def test_the_page_on_wrong_labels_has_those_of_the_experiment(site, pages):
 
 def test_included_sources_are_the_files_themselves(site, pages):
     text = pages[site / "adding-a-solver.html"].text
-    for name in ("src/bilevax/solvers/alternating.py", "src/bilevax/solvers/look_ahead.py", "tests/test_solvers.py"):
+    for name in (
+        "src/bilevax/solvers/alternating.py",
+        "src/bilevax/solvers/look_ahead.py",
+        "tests/core/test_solvers.py",
+    ):
         for line in (ROOT / name).read_text(encoding="utf-8").splitlines():
             assert line in text, (name, line)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-SOURCE = Path(__file__).parents[1] / "src" / "bilevax"
+SOURCE = Path(__file__).parents[2] / "src" / "bilevax"
 # From the ground up: a room may import rooms named before it, and files of its own room.
 ORDER = [
     "_checks",

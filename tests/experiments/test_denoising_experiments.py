@@ -10,7 +10,7 @@ import numpy as np
 import optax
 import pytest
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from bilevax import InputError
 from bilevax.applications.denoising import denoising_task, from_agreement
