@@ -60,7 +60,7 @@ def one_seed(seed: int) -> dict[str, dict[str, float]]:
         model = PlainClassifier(random_state=seed).fit(X, y)
         rows[name] = {"seconds": time.perf_counter() - began, "accuracy": 100 * model.score(d.X_test, d.y_test)}
     rows["agreement alone"] = _agreement_alone(d, seed)
-    for name, solver in (("Penalty", penalty_solver()), ("ApproxGrad", approxgrad_solver())):
+    for name, solver in (("Penalty", penalty_solver(STEPS)), ("ApproxGrad", approxgrad_solver(STEPS))):
         began = time.perf_counter()
         model = DenoisingClassifier(solver=solver, random_state=seed).fit(d.X, d.y, d.X_clean, d.y_clean)
         rows[name] = {
@@ -148,8 +148,8 @@ def main() -> None:
             "clean": 200,
             "steps": STEPS,
             "model": "mlp, one hidden layer of 64",
-            "penalty": _readable(penalty_solver()),
-            "approxgrad": _readable(approxgrad_solver()),
+            "penalty": _readable(penalty_solver(STEPS)),
+            "approxgrad": _readable(approxgrad_solver(STEPS)),
         },
         "versions": {"python": platform.python_version(), "bilevax": bilevax.__version__}
         | {name: version(name) for name in VERSIONS_OF},

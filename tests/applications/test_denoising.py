@@ -109,7 +109,7 @@ def test_a_second_fit_is_the_same_and_clones_too(small):
     second = clone(first).fit(d.X, d.y, d.X_clean, d.y_clean)
     np.testing.assert_array_equal(first.sample_weight_, second.sample_weight_)
     np.testing.assert_array_equal(first.predict_proba(d.X_test), second.predict_proba(d.X_test))
-    assert clone(DenoisingClassifier(solver=approxgrad_solver())).solver == approxgrad_solver()
+    assert clone(DenoisingClassifier(solver=approxgrad_solver(100))).solver == approxgrad_solver(100)
 
 
 def test_labels_of_any_type_and_data_frames(small):
@@ -160,7 +160,7 @@ def assert_loads_elsewhere(fitted, x, folder):
     ("model", "solver"),
     [
         (Net(), None),
-        (eqx.nn.MLP(64, 10, 16, 1, key=jax.random.key(0)), approxgrad_solver()),
+        (eqx.nn.MLP(64, 10, 16, 1, key=jax.random.key(0)), approxgrad_solver(100)),
         (mlp(10, (16,)), ReverseMode(optax.adam(0.1), optax.sgd(0.1), lower_steps=3)),
     ],
     ids=["flax", "equinox", "pair"],
@@ -193,7 +193,7 @@ def test_a_fitted_classifier_is_loaded_in_another_process(small, tmp_path):
 
 
 def plain_with_solver(plain):
-    plain.solver = penalty_solver()  # optax's closures, which pickle refuses
+    plain.solver = penalty_solver(100)  # optax's closures, which pickle refuses
     return plain
 
 
@@ -293,7 +293,7 @@ def test_task_runs_on_solvers_and_tells(small, key):
     assert np.mean(np.asarray(u) < 0, where=wrong) > 0.9
     before = task.metrics(u, v)
     assert all(isinstance(x, float) for x in before.values())
-    result = solve(penalty_solver(), task.problem, u, v, task.batches, steps=30, key=key)
+    result = solve(penalty_solver(30), task.problem, u, v, task.batches, steps=30, key=key)
     after = task.metrics(result.u, result.v)
     assert after["clean_accuracy"] > 0.9
     assert after["suspects"] == np.sum(np.asarray(result.u) < 0)

@@ -1,4 +1,4 @@
-"""Hyperparameters by gradient: each piece by another route, the hypergradient against retraining, the estimator."""
+"""Hyperparameters by gradient: each by another route, the hypergradient against retraining, the estimator."""
 
 import copy
 import dataclasses
@@ -31,7 +31,6 @@ from bilevax.applications.tuning import (
     logistic,
     logistic_task,
     penalty_solver,
-    recipes,
     tune,
     tuning_task,
 )
@@ -47,7 +46,7 @@ from bilevax.applications.tuning.hyperparameters import (
 from bilevax.nn import Model, mlp, softmax_regression
 
 SIMPLEST = Alternating(lower_steps=1)
-PIECES = [FEATURE_L2, LAYER_L2, CLASS_WEIGHTS, LABEL_SMOOTHING, INPUT_NOISE, BRIGHTNESS, CONTRAST]
+ALL = [FEATURE_L2, LAYER_L2, CLASS_WEIGHTS, LABEL_SMOOTHING, INPUT_NOISE, BRIGHTNESS, CONTRAST]
 
 
 @pytest.fixture
@@ -65,7 +64,7 @@ def blobs(seed, n, features=4, classes=3, informative=2):
     return X, y
 
 
-# --- pieces -----------------------------------------------------------------------------------------------------------
+# --- kinds -----------------------------------------------------------------------------------------------------
 
 
 def losses(scores, targets):
@@ -75,10 +74,10 @@ def losses(scores, targets):
 class Loss:
     """The training loss of a 4-5-3 network at random parameters, by the task and by hand."""
 
-    def __init__(self, *pieces):
+    def __init__(self, *hyperparameters):
         self.x, self.y = blobs(1, 21)
         model = mlp(3, (5,))
-        self.task = classifier_task(model, self.x, self.y, self.x, self.y, pieces, key=jax.random.key(0))
+        self.task = classifier_task(model, self.x, self.y, self.x, self.y, hyperparameters, key=jax.random.key(0))
         rng = np.random.default_rng(2)
         self.v = jax.tree.map(lambda p: jnp.asarray(rng.normal(size=p.shape)), self.task.start[1])
         self.scores = np.asarray(model.apply(self.v, jnp.asarray(self.x)))
@@ -119,7 +118,7 @@ def test_label_smoothing_mixes_with_the_uniform_target():
     assert float(LABEL_SMOOTHING.natural(u)) == pytest.approx(part)
 
 
-def test_pieces_act_together(rng):
+def test_hyperparameters_act_together(rng):
     loss = Loss(CLASS_WEIGHTS, LABEL_SMOOTHING, FEATURE_L2, LAYER_L2)
     u = {
         "class_weights": rng.normal(size=3),
@@ -154,31 +153,33 @@ def test_augmentations_have_the_spread_they_promise(key):
     assert float(jnp.log(factor).std()) == pytest.approx(0.3, rel=0.05)
     assert abs(float(jnp.log(factor).mean())) < 0.02
     images = jnp.ones((3, 5, 5, 2)) * jnp.arange(5.0)[:, None, None]
-    for piece in (INPUT_NOISE, BRIGHTNESS, CONTRAST):
-        assert piece.inputs(jnp.zeros(()), images, key).shape == images.shape
+    for hyperparameter in (INPUT_NOISE, BRIGHTNESS, CONTRAST):
+        assert hyperparameter.inputs(jnp.zeros(()), images, key).shape == images.shape
 
 
-@pytest.mark.parametrize("piece", PIECES, ids=lambda piece: piece.name)
-def test_every_piece_starts_within_bounds_moves_the_loss_and_is_held_to_them(piece):
-    loss = Loss(piece)
-    start = loss.task.start[0][piece.name]
-    assert (start > piece.low).all()
-    assert (start < piece.high).all()
-    assert (np.asarray(piece.natural(start)) > 0).all()
+@pytest.mark.parametrize("hyperparameter", ALL, ids=lambda hyperparameter: hyperparameter.name)
+def test_every_hyperparameter_starts_within_bounds_moves_the_loss_and_is_held_to_them(hyperparameter):
+    loss = Loss(hyperparameter)
+    start = loss.task.start[0][hyperparameter.name]
+    assert (start > hyperparameter.low).all()
+    assert (start < hyperparameter.high).all()
+    assert (np.asarray(hyperparameter.natural(start)) > 0).all()
     direction = jax.tree.map(jnp.ones_like, loss.task.start[0])
-    u, step = {piece.name: jnp.asarray(start + 1.0)}, 1e-5
+    u, step = {hyperparameter.name: jnp.asarray(start + 1.0)}, 1e-5
 
     def at(t):
         return loss.at(jax.tree.map(lambda a, d: a + t * d, u, direction))
 
     data = whole((jnp.asarray(loss.x), jnp.asarray(loss.y)))
-    slope = jax.grad(lambda u: loss.task.problem.lower(u, loss.v, data, jax.random.key(0)))(u)[piece.name].sum()
+    slope = jax.grad(lambda u: loss.task.problem.lower(u, loss.v, data, jax.random.key(0)))(u)[
+        hyperparameter.name
+    ].sum()
     assert float(slope) == pytest.approx((at(step) - at(-step)) / (2 * step), rel=1e-6, abs=1e-9)
     # Class weights all alike are the one direction in which the loss must not move.
-    assert (abs(float(slope)) > 1e-4) == (piece is not CLASS_WEIGHTS)
-    for value, bound in ((1e3, piece.high), (-1e3, piece.low)):
-        held = loss.task.problem.project_upper({piece.name: jnp.full_like(start, value)})
-        np.testing.assert_array_equal(held[piece.name], bound)
+    assert (abs(float(slope)) > 1e-4) == (hyperparameter is not CLASS_WEIGHTS)
+    for value, bound in ((1e3, hyperparameter.high), (-1e3, hyperparameter.low)):
+        held = loss.task.problem.project_upper({hyperparameter.name: jnp.full_like(start, value)})
+        np.testing.assert_array_equal(held[hyperparameter.name], bound)
 
 
 def test_augmentation_is_drawn_anew_in_each_move(key):
@@ -197,13 +198,13 @@ def test_feature_l2_needs_a_matrix_with_a_row_for_each_feature(key):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"pieces": []}, "pieces are none. Pass at least one"),
-        ({"pieces": [LAYER_L2, LAYER_L2]}, "no two of the same name"),
+        ({"hyperparameters": []}, "hyperparameters are none. Pass at least one"),
+        ({"hyperparameters": [LAYER_L2, LAYER_L2]}, "no two of the same name"),
         ({"y": np.zeros(11, int)}, "X has 12 samples and y 11 labels"),
         ({"X_validation": np.zeros((0, 4)), "y_validation": np.zeros(0, int)}, r"X_validation has shape \(0, 4\)"),
         ({"y_validation": np.arange(12)}, "a label 11 in y_validation and the model gives 3 logits"),
-        ({"pieces": "layer_l2"}, "pieces holds 'l'. Pass a list of Piece"),
-        ({"pieces": 3}, "pieces holds 3"),
+        ({"hyperparameters": "layer_l2"}, "hyperparameters holds 'l'. Pass a list of Hyperparameter"),
+        ({"hyperparameters": 3}, "hyperparameters holds 3"),
         ({"X": np.full((12, 4), np.nan)}, "X holds 48 NaN"),
         ({"X": np.zeros((12, 4), complex)}, "X holds complex numbers"),
         ({"X": csr_array(np.eye(12, 4))}, "X is a sparse matrix"),
@@ -217,7 +218,7 @@ def test_feature_l2_needs_a_matrix_with_a_row_for_each_feature(key):
 )
 def test_classifier_task_refuses(change, message, key):
     X, y = blobs(0, 12)
-    arguments = {"X": X, "y": y, "X_validation": X, "y_validation": y, "pieces": [LAYER_L2]} | change
+    arguments = {"X": X, "y": y, "X_validation": X, "y_validation": y, "hyperparameters": [LAYER_L2]} | change
     with pytest.raises(InputError, match=message):
         classifier_task(softmax_regression(3), **({"key": key} | arguments))
 
@@ -238,10 +239,10 @@ def test_images_of_bytes_are_those_of_floats(key):
 
 def test_equal_tasks_have_equal_problems(key):
     X, y = blobs(0, 12)
-    one, other = (classifier_task(mlp(3, (5,)), X, y, X, y, PIECES, key=key).problem for _ in range(2))
+    one, other = (classifier_task(mlp(3, (5,)), X, y, X, y, ALL, key=key).problem for _ in range(2))
     assert one == other
     assert hash(one) == hash(other)
-    assert one != classifier_task(mlp(3, (6,)), X, y, X, y, PIECES, key=key).problem
+    assert one != classifier_task(mlp(3, (6,)), X, y, X, y, ALL, key=key).problem
 
 
 @pytest.mark.parametrize(
@@ -330,8 +331,8 @@ def test_tune_strengthens_noise_where_the_model_overfits(few, key):
     tuned = tune(softmax_regression(3), *few, [INPUT_NOISE], key=key)
     assert 0.5 < tuned.hyperparameters["input_noise"] < 2  # 0.05 at the start
     assert tuned.validation_loss < 0.6  # fixed noise of exp(-1), exp(0), exp(0.5) gives 1.03, 0.50, 0.57
-    pieces = [INPUT_NOISE, LABEL_SMOOTHING, CLASS_WEIGHTS]
-    runs = [tune(softmax_regression(3), *few, pieces, key=key, steps=200, batch_size=15) for _ in range(2)]
+    hyperparameters = [INPUT_NOISE, LABEL_SMOOTHING, CLASS_WEIGHTS]
+    runs = [tune(softmax_regression(3), *few, hyperparameters, key=key, steps=200, batch_size=15) for _ in range(2)]
     found = runs[0].hyperparameters
     np.testing.assert_array_equal(found["class_weights"], runs[1].hyperparameters["class_weights"])
     assert {k: v.shape for k, v in found.items()} == {"input_noise": (), "label_smoothing": (), "class_weights": (3,)}
@@ -340,8 +341,8 @@ def test_tune_strengthens_noise_where_the_model_overfits(few, key):
 
 
 def test_tune_with_another_solver(few, key):
-    solver = implicit_solver(3e-2)
-    assert implicit_solver(3e-2) is solver
+    solver = implicit_solver(100, lower_rate=3e-2)
+    assert implicit_solver(100, lower_rate=3e-2) is solver
     tuned = tune(softmax_regression(3), *few, [LAYER_L2], key=key, solver=solver, steps=100)
     assert tuned.validation_loss < ridge(few, -6.0) - 0.1
     assert "linear_residual" in tuned.result.history.extra
@@ -455,7 +456,7 @@ def test_penalty_ends_beside_the_best_of_a_fine_grid(key):
 
     default = validation_loss(0.0, 0.0)
     best = min(itertools.starmap(validation_loss, itertools.product(np.linspace(-5, 5, 21), repeat=2)))
-    result = solve(penalty_solver(0.1), task.problem, *task.start, task.batches, steps=150, key=key)
+    result = solve(penalty_solver(150, lower_rate=0.1), task.problem, *task.start, task.batches, steps=150, key=key)
     found = validation_loss(*np.asarray(result.u))
     assert found < best + 0.05 * (default - best)
     assert default - best > 1e-3
@@ -509,7 +510,7 @@ def test_features_that_are_constant_or_repeated_are_no_trouble(key):
     X, y = blobs(11, 60)
     X = np.column_stack([X, np.ones(60), X[:, 0]])
     task = logistic_task(X, y, X, y, 3)
-    result = solve(penalty_solver(0.1), task.problem, *task.start, task.batches, steps=20, key=key)
+    result = solve(penalty_solver(20, lower_rate=0.1), task.problem, *task.start, task.batches, steps=20, key=key)
     assert np.isfinite(result.u).all()
     constant = logistic_task(np.ones((6, 2)), np.arange(6) % 2, np.ones((6, 2)), np.arange(6) % 2, 2)
     assert np.isfinite(constant.metrics(*constant.start)["train_loss"])
@@ -522,7 +523,7 @@ def test_features_that_are_constant_or_repeated_are_no_trouble(key):
 @parametrize_with_checks([TunedLogisticRegression(steps=1)])
 def test_scikit_learns_checks(estimator, check, monkeypatch):
     # The checks have dozens of shapes, for each of which the simplest solver compiles in a fraction of the time.
-    monkeypatch.setattr(recipes, "penalty_solver", lambda rate: SIMPLEST)
+    monkeypatch.setattr(logistic, "penalty_solver", lambda steps, *, lower_rate: SIMPLEST)
     check(estimator)
 
 
@@ -562,7 +563,7 @@ def test_a_validation_set_of_ones_own(wide, key):
     model = TunedLogisticRegression(steps=5).fit(frame, names[y], validation, names[y_validation])
     unit = X.std(0)
     task = logistic_task(X / unit, y, X_validation / unit, y_validation, 3)
-    result = solve(penalty_solver(0.1), task.problem, *task.start, task.batches, steps=5, key=key)
+    result = solve(penalty_solver(5, lower_rate=0.1), task.problem, *task.start, task.batches, steps=5, key=key)
     np.testing.assert_allclose(model.alpha_, np.exp(result.u) * unit**2, rtol=1e-10)
     both = np.concatenate([X, X_validation]), np.concatenate([y, y_validation])
     np.testing.assert_allclose(model.coef_, fit_logistic(model.alpha_, *both).coef_, rtol=1e-8)

@@ -288,7 +288,7 @@ def test_gradients_match_and_the_direction_is_that_of_the_cosine(key):
 
 def test_influence_moves_by_signs_toward_the_aim(key):
     task = untargeted()
-    result = solve(influence_solver(), task.problem, *task.start, task.batches, steps=10, key=key)
+    result = solve(influence_solver(10), task.problem, *task.start, task.batches, steps=10, key=key)
     moved = (np.asarray(result.u) - POINTS.x)[(result.u > 0) & (result.u < 1)] / 0.02
     np.testing.assert_allclose(moved, np.round(moved), atol=1e-6)  # clipped entries apart, in multiples of the rate
     before, after = (-losses(trained(np.asarray(x), POINTS.y), X_VAL, Y_VAL).mean() for x in (POINTS.x, result.u))

@@ -18,7 +18,7 @@ LARGEST_SEED = 2**32 - 1
 REAL = numbers.Real | np.bool_
 
 
-def per_sample(shape: tuple[int, ...]) -> str:
+def sample_shape(shape: tuple[int, ...]) -> str:
     """The shape of one sample, for a message."""
     return " x ".join(str(n) for n in shape)
 
@@ -232,7 +232,7 @@ def require_alike(name: str, X: Any, x: np.ndarray, other_name: str, other: Any,
     """Refuse samples of another shape than the first ones, or with other columns."""
     if x.shape[1:] != x_other.shape[1:]:
         raise InputError(
-            f"{other_name} has {per_sample(x_other.shape[1:])} features and {name} has {per_sample(x.shape[1:])}. "
+            f"{other_name} has {sample_shape(x_other.shape[1:])} features and {name} has {sample_shape(x.shape[1:])}. "
             "Give both the same features."
         )
     if hasattr(X, "columns") and hasattr(other, "columns") and list(X.columns) != list(other.columns):
@@ -298,7 +298,7 @@ def require_solver(solver: Any) -> None:
         )
     if not all(callable(getattr(solver, name, None)) for name in ("check", "init", "step")):
         hint = " Call it." if callable(solver) else ""
-        raise InputError(f"solver is {solver!r}, which is not a solver.{hint} Pass one such as penalty_solver().")
+        raise InputError(f"solver is {solver!r}, which is not a solver.{hint} Pass one such as penalty_solver(100).")
 
 
 def require_training(training: Any) -> None:

@@ -168,11 +168,13 @@ def _compute(
     data: "Labelled", settings: dict[str, Any], stages: "Stages", layout: Layout | None
 ) -> tuple[list[Row], dict[str, dict[str, Any]]]:
     """The rows of the table, and what each solver found."""
+    from bilevax.applications.denoising.estimator import STEPS
     from bilevax.applications.denoising.recipes import approxgrad_solver, penalty_solver
 
+    steps = STEPS if settings["steps"] is None else settings["steps"]
     references = stages.of("references", lambda _: {"rows": [row._asdict() for row in _references(data, settings)]})
     rows, found = [Row(**row) for row in references["rows"]], {}
-    for name, solver in (("Penalty", penalty_solver()), ("ApproxGrad", approxgrad_solver())):
+    for name, solver in (("Penalty", penalty_solver(steps)), ("ApproxGrad", approxgrad_solver(steps))):
         found[name] = stages.of(
             name.lower(), lambda keep, name=name, solver=solver: _fit(name, solver, data, settings, keep, layout)
         )

@@ -338,14 +338,14 @@ def _tune(
     layout: Layout | None,
 ) -> Tuned:
     """Run all methods, a stage each. A search that was interrupted starts over; Penalty resumes."""
-    from bilevax.applications.tuning.logistic import LOGISTIC_STEPS, logistic_task
+    from bilevax.applications.tuning.logistic import LOGISTIC_RATE, LOGISTIC_STEPS, logistic_task
     from bilevax.applications.tuning.recipes import penalty_solver
     from bilevax.search import GP, TPE, Random
 
     steps = LOGISTIC_STEPS if steps is None else steps
     task = logistic_task(data.X, data.y, data.X_validation, data.y_validation, data.classes)
     # g, the pass back through it, and f: each once in every move of v and in that of u.
-    passes = (penalty_solver(0.1).lower_steps + 1) * steps
+    passes = (penalty_solver(steps, lower_rate=LOGISTIC_RATE).lower_steps + 1) * steps
     least = -(-3 * passes // TRIAL_STEPS)
     if trials < least:
         say(f"--trials is raised from {trials} to {least}: searches get at least Penalty's gradient evaluations.")
@@ -444,9 +444,10 @@ def _search(task: "Task", sampler: Any, trials: int, seed: int, seconds: float |
 
 
 def _penalty(task: "Task", steps: int, seed: int, stages: "Stages", place: str, layout: Layout | None) -> Run:
+    from bilevax.applications.tuning.logistic import LOGISTIC_RATE
     from bilevax.applications.tuning.recipes import penalty_solver
 
-    solver, every = penalty_solver(0.1), max(1, steps // VISITS)
+    solver, every = penalty_solver(steps, lower_rate=LOGISTIC_RATE), max(1, steps // VISITS)
     passes = 3 * (solver.lower_steps + 1)
     keep = stages.checkpoint(place)
     trail = Trail(stages, f"{place}-way", passes, keep)

@@ -72,6 +72,11 @@ def cross_entropy(model: Model, v: PyTree, x: Any, y: Any, key: Any = None) -> A
     return optax.softmax_cross_entropy_with_integer_labels(logits(model, v, x, key), y)
 
 
+def one_hot_cross_entropy(model: Model, v: PyTree, x: Any, targets: Any, key: Any = None) -> Any:
+    """The mean cross-entropy of targets (n, classes), one-hot or soft."""
+    return jnp.mean(optax.softmax_cross_entropy(logits(model, v, x, key), targets))
+
+
 def penalised(loss: Any, l2: float, v: PyTree) -> Any:
     """A loss plus l2/2 times the squared norm of the matrices of v; biases and scales are left alone."""
     return loss + l2 / 2 * sum(jnp.sum(p**2) for p in jax.tree.leaves(v) if jnp.ndim(p) > 1)

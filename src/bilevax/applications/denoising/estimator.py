@@ -23,13 +23,13 @@ from bilevax.applications._inputs import (
     classes_of,
     features,
     on_one_scale,
-    per_sample,
     places,
     require_alike,
     require_batch,
     require_solver,
     require_training,
     require_unit,
+    sample_shape,
     samples,
     seed_key,
 )
@@ -77,8 +77,8 @@ class _Classifier(ClassifierMixin, Picklable, BaseEstimator):
         x = features("X", X)
         if x.shape[1:] != self._shape:
             raise InputError(
-                f"X has {per_sample(x.shape[1:])} features, and the classifier was fitted on "
-                f"{per_sample(self._shape)}. Pass the same features as to fit."
+                f"X has {sample_shape(x.shape[1:])} features, and the classifier was fitted on "
+                f"{sample_shape(self._shape)}. Pass the same features as to fit."
             )
         if self._bytes:
             require_unit("X", x, "fit")
@@ -167,7 +167,7 @@ class DenoisingClassifier(_Classifier):
     Args:
         model: an (init, apply) pair, a flax.linen module, an equinox module, or a function from the number of
             classes to a `bilevax.nn.Model`; a network with one hidden layer of 64 by default.
-        solver: any solver of bilevax; None for `penalty_solver()`.
+        solver: any solver of bilevax; None for `penalty_solver(steps)`.
         steps: how many steps it takes.
         batch_size: samples of X per step, None for all.
         clean_batch_size: samples of X_clean per step, None for all.
@@ -189,7 +189,7 @@ class DenoisingClassifier(_Classifier):
         n_features_in_: number of features; with a DataFrame also `feature_names_in_`.
 
     Example:
-        >>> from bilevax.applications.denoising.estimator import DenoisingClassifier
+        >>> from bilevax.applications.denoising import DenoisingClassifier
         >>> from bilevax.data import noisy_digits
         >>> d = noisy_digits(seed=100, train=300, clean=200)
         >>> classifier = DenoisingClassifier(steps=20).fit(d.X, d.y, d.X_clean, d.y_clean)
@@ -239,10 +239,10 @@ class DenoisingClassifier(_Classifier):
                 number of logits.
             SolveError: a value was not finite in mid-run; `.result` holds the last finite state.
         """
-        solver = penalty_solver() if self.solver is None else self.solver
-        require_solver(solver)
         owner = type(self).__name__
         steps = require_count(owner, "steps", self.steps)
+        solver = penalty_solver(steps) if self.solver is None else self.solver
+        require_solver(solver)
         key, solve_key = jax.random.split(seed_key("random_state", self.random_state))
         x, labels = samples("X", X, "y", y)
         x_clean, clean_labels = samples("X_clean", X_clean, "y_clean", y_clean)

@@ -48,7 +48,7 @@ def per_sample(optimizer: optax.GradientTransformation) -> optax.GradientTransfo
 
     Example:
         >>> import jax.numpy as jnp, optax
-        >>> from bilevax.applications.denoising.estimator import per_sample
+        >>> from bilevax.applications.denoising import per_sample
         >>> optimizer = per_sample(optax.adam(0.1))
         >>> updates, _ = optimizer.update(jnp.array([0.0, 2.0]), optimizer.init(jnp.zeros(2)), jnp.zeros(2))
         >>> print(jnp.round(updates, 4))
@@ -107,7 +107,7 @@ def from_losses(losses: Any, clean_losses: Any) -> Any:
     learning", 2012, chapter 4.
 
     Example:
-        >>> from bilevax.applications.denoising.estimator import from_losses, weights
+        >>> from bilevax.applications.denoising import from_losses, weights
         >>> u = from_losses([0.1, 0.2, 0.3, 3.0, 4.0], [0.1, 0.2, 0.3])
         >>> print([round(float(w), 2) for w in weights(u)])
         [0.98, 0.98, 0.98, 0.02, 0.02]
@@ -246,13 +246,13 @@ def denoising_task(
     Example:
         >>> import jax
         >>> from bilevax import solve
-        >>> from bilevax.applications.denoising.estimator import denoising_task, penalty_solver
+        >>> from bilevax.applications.denoising import denoising_task, penalty_solver
         >>> from bilevax.data import noisy_digits
         >>> from bilevax.nn import softmax_regression
         >>> d = noisy_digits(seed=100, train=200, clean=100)
         >>> task = denoising_task(softmax_regression(10), d.X, d.y, d.X_clean, d.y_clean, key=jax.random.key(0))
         >>> result = solve(
-        ...     penalty_solver(), task.problem, *task.start, task.batches, steps=5, key=jax.random.key(0)
+        ...     penalty_solver(5), task.problem, *task.start, task.batches, steps=5, key=jax.random.key(0)
         ... )
         >>> sorted(task.metrics(result.u, result.v))
         ['clean_accuracy', 'clean_loss', 'mean_weight', 'suspects']
@@ -307,7 +307,7 @@ def reweighting_task(
     Example:
         >>> import jax, optax
         >>> from bilevax import LearningToReweight, solve
-        >>> from bilevax.applications.denoising.estimator import reweighting_task
+        >>> from bilevax.applications.denoising import reweighting_task
         >>> from bilevax.data import noisy_digits
         >>> from bilevax.nn import softmax_regression
         >>> d = noisy_digits(seed=100, train=200, clean=100)
@@ -357,7 +357,7 @@ def meta_weight_task(
     Example:
         >>> import jax, optax
         >>> from bilevax import LookAhead, solve
-        >>> from bilevax.applications.denoising.estimator import meta_weight_task
+        >>> from bilevax.applications.denoising import meta_weight_task
         >>> from bilevax.data import noisy_digits
         >>> from bilevax.nn import softmax_regression
         >>> d = noisy_digits(seed=100, train=200, clean=100)

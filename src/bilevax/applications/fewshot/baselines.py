@@ -29,22 +29,28 @@ IMAML_STEPS, IMAML_RATE = 16, 0.1
 RELATION_WIDTH = 8
 
 
-def maml_solver(steps: int, inner_steps: int = INNER_STEPS) -> ReverseMode:
+@functools.cache
+def maml_solver(steps: int, lower_steps: int = INNER_STEPS, *, lower_rate: float = INNER_RATE) -> ReverseMode:
     """MAML for `maml_task`: the inner moves are differentiated (Finn, Abbeel and Levine, ICML 2017, Algorithm 2)."""
-    return ReverseMode(optax.adam(optax.cosine_decay_schedule(1e-3, steps)), optax.sgd(INNER_RATE), inner_steps)
+    return ReverseMode(optax.adam(optax.cosine_decay_schedule(1e-3, steps)), optax.sgd(lower_rate), lower_steps)
 
 
-def first_order_maml_solver(steps: int, inner_steps: int = INNER_STEPS) -> Alternating:
+@functools.cache
+def first_order_maml_solver(
+    steps: int, lower_steps: int = INNER_STEPS, *, lower_rate: float = INNER_RATE
+) -> Alternating:
     """First-order MAML for `maml_task`: the gradient at the adapted parameters is taken for that at the start."""
-    return Alternating(optax.adam(optax.cosine_decay_schedule(1e-3, steps)), optax.sgd(INNER_RATE), inner_steps)
+    return Alternating(optax.adam(optax.cosine_decay_schedule(1e-3, steps)), optax.sgd(lower_rate), lower_steps)
 
 
-def imaml_solver(steps: int) -> Implicit:
+@functools.cache
+def imaml_solver(steps: int, lower_steps: int = IMAML_STEPS, *, lower_rate: float = IMAML_RATE) -> Implicit:
     """For iMAML, `maml_task` with a positive `proximal` (Rajeswaran et al., NeurIPS 2019): five steps of CG."""
     upper = optax.adam(optax.cosine_decay_schedule(1e-3, steps))
-    return Implicit(upper, optax.sgd(IMAML_RATE), IMAML_STEPS, CG(steps=5))
+    return Implicit(upper, optax.sgd(lower_rate), lower_steps, CG(steps=5))
 
 
+@functools.cache
 def metric_solver(steps: int) -> Implicit:
     """For `prototypical_task` and `relation_task`, whose lower level is solved at its start and has the Hessian 1."""
     upper = optax.adam(optax.cosine_decay_schedule(UPPER_RATE, steps))

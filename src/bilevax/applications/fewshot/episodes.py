@@ -55,7 +55,7 @@ class Episodes:
 
     Example:
         >>> import jax, jax.numpy as jnp
-        >>> from bilevax.applications.fewshot.tasks import Episodes
+        >>> from bilevax.applications.fewshot import Episodes
         >>> source = Episodes(jnp.zeros((30, 20, 8, 8), jnp.uint8), way=5, shot=1, queries=4, tasks=2)
         >>> batch = source.at(step=0, key=jax.random.key(0))
         >>> batch.lower.x.shape, batch.upper.x.shape, batch.lower.y[0].tolist()
@@ -74,7 +74,7 @@ class Episodes:
             require_count("Episodes", name, getattr(self, name))
         if self.way < 2:
             raise InputError("Episodes: way is 1, and with one class there is nothing to tell apart. Take at least 2.")
-        check_classes("images", self.images)
+        check_class_images("images", self.images)
         classes, pictures = np.shape(self.images)[:2]
         if classes < self.way:
             raise InputError(f"There are {classes} classes, fewer than the {self.way} of a task. Lower way.")
@@ -162,7 +162,7 @@ def evaluate(
     """
     episodes = require_count("evaluate", "episodes", episodes)
     at_once = max(n for n in range(1, 21) if episodes % n == 0)
-    source = Episodes(pictures("images", images), way, shot, queries, at_once)
+    source = Episodes(class_images("images", images), way, shot, queries, at_once)
     source.check()
     found = _accuracies(adapt, scores, episodes // at_once, u, source, statistics, key)
     accuracies = np.asarray(found).reshape(-1)
@@ -205,15 +205,15 @@ def pixel_means(way: int) -> tuple[Adapt, Scores]:
     return lambda u, samples: class_means(flat(samples), samples.y, way), scores
 
 
-def pictures(name: str, images: Any) -> Any:
+def class_images(name: str, images: Any) -> Any:
     """Numbers on the device, of the type they have; raises as `_inputs.numeric`."""
     if isinstance(images, jax.Array) and not jnp.issubdtype(images.dtype, jnp.complexfloating):
         return images
     return jnp.asarray(numeric(name, images))
 
 
-def check_classes(name: str, images: Any) -> None:
-    """Refuse what is no pictures of classes.
+def check_class_images(name: str, images: Any) -> None:
+    """Refuse what is not images of classes.
 
     Raises:
         InputError: not (classes, pictures, ...), empty, or not finite.

@@ -24,8 +24,8 @@ from bilevax.applications.fewshot.episodes import (
     Episode,
     Evaluation,
     Scores,
+    class_images,
     evaluate,
-    pictures,
 )
 from bilevax.applications.fewshot.recipes import penalty_solver
 from bilevax.applications.fewshot.tasks import cosine_problem, fewshot_task, statistics_of
@@ -99,7 +99,7 @@ class FewShotLearner(Picklable, BaseEstimator):
 
     Example:
         >>> import numpy as np
-        >>> from bilevax.applications.fewshot.tasks import FewShotLearner
+        >>> from bilevax.applications.fewshot import FewShotLearner
         >>> from bilevax.nn import omniglot_network
         >>> rng = np.random.default_rng(0)
         >>> centres = rng.integers(0, 255, (12, 1, 16, 16))
@@ -142,7 +142,7 @@ class FewShotLearner(Picklable, BaseEstimator):
         solver = penalty_solver(steps) if self.solver is None else self.solver
         require_solver(solver)
         keys = jax.random.split(seed_key("seed", self.seed), 3)
-        images = pictures("images", images)
+        images = class_images("images", images)
         sizes = {"way": self.way, "shot": self.shot, "queries": self.queries, "tasks": self.tasks}
         method = fewshot_task(representation, images, key=keys[0], **sizes)
         task = method.task

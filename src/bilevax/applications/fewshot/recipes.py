@@ -1,4 +1,9 @@
-"""Solvers of the few-shot tasks, with their settings."""
+"""Recipes: solvers of the few-shot tasks, with settings that were tuned on them.
+
+Equal arguments return the same solver, so its programs are compiled once.
+"""
+
+import functools
 
 import optax
 
@@ -11,29 +16,55 @@ HEAD_RATE = 0.1
 UPPER_RATE = 1e-2
 
 
-def penalty_solver(steps: int, lower_steps: int = LOWER_STEPS) -> Penalty:
-    """Penalty as used here, for so many steps; without multipliers, since every step has other heads."""
+@functools.cache
+def penalty_solver(steps: int, lower_steps: int = LOWER_STEPS, *, lower_rate: float = HEAD_RATE) -> Penalty:
+    """Penalty for `fewshot_task`, without multipliers, since every step has other heads.
+
+    Args:
+        steps: of the solve; the rate of u falls to zero by its end.
+        lower_steps: moves of the heads in each step.
+        lower_rate: the rate of gradient descent for the heads.
+
+    Example:
+        >>> from bilevax.applications.fewshot import penalty_solver
+        >>> penalty_solver(300).lower_steps
+        20
+    """
     return Penalty(
-        upper_optimizer(steps), optax.sgd(HEAD_RATE), lower_steps, gamma=1.0, lam=1.0, nu=0.0, step_scale=1.0
+        _upper_optimizer(steps), optax.sgd(lower_rate), lower_steps, gamma=1.0, lam=1.0, nu=0.0, step_scale=1.0
     )
 
 
-def approxgrad_solver(steps: int, lower_steps: int = LOWER_STEPS) -> Implicit:
-    """ApproxGrad: as many moves of its linear solve, on the quadratic form, as of v."""
-    linear_solve = ByOptimizer(optax.sgd(HEAD_RATE), steps=lower_steps, form=quadratic)
-    return Implicit(upper_optimizer(steps), optax.sgd(HEAD_RATE), lower_steps, linear_solve)
+@functools.cache
+def approxgrad_solver(steps: int, lower_steps: int = LOWER_STEPS, *, lower_rate: float = HEAD_RATE) -> Implicit:
+    """ApproxGrad: `Implicit`, whose linear solve, on the quadratic form, takes as many moves as the heads.
+
+    Args:
+        steps, lower_steps, lower_rate: as for `penalty_solver`.
+    """
+    linear_solve = ByOptimizer(optax.sgd(lower_rate), steps=lower_steps, form=quadratic)
+    return Implicit(_upper_optimizer(steps), optax.sgd(lower_rate), lower_steps, linear_solve)
 
 
-def reverse_solver(steps: int, lower_steps: int = LOWER_STEPS) -> ReverseMode:
-    """RMD: the T moves of the heads are differentiated (Franceschi et al. 2018)."""
-    return ReverseMode(upper_optimizer(steps), optax.sgd(HEAD_RATE), lower_steps)
+@functools.cache
+def reverse_solver(steps: int, lower_steps: int = LOWER_STEPS, *, lower_rate: float = HEAD_RATE) -> ReverseMode:
+    """Reverse mode: the moves of the heads are differentiated (Franceschi et al. 2018).
+
+    Args:
+        steps, lower_steps, lower_rate: as for `penalty_solver`.
+    """
+    return ReverseMode(_upper_optimizer(steps), optax.sgd(lower_rate), lower_steps)
 
 
-def alternating_solver(steps: int, lower_steps: int = LOWER_STEPS) -> Alternating:
-    """Alternating descent: the representation learns as if the heads did not depend on it."""
-    return Alternating(upper_optimizer(steps), optax.sgd(HEAD_RATE), lower_steps)
+@functools.cache
+def alternating_solver(steps: int, lower_steps: int = LOWER_STEPS, *, lower_rate: float = HEAD_RATE) -> Alternating:
+    """Alternating descent: the representation learns as if the heads did not depend on it.
+
+    Args:
+        steps, lower_steps, lower_rate: as for `penalty_solver`.
+    """
+    return Alternating(_upper_optimizer(steps), optax.sgd(lower_rate), lower_steps)
 
 
-def upper_optimizer(steps: int) -> optax.GradientTransformation:
-    """Adam with a cosine decay, for the representation."""
+def _upper_optimizer(steps: int) -> optax.GradientTransformation:
     return optax.adam(optax.cosine_decay_schedule(UPPER_RATE, steps))

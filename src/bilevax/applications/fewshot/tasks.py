@@ -19,9 +19,9 @@ from bilevax.applications.fewshot.episodes import (
     Episode,
     Episodes,
     Scores,
+    class_images,
     class_means,
     evaluate,
-    pictures,
 )
 from bilevax.applications.fewshot.recipes import ADAPT_STEPS, HEAD_RATE
 from bilevax.applications.task import Task
@@ -144,7 +144,7 @@ def fewshot_task(
 
     Example:
         >>> import jax, jax.numpy as jnp
-        >>> from bilevax.applications.fewshot.tasks import fewshot_task
+        >>> from bilevax.applications.fewshot import fewshot_task
         >>> from bilevax.nn import omniglot_network
         >>> images = jax.random.randint(jax.random.key(0), (8, 6, 16, 16), 0, 255).astype(jnp.uint8)
         >>> method = fewshot_task(omniglot_network(4), images, way=3, shot=1, queries=2, tasks=2, key=jax.random.key(1))
@@ -161,7 +161,7 @@ def fewshot_task(
 def sources(images: Any, way: int, shot: int, queries: int, tasks: int) -> Episodes:
     """Episodes of checked images."""
     source = Episodes(
-        pictures("images", images),
+        class_images("images", images),
         *(require_count("Episodes", name, n) for name, n in zip(_SIZES, (way, shot, queries, tasks), strict=True)),
     )
     source.check()

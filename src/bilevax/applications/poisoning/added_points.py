@@ -22,10 +22,9 @@ from bilevax.applications.poisoning.points import (
     Poisoned,
     all_classes,
     check_budget,
-    check_classes,
+    check_class_pair,
     check_samples,
     clip,
-    cross_entropy,
     distances,
     floats,
     one_hot_of,
@@ -35,7 +34,7 @@ from bilevax.applications.poisoning.points import (
 from bilevax.applications.task import Task
 from bilevax.loop.sources import Epochs, Samples, Source
 from bilevax.nn.model import Model
-from bilevax.nn.training import Training, penalised, probabilities
+from bilevax.nn.training import Training, one_hot_cross_entropy, penalised, probabilities
 from bilevax.problem import Batch, Problem
 
 
@@ -64,11 +63,11 @@ def _added_points_problem(model: Model, l2: float, low: float, high: float, sign
     """The one problem object of a model: an equal one is not compiled again."""
 
     def upper_loss(u: Any, v: PyTree, validation: Samples) -> Any:
-        return sign * cross_entropy(model, v, *validation.data)
+        return sign * one_hot_cross_entropy(model, v, *validation.data)
 
     def lower_loss(u: Any, v: PyTree, data: Poisoned, key: Any = None) -> Any:
-        clean = cross_entropy(model, v, *data.clean.data, key=key)
-        added = cross_entropy(model, v, u, data.labels, key=key)
+        clean = one_hot_cross_entropy(model, v, *data.clean.data, key=key)
+        added = one_hot_cross_entropy(model, v, u, data.labels, key=key)
         return penalised((1 - data.share) * clean + data.share * added, l2, v)
 
     return Problem(upper_loss, lower_loss, project_upper=clip(low, high))
@@ -87,7 +86,7 @@ def wrongly_labelled(X: Any, y: Any, count: int, *, key: Any) -> Points:
 
     Example:
         >>> import jax, numpy as np
-        >>> from bilevax.applications.poisoning.added_points import wrongly_labelled
+        >>> from bilevax.applications.poisoning import wrongly_labelled
         >>> points = wrongly_labelled(np.zeros((6, 2)), np.array([0, 1, 2, 0, 1, 2]), 3, key=jax.random.key(0))
         >>> points.x.shape, points.y.shape
         ((3, 2), (3,))
@@ -117,7 +116,7 @@ def swapped(X: Any, y: Any, count: int, source: int, target: int, *, key: Any) -
         InputError: the two are one class or not in y; the count is not positive, or above what they have.
     """
     X, y = training_data("X", X, "y", y)
-    check_classes(y, source, target)
+    check_class_pair(y, source, target)
     pool = np.flatnonzero((y == source) | (y == target))
     check_budget(count, len(pool), f"the samples of classes {source} and {target}")
     rng = np.random.default_rng(np.asarray(jax.random.key_data(key)))
@@ -167,7 +166,7 @@ def untargeted_task(
     Example:
         >>> import jax
         >>> from bilevax import solve
-        >>> from bilevax.applications.poisoning.added_points import penalty_solver, untargeted_task, wrongly_labelled
+        >>> from bilevax.applications.poisoning import penalty_solver, untargeted_task, wrongly_labelled
         >>> from bilevax.data import digits
         >>> from bilevax.nn import softmax_head
         >>> d, key = digits(), jax.random.key(0)
@@ -219,7 +218,7 @@ def targeted_task(
     that is taken for `target`.
     """
     X_val, y_val = training_data("X_val", X_val, "y_val", y_val)
-    check_classes(np.asarray(y), source, target)
+    check_class_pair(np.asarray(y), source, target)
     chosen = y_val == source
     if not chosen.any():
         raise InputError(f"y_val has no sample of class {source}, which is the one to be misclassified. Add some.")
@@ -264,7 +263,7 @@ def _added_points_task(
     def metrics(u: Any, v: PyTree) -> dict[str, float]:
         p = probabilities(model, v, validation[0])
         return {
-            "val_loss": float(cross_entropy(model, v, *validation)),
+            "val_loss": float(one_hot_cross_entropy(model, v, *validation)),
             "val_accuracy": float((p.argmax(1) == truth).mean()),
             "moved": float(distances(u, base).mean()),
         }

@@ -155,7 +155,7 @@ def audit(
 
     Example:
         >>> import jax
-        >>> from bilevax.applications.poisoning.added_points import audit
+        >>> from bilevax.applications.poisoning import audit
         >>> from bilevax.data import digits
         >>> d = digits()
         >>> report = audit(

@@ -20,13 +20,22 @@ from bilevax.problem import Batch, Problem
 from bilevax.solvers import Implicit
 
 
-def influence_solver(rate: float = 0.02, lower_steps: int = LOWER_STEPS) -> Implicit:
+def influence_solver(
+    steps: int, lower_steps: int = LOWER_STEPS, *, lower_rate: float = 1e-3, rate: float = 0.02
+) -> Implicit:
     """The attack by influence functions (Koh and Liang, ICML 2017, section 5.2).
 
     The derivative of f through retraining is that of the implicit function theorem, by conjugate gradients with the
     paper's damping of 0.01; points move by its sign, `rate` at a time, and the model is trained on after each move.
+
+    Args:
+        steps: of the solve. The rates are constant, so the settings are the same for every number of steps.
+        lower_steps, lower_rate: moves of v in each step, and Adam's learning rate for them.
+        rate: how far an entry of a point moves in a step.
     """
-    return Implicit(optax.sign_sgd(rate), optax.adam(1e-3), lower_steps, CG(steps=100, tolerance=1e-4, damping=0.01))
+    return Implicit(
+        optax.sign_sgd(rate), optax.adam(lower_rate), lower_steps, CG(steps=100, tolerance=1e-4, damping=0.01)
+    )
 
 
 def points_alone(task: Task) -> Task:
@@ -130,8 +139,8 @@ def poison_frogs(
 
     Example:
         >>> import jax.numpy as jnp
-        >>> from bilevax.applications.poisoning.added_points import FeatureMap
-        >>> from bilevax.applications.poisoning.added_points import poison_frogs
+        >>> from bilevax.applications.poisoning import FeatureMap
+        >>> from bilevax.applications.poisoning import poison_frogs
         >>> flat = FeatureMap(lambda params, x: x)
         >>> print(poison_frogs(flat, jnp.array([1.0, 0.5]), jnp.array([[0.5, 0.5]]), eps=0.3).round(2))
         [[0.8 0.5]]

@@ -15,10 +15,9 @@ from bilevax.applications.poisoning.points import (
     Poisoned,
     all_classes,
     check_budget,
-    check_classes,
+    check_class_pair,
     check_samples,
     clip,
-    cross_entropy,
     floats,
     one_hot_of,
     trained,
@@ -27,7 +26,7 @@ from bilevax.applications.poisoning.points import (
 from bilevax.applications.task import Task
 from bilevax.loop.sources import Fixed, Samples
 from bilevax.nn.model import Model
-from bilevax.nn.training import Training, penalised, probabilities
+from bilevax.nn.training import Training, one_hot_cross_entropy, penalised, probabilities
 from bilevax.problem import Batch, Inequality, Problem
 
 
@@ -36,7 +35,7 @@ class FeatureMap(NamedTuple):
 
     Example:
         >>> import jax.numpy as jnp
-        >>> from bilevax.applications.poisoning.added_points import FeatureMap
+        >>> from bilevax.applications.poisoning import FeatureMap
         >>> halves = FeatureMap(lambda params, x: params * x.reshape(len(x), -1), jnp.asarray(0.5))
         >>> halves.apply(halves.params, jnp.ones((2, 4, 4))).shape
         (2, 16)
@@ -81,13 +80,13 @@ def _clean_label_problem(
 ) -> Problem:
     def upper_loss(u: Any, v: PyTree, target: Target) -> Any:
         apart = jnp.sum(jnp.square(features(target.params, u) - target.features), 1)
-        mistaken = cross_entropy(head, v, target.features[None], target.label[None])
+        mistaken = one_hot_cross_entropy(head, v, target.features[None], target.label[None])
         return mistaken + collision * jnp.mean(apart)
 
     def lower_loss(u: Any, v: PyTree, data: tuple[Poisoned, PyTree], key: Any = None) -> Any:
         poisoned, params = data
-        clean = cross_entropy(head, v, *poisoned.clean.data, key=key)
-        added = cross_entropy(head, v, features(params, u), poisoned.labels, key=key)
+        clean = one_hot_cross_entropy(head, v, *poisoned.clean.data, key=key)
+        added = one_hot_cross_entropy(head, v, features(params, u), poisoned.labels, key=key)
         return penalised((1 - poisoned.share) * clean + poisoned.share * added, l2, v)
 
     if distance is None:
@@ -151,7 +150,7 @@ def clean_label_task(
     if not eps > 0:
         raise InputError(f"eps is {eps}, and must be positive: with none, no point may move.")
     X, y = training_data("X", X, "y", y)
-    check_classes(y, target_class, base_class)
+    check_class_pair(y, target_class, base_class)
     require_training(training)
     x, base = floats(X), floats(base, "base")
     target = floats(np.asarray(target)[None], "target")[0]  # with the axis of samples, as what tells images from tables

@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 from bilevax._checks import InputError, PyTree, listed, require_count
 from bilevax.applications._inputs import labels as label_each
@@ -38,11 +37,6 @@ class Poisoned(NamedTuple):
     clean: Samples
     labels: Any
     share: Any
-
-
-def cross_entropy(model: Model, v: PyTree, x: Any, labels: Any, key: Any = None) -> Any:
-    """The mean cross-entropy of one-hot labels (n, classes)."""
-    return jnp.mean(optax.softmax_cross_entropy(logits(model, v, x, key), labels))
 
 
 @functools.cache
@@ -119,7 +113,7 @@ def check_budget(count: Any, available: int, what: str = "the training samples")
         )
 
 
-def check_classes(y: np.ndarray, source: int, target: int) -> None:
+def check_class_pair(y: np.ndarray, source: int, target: int) -> None:
     """Refuse a source or target class that y does not have, and equal ones."""
     if source == target:
         raise InputError(f"source and target are both class {source}. Name two different classes.")

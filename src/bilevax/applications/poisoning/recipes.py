@@ -1,4 +1,9 @@
-"""Solvers of the poisoning tasks, with their settings."""
+"""Recipes: solvers of the poisoning tasks, with settings that were tuned on them.
+
+Equal arguments return the same solver, so its programs are compiled once.
+"""
+
+import functools
 
 import optax
 
@@ -8,16 +13,27 @@ from bilevax.solvers import Implicit, Penalty, ReverseMode
 LOWER_STEPS = 20
 
 
-def penalty_solver(steps: int, lower_steps: int = LOWER_STEPS) -> Penalty:
-    """Penalty as used here, for so many steps.
+@functools.cache
+def penalty_solver(steps: int, lower_steps: int = LOWER_STEPS, *, lower_rate: float = 1e-3) -> Penalty:
+    """Penalty for `untargeted_task` and `targeted_task`.
 
-    f, the loss of someone else's aim, may fall without bound in v; lam g, ten times gamma, holds v at the trained
-    model, and the multipliers, which move at every step, take up the rest: they tend to -(grad2_vv g)^-1 grad_v f at
+    f, the loss that the attacker wants, may fall without bound in v. lam g, ten times gamma, holds v at the trained
+    model, and the multipliers, which move at every step, do the rest: they tend to -(grad2_vv g)^-1 grad_v f at
     a rate of gamma / lam (see `Penalty`).
+
+    Args:
+        steps: of the solve; the rates fall to zero by its end.
+        lower_steps: moves of v in each step.
+        lower_rate: Adam's first learning rate for v.
+
+    Example:
+        >>> from bilevax.applications.poisoning import penalty_solver
+        >>> penalty_solver(500).lower_steps
+        20
     """
     return Penalty(
         optax.adam(optax.cosine_decay_schedule(0.03, steps)),
-        optax.adam(optax.cosine_decay_schedule(1e-3, steps * lower_steps)),
+        optax.adam(optax.cosine_decay_schedule(lower_rate, steps * lower_steps)),
         lower_steps,
         gamma=1.0,
         lam=10.0,
@@ -27,11 +43,16 @@ def penalty_solver(steps: int, lower_steps: int = LOWER_STEPS) -> Penalty:
     )
 
 
-def clean_label_solver(steps: int, lower_steps: int = 10) -> Penalty:
-    """Penalty for `clean_label_task`: its multipliers move at every tenth step, so that u can follow the bound's."""
+@functools.cache
+def clean_label_solver(steps: int, lower_steps: int = 10, *, lower_rate: float = 1e-2) -> Penalty:
+    """Penalty for `clean_label_task`; its multipliers move at every tenth step, so that u can follow the bound's.
+
+    Args:
+        steps, lower_steps, lower_rate: as for `penalty_solver`.
+    """
     return Penalty(
         optax.adam(optax.cosine_decay_schedule(0.01, steps)),
-        optax.adam(optax.cosine_decay_schedule(1e-2, steps * lower_steps)),
+        optax.adam(optax.cosine_decay_schedule(lower_rate, steps * lower_steps)),
         lower_steps,
         gamma=1.0,
         lam=30.0,
@@ -41,16 +62,27 @@ def clean_label_solver(steps: int, lower_steps: int = 10) -> Penalty:
     )
 
 
-def approxgrad_solver(steps: int, lower_steps: int = LOWER_STEPS) -> Implicit:
-    """ApproxGrad: as many moves of its linear solve as of v, by Adam, going on from step to step."""
+@functools.cache
+def approxgrad_solver(steps: int, lower_steps: int = LOWER_STEPS, *, lower_rate: float = 1e-3) -> Implicit:
+    """ApproxGrad: `Implicit`, whose linear solve takes as many moves as v, by Adam, and goes on from step to step.
+
+    Args:
+        steps, lower_steps, lower_rate: as for `penalty_solver`.
+    """
     return Implicit(
         optax.adam(optax.cosine_decay_schedule(0.03, steps)),
-        optax.adam(optax.cosine_decay_schedule(1e-3, steps * lower_steps)),
+        optax.adam(optax.cosine_decay_schedule(lower_rate, steps * lower_steps)),
         lower_steps,
         ByOptimizer(optax.adam(1e-3), steps=lower_steps),
     )
 
 
-def reverse_solver(steps: int, lower_steps: int = LOWER_STEPS) -> ReverseMode:
-    """Back-gradient descent (Munoz-Gonzalez et al., AISec 2017): the last T moves of training are differentiated."""
-    return ReverseMode(optax.adam(optax.cosine_decay_schedule(0.03, steps)), optax.sgd(0.1), lower_steps)
+@functools.cache
+def reverse_solver(steps: int, lower_steps: int = LOWER_STEPS, *, lower_rate: float = 0.1) -> ReverseMode:
+    """Back-gradient descent (Munoz-Gonzalez et al., AISec 2017): the last T moves of training are differentiated.
+
+    Args:
+        steps, lower_steps: as for `penalty_solver`.
+        lower_rate: the constant rate of gradient descent for v.
+    """
+    return ReverseMode(optax.adam(optax.cosine_decay_schedule(0.03, steps)), optax.sgd(lower_rate), lower_steps)

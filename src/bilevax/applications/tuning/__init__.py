@@ -4,7 +4,14 @@ from bilevax.applications.tuning.classifier import Tuned as Tuned
 from bilevax.applications.tuning.classifier import classifier_task as classifier_task
 from bilevax.applications.tuning.classifier import tune as tune
 from bilevax.applications.tuning.classifier import tuning_task as tuning_task
-from bilevax.applications.tuning.hyperparameters import Piece as Piece
+from bilevax.applications.tuning.hyperparameters import BRIGHTNESS as BRIGHTNESS
+from bilevax.applications.tuning.hyperparameters import CLASS_WEIGHTS as CLASS_WEIGHTS
+from bilevax.applications.tuning.hyperparameters import CONTRAST as CONTRAST
+from bilevax.applications.tuning.hyperparameters import FEATURE_L2 as FEATURE_L2
+from bilevax.applications.tuning.hyperparameters import INPUT_NOISE as INPUT_NOISE
+from bilevax.applications.tuning.hyperparameters import LABEL_SMOOTHING as LABEL_SMOOTHING
+from bilevax.applications.tuning.hyperparameters import LAYER_L2 as LAYER_L2
+from bilevax.applications.tuning.hyperparameters import Hyperparameter as Hyperparameter
 from bilevax.applications.tuning.lasso import TunedLasso as TunedLasso
 from bilevax.applications.tuning.lasso import lasso_task as lasso_task
 from bilevax.applications.tuning.logistic import TunedLogisticRegression as TunedLogisticRegression

@@ -2,9 +2,9 @@
 
     min over u of  f(v*(u)) = loss on a validation set,   v*(u) = argmin over v of  training loss with hyperparameters u
 
-Any pytree u will do: `tuning_task` takes the two losses. For classifiers the usual ones are ready as a `Piece` each,
-in any combination: `classifier_task` and `tune`. Strengths are positive, so u holds their logarithms, within bounds.
-`TunedLogisticRegression` tunes one L2 strength per feature.
+Any pytree u will do: `tuning_task` takes the two losses. For classifiers the usual hyperparameters are ready, each a
+`Hyperparameter`, and go together: `classifier_task` and `tune`. Strengths are positive, so u holds their logarithms,
+within bounds. `TunedLogisticRegression` tunes one L2 strength per feature.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -26,7 +26,7 @@ from bilevax.applications._inputs import (
     require_solver,
 )
 from bilevax.applications.task import Task
-from bilevax.applications.tuning.hyperparameters import Piece
+from bilevax.applications.tuning.hyperparameters import Hyperparameter
 from bilevax.applications.tuning.recipes import implicit_solver, penalty_solver
 from bilevax.loop.result import Result
 from bilevax.loop.solve import solve
@@ -71,7 +71,8 @@ def tuning_task(
         ...     lambda u, v, s: jnp.mean((v - s.data) ** 2),
         ...     jnp.zeros(()), jnp.zeros(()), jnp.array([1.0, 3.0]), jnp.array([1.5, 1.5]),
         ... )
-        >>> result = solve(penalty_solver(), task.problem, *task.start, task.batches, steps=500, key=jax.random.key(0))
+        >>> solver, key = penalty_solver(500), jax.random.key(0)
+        >>> result = solve(solver, task.problem, *task.start, task.batches, steps=500, key=key)
         >>> print(jnp.round(jnp.exp(result.u), 2))  # 2 / (1 + e^u) = 1.5
         0.33
     """
@@ -91,28 +92,28 @@ def tuning_task(
 
 @dataclass(frozen=True)
 class _TrainLoss:
-    """The training loss of a model with pieces; equal for equal ones, so that programs are shared."""
+    """The training loss of a model with hyperparameters; equal for equal ones, so that programs are shared."""
 
     model: Model
-    pieces: tuple[Piece, ...]
+    hyperparameters: tuple[Hyperparameter, ...]
 
     def __call__(self, u: Any, v: PyTree, samples: Samples, key: Any = None) -> Any:
         x, y = samples.data
-        x = pixels(x)  # pieces change floats
-        model_key, *keys = jax.random.split(jax.random.key(0) if key is None else key, 1 + len(self.pieces))
-        for piece, piece_key in zip(self.pieces, keys, strict=True):
-            if piece.inputs is not None:
-                x = piece.inputs(u[piece.name], x, piece_key)
+        x = pixels(x)  # hyperparameters change floats
+        model_key, *keys = jax.random.split(jax.random.key(0) if key is None else key, 1 + len(self.hyperparameters))
+        for h, own_key in zip(self.hyperparameters, keys, strict=True):
+            if h.inputs is not None:
+                x = h.inputs(u[h.name], x, own_key)
         scores = logits(self.model, v, x, None if key is None else model_key)
         targets, weight = jax.nn.one_hot(y, scores.shape[1], dtype=scores.dtype), jnp.ones(len(y), scores.dtype)
         extra = 0.0
-        for piece in self.pieces:
-            if piece.targets is not None:
-                targets = piece.targets(u[piece.name], targets)
-            if piece.weights is not None:
-                weight *= piece.weights(u[piece.name], y)
-            if piece.penalty is not None:
-                extra += piece.penalty(u[piece.name], v)
+        for h in self.hyperparameters:
+            if h.targets is not None:
+                targets = h.targets(u[h.name], targets)
+            if h.weights is not None:
+                weight *= h.weights(u[h.name], y)
+            if h.penalty is not None:
+                extra += h.penalty(u[h.name], v)
         return weighted_mean(optax.softmax_cross_entropy(scores, targets), weight) + extra
 
 
@@ -128,12 +129,12 @@ class _ValidationLoss:
 
 @dataclass(frozen=True)
 class _WithinBounds:
-    """The projection of each piece's array onto its bounds."""
+    """The projection of each hyperparameter's array onto its bounds."""
 
-    pieces: tuple[Piece, ...]
+    hyperparameters: tuple[Hyperparameter, ...]
 
     def __call__(self, u: Any) -> Any:
-        return {piece.name: jnp.clip(u[piece.name], piece.low, piece.high) for piece in self.pieces}
+        return {h.name: jnp.clip(u[h.name], h.low, h.high) for h in self.hyperparameters}
 
 
 def classifier_task(
@@ -142,13 +143,13 @@ def classifier_task(
     y: Any,
     X_validation: Any,
     y_validation: Any,
-    pieces: Sequence[Piece],
+    hyperparameters: Sequence[Hyperparameter],
     *,
     key: Any,
     batch_size: int | None = None,
     validation_batch_size: int | None = None,
 ) -> Task:
-    """A classifier's hyperparameters as a Task: u is a dictionary with an array for each piece.
+    """A classifier's hyperparameters as a Task: u is a dictionary with an array for each hyperparameter.
 
     The validation loss is the mean cross-entropy, without noise, weights or penalty.
 
@@ -156,17 +157,17 @@ def classifier_task(
         model: maps X to logits (n, classes).
         X, y: features (n, ...) and integer labels (n,), 0..classes-1, to train on.
         X_validation, y_validation: the same, to tune by.
-        pieces: which hyperparameters; all differ in name.
+        hyperparameters: which ones; no two of the same name.
         key: a jax.random key, for the model's initialisation.
         batch_size, validation_batch_size: samples per minibatch; None for all.
 
     Raises:
-        InputError: no pieces, or two of one name; arrays that are not numbers or not finite; lengths, features or
-            classes that do not fit; a model without a matrix for `FEATURE_L2`.
+        InputError: no hyperparameters, or two of one name; arrays that are not numbers or not finite; lengths, features
+            or classes that do not fit; a model without a matrix for `FEATURE_L2`.
 
     Example:
         >>> import jax
-        >>> from bilevax.applications.tuning.hyperparameters import FEATURE_L2, INPUT_NOISE
+        >>> from bilevax.applications.tuning import FEATURE_L2, INPUT_NOISE
         >>> from bilevax.applications.tuning import classifier_task
         >>> from bilevax.data import noisy_digits
         >>> from bilevax.nn import softmax_regression
@@ -177,7 +178,7 @@ def classifier_task(
         >>> jax.tree.map(lambda x: x.shape, task.start[0])
         {'feature_l2': (64,), 'input_noise': ()}
     """
-    pieces = _checked_pieces(pieces)
+    hyperparameters = _checked(hyperparameters)
     check_key("classifier_task", key)
     x, codes = coded_samples("X", X, "y", y)
     x_val, val_codes = coded_samples("X_validation", X_validation, "y_validation", y_validation)
@@ -192,36 +193,38 @@ def classifier_task(
     classes = jax.eval_shape(lambda v, x: logits(model, v, x), v, x[:1]).shape[1]
     require_classes(classes, y=codes, y_validation=val_codes)
     return tuning_task(
-        _TrainLoss(model, pieces),
+        _TrainLoss(model, hyperparameters),
         _ValidationLoss(model),
-        {piece.name: piece.start(v, x, classes) for piece in pieces},
+        {h.name: h.start(v, x, classes) for h in hyperparameters},
         v,
         (x, jnp.asarray(codes)),
         (x_val, jnp.asarray(val_codes)),
-        project=_WithinBounds(pieces),
+        project=_WithinBounds(hyperparameters),
         batch_size=batch_size,
         validation_batch_size=validation_batch_size,
     )
 
 
-def _checked_pieces(pieces: Any) -> tuple[Piece, ...]:
-    pieces = (pieces,) if isinstance(pieces, Piece) else tuple(pieces) if isinstance(pieces, Iterable) else (pieces,)
-    for piece in pieces:
-        if not isinstance(piece, Piece):
+def _checked(hyperparameters: Any) -> tuple[Hyperparameter, ...]:
+    several = isinstance(hyperparameters, Iterable)
+    found = tuple(hyperparameters) if several else (hyperparameters,)
+    for one in found:
+        if not isinstance(one, Hyperparameter):
             raise InputError(
-                f"pieces holds {piece!r}. Pass a list of Piece objects, such as [FEATURE_L2, INPUT_NOISE]."
+                f"hyperparameters holds {one!r}. Pass a list of Hyperparameter objects, such as "
+                "[FEATURE_L2, INPUT_NOISE]."
             )
-    names = [piece.name for piece in pieces]
+    names = [one.name for one in found]
     if not names or len(set(names)) < len(names):
-        raise InputError(f"pieces are {listed(names) or 'none'}. Pass at least one, no two of the same name.")
-    return pieces
+        raise InputError(f"hyperparameters are {listed(names) or 'none'}. Pass at least one, no two of the same name.")
+    return found
 
 
 class Tuned(NamedTuple):
     """What `tune` returns.
 
     Attributes:
-        hyperparameters: by the piece's name, in natural units.
+        hyperparameters: by the hyperparameter's name, in natural units.
         params: the model's parameters, trained from its start with them.
         validation_loss: of those parameters.
         result: of the solve, with its history.
@@ -239,7 +242,7 @@ def tune(
     y: Any,
     X_validation: Any,
     y_validation: Any,
-    pieces: Sequence[Piece],
+    hyperparameters: Sequence[Hyperparameter],
     *,
     key: Any,
     solver: base.Solver | None = None,
@@ -254,9 +257,10 @@ def tune(
     """Tune a classifier's hyperparameters by gradient, then train it with them from its start.
 
     Args:
-        model, X, y, X_validation, y_validation, pieces, key, batch_size: as for `classifier_task`.
-        solver: any solver, of which `steps` are taken. Unless told, `penalty_solver()`, or `implicit_solver()` where
-            minibatches or a piece that changes inputs make the training loss random (see the former on why).
+        model, X, y, X_validation, y_validation, hyperparameters, key, batch_size: as for `classifier_task`.
+        solver: any solver, of which `steps` are taken. None for `penalty_solver(steps)`, or for
+            `implicit_solver(steps)` where minibatches or a hyperparameter that changes inputs make the training loss
+            random (`penalty_solver` says why).
         train_steps, train_optimizer: of the training at the end.
         callbacks, resume, mesh: passed to `bilevax.solve`.
 
@@ -266,7 +270,7 @@ def tune(
 
     Example:
         >>> import jax
-        >>> from bilevax.applications.tuning.hyperparameters import LAYER_L2
+        >>> from bilevax.applications.tuning import LAYER_L2
         >>> from bilevax.applications.tuning import tune
         >>> from bilevax.data import noisy_digits
         >>> from bilevax.nn import softmax_regression
@@ -281,14 +285,16 @@ def tune(
     check_key("tune", key)
     if solver is not None:
         require_solver(solver)
-    pieces = _checked_pieces(pieces)
+    hyperparameters = _checked(hyperparameters)
     start_key, solve_key, train_key = jax.random.split(key, 3)
-    task = classifier_task(model, X, y, X_validation, y_validation, pieces, key=start_key, batch_size=batch_size)
+    task = classifier_task(
+        model, X, y, X_validation, y_validation, hyperparameters, key=start_key, batch_size=batch_size
+    )
     source: Any = task.batches
     check_trainer("tune", "train_optimizer", train_optimizer, task.problem, *task.start, source.at(0, train_key))
     if solver is None:
-        random = batch_size is not None or any(piece.inputs is not None for piece in pieces)
-        solver = implicit_solver() if random else penalty_solver()
+        random = batch_size is not None or any(h.inputs is not None for h in hyperparameters)
+        solver = implicit_solver(steps) if random else penalty_solver(steps)
     result = solve(
         solver,
         task.problem,
@@ -303,5 +309,5 @@ def tune(
     v, loss, _, _ = train_lower(
         task.problem, train_optimizer, train_steps, result.u, task.start[1], task.batches, train_key
     )
-    natural = {piece.name: np.asarray(piece.natural(result.u[piece.name])) for piece in pieces}
+    natural = {h.name: np.asarray(h.natural(result.u[h.name])) for h in hyperparameters}
     return Tuned(natural, v, float(loss), result)

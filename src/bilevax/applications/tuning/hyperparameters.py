@@ -14,7 +14,7 @@ STRENGTH_RANGE = 5.0  # log strengths of `logistic_task` lie within -5..5, stren
 
 
 @dataclass(frozen=True)
-class Piece:
+class Hyperparameter:
     """One kind of hyperparameter: where it starts, its bounds, and where it enters the training loss.
 
     Args:
@@ -63,9 +63,9 @@ def _feature_penalty(u: Any, v: PyTree) -> Any:
     return jnp.sum(jnp.exp(u)[:, None] * _first_layer(v, len(u)) ** 2) / 2
 
 
-FEATURE_L2 = Piece("feature_l2", _feature_start, -10.0, 2.0, penalty=_feature_penalty)
+FEATURE_L2 = Hyperparameter("feature_l2", _feature_start, -10.0, 2.0, penalty=_feature_penalty)
 """exp(u_j)/2 times the squares of row j of the first layer: one strength per feature."""
-LAYER_L2 = Piece(
+LAYER_L2 = Hyperparameter(
     "layer_l2",
     lambda v, x, classes: jnp.full(len(_matrices(v)), -6.0),
     -12.0,
@@ -73,11 +73,11 @@ LAYER_L2 = Piece(
     penalty=lambda u, v: sum(jnp.exp(a) * jnp.sum(p**2) / 2 for a, p in zip(u, _matrices(v), strict=True)),
 )
 """exp(u_l)/2 times the squares of the l-th matrix of v: one strength per layer."""
-CLASS_WEIGHTS = Piece(
+CLASS_WEIGHTS = Hyperparameter(
     "class_weights", lambda v, x, classes: jnp.zeros(classes), -3.0, 3.0, weights=lambda u, y: jnp.exp(u)[y]
 )
 """A sample of class c counts exp(u_c) times."""
-LABEL_SMOOTHING = Piece(
+LABEL_SMOOTHING = Hyperparameter(
     "label_smoothing",
     lambda v, x, classes: jnp.full((), -3.0),
     -8.0,
@@ -86,7 +86,7 @@ LABEL_SMOOTHING = Piece(
     targets=lambda u, t: (1 - jax.nn.sigmoid(u)) * t + jax.nn.sigmoid(u) / t.shape[1],
 )
 """The part sigmoid(u) of each target is spread evenly over the classes (Szegedy et al. 2016)."""
-INPUT_NOISE = Piece(
+INPUT_NOISE = Hyperparameter(
     "input_noise",
     lambda v, x, classes: jnp.full((), -3.0),
     -8.0,
@@ -96,24 +96,24 @@ INPUT_NOISE = Piece(
 """Gaussian noise of standard deviation exp(u), in the features' units, drawn anew in each move."""
 
 
-def _per_sample(x: Any, key: Any) -> Any:
+def _one_per_sample(x: Any, key: Any) -> Any:
     return jax.random.normal(key, (x.shape[0],) + (1,) * (x.ndim - 1), x.dtype)
 
 
-BRIGHTNESS = Piece(
+BRIGHTNESS = Hyperparameter(
     "brightness",
     lambda v, x, classes: jnp.full((), -3.0),
     -8.0,
     1.0,
-    inputs=lambda u, x, key: x + jnp.exp(u) * _per_sample(x, key),
+    inputs=lambda u, x, key: x + jnp.exp(u) * _one_per_sample(x, key),
 )
 """A Gaussian shift of standard deviation exp(u), one for all features of a sample."""
 
 
 def _contrast(u: Any, x: Any, key: Any) -> Any:
     middle = jnp.mean(x, axis=tuple(range(1, x.ndim)), keepdims=True)
-    return middle + (x - middle) * jnp.exp(jnp.exp(u) * _per_sample(x, key))
+    return middle + (x - middle) * jnp.exp(jnp.exp(u) * _one_per_sample(x, key))
 
 
-CONTRAST = Piece("contrast", lambda v, x, classes: jnp.full((), -3.0), -8.0, 0.0, inputs=_contrast)
+CONTRAST = Hyperparameter("contrast", lambda v, x, classes: jnp.full((), -3.0), -8.0, 0.0, inputs=_contrast)
 """Each sample's deviations from its mean are stretched by a factor, log-normal with deviation exp(u)."""

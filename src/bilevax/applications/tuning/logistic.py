@@ -30,9 +30,10 @@ from bilevax.problem import Batch, Problem
 from bilevax.solvers import base
 
 WHITENING_FLOOR = 1e-2
-# Past some 60 steps of `penalty_solver(0.1)` the validation loss still falls while that of other data rises (means of
+# Past some 60 steps of `penalty_solver` the validation loss still falls while that of other data rises (means of
 # five splits each of breast cancer and digits): dozens of strengths can overfit a validation set of a few hundred.
 LOGISTIC_STEPS = 60
+LOGISTIC_RATE = 0.1  # of v, which is whitened
 
 
 class _Weighted(NamedTuple):
@@ -114,9 +115,8 @@ def logistic_task(X: Any, y: Any, X_validation: Any, y_validation: Any, classes:
         >>> X, y = load_breast_cancer(return_X_y=True)
         >>> X = scale(X)
         >>> task = logistic_task(X[:300], y[:300], X[300:], y[300:], classes=2)
-        >>> result = solve(
-        ...     penalty_solver(0.1), task.problem, *task.start, task.batches, steps=50, key=jax.random.key(0)
-        ... )
+        >>> solver, key = penalty_solver(50, lower_rate=0.1), jax.random.key(0)
+        >>> result = solve(solver, task.problem, *task.start, task.batches, steps=50, key=key)
         >>> bool(result.history.upper_loss[-1] < 0.9 * result.history.upper_loss[5])
         True
     """
@@ -283,7 +283,7 @@ class TunedLogisticRegression(ClassifierMixin, Picklable, BaseEstimator):
     Args:
         validation_fraction: the part of fit's data that is set aside to tune by, stratified by class.
         steps: of the solver.
-        solver: any solver of bilevax; None for `penalty_solver(0.1)`.
+        solver: any solver of bilevax; None for `penalty_solver(steps, lower_rate=0.1)`.
         random_state: an integer, a NumPy RandomState or None; says which samples are set aside.
         callbacks, resume: passed to `bilevax.solve`.
 
@@ -360,7 +360,7 @@ class TunedLogisticRegression(ClassifierMixin, Picklable, BaseEstimator):
             all_x, all_labels = np.concatenate([x, x_val]), np.concatenate([labels, val_labels])
         unit = standard(X, np.arange(X.shape[1]))[1]
         task = logistic_task(x / unit, labels, x_val / unit, val_labels, len(self.classes_))
-        solver = penalty_solver(0.1) if self.solver is None else self.solver
+        solver = penalty_solver(steps, lower_rate=LOGISTIC_RATE) if self.solver is None else self.solver
         result = solve(
             solver,
             task.problem,

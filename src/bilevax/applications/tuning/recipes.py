@@ -1,4 +1,7 @@
-"""Solvers of the tuning tasks, with their settings."""
+"""Recipes: solvers of the tuning tasks, with settings that were tuned on them.
+
+Equal arguments return the same solver, so its programs are compiled once.
+"""
 
 import functools
 
@@ -7,23 +10,39 @@ import optax
 from bilevax.linear_solve import CG
 from bilevax.solvers import Implicit, Penalty
 
+LOWER_STEPS = 10
 # The rate of u rises over the first steps: v starts far from v*(u), so that the first directions of u mean little, and
 # at the full rate they lead astray.
 _UPPER = optax.adam(optax.linear_schedule(0.01, 0.2, 20), b2=0.99)
 
 
-@functools.cache
-def penalty_solver(lower_rate: float = 1e-2) -> Penalty:
-    """Penalty with settings that suit tuning; the same object at each call.
+def penalty_solver(steps: int, lower_steps: int = LOWER_STEPS, *, lower_rate: float = 1e-2) -> Penalty:
+    """Penalty for `tuning_task`, `classifier_task` and, with a lower_rate of 0.1, `logistic_task`.
 
     lam / gamma is a damping: where v minimises the penalty function, p = -(H + lam/gamma)^-1 grad_v f.
     It is for training losses without noise. The mean of |grad_v g|^2 over minibatches or augmentations is that of the
     mean gradient plus their variance, which Penalty then makes small, too: it would switch augmentation off.
+
+    Args:
+        steps: of the solve. The rate of u rises over the first 20 steps and is constant from then on, so the solver
+            is the same for every number of steps.
+        lower_steps: moves of v in each step.
+        lower_rate: Adam's learning rate for v.
+
+    Example:
+        >>> from bilevax.applications.tuning import penalty_solver
+        >>> penalty_solver(200, lower_rate=0.1).lower_steps
+        10
     """
+    return _penalty(lower_steps, lower_rate)
+
+
+@functools.cache
+def _penalty(lower_steps: int, lower_rate: float) -> Penalty:
     return Penalty(
         upper_optimizer=_UPPER,
         lower_optimizer=optax.adam(lower_rate),
-        lower_steps=10,
+        lower_steps=lower_steps,
         gamma=100.0,
         lam=10.0,
         nu=0.0,
@@ -32,10 +51,18 @@ def penalty_solver(lower_rate: float = 1e-2) -> Penalty:
     )
 
 
-@functools.cache
-def implicit_solver(lower_rate: float = 1e-2) -> Implicit:
-    """Implicit with damped conjugate gradients, for training losses with noise; the same object at each call.
+def implicit_solver(steps: int, lower_steps: int = LOWER_STEPS, *, lower_rate: float = 1e-2) -> Implicit:
+    """Implicit with damped conjugate gradients, for training losses with noise.
 
     Without damping, a direction in which g is flat (any, in a minibatch smaller than the model) ends CG at once.
+
+    Args:
+        steps, lower_steps, lower_rate: as for `penalty_solver`.
     """
-    return Implicit(_UPPER, optax.adam(lower_rate), lower_steps=10, linear_solve=CG(steps=10, damping=0.01))
+    return _implicit(lower_steps, lower_rate)
+
+
+@functools.cache
+def _implicit(lower_steps: int, lower_rate: float) -> Implicit:
+    linear_solve = CG(steps=10, damping=0.01)
+    return Implicit(_UPPER, optax.adam(lower_rate), lower_steps=lower_steps, linear_solve=linear_solve)
