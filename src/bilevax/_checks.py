@@ -192,6 +192,12 @@ def _non_finite(x: jax.Array) -> jax.Array:
     return x.size - jnp.isfinite(x).sum()
 
 
+def short_reason(error: BaseException) -> str:
+    """The first line of an error's text, at most 200 characters, without its full stop; its type where it has none."""
+    text = str(error).strip()
+    return text.splitlines()[0][:200].rstrip(".") if text else type(error).__name__
+
+
 def first_line(error: BaseException) -> str:
     """An error as part of a sentence: its type and its first line."""
     text = str(error).strip()

@@ -220,22 +220,21 @@ def change_sheet(
 
 
 def task_sheet(
-    given: Any,
-    asked: Any,
+    support: Any,
+    query: Any,
     names: Sequence[str],
     answers: Sequence[Sequence[str]],
     right: Any,
     path: Path,
     heading: str = "",
 ) -> None:
-    """A task of few-shot learning, a row for each class: pictures learned from, then those asked about, answered.
+    """A task of few-shot learning, a row for each class: its support set, then its query set with the answers.
 
-    Above a picture that was asked about stands the answer; it is framed in blue where that is right, otherwise in
-    red-orange.
+    Above a query stands its answer; the query is framed in blue where that is right, otherwise in red-orange.
 
     Args:
-        given: (classes, k, height, width[, 3]) pictures learned from, with values in 0..1.
-        asked: (classes, n, height, width[, 3]) pictures asked about.
+        support: (classes, k, height, width[, 3]) pictures learned from, with values in 0..1.
+        query: (classes, n, height, width[, 3]) pictures to answer.
         names: of the classes.
         answers: n short texts for each class.
         right: (classes, n) truth values.
@@ -249,29 +248,29 @@ def task_sheet(
         >>> import tempfile, pathlib
         >>> import numpy as np
         >>> from bilevax.plots import task_sheet
-        >>> given, asked = np.zeros((2, 5, 8, 8)), np.ones((2, 1, 8, 8))
+        >>> support, query = np.zeros((2, 5, 8, 8)), np.ones((2, 1, 8, 8))
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     path = pathlib.Path(folder) / "task.png"
-        ...     task_sheet(given, asked, ["cat", "dog"], [["cat"], ["cat"]], [[True], [False]], path)
+        ...     task_sheet(support, query, ["cat", "dog"], [["cat"], ["cat"]], [[True], [False]], path)
     """
-    given, asked = (_pictures("task_sheet", n, x, 4) for n, x in (("given", given), ("asked", asked)))
+    support, query = (_pictures("task_sheet", n, x, 4) for n, x in (("support", support), ("query", query)))
     right, names = _numbers("task_sheet", "right", right) != 0, _texts("task_sheet", "names", names)
     if isinstance(answers, str) or not isinstance(answers, Iterable):
         raise InputError(f"task_sheet: answers is {answers!r}, and must hold a list of texts for each class.")
     answers = [_texts("task_sheet", "answers", row) for row in answers]
-    fits = given.ndim in (4, 5) and given.shape[:1] + given.shape[2:] == asked.shape[:1] + asked.shape[2:]
-    if not fits or 0 in given.shape + asked.shape or right.shape != asked.shape[:2]:
+    fits = support.ndim in (4, 5) and support.shape[:1] + support.shape[2:] == query.shape[:1] + query.shape[2:]
+    if not fits or 0 in support.shape + query.shape or right.shape != query.shape[:2]:
         raise InputError(
-            f"task_sheet: pictures of shape {given.shape} and {asked.shape}, and truth values of shape {right.shape}. "
-            "Pictures (classes, k, ...) and (classes, n, ...), at least one each, and truth values (classes, n) are "
-            "needed."
+            f"task_sheet: pictures of shape {support.shape} and {query.shape}, and truth values of shape "
+            f"{right.shape}. Pictures (classes, k, ...) and (classes, n, ...), at least one each, and truth values "
+            "(classes, n) are needed."
         )
-    if len(names) != len(asked) or [len(row) for row in answers] != [asked.shape[1]] * len(asked):
+    if len(names) != len(query) or [len(row) for row in answers] != [query.shape[1]] * len(query):
         raise InputError(
             f"task_sheet: {len(names)} names and answers to {len(answers)} classes for pictures of shape "
-            f"{asked.shape}. A name for each class and an answer for each picture are needed."
+            f"{query.shape}. A name for each class and an answer for each picture are needed."
         )
-    classes, columns = len(given), [1.0] * given.shape[1] + [0.2] + [1.0] * asked.shape[1]
+    classes, columns = len(support), [1.0] * support.shape[1] + [0.2] + [1.0] * query.shape[1]
     top = 0.35 if heading else 0.05
     width, height = max(sum(columns) + 0.4, 4.0), 1.2 * classes + top
     figure = Figure(figsize=(width, height))
@@ -281,8 +280,8 @@ def task_sheet(
         spaces = {"hspace": 0.25, "wspace": 0.1, "width_ratios": columns}
         grid = figure.subplots(classes, len(columns), squeeze=False, gridspec_kw=place | spaces)
     for i, row in enumerate(grid):
-        gap = given.shape[1]
-        for axes, picture in zip(np.delete(row, gap), [*given[i], *asked[i]], strict=True):
+        gap = support.shape[1]
+        for axes, picture in zip(np.delete(row, gap), [*support[i], *query[i]], strict=True):
             axes.imshow(picture, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
             axes.grid(False)
             axes.set(xticks=[], yticks=[])

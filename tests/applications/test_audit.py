@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 from bilevax import InputError, cli
 from bilevax.applications.poisoning import audit
 from bilevax.applications.poisoning.audit import _warn_of_a_weak_model
+from bilevax.applications.poisoning.jobs import job_from_files
 from bilevax.data import digits
 from bilevax.nn import Training, mlp
 
@@ -218,16 +219,16 @@ def test_the_command_takes_tables_and_a_validation_file(tmp_path):
 def test_both_files_are_put_on_one_scale_and_in_one_order(tmp_path):
     np.savez(tmp_path / "a.npz", X=200 * X, y=Y)
     np.savez(tmp_path / "b.npz", X=100 * X_VAL, y=Y_VAL)
-    samples = cli.audit._from_files(tmp_path / "a.npz", tmp_path / "b.npz", None, 0)
+    samples = job_from_files(tmp_path / "a.npz", tmp_path / "b.npz", None, 0)
     np.testing.assert_allclose(samples.X, X / X.max(), rtol=1e-6)
     np.testing.assert_allclose(samples.X_val, X_VAL / X.max() / 2, rtol=1e-6)
     (tmp_path / "a.csv").write_text("p,q,digit\n" + "1,2,0\n3,4,1\n" * 3)
     (tmp_path / "b.csv").write_text("q,p,digit\n" + "6,5,0\n8,7,1\n" * 3)
-    samples = cli.audit._from_files(tmp_path / "a.csv", tmp_path / "b.csv", "digit", 0)
+    samples = job_from_files(tmp_path / "a.csv", tmp_path / "b.csv", "digit", 0)
     np.testing.assert_array_equal(samples.X_val[:2], [[5, 6], [7, 8]])
     (tmp_path / "b.csv").write_text("r,p,digit\n" + "6,5,0\n8,7,1\n" * 3)
     with pytest.raises(InputError, match="other columns than DATA"):
-        cli.audit._from_files(tmp_path / "a.csv", tmp_path / "b.csv", "digit", 0)
+        job_from_files(tmp_path / "a.csv", tmp_path / "b.csv", "digit", 0)
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ import pytest
 from sklearn.preprocessing import OneHotEncoder
 
 from bilevax import InputError
+from bilevax.applications.denoising.jobs import job_from_files
 from bilevax.data import archives, readers, tables
 
 
@@ -228,7 +229,7 @@ def test_labels_of_several_formats_meet(tmp_path):
 def test_padded_labels_are_not_taken_for_those_that_lost_their_zeros(tmp_path):
     (tmp_path / "a.csv").write_text("a,y\n1,01\n2,02\n")
     (tmp_path / "b.csv").write_text("a,y\n1,1\n2,2\n")
-    text = refusal(lambda: tables.from_files(tmp_path / "a.csv", tmp_path / "b.csv", None, "y", 0.0, 0))
+    text = refusal(lambda: job_from_files(tmp_path / "a.csv", tmp_path / "b.csv", None, "y", 0.0, 0))
     assert "labels that TRAIN" in text
     assert "'1', '2'" in text
 
@@ -237,7 +238,7 @@ def test_a_noted_label_reaches_the_notes(tmp_path):
     (tmp_path / "a.csv").write_text("a,y\n1,NA\n2,EU\n3,NA\n")
     assert any(
         "labels that read 'NA'" in note
-        for note in tables.from_files(tmp_path / "a.csv", tmp_path / "a.csv", None, "y", 0.0, 0).notes
+        for note in job_from_files(tmp_path / "a.csv", tmp_path / "a.csv", None, "y", 0.0, 0).notes
     )
 
 

@@ -17,8 +17,9 @@ from typer.testing import CliRunner
 
 import bilevax
 from bilevax import cli
+from bilevax.applications.denoising.comparison import Row
 from bilevax.applications.denoising.estimator import STEPS
-from bilevax.data.tables import Labelled
+from bilevax.applications.denoising.jobs import Job
 
 
 def bilevax_command(*arguments):
@@ -379,8 +380,8 @@ def test_no_command_puts_a_folder_on_the_path():
 
 def test_table_without_a_test_set_says_how_to_get_one():
     y = np.array(["cat", "dog"])
-    data = Labelled("pets.csv", np.eye(2), y, np.eye(2), y, None, None, None, None, ())
-    table = cli.denoise._table(data, [cli.denoise.Row("Penalty", None, 1, None, None, 2.0)], hold_out=0.0)
+    data = Job("pets.csv", np.eye(2), y, np.eye(2), y, None, None, None, None, ())
+    table = cli.denoise._table(data, [Row("Penalty", None, 1, None, None, 2.0)], hold_out=0.0)
     assert "--hold-out 0.25" in str(table.caption)
     assert "no test set" in str(table.title)
     assert [str(next(iter(column.cells))) for column in table.columns] == ["Penalty", "–", "1", "–", "–", "2.0"]

@@ -14,7 +14,16 @@ from typer.testing import CliRunner
 
 import bilevax
 from bilevax import InputError, cli, plots
-from bilevax.applications.fewshot import evaluate, pixel_means
+from bilevax.applications.fewshot import comparison, evaluate, pixel_means
+from bilevax.applications.fewshot.jobs import (
+    Parts,
+    Pictures,
+    pictures_from_folder,
+    queries_of,
+    readable,
+    ready_made_pictures,
+    split_classes,
+)
 from bilevax.cli import fewshot
 from bilevax.data import DownloadError, class_folders, digits, omniglot
 
@@ -157,13 +166,10 @@ def test_pictures_are_written(run):
 def test_what_is_drawn_of_a_task(tmp_path, monkeypatch):
     """Answers stand over the pictures that they are about, and are marked by whether they are right."""
     calls = []
-    monkeypatch.setattr(plots, "convergence", lambda *arguments: None)
     monkeypatch.setattr(plots, "task_sheet", lambda *arguments: calls.append(arguments))
 
     class Learner:
         """Always of the opinion that a picture is of the class it learned from first."""
-
-        history_ = None
 
         def adapt(self, x, y):
             assert x.shape == (4, 16, 16)
@@ -176,12 +182,13 @@ def test_what_is_drawn_of_a_task(tmp_path, monkeypatch):
 
     # Class c has the pictures 10 c + i, in four different greys.
     images = (10 * np.arange(4)[:, None] + np.arange(4))[..., None, None].astype(np.uint8)
-    pictures = fewshot.Pictures("", np.tile(images, (1, 1, 16, 16)), ["a", "b", "c", "d"], "", 2)
-    parts = fewshot.Parts(np.array([0, 2]), np.array([1, 3]))
-    run = SimpleNamespace(picture=lambda name, draw: draw(tmp_path / name))
-    fewshot._draw(Learner(), pictures, parts, {"way": 2, "shot": 2, "queries": 2, "seed": 0}, run)
-    given, asked, names, answers, right, path, heading = calls[0]
-    values = np.rint(np.concatenate([given, asked], 1)[..., 0, 0] * 255).astype(int)
+    pictures = Pictures("", np.tile(images, (1, 1, 16, 16)), ["a", "b", "c", "d"], "", 2)
+    learned = SimpleNamespace(learner=Learner())
+    parts = Parts(np.array([0, 2]), np.array([1, 3]))
+    answered = comparison.one_task(learned, pictures, parts, comparison.Sizes(2, 2, 2), seed=0)
+    fewshot._draw(answered, tmp_path / "episode.png")
+    support, query, names, answers, right, path, heading = calls[0]
+    values = np.rint(np.concatenate([support, query], 1)[..., 0, 0] * 255).astype(int)
     for name, row in zip(names, values, strict=True):
         assert sorted(row) == [10 * "abcd".index(name) + i for i in range(4)]
     assert sorted(names) == ["b", "d"]
@@ -218,8 +225,11 @@ def test_at_most_a_dozen_files_are_named(tmp_path):
 def test_digits_where_omniglot_is_not_at_hand(nothing_at_hand, monkeypatch, learned):
     """All but the training, which takes its time and is the same as on a folder."""
     out, learner = nothing_at_hand / "out", SimpleNamespace(history_=SimpleNamespace(upper_loss=np.ones(2)))
-    rows = [fewshot.Row(name, accuracy, 0.01, 1.0) for name, accuracy in (("a", 0.96), ("b", 0.9), ("c", learned))]
-    monkeypatch.setattr(fewshot, "_compare", lambda *arguments: (learner, rows))
+    rows = [comparison.Row(name, accuracy, 0.01, 1.0) for name, accuracy in (("a", 0.96), ("b", 0.9), ("c", learned))]
+    monkeypatch.setattr(comparison, "learn", lambda *arguments, **more: SimpleNamespace(learner=learner))
+    monkeypatch.setattr(comparison, "measure", lambda *arguments, **more: rows)
+    monkeypatch.setattr(comparison, "one_task", lambda *arguments: None)
+    monkeypatch.setattr(plots, "convergence", lambda *arguments: None)
     monkeypatch.setattr(fewshot, "_draw", lambda *arguments: None)
     result = bilevax_command("--out", out)
     assert result.exit_code == 0, result.output
@@ -236,7 +246,7 @@ def test_digits_where_omniglot_is_not_at_hand(nothing_at_hand, monkeypatch, lear
 
 def test_digits_are_those_of_their_classes(nothing_at_hand):
     d = digits()
-    images = fewshot._ready_made(28).images
+    images = ready_made_pictures(28).images
     assert images.shape == (10, 174, 28, 28)
     first = [Image.fromarray(d.x_train[np.flatnonzero(d.y_train == c)[0]]) for c in range(10)]
     for c in range(10):
@@ -247,8 +257,8 @@ def test_omniglot_at_hand_is_split_as_in_the_papers(tmp_path, monkeypatch):
     images = np.random.default_rng(0).integers(0, 256, (1203, 1, 28, 28), np.uint8)
     np.savez(tmp_path / "omniglot.npz", images=images)
     monkeypatch.setenv("BILEVAX_DATA", str(tmp_path))
-    pictures = fewshot._ready_made(None)
-    parts = fewshot._split(pictures, 5, None, 3)
+    pictures = ready_made_pictures(None)
+    parts = split_classes(pictures, 5, None, 3)
     np.testing.assert_array_equal(parts.train, np.arange(4800))
     np.testing.assert_array_equal(parts.test, np.arange(4800, 4812))
     place = pictures.names.index("1201, 180°")
@@ -256,9 +266,9 @@ def test_omniglot_at_hand_is_split_as_in_the_papers(tmp_path, monkeypatch):
     assert place in parts.test
     assert "7, 90°" in [pictures.names[i] for i in parts.train]
     with pytest.raises(InputError, match="--test-classes is given without FOLDER"):
-        fewshot._split(pictures, 5, 8, 3)
+        split_classes(pictures, 5, 8, 3)
     with pytest.raises(InputError, match=r"^A class of Omniglot has 1 picture, fewer than --shot 5 .+ Add pictures\.$"):
-        fewshot._queries(pictures, 5, None)
+        queries_of(pictures, 5, None)
 
 
 def test_a_damaged_omniglot_is_told(tmp_path, monkeypatch):
@@ -341,14 +351,14 @@ def test_one_picture_of_each_is_too_few(tmp_path):
 
 def test_what_is_suggested_fits(tmp_path):
     folder = make(tmp_path / "pets", classes=4, pictures=5)
-    pictures = fewshot._from_folder(folder, None, False)
+    pictures = pictures_from_folder(folder, None, False)
     for shot in range(1, 8):
         for queries in (None, 1, 4, 9):
             try:
-                found = fewshot._queries(pictures, shot, queries)
+                found = queries_of(pictures, shot, queries)
             except InputError as error:
                 few, asked = map(int, re.findall(r"--shot (\d+) --queries (\d+)", str(error))[0])
-                assert fewshot._queries(pictures, few, asked) == asked
+                assert queries_of(pictures, few, asked) == asked
             else:
                 assert shot + found <= 5
 
@@ -359,7 +369,7 @@ def test_mixed_sizes_need_a_side(tmp_path):
     text = refused(folder, "--out", tmp_path / "out")
     assert "of several sizes: 16 x 16 (4), 24 x 20 (1)" in text
     assert "--side" in text
-    assert fewshot._from_folder(folder, 18, False).images.shape == (2, 2, 18, 18)
+    assert pictures_from_folder(folder, 18, False).images.shape == (2, 2, 18, 18)
 
 
 def test_small_pictures_need_a_side(tmp_path):
@@ -372,7 +382,7 @@ def test_small_pictures_need_a_side(tmp_path):
 
 def test_large_pictures_are_taken_with_a_hint(tmp_path, capsys):
     folder = make(tmp_path / "pets", classes=1, pictures=1, size=(160, 130))
-    assert fewshot._from_folder(folder, None, False).images.shape == (1, 1, 130, 160)
+    assert pictures_from_folder(folder, None, False, print).images.shape == (1, 1, 130, 160)
     assert "are 160 x 130; on smaller ones, by --side" in capsys.readouterr().out
 
 
@@ -403,8 +413,8 @@ def test_options_that_need_others(tmp_path, nothing_at_hand):
 
 
 def test_names_that_are_no_text_can_be_printed():
-    assert fewshot._readable(b"caf\xe9".decode(errors="surrogateescape")) == "caf?"
-    assert fewshot._readable("café 猫") == "café 猫"
+    assert readable(b"caf\xe9".decode(errors="surrogateescape")) == "caf?"
+    assert readable("café 猫") == "café 猫"
 
 
 def test_pixels_of_colour_pictures():

@@ -13,8 +13,9 @@ from typer.testing import CliRunner
 
 import bilevax
 from bilevax import InputError, _files, cli, plots
+from bilevax.applications.tuning import comparison
+from bilevax.applications.tuning.jobs import Job, job_from_files, ready_made_jobs
 from bilevax.applications.tuning.logistic import LOGISTIC_STEPS
-from bilevax.cli import tune
 from bilevax.loop.stages import Stages
 from bilevax.plots import TimedLosses
 
@@ -25,7 +26,7 @@ QUICK = ["--trials", 8, "--steps", 40]
 @pytest.fixture(autouse=True)
 def no_torch(monkeypatch):
     """The same rows wherever the tests run."""
-    monkeypatch.setattr(tune, "_has_torch", lambda: False)
+    monkeypatch.setattr(comparison, "_has_torch", lambda: False)
 
 
 def bilevax_command(*arguments):
@@ -110,7 +111,7 @@ def test_users_files_ended_by_a_signal_and_resumed(tmp_path, files, ended_early)
     assert told["penalty_evaluations"] == {"gradients_of_g": 440, "along": 440, "gradients_of_f": 440}
     for name in ("random search", "Bayesian, TPE"):
         assert rows[name]["trials"] == 8
-        assert rows[name]["gradient_evaluations"] == 8 * tune.TRIAL_STEPS >= 1320
+        assert rows[name]["gradient_evaluations"] == 8 * comparison.TRIAL_STEPS >= 1320
         assert rows[name]["seconds"] > 0
         assert rows[name]["compile_seconds"] > 0
         # The default is the first trial, so that the trained trial that did best by f can be hardly worse.
@@ -137,7 +138,7 @@ def test_parts_of_one_npz_are_set_aside(tmp_path):
 
 
 def test_the_parts_are_disjoint_and_scaled_by_the_training_part_alone(files):
-    data = tune._from_files({"train": files[0], "validation": None, "test": files[2]}, "species", 0.25, seed=3)
+    data = job_from_files({"train": files[0], "validation": None, "test": files[2]}, "species", 0.25, seed=3)
     train, test = pd.read_csv(files[0]), pd.read_csv(files[2])
     assert (len(data.y), len(data.y_validation), len(data.y_test)) == (66, 24, 150)
     np.testing.assert_allclose(data.X[:, :6].mean(0), 0, atol=1e-6)
@@ -153,7 +154,7 @@ def test_the_parts_are_disjoint_and_scaled_by_the_training_part_alone(files):
 def test_rare_categories_have_a_name(files):
     frame = plants(0, 300).assign(soil=[f"s{i % 60:02d}" for i in range(300)])
     frame.to_csv(files[0], index=False)
-    data = tune._from_files({"train": files[0], "validation": None, "test": None}, "species", 0.2, seed=0)
+    data = job_from_files({"train": files[0], "validation": None, "test": None}, "species", 0.2, seed=0)
     assert data.X.shape[1] == len(data.features) == 6 + 50
     assert data.features[-1].startswith("soil = any other")
 
@@ -168,22 +169,20 @@ def test_trials_are_raised_to_the_gradients_of_penalty(tmp_path, files):
 
 
 def test_a_row_for_gaussian_processes_where_torch_is_there(tmp_path, monkeypatch):
-    from bilevax import search
-
-    monkeypatch.setattr(tune, "_has_torch", lambda: True)
-    monkeypatch.setattr(search, "GP", search.Random)
-    (data, _) = tune._ready_made(0.25, 0)
-    tuned = tune._tune(data, 20, 10, 0, stages(tmp_path), None)
+    monkeypatch.setattr(comparison, "_has_torch", lambda: True)
+    monkeypatch.setattr(comparison, "GP", comparison.Random)
+    (data, _) = ready_made_jobs(0.25, 0)
+    tuned = comparison.compare(data, trials=20, steps=10, seed=0, stages=stages(tmp_path))
     assert [row["method"] for row in tuned.report["methods"]] == [*METHODS[:-1], "Bayesian, GP", "Penalty"]
     names = ["Bayesian, GP", "Bayesian, TPE", "Penalty", "random search"]
-    assert sorted(tuned.ways) == sorted(tuned.runs) == names
+    assert sorted(tuned.paths) == sorted(tuned.runs) == names
 
 
 def test_penalty_needs_at_most_a_tenth_of_random_searchs_gradients_on_30_strengths(tmp_path):
-    (data, digits) = tune._ready_made(0.25, 0)
+    (data, digits) = ready_made_jobs(0.25, 0)
     assert data.X.shape[1] == 30
     assert digits.X.shape[1] == 64
-    tuned = tune._tune(data, 200, None, 0, stages(tmp_path), None)
+    tuned = comparison.compare(data, trials=200, steps=None, seed=0, stages=stages(tmp_path))
     report = tuned.report
     assert report["steps"] == LOGISTIC_STEPS
     rows = {row["method"]: row for row in report["methods"]}
@@ -222,32 +221,34 @@ def test_the_default_run_on_both_data_sets(tmp_path):
 
 
 def run(seconds, compile_seconds, evaluations):
-    return tune.Run(None, seconds, compile_seconds, evaluations, None, [])
+    return comparison.Run(None, seconds, compile_seconds, evaluations, None, [])
 
 
 def test_comparison_by_hand():
-    way = tune.Losses([1.0, 4.0, 5.0], [100, 400, 500], [0.9, 0.5, 0.55])
+    way = comparison.Losses([1.0, 4.0, 5.0], [100, 400, 500], [0.9, 0.5, 0.55])
     runs = {"random search": run(10.0, 2.0, 1000), "Penalty": run(1.0, 3.0, 450)}
 
     def compared(losses):
-        ways = {"random search": way, "Penalty": tune.Losses([0.25, 0.5], [10, 20], losses)}
-        rows = [tune.Row(name, 0.5, 0.6, 1.0, 1.0, 1, None, tune._first_at(ways[name], 0.5)) for name in ways]
-        return tune._compare(rows, ways, runs, 0.5)
+        ways = {"random search": way, "Penalty": comparison.Losses([0.25, 0.5], [10, 20], losses)}
+        rows = [
+            comparison.Row(name, 0.5, 0.6, 1.0, 1.0, 1, None, comparison._first_at(ways[name], 0.5)) for name in ways
+        ]
+        return comparison._ratios(rows, ways, runs, 0.5)
 
     told = compared([0.8, 0.4])
     assert told["ratio"] == 0.05
     assert told["ratio_to_the_moment_it_was_found"] == 0.125
     assert told["ratio_with_compilation"] == 3.5 / 12
     assert told["random_loss_at_penalty_evaluations"] == 0.5
-    data = tune.Data("plants", "", ["a"], 2, *[np.zeros((4, 1))] * 6, ())
-    first, count, _ = tune._sentences(told, data, runs, 150)
+    data = Job("plants", "", ["a"], 2, *[np.zeros((4, 1))] * 6, ())
+    first, count, _ = comparison._sentences(told, data, runs, 150)
     assert "(0.5000) in 0.500 s: 0.050 of the 10.00 s" in first
     assert "0.29 with the compilation of both" in first
     assert "150 each" in count
 
     told = compared([0.8, 0.6])
     assert told["ratio"] is None
-    assert "did not reach random search's best" in tune._sentences(told, data, runs, 150)[0]
+    assert "did not reach random search's best" in comparison._sentences(told, data, runs, 150)[0]
 
 
 # --- refusals ---------------------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import jax
 
 from bilevax import _files
-from bilevax._checks import InputError
+from bilevax._checks import InputError, short_reason
 from bilevax.cli._printing import complain, quoted, say
 from bilevax.cli._writing import as_json, write_csv, write_json
 from bilevax.loop import placement as layouts
@@ -173,8 +173,7 @@ class Run:
         try:
             self._write(name, draw)
         except Exception as error:
-            lines = str(error).strip().splitlines() or [type(error).__name__]
-            complain(f"{name} could not be drawn ({lines[0].rstrip('.')}). The other files hold all figures.")
+            complain(f"{name} could not be drawn ({short_reason(error)}). The other files hold all figures.")
 
     def _write(self, name: str, write: Callable[[Path], Any]) -> None:
         """Write a file to --out; where that has become impossible, to a new folder, so that nothing is lost."""

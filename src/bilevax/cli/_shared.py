@@ -17,7 +17,7 @@ import jax
 import typer
 
 import bilevax
-from bilevax._checks import InputError
+from bilevax._checks import InputError, short_reason
 from bilevax._files import make_writable
 from bilevax.cli._printing import complain, failed
 from bilevax.loop import placement as layouts
@@ -58,8 +58,9 @@ def in_plain_words() -> Iterator[Asked]:
     except (MemoryError, jax.errors.JaxRuntimeError) as error:
         if isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" not in str(error):
             raise
-        reason = (str(error).strip().splitlines() or ["out of memory"])[0][:200]
-        complain(f"There is not enough memory ({reason}). Lower the sizes, or take fewer samples or features.")
+        complain(
+            f"There is not enough memory ({short_reason(error)}). Lower the sizes, or take fewer samples or features."
+        )
         raise typer.Exit(SOLVE_FAILED) from error
     except KeyboardInterrupt as error:
         raise typer.Exit(INTERRUPTED) from error

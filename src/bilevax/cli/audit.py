@@ -1,7 +1,7 @@
 """`bilevax audit`: what a few added samples could do to a user's own training pipeline."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 import typer
@@ -26,22 +26,11 @@ from bilevax.cli._shared import (
 from bilevax.loop.placement import Layout
 
 if TYPE_CHECKING:  # scikit-learn, which `--help` need not wait for
-    from bilevax.applications.poisoning.audit import Report
+    from bilevax.applications.poisoning.jobs import Job
+    from bilevax.applications.poisoning.report import Report
     from bilevax.loop.stages import Stages
 
 SHOWN_POINTS = 10
-DIGITS_VALIDATION = 600
-
-
-class Audited(NamedTuple):
-    """The data of an audit: features (n, ...), labels, and whether the features are pictures with values in 0..1."""
-
-    title: str
-    X: np.ndarray
-    y: np.ndarray
-    X_val: np.ndarray
-    y_val: np.ndarray
-    pictures: bool
 
 
 def audit(
@@ -108,68 +97,17 @@ def audit(
             asked=asked,
         )
         with run.stages() as stages:
-            samples = _digits() if data is None else _from_files(data, validation, target, seed)
-            report = _audit(samples, settings, stages, layout)
-            _write(report, samples, settings, run)
+            from bilevax.applications.poisoning.jobs import digits_job, job_from_files
+
+            job = digits_job() if data is None else job_from_files(data, validation, target, seed)
+            report = _audit(job, settings, stages, layout)
+            _write(report, job, settings, run)
         show(_table(report))
-        say(_in_words(report))
+        say(report.in_words())
         run.end(report.seconds)
 
 
-def _digits() -> Audited:
-    from bilevax.data import images as datasets
-
-    d = datasets.digits()
-    x, y = np.concatenate([d.x_train, d.x_test]) / 255, np.concatenate([d.y_train, d.y_test]).astype(int)
-    title = "scikit-learn's handwritten digits"
-    return Audited(
-        title, x[DIGITS_VALIDATION:], y[DIGITS_VALIDATION:], x[:DIGITS_VALIDATION], y[:DIGITS_VALIDATION], True
-    )
-
-
-def _from_files(data: Path, validation: Path | None, target: str | None, seed: int) -> Audited:
-    import pandas as pd
-    from sklearn.model_selection import train_test_split
-
-    from bilevax.data import tables
-
-    def features(table: tables.Table) -> np.ndarray:
-        images = tables.as_images(table)
-        if images is not None:
-            return images
-        others = table.features.columns.difference(table.features.select_dtypes(["number", "bool"]).columns, sort=False)
-        if len(others):
-            raise InputError(
-                f"{table.name} has columns that hold no numbers: {tables.listed(others)}. An added sample is moved by "
-                "gradients: encode them as numbers, or leave them out."
-            )
-        return table.features.to_numpy(np.float64)
-
-    files = {"DATA": data} | ({} if validation is None else {"--validation": validation})
-    table, *others = tables.read_together(files, target)
-    x, y = features(table), table.labels
-    if not others:
-        values, counts = np.unique(y, return_counts=True)
-        if counts.min() < 6:
-            raise InputError(
-                f"{table.name} has fewer than 6 samples of {tables.listed(values[counts < 6])}, too few to set a third "
-                "aside. Pass --validation FILE, or leave those classes out."
-            )
-        places: Any = np.arange(len(y))
-        train, aside = train_test_split(places, test_size=1 / 3, stratify=y, random_state=seed)
-        x, x_val, y, y_val = x[train], x[aside], y[train], y[aside]
-    else:
-        other = others[0]
-        if set(other.features.columns) != set(table.features.columns):
-            raise InputError(f"{other.name} has other columns than {table.name}. Give both files the same features.")
-        # As one table: columns in one order, and pictures on one scale.
-        both = table._replace(features=pd.concat([table.features, other.features]), labels=[*y, *other.labels])
-        x, x_val = np.split(features(both), [len(y)])
-        y_val = other.labels
-    return Audited(str(data), x, y, x_val, y_val, tables.as_images(table) is not None)
-
-
-def _audit(samples: Audited, settings: dict[str, Any], stages: "Stages", layout: Layout | None) -> "Report":
+def _audit(job: "Job", settings: dict[str, Any], stages: "Stages", layout: Layout | None) -> "Report":
     import jax
 
     from bilevax.applications.poisoning.audit import audit
@@ -178,10 +116,10 @@ def _audit(samples: Audited, settings: dict[str, Any], stages: "Stages", layout:
     hidden = settings["hidden"]
     with Console(stderr=True).status("auditing") as status:
         return audit(
-            samples.X,
-            samples.y,
-            samples.X_val,
-            samples.y_val,
+            job.X,
+            job.y,
+            job.X_val,
+            job.y_val,
             model=softmax_head if hidden == 0 else lambda classes: mlp(classes, (hidden,)),
             budget=settings["budget"],
             levels=settings["levels"],
@@ -210,56 +148,16 @@ def _table(report: "Report") -> Table:
     return as_table("Accuracy lost, points of a hundred", names, rows)
 
 
-def _in_words(report: "Report") -> str:
-    lost, _ = report.lost(report.attacked)
-    of = "" if report.points.x.ndim > 2 else ", columns in units of their ranges"
-    further = float((report.nearest > 2 * report.usual_nearest).mean())
-    return (
-        f"Without added samples the model is right on {100 * report.clean.mean():.1f}% of {report.held_out} held-out "
-        f"samples (always the most frequent class: {100 * report.majority:.1f}%; logistic regression: "
-        f"{100 * report.logistic:.1f}%). {len(report.points.y)} added samples ({100 * report.fractions[-1]:.1f}%) cost "
-        f"up to {100 * lost[-1]:.1f} points. How visible they are: the median one is {np.median(report.l2):.3g} "
-        f"(l2{of}) from where it started and {np.median(report.nearest):.3g} from its nearest clean neighbour; clean "
-        f"samples are {report.usual_nearest:.3g} from theirs. {100 * further:.0f}% of them lie more than twice as far "
-        "out, where a filter by distance would find them."
-    )
-
-
-def _write(report: "Report", samples: Audited, settings: dict[str, Any], run: Run) -> None:
+def _write(report: "Report", job: "Job", settings: dict[str, Any], run: Run) -> None:
     """The report first, for a picture may fail."""
     from bilevax import plots
 
-    means = {name: report.lost(getattr(report, name)) for name in ("flipped", "attacked")}
     content = {
-        "data": {"title": samples.title, "train": len(samples.y), "held_out": report.held_out},
+        "data": {"title": job.title, "train": len(job.y), "held_out": report.held_out},
         "settings": settings,
         **surroundings("jax", "optax", "numpy", "scikit-learn"),
         "wall_seconds": report.seconds,
-        "clean_accuracy": report.clean.tolist(),
-        "references": {"most_frequent_class": report.majority, "logistic_regression": report.logistic},
-        "levels": [
-            {
-                "fraction": float(report.fractions[i]),
-                **{
-                    name: {
-                        "accuracy": getattr(report, name)[i].tolist(),
-                        "lost": float(mean[i]),
-                        "half_width_95": None if np.isnan(width[i]) else float(width[i]),
-                    }
-                    for name, (mean, width) in means.items()
-                },
-            }
-            for i in range(len(report.fractions))
-        ],
-        "points": {
-            "label": [str(label) for label in report.points.y],
-            "base_label": [str(label) for label in report.base_labels],
-            "l2": report.l2.tolist(),
-            "l_inf": report.l_inf.tolist(),
-            "nearest_clean": report.nearest.tolist(),
-            "usual_nearest": report.usual_nearest,
-            "x": np.asarray(report.points.x, float).round(6).tolist(),
-        },
+        **report.as_dict(),
     }
     run.json("report.json", content, indent=None)
     percents = 100 * np.concatenate([[0], report.fractions])
@@ -268,12 +166,12 @@ def _write(report: "Report", samples: Audited, settings: dict[str, Any], run: Ru
         for name, accuracies in (("wrong labels at random", report.flipped), ("found by Penalty", report.attacked))
     }
     levels = {"no added samples": 100 * float(report.clean.mean())}
-    panel = plots.LinePanel(samples.title, "added samples, % of the training set", "held-out accuracy %", lines, levels)
+    panel = plots.LinePanel(job.title, "added samples, % of the training set", "held-out accuracy %", lines, levels)
     run.picture("curve.png", lambda path: plots.line_panels([panel], path))
-    if samples.pictures:
+    if job.pictures:
         chosen = np.argsort(-report.l2, kind="stable")[:SHOWN_POINTS]
-        low = min(samples.X.min(), samples.X_val.min())
-        scale = max(samples.X.max(), samples.X_val.max()) - low
+        low = min(job.X.min(), job.X_val.min())
+        scale = max(job.X.max(), job.X_val.max()) - low
         run.picture(
             "points.png",
             lambda path: plots.change_sheet(

@@ -2,7 +2,7 @@
 
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 import typer
@@ -24,12 +24,10 @@ from bilevax.cli._shared import (
     laid_out,
     surroundings,
 )
-from bilevax.loop.placement import Layout
 
 if TYPE_CHECKING:  # these pull in pandas and scikit-learn, which `--help` need not wait for
-    from bilevax.data.tables import Labelled
-    from bilevax.loop.checkpoint import Checkpoint
-    from bilevax.loop.stages import Stages
+    from bilevax.applications.denoising.comparison import Comparison, Row
+    from bilevax.applications.denoising.jobs import Job
 
 SHOWN_SUSPECTS = 50
 
@@ -111,186 +109,64 @@ def denoise(
             asked=asked,
         )
         with run.stages() as stages:
-            if train is None or clean is None:
-                data = _noisy_digits(seed)
-            else:
-                from bilevax.data import tables
+            from bilevax.applications.denoising.comparison import compare
+            from bilevax.applications.denoising.jobs import job_from_files, noisy_digits_job
 
-                data = tables.from_files(train, clean, test, target, hold_out, seed)
-            for note in data.notes:
+            if train is None or clean is None:
+                job = noisy_digits_job(seed)
+            else:
+                job = job_from_files(train, clean, test, target, hold_out, seed)
+            for note in job.notes:
                 say(note)
-            rows, found = _compute(data, settings, stages, layout)
+            found = compare(job, steps=steps, batch_size=batch_size, seed=seed, stages=stages, mesh=layout)
             report = {
-                "settings": settings | {"steps": found["Penalty"]["steps"]},
+                "settings": settings | {"steps": found.steps},
                 "seed": seed,
                 "resumed": stages.resumed,
                 **surroundings("jax", "optax", "numpy", "scikit-learn"),
                 "wall_seconds": time.perf_counter() - began,
-                "data": _sizes(data),
-                "methods": [row._asdict() for row in rows],
+                "data": _sizes(job),
+                "methods": [row._asdict() for row in found.rows],
             }
-            _write_results(data, found, report, run)
-        show(_table(data, rows, hold_out))
+            _write_results(job, found, report, run)
+        show(_table(job, found.rows, hold_out))
         run.end(report["wall_seconds"])
 
 
-class Row(NamedTuple):
-    """One line of the table of `denoise`; None where a figure is not known or does not apply."""
-
-    method: str
-    test_accuracy: float | None
-    suspects: int | None
-    precision: float | None
-    recall: float | None
-    seconds: float
-
-
-def _noisy_digits(seed: int) -> "Labelled":
-    from bilevax.data.corruption import noisy_digits
-    from bilevax.data.tables import Labelled
-
-    d = noisy_digits(seed)
-    return Labelled(
-        "scikit-learn's handwritten digits",
-        d.X,
-        d.y,
-        d.X_clean,
-        d.y_clean,
-        d.X_test,
-        d.y_test,
-        d.y_true,
-        d.images,
-        (),
-    )
-
-
-def _compute(
-    data: "Labelled", settings: dict[str, Any], stages: "Stages", layout: Layout | None
-) -> tuple[list[Row], dict[str, dict[str, Any]]]:
-    """The rows of the table, and what each solver found."""
-    from bilevax.applications.denoising.estimator import STEPS
-    from bilevax.applications.denoising.recipes import approxgrad_solver, penalty_solver
-
-    steps = STEPS if settings["steps"] is None else settings["steps"]
-    references = stages.of("references", lambda _: {"rows": [row._asdict() for row in _references(data, settings)]})
-    rows, found = [Row(**row) for row in references["rows"]], {}
-    for name, solver in (("Penalty", penalty_solver(steps)), ("ApproxGrad", approxgrad_solver(steps))):
-        found[name] = stages.of(
-            name.lower(), lambda keep, name=name, solver=solver: _fit(name, solver, data, settings, keep, layout)
-        )
-        rows.append(Row(**found[name]["row"]))
-    return rows, found
-
-
-def _references(data: "Labelled", settings: dict[str, Any]) -> list[Row]:
-    """What plain training gives: on all labels as they are, on the clean ones, on all right ones where known."""
-    from bilevax.applications.denoising.estimator import PlainClassifier
-
-    both = np.concatenate([data.X, data.X_clean])
-    sets = {
-        "all labels as given": (both, np.concatenate([data.y, data.y_clean])),
-        "clean set only": (data.X_clean, data.y_clean),
-    }
-    if data.y_true is not None:
-        right = np.concatenate([data.y == data.y_true, np.ones(len(data.y_clean), bool)])
-        sets["oracle: right labels"] = (both[right], np.concatenate([data.y, data.y_clean])[right])
-    rows = []
-    for name, (X, y) in sets.items():
-        began = time.perf_counter()
-        model = PlainClassifier(random_state=settings["seed"]).fit(X, y)
-        seconds = time.perf_counter() - began
-        rows.append(Row(name, _accuracy(model, data), None, None, None, seconds))
-    return rows
-
-
-def _fit(
-    name: str,
-    solver: Any,
-    data: "Labelled",
-    settings: dict[str, Any],
-    keep: "Checkpoint",
-    layout: Layout | None,
-) -> dict[str, Any]:
-    """What a solver finds, as a stage's result: labels as places in the sorted ones of `data.y`."""
-    from bilevax.applications.denoising.estimator import STEPS, DenoisingClassifier
-    from bilevax.loop.callbacks import Progress
-
-    classifier = DenoisingClassifier(
-        solver=solver,
-        steps=STEPS if settings["steps"] is None else settings["steps"],
-        batch_size=settings["batch_size"],
-        random_state=settings["seed"],
-        callbacks=(Progress(name), keep),
-        resume=keep,
-        mesh=layout,
-    )
-    began = time.perf_counter()
-    classifier.fit(data.X, data.y, data.X_clean, data.y_clean)
-    return {
-        "row": _row(name, classifier, data, time.perf_counter() - began)._asdict(),
-        "steps": classifier.steps,
-        "weight": np.asarray(classifier.sample_weight_),
-        "suspicion": np.asarray(classifier.suspicion_),
-        "suspects": np.asarray(classifier.suspects_, bool),
-        "believed": np.searchsorted(classifier.classes_, classifier.label_belief_),
-        "history": {
-            name: value for name, value in classifier.result_.history._asdict().items() if isinstance(value, np.ndarray)
-        },
-    }
-
-
-def _accuracy(model: Any, data: "Labelled") -> float | None:
-    if data.X_test is None or data.y_test is None:
-        return None
-    return float(np.mean(model.predict(data.X_test) == data.y_test))
-
-
-def _row(name: str, model: Any, data: "Labelled", seconds: float) -> Row:
-    suspects = np.asarray(model.suspects_, bool)
-    precision = recall = None
-    if data.y_true is not None:
-        wrong = data.y != data.y_true
-        found = np.sum(suspects & wrong)
-        precision, recall = float(found / max(1, suspects.sum())), float(found / max(1, wrong.sum()))
-    return Row(name, _accuracy(model, data), int(suspects.sum()), precision, recall, seconds)
-
-
-def _write_results(data: "Labelled", found: dict[str, dict[str, Any]], report: dict[str, Any], run: Run) -> None:
+def _write_results(job: "Job", found: "Comparison", report: dict[str, Any], run: Run) -> None:
     """Everything about the samples, by Penalty's weights: tables first, for a picture may fail."""
     import pandas as pd
 
     from bilevax import plots
-    from bilevax.solvers.base import Info
 
-    best = found["Penalty"]
-    believed = np.unique(data.y)[best["believed"]]
-    order = np.argsort(-best["suspicion"], kind="stable")
+    best = found.results["Penalty"]
+    order = best.order()
     rank = np.empty(len(order), int)
     rank[order] = np.arange(1, len(order) + 1)
     frame = pd.DataFrame(
         {
             "row": np.arange(len(order)),
-            "given_label": data.y,
-            "weight": best["weight"],
+            "given_label": job.y,
+            "weight": best.weight,
             "rank": rank,
-            "believed_label": believed,
-            "suspect": np.where(best["suspects"], "yes", "no"),
+            "believed_label": best.believed,
+            "suspect": np.where(best.suspects, "yes", "no"),
         }
     )
     run.csv("suspects.csv", frame.sort_values("rank"))
     run.json("results.json", report)
-    wrong = None if data.y_true is None else data.y != data.y_true
-    run.picture("weights.png", lambda path: plots.weight_histogram(best["weight"], wrong, path))
-    histories = {name: Info(**one["history"], extra={}) for name, one in found.items()}
+    wrong = None if job.y_true is None else job.y != job.y_true
+    run.picture("weights.png", lambda path: plots.weight_histogram(best.weight, wrong, path))
+    histories = {name: one.history for name, one in found.results.items()}
     run.picture("convergence.png", lambda path: plots.convergence(histories, path))
-    images = data.images
+    images = job.images
     if images is not None:
         first = order[:SHOWN_SUSPECTS]
         run.picture(
             "contact_sheet.png",
             lambda path: plots.contact_sheet(
                 images[first],
-                [f"row {i}\n{str(data.y[i])[:9]} → {str(believed[i])[:9]}" for i in first],
+                [f"row {i}\n{str(job.y[i])[:9]} → {str(best.believed[i])[:9]}" for i in first],
                 path,
                 f"The {len(first)} most suspicious of {len(order):,}: given label → believed label"
                 + ("" if wrong is None else "   (orange frame: wrong indeed, blue: right)"),
@@ -299,31 +175,31 @@ def _write_results(data: "Labelled", found: dict[str, dict[str, Any]], report: d
         )
 
 
-def _sizes(data: "Labelled") -> dict[str, Any]:
+def _sizes(job: "Job") -> dict[str, Any]:
     return {
-        "title": data.title,
-        "train": len(data.y),
-        "clean": len(data.y_clean),
-        "test": None if data.y_test is None else len(data.y_test),
-        "features": data.X.shape[1],
-        "classes": len(np.unique(data.y)),
-        "wrong_labels": None if data.y_true is None else int(np.sum(data.y != data.y_true)),
+        "title": job.title,
+        "train": len(job.y),
+        "clean": len(job.y_clean),
+        "test": None if job.y_test is None else len(job.y_test),
+        "features": job.X.shape[1],
+        "classes": len(np.unique(job.y)),
+        "wrong_labels": None if job.y_true is None else int(np.sum(job.y != job.y_true)),
     }
 
 
-def _table(data: "Labelled", rows: list[Row], hold_out: float) -> Table:
-    sizes = _sizes(data)
-    wrong = "" if data.y_true is None else f" ({sizes['wrong_labels'] / sizes['train']:.0%} of the labels wrong)"
-    tested = "no test set" if data.y_test is None else f"{sizes['test']:,} test samples"
+def _table(job: "Job", rows: list["Row"], hold_out: float) -> Table:
+    sizes = _sizes(job)
+    wrong = "" if job.y_true is None else f" ({sizes['wrong_labels'] / sizes['train']:.0%} of the labels wrong)"
+    tested = "no test set" if job.y_test is None else f"{sizes['test']:,} test samples"
     caption = "Seconds include compilation."
-    if data.y_test is None:
+    if job.y_test is None:
         caption += " For accuracies, pass --test FILE, or --hold-out 0.25 to set aside a quarter of the clean set."
     elif hold_out > 0:
         caption += " The test samples were set aside from the clean set (--hold-out); no method has seen them."
-    if data.y_true is None:
+    if job.y_true is None:
         caption += " Which labels are wrong is not known, so precision and recall are not, either."
     return as_table(
-        f"{data.title}: {sizes['train']:,} training samples{wrong}, {sizes['clean']:,} clean, {tested}",
+        f"{job.title}: {sizes['train']:,} training samples{wrong}, {sizes['clean']:,} clean, {tested}",
         ("method", "test accuracy", "suspects", "precision", "recall", "seconds"),
         [
             (

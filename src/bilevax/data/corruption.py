@@ -1,19 +1,17 @@
-"""Wrong labels and splits, drawn from a key."""
+"""Wrong labels, drawn from a key."""
 
 import numbers
 from collections import Counter
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
-from bilevax._checks import InputError, listed, require_count
+from bilevax._checks import InputError, require_count
 from bilevax.data.fetch import images_fault
-from bilevax.data.types import Images
-
-if TYPE_CHECKING:
-    pass
+from bilevax.data.splits import coded_labels, generator, split
+from bilevax.data.types import CLASSES, Images
 
 DIGITS = 1797
 
@@ -43,7 +41,7 @@ def uniform_flips(labels: Any, rate: float, key: Any, classes: int | None = None
         >>> int((uniform_flips(labels, 0.25, jax.random.key(0)) != labels).sum())
         250
     """
-    return _flip("uniform_flips", labels, rate, key, classes, lambda rng, n, classes: rng.integers(1, classes, n))
+    return _flip("uniform_flips", labels, rate, key, classes, other_labels)
 
 
 def pair_flips(labels: Any, rate: float, key: Any, classes: int | None = None) -> np.ndarray:
@@ -70,7 +68,20 @@ def pair_flips(labels: Any, rate: float, key: Any, classes: int | None = None) -
         >>> sorted({(int(a), int(b)) for a, b in zip(labels, pair_flips(labels, 0.9, jax.random.key(0))) if a != b})
         [(0, 1), (1, 2), (2, 0)]
     """
-    return _flip("pair_flips", labels, rate, key, classes, lambda rng, n, classes: np.ones(n, np.int64))
+    return _flip("pair_flips", labels, rate, key, classes, lambda right, classes, rng: (right + 1) % classes)
+
+
+def other_labels(labels: np.ndarray, classes: int, rng: np.random.Generator) -> np.ndarray:
+    """For each label 0..classes-1 one of the others, each as likely: (n,).
+
+    Example:
+        >>> import numpy as np
+        >>> from bilevax.data.corruption import other_labels
+        >>> labels = np.array([0, 1, 2, 3])
+        >>> bool((other_labels(labels, 4, np.random.default_rng(0)) != labels).all())
+        True
+    """
+    return (labels + rng.integers(1, classes, len(labels))) % classes
 
 
 def _flip(
@@ -79,10 +90,10 @@ def _flip(
     rate: float,
     key: Any,
     classes: int | None,
-    shifts: Callable[[np.random.Generator, int, int], np.ndarray],
+    change: Callable[[np.ndarray, int, np.random.Generator], np.ndarray],
 ) -> np.ndarray:
-    """Move round(rate * n) labels by `shifts`, modulo the number of classes."""
-    right = _labels(owner, labels)
+    """Replace round(rate * n) labels by `change(labels, classes, rng)`."""
+    right = coded_labels(owner, labels)
     if isinstance(rate, bool) or not isinstance(rate, numbers.Real) or not 0 <= rate < 1:
         raise InputError(
             f"{owner}: rate is {rate!r}, and must be in [0, 1): it is the part of the labels that becomes wrong."
@@ -98,96 +109,11 @@ def _flip(
         )
     if classes - 1 > np.iinfo(right.dtype).max:
         raise InputError(f"{owner}: {classes} classes do not fit into labels of {right.dtype}. Pass a wider dtype.")
-    rng = _generator(owner, key)
+    rng = generator(owner, key)
     wrong = rng.permutation(len(right))[: round(rate * len(right))]
     noisy = right.copy()
-    noisy[wrong] = (right[wrong].astype(np.int64) + shifts(rng, len(wrong), classes)) % classes
+    noisy[wrong] = change(right[wrong].astype(np.int64), classes, rng)
     return noisy
-
-
-def _labels(owner: str, labels: Any) -> np.ndarray:
-    array = np.asarray(labels)
-    if array.dtype.kind not in "iu" or array.ndim != 1 or len(array) == 0 or array.min() < 0:
-        low = f" down to {array.min()}" if array.size and array.dtype.kind == "i" else ""
-        raise InputError(
-            f"{owner}: labels are {array.dtype} {array.shape}{low}, and must be integers from 0 of shape (n,), n > 0. "
-            "np.unique(labels, return_inverse=True)[1] numbers any labels so."
-        )
-    return array
-
-
-def _generator(owner: str, key: Any) -> np.random.Generator:
-    """NumPy's generator seeded by a jax key: no compiling, and the same bits with and without float64."""
-    try:
-        words = np.asarray(jax.random.key_data(key))
-    except (TypeError, ValueError) as error:
-        raise InputError(f"{owner}: key is {key!r}, and must be a jax.random key, as jax.random.key(0).") from error
-    if words.ndim != 1:
-        raise InputError(f"{owner}: key is an array of {words.shape[:-1]} keys, and must be a single one.")
-    return np.random.default_rng(words)
-
-
-class Split(NamedTuple):
-    """Indices into the training samples: `train` and `clean` have none in common."""
-
-    train: np.ndarray
-    clean: np.ndarray
-
-
-def split(labels: Any, clean: int, key: Any, *, train: int | None = None, balanced: bool = False) -> Split:
-    """Set some training samples aside, at random, whose labels stay right: the upper level's data.
-
-    The protocols of Mehra and Hamm 2021: clean=1000 of MNIST and of SVHN, 10000 of CIFAR-10 (section 3.2, Table 2);
-    clean=5000, train=5000 of MNIST (D.1.1); clean=1000, train=44000 of CIFAR-10 (D.1.2).
-
-    Args:
-        labels: (n,) integers from 0.
-        clean: how many samples are set aside.
-        key: a jax.random key. The same key gives the same split.
-        train: how many of the others to keep; None for all.
-        balanced: the clean set has equally many of each class. Worth it for a small one, which may else miss a class.
-
-    Raises:
-        InputError: the sizes do not fit, or a class has too few samples.
-
-    Example:
-        >>> import jax
-        >>> from bilevax.data import digits, split
-        >>> parts = split(digits().y_train, 100, jax.random.key(0), train=1000)
-        >>> len(parts.train), len(parts.clean), len(set(parts.train) & set(parts.clean))
-        (1000, 100, 0)
-    """
-    array = _labels("split", labels)
-    require_count("split", "clean", clean)
-    if train is not None:
-        require_count("split", "train", train)
-    needed = clean + (1 if train is None else train)
-    if needed > len(array):
-        raise InputError(
-            f"split: clean is {clean} and train is {train}, and there are {len(array)} samples. Take fewer: the clean "
-            "samples are set aside, and some must remain to train on."
-        )
-    classes, counts = np.unique(array, return_counts=True)
-    share = clean // len(classes) if balanced else 1
-    if balanced and clean % len(classes):
-        raise InputError(
-            f"split: clean is {clean}, which {len(classes)} classes cannot share equally. "
-            f"Take {share * len(classes) or len(classes)}, or balanced=False."
-        )
-    few = classes[counts < share + 1]
-    if len(few):
-        raise InputError(
-            f"split: fewer than {share + 1} samples have the label {listed(few)}: the clean set needs {share} and "
-            "training at least one. Leave such classes out, or take a smaller clean set."
-        )
-    order = _generator("split", key).permutation(len(array))
-    aside = np.zeros(len(array), bool)
-    if balanced:
-        for label in classes:
-            aside[np.flatnonzero(array[order] == label)[:share]] = True
-    else:
-        aside[:clean] = True
-    return Split(order[~aside][:train], order[aside])
 
 
 class Noisy(NamedTuple):
@@ -241,7 +167,7 @@ def corrupted(
     fault = images_fault(images)
     if fault:
         raise InputError(f"corrupted: {fault}")
-    _generator("corrupted", key)  # refuses what is not a key, before jax does
+    generator("corrupted", key)  # refuses what is not a key, before jax does
     split_key, flip_key = jax.random.split(key)
     parts = split(images.y_train, clean, split_key, train=train, balanced=balanced)
     right = images.y_train[parts.train]
@@ -338,13 +264,13 @@ def noisy_digits(seed: int, noise: float = 0.4, train: int = 1000, clean: int = 
         )
     digits: Any = load_digits()
     pixels, labels = digits.data, digits.target
-    generator = np.random.default_rng(seed)
-    order = generator.permutation(DIGITS)
+    rng = np.random.default_rng(seed)
+    order = rng.permutation(DIGITS)
     first, second, rest = order[:train], order[train : train + clean], order[train + clean :]
     y_true = labels[first]
     y = y_true.copy()
-    wrong = generator.permutation(train)[: round(noise * train)]
-    y[wrong] = (y[wrong] + generator.integers(1, 10, len(wrong))) % 10
+    wrong = rng.permutation(train)[: round(noise * train)]
+    y[wrong] = other_labels(y[wrong], CLASSES, rng)
     seen = pixels[order[: train + clean]]
     centred = pixels - seen.mean(axis=0)
     X = (centred / np.sqrt(seen.var(axis=0).mean())).astype(np.float32)

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from bilevax._checks import InputError, listed
+from bilevax._checks import InputError, listed, short_reason
 from bilevax.data.archives import MOST_EXPANSION, UnreadableError, check_expansion, check_regular, read_npz
 
 SUFFIXES = ".csv, .csv.gz, .parquet and .npz"
@@ -92,7 +92,7 @@ def read_raw(path: Path, target: str | None, role: str) -> Raw:
             "p.write_text(p.read_text('cp1252'), 'utf-8')."
         ) from error
     except Exception as error:  # a damaged file raises what its decoder happens to run into
-        raise InputError(f"{name} cannot be read as {suffix}: {first_line(error)} Check the file.") from error
+        raise InputError(f"{name} cannot be read as {suffix}: {short_reason(error)}. Check the file.") from error
 
 
 def read_words(path: Path, name: str) -> pd.DataFrame:
@@ -111,15 +111,9 @@ def read_words(path: Path, name: str) -> pd.DataFrame:
     except InputError:
         raise
     except Exception as error:  # as in read_raw
-        raise InputError(f"{name} cannot be read as CSV: {first_line(error)} Check the file.") from error
+        raise InputError(f"{name} cannot be read as CSV: {short_reason(error)}. Check the file.") from error
     frame.columns = frame.columns.astype(str).str.strip()
     return pd.DataFrame({column: frame[column].str.strip() for column in frame})
-
-
-def first_line(error: BaseException) -> str:
-    """An error's first line as a sentence."""
-    text = str(error).strip() or type(error).__name__
-    return text.splitlines()[0].rstrip(".") + "."
 
 
 class _Metered(io.RawIOBase):
@@ -233,7 +227,7 @@ def _first_records(stream: Any, target: str, name: str) -> tuple[list[str], list
             header, first = next(records, []), next(records, [])
         except csv.Error as error:
             raise InputError(
-                f"{name} cannot be read as .csv: {first_line(error)} Look for a quotation mark that is never closed."
+                f"{name} cannot be read as .csv: {short_reason(error)}. Look for a quotation mark that is never closed."
             ) from error
         if target in [column.strip() for column in header]:
             return header, first, separator
@@ -353,7 +347,7 @@ def _read_npz(path: Path, target: str, name: str) -> Raw:
         found, names = read_npz(path, ("X", target))
     except UnreadableError as error:
         raise InputError(
-            f"{name} cannot be read as .npz: {first_line(error)} Save it by numpy.savez(path, X=..., y=...), "
+            f"{name} cannot be read as .npz: {short_reason(error)}. Save it by numpy.savez(path, X=..., y=...), "
             "with arrays of numbers or strings, not of objects."
         ) from error
     for key in ("X", target):

@@ -302,11 +302,6 @@ class _Log:
             self._file.close()
 
 
-def short_reason(error: BaseException) -> str:
-    """The first line of an error's text, cut to 200 characters."""
-    return str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
-
-
 def _last(info: Info, taken: Iterable[str] = ()) -> dict[str, np.ndarray]:
     """The scalars of a stretch's last step by name; those in `extra` by their names there, where these are free."""
     named = {name: getattr(info, name) for name in Info._fields if name != "extra"}

@@ -18,7 +18,7 @@ from scipy import stats
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils.validation import check_is_fitted
 
-from bilevax._checks import InputError, PyTree, listed, require_count
+from bilevax._checks import InputError, PyTree, first_line, listed, require_count
 from bilevax.applications._inputs import (
     classes_of,
     features,
@@ -373,7 +373,4 @@ def _logits_shape(model: Model, x: np.ndarray) -> tuple[int, ...]:
     except InputError:
         raise
     except Exception as error:  # of any library
-        lines = str(error).strip().splitlines() or [""]
-        raise InputError(
-            f"model cannot be applied to samples of shape {x.shape[1:]}: {type(error).__name__}: {lines[0]}"
-        ) from error
+        raise InputError(f"model cannot be applied to samples of shape {x.shape[1:]}: {first_line(error)}") from error

@@ -4,7 +4,6 @@ from bilevax.applications.poisoning.added_points import swapped as swapped
 from bilevax.applications.poisoning.added_points import targeted_task as targeted_task
 from bilevax.applications.poisoning.added_points import untargeted_task as untargeted_task
 from bilevax.applications.poisoning.added_points import wrongly_labelled as wrongly_labelled
-from bilevax.applications.poisoning.audit import Report as Report
 from bilevax.applications.poisoning.audit import audit as audit
 from bilevax.applications.poisoning.baselines import WithinBall as WithinBall
 from bilevax.applications.poisoning.baselines import influence_solver as influence_solver
@@ -21,3 +20,4 @@ from bilevax.applications.poisoning.recipes import approxgrad_solver as approxgr
 from bilevax.applications.poisoning.recipes import clean_label_solver as clean_label_solver
 from bilevax.applications.poisoning.recipes import penalty_solver as penalty_solver
 from bilevax.applications.poisoning.recipes import reverse_solver as reverse_solver
+from bilevax.applications.poisoning.report import Report as Report

@@ -32,6 +32,7 @@ from bilevax.applications.poisoning.points import (
     training_data,
 )
 from bilevax.applications.task import Task
+from bilevax.data.corruption import other_labels
 from bilevax.loop.sources import Epochs, Samples, Source
 from bilevax.nn.model import Model
 from bilevax.nn.training import Training, one_hot_cross_entropy, penalised, probabilities
@@ -99,8 +100,7 @@ def wrongly_labelled(X: Any, y: Any, count: int, *, key: Any) -> Points:
     rng = np.random.default_rng(np.asarray(jax.random.key_data(key)))
     chosen = rng.choice(len(y), count, replace=False)
     place = np.searchsorted(classes, y[chosen])
-    wrong = (place + rng.integers(1, len(classes), count)) % len(classes)
-    return Points(floats(X)[chosen], classes[wrong])
+    return Points(floats(X)[chosen], classes[other_labels(place, len(classes), rng)])
 
 
 def swapped(X: Any, y: Any, count: int, source: int, target: int, *, key: Any) -> Points:

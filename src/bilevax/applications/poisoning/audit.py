@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from scipy import stats
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedShuffleSplit
@@ -35,6 +34,7 @@ from bilevax.applications._inputs import (
 from bilevax.applications.poisoning.added_points import untargeted_task, wrongly_labelled
 from bilevax.applications.poisoning.points import SOFTMAX_TRAINING, Points, retrained
 from bilevax.applications.poisoning.recipes import penalty_solver
+from bilevax.applications.poisoning.report import Report
 from bilevax.loop.solve import solve
 from bilevax.loop.stages import Stages
 from bilevax.nn.adapters import as_model
@@ -45,64 +45,9 @@ from bilevax.solvers.base import Solver
 
 LEVELS = 4
 LARGEST_BUDGET = 0.5
-CONFIDENCE = 0.95
 LEAST_GAIN = 0.1  # of what the most frequent class leaves to be gained
 FAR_BEHIND = 0.05  # in accuracy
 REFERENCE_SAMPLES = 5000
-
-
-@dataclass(frozen=True)
-class Report:
-    """What an audit found.
-
-    Attributes:
-        fractions: (k,) added samples over training samples.
-        clean: (s,) test accuracy of the model without added samples, by seed.
-        flipped: (k, s) with as many random samples of wrong labels: what carelessness would cost.
-        attacked: (k, s) with the samples that the attack found.
-        points: those of the largest fraction and the first seed, in the units of X, with labels as in y.
-        base: (m, ...) the samples of X that they started from.
-        base_labels: (m,) these samples' own labels.
-        l2, l_inf: (m,) how far each point is from its base: of tables in units of each column's range, of images in
-            the units of X.
-        nearest: (m,) the distance (l2) of each point from the nearest sample of X, in the same units.
-        usual_nearest: the median distance of a sample of X from its nearest other one; points much further out than
-            this are easy to filter.
-        majority: the accuracy of always naming the most frequent class of y, on the validation samples.
-        logistic: that of scikit-learn's logistic regression on standardised features.
-        held_out: how many samples the accuracies are measured on; the attack has not seen them.
-        seconds: wall time.
-
-    Example: see `audit`.
-    """
-
-    fractions: np.ndarray
-    clean: np.ndarray
-    flipped: np.ndarray
-    attacked: np.ndarray
-    points: Points
-    base: np.ndarray
-    base_labels: np.ndarray
-    l2: np.ndarray
-    l_inf: np.ndarray
-    nearest: np.ndarray
-    usual_nearest: float
-    majority: float
-    logistic: float
-    held_out: int
-    seconds: float
-
-    def lost(self, accuracies: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Accuracy lost against the clean model, (k,), and half the width of its 95% confidence interval, (k,).
-
-        The mean over the seeds, and Student's t; with one seed the width is NaN.
-        """
-        lost = self.clean[None] - accuracies
-        count = lost.shape[1]
-        if count < 2:
-            return lost.mean(1), np.full(len(lost), np.nan)
-        width = stats.t.ppf((1 + CONFIDENCE) / 2, count - 1) * lost.std(1, ddof=1) / np.sqrt(count)
-        return lost.mean(1), width
 
 
 def audit(

@@ -25,6 +25,7 @@ from bilevax.applications._units import require_sizes, standard
 from bilevax.applications.task import Task
 from bilevax.applications.tuning.hyperparameters import STRENGTH_RANGE
 from bilevax.applications.tuning.recipes import penalty_solver
+from bilevax.data.splits import stratified_part
 from bilevax.loop.solve import solve
 from bilevax.problem import Batch, Problem
 from bilevax.solvers import base
@@ -249,30 +250,6 @@ def fit_logistic(strength: Any, X: Any, y: Any) -> LogisticRegression:
     return model
 
 
-def set_aside(codes: np.ndarray, part: float, random_state: np.random.RandomState) -> np.ndarray:
-    """Which samples (n,) to set aside: a part of each class, at least one and not all, whatever its size.
-
-    scikit-learn's stratified split keeps the shares too, but may put a small class on one side alone.
-
-    Args:
-        codes: labels (n,), 0..classes-1, two or more samples of each.
-        part: between 0 and 1.
-        random_state: draws them.
-
-    Example:
-        >>> import numpy as np
-        >>> from bilevax.applications.tuning.logistic import set_aside
-        >>> codes = np.array([0] * 8 + [1] * 2)
-        >>> codes[set_aside(codes, 0.25, np.random.RandomState(0))]
-        array([0, 0, 1])
-    """
-    aside = np.zeros(len(codes), bool)
-    for code, size in enumerate(np.bincount(codes)):
-        n = int(np.clip(round(part * size), 1, size - 1))
-        aside[random_state.permutation(np.flatnonzero(codes == code))[:n]] = True
-    return aside
-
-
 class TunedLogisticRegression(ClassifierMixin, Picklable, BaseEstimator):
     """Logistic regression with one L2 strength per feature, tuned by gradient on a validation set.
 
@@ -389,7 +366,7 @@ class TunedLogisticRegression(ClassifierMixin, Picklable, BaseEstimator):
                 f"y has classes with fewer than two samples ({listed(few, quote=False)}), so a validation set cannot "
                 "be set aside. Add samples of those, leave them out, or pass X_val and y_val."
             )
-        aside = set_aside(codes, float(part), check_random_state(self.random_state))
+        aside = stratified_part(codes, float(part), check_random_state(self.random_state))
         return X[~aside], X[aside], codes[~aside], codes[aside]
 
     def decision_function(self, X: Any) -> np.ndarray:
