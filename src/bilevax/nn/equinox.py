@@ -12,11 +12,6 @@ from bilevax.nn.foreign import ForeignModule
 from bilevax.nn.model import Model, model_of
 
 
-@functools.lru_cache(maxsize=16)
-def _from_equinox(network: "_Equinox") -> Model:
-    return model_of(network)
-
-
 def from_equinox(module: Any) -> Model:
     """A Model from an equinox module that maps one example to logits (classes,); it is vmapped over samples.
 
@@ -32,7 +27,7 @@ def from_equinox(module: Any) -> Model:
     """
     network = _Equinox(module)
     network.check()
-    return _from_equinox(network)
+    return model_of(network)
 
 
 class _Equinox(ForeignModule):

@@ -1,6 +1,5 @@
 """Layers of the networks."""
 
-import functools
 import itertools
 import math
 from dataclasses import dataclass
@@ -13,9 +12,8 @@ from bilevax._checks import InputError, PyTree
 from bilevax.nn.model import Model, model_of, pixels
 
 
-@functools.cache
 def dense_network(classes: int, widths: tuple[int, ...]) -> Model:
-    """The Model of a `DenseNetwork`; equal arguments share it."""
+    """The Model of a `DenseNetwork`."""
     return model_of(DenseNetwork(classes, widths))
 
 

@@ -1,6 +1,5 @@
 """A flax.linen module as a Model."""
 
-import functools
 import inspect
 from typing import Any
 
@@ -15,11 +14,6 @@ _TRAINING = ("train", "training", "is_training", "is_train")
 _PREDICTING = ("deterministic", "use_running_average", "inference", "is_eval", "eval_mode", "evaluating")
 
 
-@functools.lru_cache(maxsize=16)
-def _from_flax(network: "_Flax") -> Model:
-    return model_of(network)
-
-
 def from_flax(module: Any) -> Model:
     """A Model from a flax.linen module that maps (n, ...) to logits (n, classes).
 
@@ -31,7 +25,7 @@ def from_flax(module: Any) -> Model:
         InputError: when it is initialised, if it has variables besides "params" (batch statistics, say), if its
             dropout stays off while training or on when predicting, or if it cannot be called.
     """
-    return _from_flax(_Flax(module))
+    return model_of(_Flax(module))
 
 
 class _Flax(ForeignModule):

@@ -3,7 +3,6 @@
 Neither flax nor equinox is imported unless one of its modules is handed over.
 """
 
-import functools
 import itertools
 import math
 from collections.abc import Iterable, Sequence
@@ -51,7 +50,7 @@ def softmax_head(classes: int) -> Model:
         >>> model.init(jax.random.key(0), jnp.ones((5, 2))).shape
         (3, 2)
     """
-    return _head(require_count("softmax_head", "classes", classes, 2))
+    return model_of(_Head(require_count("softmax_head", "classes", classes, 2)))
 
 
 def mlp(classes: int, widths: Sequence[int] = (64,)) -> Model:
@@ -78,11 +77,6 @@ def mlp(classes: int, widths: Sequence[int] = (64,)) -> Model:
     )
 
 
-@functools.cache
-def _head(classes: int) -> Model:
-    return model_of(_Head(classes))
-
-
 @dataclass(frozen=True)
 class _Head:
     """Softmax regression without bias."""
@@ -96,7 +90,6 @@ class _Head:
         return flattened(x) @ params.T
 
 
-@functools.cache
 def lenet5(classes: int = 10) -> Model:
     """LeNet-5 (LeCun et al. 1998) in its common form of today: ReLU, max pooling, a dense softmax layer.
 
@@ -123,7 +116,6 @@ def lenet5(classes: int = 10) -> Model:
     return _convolutional("lenet5", blocks, (120, 84), classes)
 
 
-@functools.cache
 def mnist_network(classes: int = 10) -> Model:
     """The network for MNIST of Mehra and Hamm (ACML 2021), appendix E.2.
 
@@ -144,7 +136,6 @@ def mnist_network(classes: int = 10) -> Model:
     return _convolutional("mnist_network", blocks, (512, 256), classes, 0.25, 0.5)
 
 
-@functools.cache
 def cifar10_network(classes: int = 10) -> Model:
     """The network for CIFAR-10 of Mehra and Hamm (ACML 2021), appendix E.2.
 
@@ -166,7 +157,6 @@ def cifar10_network(classes: int = 10) -> Model:
     return _convolutional("cifar10_network", blocks, (512, 256), classes, 0.25, 0.5)
 
 
-@functools.cache
 def svhn_network(classes: int = 10) -> Model:
     """The network for SVHN of Mehra and Hamm (ACML 2021), appendix E.2.
 
@@ -187,7 +177,6 @@ def svhn_network(classes: int = 10) -> Model:
     return _convolutional("svhn_network", blocks, (512,), classes, 0.3, 0.3)
 
 
-@functools.cache
 def six_and_four(classes: int = 10) -> Model:
     """Six convolutions and four dense layers, the network of the SPNBO text (ICLR 2022 submission, section 5.2).
 
@@ -207,7 +196,6 @@ def six_and_four(classes: int = 10) -> Model:
     return _convolutional("six_and_four", blocks, (256, 128, 64), classes)
 
 
-@functools.cache
 def wide_resnet(classes: int = 10, depth: int = 28, width: int = 10) -> Model:
     """Wide residual network (Zagoruyko and Komodakis 2016), WRN-28-10 by default, with group normalisation.
 

@@ -1,6 +1,5 @@
 """Networks that give features, for few-shot learning."""
 
-import functools
 import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -88,7 +87,6 @@ def _images_for_four_poolings(name: str, x: Any, dtype: Any) -> Any:
     return x
 
 
-@functools.cache
 def omniglot_network(filters: int = 64) -> Representation:
     """The representation for Omniglot of Mehra and Hamm (ACML 2021), appendix E.3.
 
@@ -131,7 +129,6 @@ class _OmniglotNetwork(_Normalised):
         return jnp.reshape(x, (x.shape[0], -1))
 
 
-@functools.cache
 def mini_imagenet_network(features: int = 512) -> Representation:
     """The residual representation for mini-ImageNet of Mehra and Hamm (ACML 2021), appendix E.3 (Mishra et al. 2018).
 

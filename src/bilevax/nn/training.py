@@ -88,15 +88,21 @@ def weighted_mean(losses: Any, weight: Any) -> Any:
     return jnp.sum(weight * losses) / jnp.maximum(jnp.sum(weight), jnp.finfo(weight.dtype).tiny ** 0.5)
 
 
-@functools.cache
-def _training_problem(model: Model, l2: float) -> Problem:
-    """Plain weighted training as a lower problem; there is nothing at the upper level."""
+@dataclass(frozen=True)
+class _WeightedLoss:
+    """The training loss of a model by sample weights."""
 
-    def lower_loss(u: Any, v: PyTree, samples: Any, key: Any = None) -> Any:
+    model: Model
+    l2: float
+
+    def __call__(self, u: Any, v: PyTree, samples: Any, key: Any = None) -> Any:
         x, y, weight = samples.data
-        return penalised(weighted_mean(cross_entropy(model, v, x, y, key), weight), l2, v)
+        return penalised(weighted_mean(cross_entropy(self.model, v, x, y, key), weight), self.l2, v)
 
-    return Problem(lambda u, v: jnp.sum(u), lower_loss)
+
+def _nothing(u: Any, v: PyTree) -> Any:
+    """There is no upper level."""
+    return jnp.sum(u)
 
 
 @functools.partial(jax.jit, static_argnames=("model", "training"))
@@ -116,7 +122,7 @@ def train(model: Model, training: Training, x: Any, y: Any, weight: Any, key: An
     v, u = initial(model, init_key, x[:1]), jnp.zeros(1)
     rate = training.rate if callable(training.rate) else optax.cosine_decay_schedule(training.rate, training.steps)
     optimizer = optax.adam(rate)
-    problem = _training_problem(model, training.l2)
+    problem = Problem(_nothing, _WeightedLoss(model, training.l2))
     # None where a batch would hold everything: the same samples without a gather.
     size = training.batch_size if training.batch_size is not None and training.batch_size < len(x) else None
     source = Epochs(jnp.zeros(1), (x, y, weight), lower_size=size)

@@ -5,7 +5,6 @@ appendix E.2); wrongly labelled samples end with small weights. A classifier tra
 probable each given label is, and this probability ranks the samples.
 """
 
-import functools
 import math
 import warnings
 from collections.abc import Sequence
@@ -356,12 +355,6 @@ class _Both(NamedTuple):
         return (float(right[0].mean()), float(right[1].mean())) if p < 1 - CONFIDENCE else None
 
 
-@functools.lru_cache(maxsize=32)
-def _shape_of_logits(model: Model, shape: tuple[int, ...], dtype: Any) -> tuple[int, ...]:
-    x = jax.ShapeDtypeStruct(shape, dtype)
-    return jax.eval_shape(lambda x: logits(model, initial(model, jax.random.key(0), x[:1]), x), x).shape
-
-
 def _logits_shape(model: Model, x: np.ndarray) -> tuple[int, ...]:
     """The shape of a model's logits of x, where x can be its input at all.
 
@@ -369,7 +362,8 @@ def _logits_shape(model: Model, x: np.ndarray) -> tuple[int, ...]:
         InputError: it cannot, with the model's own words.
     """
     try:
-        return _shape_of_logits(model, x.shape, x.dtype)
+        found = jax.eval_shape(lambda x: logits(model, initial(model, jax.random.key(0), x[:1]), x), x)
+        return found.shape
     except InputError:
         raise
     except Exception as error:  # of any library

@@ -13,7 +13,7 @@ each plus l2/2 |matrices of v|^2; the upper loss is the mean cross-entropy on th
 in memory, and reach the model, whichever it is, as floats in 0..1 (`bilevax.nn.model.pixels`).
 """
 
-import functools
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -128,40 +128,51 @@ def from_losses(losses: Any, clean_losses: Any) -> Any:
     return jnp.arctanh(jnp.asarray(2 * clipped - 1, jnp.result_type(float)))
 
 
-def _clean_loss(model: Model) -> Any:
-    def upper_loss(u: PyTree, v: PyTree, clean: Samples) -> Any:
-        return jnp.mean(cross_entropy(model, v, *clean.data))
+@dataclass(frozen=True)
+class _CleanLoss:
+    """The mean cross-entropy on the clean samples; losses are values, so those of equal models share their programs."""
 
-    return upper_loss
+    model: Model
 
-
-@functools.cache
-def _importance_problem(model: Model, l2: float) -> Problem:
-    """The one problem object of a model: an equal one is not compiled again."""
-
-    def lower_loss(u: Any, v: PyTree, noisy: Samples, key: Any = None) -> Any:
-        losses = cross_entropy(model, v, *noisy.data, key=key)
-        return penalised(weighted_mean(losses, weights(u[noisy.index])), l2, v)
-
-    return Problem(_clean_loss(model), lower_loss)
+    def __call__(self, u: PyTree, v: PyTree, clean: Samples) -> Any:
+        return jnp.mean(cross_entropy(self.model, v, *clean.data))
 
 
-@functools.cache
-def _reweighting_problem(model: Model, l2: float) -> Problem:
-    def lower_loss(u: Any, v: PyTree, noisy: Samples, key: Any = None) -> Any:
-        return penalised(jnp.mean(u[noisy.index] * cross_entropy(model, v, *noisy.data, key=key)), l2, v)
+@dataclass(frozen=True)
+class _ImportanceLoss:
+    """The lower loss of `denoising_task`."""
 
-    return Problem(_clean_loss(model), lower_loss)
+    model: Model
+    l2: float
+
+    def __call__(self, u: Any, v: PyTree, noisy: Samples, key: Any = None) -> Any:
+        losses = cross_entropy(self.model, v, *noisy.data, key=key)
+        return penalised(weighted_mean(losses, weights(u[noisy.index])), self.l2, v)
 
 
-@functools.cache
-def _meta_weight_problem(model: Model, l2: float) -> Problem:
-    def lower_loss(u: PyTree, v: PyTree, noisy: Samples, key: Any = None) -> Any:
-        losses = cross_entropy(model, v, *noisy.data, key=key)
+@dataclass(frozen=True)
+class _ReweightedLoss:
+    """The lower loss of `reweighting_task`."""
+
+    model: Model
+    l2: float
+
+    def __call__(self, u: Any, v: PyTree, noisy: Samples, key: Any = None) -> Any:
+        losses = cross_entropy(self.model, v, *noisy.data, key=key)
+        return penalised(jnp.mean(u[noisy.index] * losses), self.l2, v)
+
+
+@dataclass(frozen=True)
+class _MetaWeightLoss:
+    """The lower loss of `meta_weight_task`."""
+
+    model: Model
+    l2: float
+
+    def __call__(self, u: PyTree, v: PyTree, noisy: Samples, key: Any = None) -> Any:
+        losses = cross_entropy(self.model, v, *noisy.data, key=key)
         # V sees the loss as a feature; v does not learn through it (Shu et al. 2019, eq. 5).
-        return penalised(weighted_mean(losses, meta_weights(u, jax.lax.stop_gradient(losses))), l2, v)
-
-    return Problem(_clean_loss(model), lower_loss)
+        return penalised(weighted_mean(losses, meta_weights(u, jax.lax.stop_gradient(losses))), self.l2, v)
 
 
 def meta_weights(u: PyTree, losses: Any) -> Any:
@@ -265,7 +276,8 @@ def denoising_task(
         told = {"suspects": float((w < 0.5).sum()), "mean_weight": float(w.mean())}
         return data.on_clean(model, v) | told
 
-    return Task(_importance_problem(model, training.l2), start, data.batches(batch_size, clean_batch_size), metrics)
+    problem = Problem(_CleanLoss(model), _ImportanceLoss(model, training.l2))
+    return Task(problem, start, data.batches(batch_size, clean_batch_size), metrics)
 
 
 def _agreement_start(model: Model, data: _Data, training: Training, rounds: int, key: Any) -> tuple[Any, PyTree]:
@@ -325,7 +337,8 @@ def reweighting_task(
     def metrics(u: Any, v: PyTree) -> dict[str, float]:
         return data.on_clean(model, v) | {"mean_weight": float(u.mean())}
 
-    return Task(_reweighting_problem(model, l2), start, data.batches(batch_size, clean_batch_size), metrics)
+    problem = Problem(_CleanLoss(model), _ReweightedLoss(model, l2))
+    return Task(problem, start, data.batches(batch_size, clean_batch_size), metrics)
 
 
 def meta_weight_task(
@@ -386,4 +399,5 @@ def meta_weight_task(
     def metrics(u: PyTree, v: PyTree) -> dict[str, float]:
         return data.on_clean(model, v)
 
-    return Task(_meta_weight_problem(model, l2), start, data.batches(batch_size, clean_batch_size), metrics)
+    problem = Problem(_CleanLoss(model), _MetaWeightLoss(model, l2))
+    return Task(problem, start, data.batches(batch_size, clean_batch_size), metrics)

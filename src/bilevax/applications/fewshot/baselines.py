@@ -4,6 +4,7 @@ Each is stated as a bilevel problem, so that the solvers of the library run on i
 """
 
 import functools
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -16,7 +17,7 @@ from bilevax.applications.fewshot.recipes import UPPER_RATE
 from bilevax.applications.fewshot.tasks import FewShot, cross_entropies, features_of, metrics_of, sources
 from bilevax.applications.task import Task
 from bilevax.linear_solve import CG
-from bilevax.nn.model import pixels
+from bilevax.nn.model import Method, pixels
 from bilevax.nn.representations import Representation
 from bilevax.problem import Batch, Problem
 from bilevax.solvers import Alternating, Implicit, ReverseMode, base
@@ -91,7 +92,8 @@ def maml_task(
     require_count("maml_task", "adapt_steps", adapt_steps)
     if not proximal >= 0:
         raise InputError(f"maml_task: proximal is {proximal}, and must be zero or positive.")
-    problem, adapt, scores = _maml_problem(representation, float(proximal), float(adapt_rate), adapt_steps)
+    maml = _Maml(representation, float(proximal), float(adapt_rate), adapt_steps)
+    problem, adapt, scores = maml.problem(), Method(maml, "adapt"), Method(maml, "scores")
     x = pixels(source.images[0])
     u: PyTree = {"representation": representation.init(key, x)}
     width = jax.eval_shape(representation.apply, u["representation"], x).shape[-1]
@@ -112,37 +114,42 @@ def maml_task(
     return FewShot(Task(problem, (u, v), source, metrics_of(adapt, scores, source)), use, statistics)
 
 
-@functools.cache
-def _maml_problem(
-    representation: Representation, proximal: float, rate: float, steps: int
-) -> tuple[Problem, Adapt, Scores]:
-    def scores(u: PyTree, v: PyTree, samples: Episode) -> Any:
+@dataclass(frozen=True)
+class _Maml:
+    """The functions of `maml_task`, as values: those of equal settings share their programs."""
+
+    representation: Representation
+    proximal: float
+    rate: float
+    steps: int
+
+    def scores(self, u: PyTree, v: PyTree, samples: Episode) -> Any:
         def one(moved: PyTree, x: Any) -> Any:
             params = optax.tree.add(u, moved)
-            features = representation.apply(params["representation"], pixels(x), samples.statistics, samples.key)
+            features = self.representation.apply(params["representation"], pixels(x), samples.statistics, samples.key)
             return features @ params["dense"]["weight"] + params["dense"]["bias"]
 
         return jax.vmap(one)(v, samples.x)
 
-    def upper_loss(u: PyTree, v: PyTree, queries: Episode) -> Any:
-        return jnp.mean(cross_entropies(scores(u, v, queries), queries.y))
+    def upper_loss(self, u: PyTree, v: PyTree, queries: Episode) -> Any:
+        return jnp.mean(cross_entropies(self.scores(u, v, queries), queries.y))
 
-    def lower_loss(u: PyTree, v: PyTree, samples: Episode) -> Any:
-        loss = jnp.sum(cross_entropies(scores(u, v, samples), samples.y))
-        return loss + proximal / 2 * optax.tree.norm(v, squared=True)
+    def lower_loss(self, u: PyTree, v: PyTree, samples: Episode) -> Any:
+        loss = jnp.sum(cross_entropies(self.scores(u, v, samples), samples.y))
+        return loss + self.proximal / 2 * optax.tree.norm(v, squared=True)
 
-    def start(u: PyTree, batch: Batch, key: Any) -> PyTree:
+    def start(self, u: PyTree, batch: Batch, key: Any) -> PyTree:
         return jax.tree.map(lambda p: jnp.zeros((len(batch.lower.x), *p.shape), p.dtype), u)
 
-    problem = Problem(upper_loss, lower_loss, lower_start=start)
+    def problem(self) -> Problem:
+        upper, lower, start = (Method(self, name) for name in ("upper_loss", "lower_loss", "start"))
+        return Problem(upper, lower, lower_start=start)
 
-    def adapt(u: PyTree, samples: Episode) -> PyTree:
-        batch, optimizer, key = Batch(None, samples), optax.sgd(rate), jax.random.key(0)
-        v = start(u, batch, None)
+    def adapt(self, u: PyTree, samples: Episode) -> PyTree:
+        batch, optimizer, key = Batch(None, samples), optax.sgd(self.rate), jax.random.key(0)
+        v, problem = self.start(u, batch, None), self.problem()
         direction = base.descend(problem, u, batch)
-        return base.lower_moves(direction, optimizer, optimizer.init(v), v, problem, batch, steps, key)[0]
-
-    return problem, adapt, scores
+        return base.lower_moves(direction, optimizer, optimizer.init(v), v, problem, batch, self.steps, key)[0]
 
 
 def prototypical_task(
@@ -204,31 +211,48 @@ def _metric_task(
     return FewShot(task, lambda way: _metric_problem(representation, way, width is not None)[1:], statistics)
 
 
-@functools.cache
 def _metric_problem(representation: Representation, way: int, related: bool) -> tuple[Problem, Adapt, Scores]:
-    def means(u: PyTree, samples: Episode) -> Any:
-        return class_means(features_of(representation, u["representation"], samples), samples.y, way)
+    metric = _Metric(representation, way, related)
+    return metric.problem(), Method(metric, "means"), Method(metric, "scores")
 
-    def distances(u: PyTree, v: Any, features: Any) -> Any:
-        return -jnp.sum(jnp.square(features[:, :, None] - v[:, None]), -1)
 
-    def relations(u: PyTree, v: Any, features: Any) -> Any:
-        net, half = u["relation"], v.shape[-1]
-        first = (features @ net["first"][half:])[:, :, None] + (v @ net["first"][:half])[:, None]
-        return jax.nn.sigmoid(jax.nn.relu(first + net["shift"]) @ net["last"] + net["bias"])
+@dataclass(frozen=True)
+class _Metric:
+    """The functions of `prototypical_task` and `relation_task`, as values."""
 
-    def scores(u: PyTree, v: Any, queries: Episode) -> Any:
-        features = features_of(representation, u["representation"], queries)
-        return relations(u, v, features) if related else distances(u, v, features)
+    representation: Representation
+    way: int
+    related: bool
 
-    def upper_loss(u: PyTree, v: Any, queries: Episode) -> Any:
-        found = scores(u, v, queries)
-        if related:
-            return jnp.mean(jnp.sum(jnp.square(found - jax.nn.one_hot(queries.y, way)), -1))
+    def means(self, u: PyTree, samples: Episode) -> Any:
+        return class_means(features_of(self.representation, u["representation"], samples), samples.y, self.way)
+
+    def scores(self, u: PyTree, v: Any, queries: Episode) -> Any:
+        features = features_of(self.representation, u["representation"], queries)
+        return _relations(u["relation"], v, features) if self.related else _minus_distances(v, features)
+
+    def upper_loss(self, u: PyTree, v: Any, queries: Episode) -> Any:
+        found = self.scores(u, v, queries)
+        if self.related:
+            return jnp.mean(jnp.sum(jnp.square(found - jax.nn.one_hot(queries.y, self.way)), -1))
         return jnp.mean(cross_entropies(found, queries.y))
 
-    def lower_loss(u: PyTree, v: Any, samples: Episode) -> Any:
-        return jnp.sum(jnp.square(v - means(u, samples))) / 2
+    def lower_loss(self, u: PyTree, v: Any, samples: Episode) -> Any:
+        return jnp.sum(jnp.square(v - self.means(u, samples))) / 2
 
-    problem = Problem(upper_loss, lower_loss, lower_start=lambda u, batch, key: means(u, batch.lower))
-    return problem, means, scores
+    def start(self, u: PyTree, batch: Batch, key: Any) -> Any:
+        return self.means(u, batch.lower)
+
+    def problem(self) -> Problem:
+        upper, lower, start = (Method(self, name) for name in ("upper_loss", "lower_loss", "start"))
+        return Problem(upper, lower, lower_start=start)
+
+
+def _minus_distances(v: Any, features: Any) -> Any:
+    return -jnp.sum(jnp.square(features[:, :, None] - v[:, None]), -1)
+
+
+def _relations(net: PyTree, v: Any, features: Any) -> Any:
+    half = v.shape[-1]
+    first = (features @ net["first"][half:])[:, :, None] + (v @ net["first"][:half])[:, None]
+    return jax.nn.sigmoid(jax.nn.relu(first + net["shift"]) @ net["last"] + net["bias"])

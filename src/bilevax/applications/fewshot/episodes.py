@@ -16,6 +16,7 @@ import numpy as np
 from bilevax._checks import InputError, PyTree, require_count
 from bilevax.applications._inputs import numeric
 from bilevax.loop.sources import leading_size
+from bilevax.nn.model import Method
 from bilevax.problem import Batch
 
 NORMAL = 1.96  # a two-sided 95% interval, in standard errors
@@ -175,10 +176,9 @@ def _accuracies(
     adapt: Adapt, scores: Scores, turns: int, u: PyTree, source: Episodes, statistics: PyTree, key: Any
 ) -> Any:
     def one(turn: Any) -> Any:
-        asked, given = source.at(turn, key)
-        given, asked = (x._replace(key=None, statistics=statistics) for x in (given, asked))
-        answers = jnp.argmax(scores(u, adapt(u, given), asked), -1)
-        return jnp.mean(answers == asked.y, 1)
+        query, support = (x._replace(key=None, statistics=statistics) for x in source.at(turn, key))
+        answers = jnp.argmax(scores(u, adapt(u, support), query), -1)
+        return jnp.mean(answers == query.y, 1)
 
     return jax.lax.map(one, jnp.arange(turns))
 
@@ -189,20 +189,30 @@ def class_means(features: Any, y: Any, way: int) -> Any:
     return members @ features / jnp.maximum(members.sum(-1, keepdims=True), 1)
 
 
-@functools.cache
 def pixel_means(way: int) -> tuple[Adapt, Scores]:
     """What nothing was learned for: a picture belongs to the class whose mean picture is nearest; (adapt, scores)."""
+    means = _PixelMeans(way)
+    return Method(means, "adapt"), Method(means, "scores")
 
-    def flat(samples: Episode) -> Any:
-        return samples.x.reshape(*samples.y.shape, -1) / 255
 
-    def scores(u: Any, means: Any, queries: Episode) -> Any:
-        x = flat(queries)
+@dataclass(frozen=True)
+class _PixelMeans:
+    """The functions of `pixel_means`, as a value."""
+
+    way: int
+
+    def adapt(self, u: Any, samples: Episode) -> Any:
+        return class_means(_flat(samples), samples.y, self.way)
+
+    def scores(self, u: Any, means: Any, queries: Episode) -> Any:
+        x = _flat(queries)
         # Minus the squared distance, by its products, so that no array holds all the differences.
         across = 2 * x @ jnp.swapaxes(means, 1, 2)
         return across - jnp.sum(means**2, -1)[:, None] - jnp.sum(x**2, -1)[:, :, None]
 
-    return lambda u, samples: class_means(flat(samples), samples.y, way), scores
+
+def _flat(samples: Episode) -> Any:
+    return samples.x.reshape(*samples.y.shape, -1) / 255
 
 
 def class_images(name: str, images: Any) -> Any:

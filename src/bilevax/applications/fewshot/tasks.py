@@ -4,7 +4,6 @@ u are the parameters of the representation, v the heads of a meta-batch of tasks
 own; u is to serve the samples that are asked about (Franceschi et al., ICML 2018; Mehra and Hamm 2021, eq. 4).
 """
 
-import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -106,9 +105,8 @@ class _CosineHeads:
         return Problem(upper, lower, lower_start=start)
 
 
-@functools.cache
 def cosine_problem(representation: Representation, way: int) -> tuple[Problem, Adapt, Scores]:
-    """The problem of heads with cosine scores, their adaptation and their scores; equal arguments share them."""
+    """The problem of heads with cosine scores, their adaptation and their scores."""
     heads = _CosineHeads(representation, way)
     return heads.problem(), Method(heads, "adapt"), Method(heads, "scores")
 

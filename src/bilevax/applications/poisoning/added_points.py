@@ -6,7 +6,6 @@ The clean-label attack moves samples that keep their right labels, within a boun
 one sample is misclassified (eqs. 5 and 12). Each is a Task, on which every solver runs.
 """
 
-import functools
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,13 +17,13 @@ from bilevax._checks import InputError, PyTree
 from bilevax.applications._inputs import require_training
 from bilevax.applications.poisoning.points import (
     SOFTMAX_TRAINING,
+    Clip,
     Points,
     Poisoned,
     all_classes,
     check_budget,
     check_class_pair,
     check_samples,
-    clip,
     distances,
     floats,
     one_hot_of,
@@ -59,19 +58,28 @@ class _WithPoints:
         return Batch(batch.upper, Poisoned(batch.lower, self.labels, self.share))
 
 
-@functools.cache
-def _added_points_problem(model: Model, l2: float, low: float, high: float, sign: float) -> Problem:
-    """The one problem object of a model: an equal one is not compiled again."""
+@dataclass(frozen=True)
+class _ValidationLoss:
+    """The mean cross-entropy on the validation samples, times a sign. Equal losses share their programs."""
 
-    def upper_loss(u: Any, v: PyTree, validation: Samples) -> Any:
-        return sign * one_hot_cross_entropy(model, v, *validation.data)
+    model: Model
+    sign: float
 
-    def lower_loss(u: Any, v: PyTree, data: Poisoned, key: Any = None) -> Any:
-        clean = one_hot_cross_entropy(model, v, *data.clean.data, key=key)
-        added = one_hot_cross_entropy(model, v, u, data.labels, key=key)
-        return penalised((1 - data.share) * clean + data.share * added, l2, v)
+    def __call__(self, u: Any, v: PyTree, validation: Samples) -> Any:
+        return self.sign * one_hot_cross_entropy(self.model, v, *validation.data)
 
-    return Problem(upper_loss, lower_loss, project_upper=clip(low, high))
+
+@dataclass(frozen=True)
+class _PoisonedLoss:
+    """The mean cross-entropy on clean samples and points together, penalised."""
+
+    model: Model
+    l2: float
+
+    def __call__(self, u: Any, v: PyTree, data: Poisoned, key: Any = None) -> Any:
+        clean = one_hot_cross_entropy(self.model, v, *data.clean.data, key=key)
+        added = one_hot_cross_entropy(self.model, v, u, data.labels, key=key)
+        return penalised((1 - data.share) * clean + data.share * added, self.l2, v)
 
 
 def wrongly_labelled(X: Any, y: Any, count: int, *, key: Any) -> Points:
@@ -257,7 +265,8 @@ def _added_points_task(
     clean, validation = (jnp.asarray(x), y), (jnp.asarray(x_val), y_val)
     source = Epochs(validation, clean, upper_size=sizes[1], lower_size=sizes[0])
     share = jnp.asarray(len(base) / (len(base) + len(x)), x.dtype)
-    problem = _added_points_problem(model, training.l2, float(low), float(high), sign)
+    upper, lower = _ValidationLoss(model, sign), _PoisonedLoss(model, training.l2)
+    problem = Problem(upper, lower, project_upper=Clip(float(low), float(high)))
     truth = np.asarray(y_val).argmax(1)
 
     def metrics(u: Any, v: PyTree) -> dict[str, float]:

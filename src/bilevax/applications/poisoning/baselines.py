@@ -1,6 +1,7 @@
 """What the attacks of `poisoning` are compared with: other aims, other derivatives, and the bound by projection."""
 
 import functools
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -51,7 +52,7 @@ def points_alone(task: Task) -> Task:
 
 
 class WithinBall:
-    """A clean-label task whose bound is held by projection: the rival of a penalised constraint.
+    """A clean-label task whose bound is held by projection: the baseline for a penalised constraint.
 
     u (m, ...) is the perturbation over eps, projected onto the unit ball of each point; the points are
     base + eps u, clipped to the samples' range. It takes the task without its constraint (distance=None), and every
@@ -74,7 +75,11 @@ class WithinBall:
         self._target: Target = batch.upper
         self._limits = low, high
         self.task = Task(
-            _ball_problem(task.problem, low, high),
+            Problem(
+                _UpperInBall(task.problem, low, high),
+                _LowerInBall(task.problem, low, high),
+                project_upper=_unit_balls,
+            ),
             (jnp.zeros_like(self._target.base), task.start[1]),
             Fixed(Batch(batch.upper, (batch.lower, batch.upper))),
             lambda u, v: task.metrics(self.points(u), v),
@@ -93,16 +98,29 @@ def _unit_balls(u: Any) -> Any:
     return jax.vmap(optax.projections.projection_l2_ball)(u)
 
 
-@functools.cache
-def _ball_problem(problem: Problem, low: float, high: float) -> Problem:
-    def upper_loss(u: Any, v: PyTree, target: Target) -> Any:
-        return problem.upper_loss(_points(u, target, low, high), v, target)
+@dataclass(frozen=True)
+class _UpperInBall:
+    """The upper loss of a problem at the points of a perturbation."""
 
-    def lower_loss(u: Any, v: PyTree, data: tuple[tuple[Poisoned, PyTree], Target], key: Any = None) -> Any:
-        given, target = data
-        return problem.lower_loss(_points(u, target, low, high), v, given, key=key)
+    problem: Problem
+    low: float
+    high: float
 
-    return Problem(upper_loss, lower_loss, project_upper=_unit_balls)
+    def __call__(self, u: Any, v: PyTree, target: Target) -> Any:
+        return self.problem.upper_loss(_points(u, target, self.low, self.high), v, target)
+
+
+@dataclass(frozen=True)
+class _LowerInBall:
+    """The lower loss of a problem at the points of a perturbation."""
+
+    problem: Problem
+    low: float
+    high: float
+
+    def __call__(self, u: Any, v: PyTree, data: tuple[tuple[Poisoned, PyTree], Target], key: Any = None) -> Any:
+        poisoned, target = data
+        return self.problem.lower_loss(_points(u, target, self.low, self.high), v, poisoned, key=key)
 
 
 def poison_frogs(
@@ -154,21 +172,28 @@ def poison_frogs(
     return np.asarray(found)
 
 
-@functools.cache
-def _collision_problem(apply: Any) -> Problem:
-    def collision(u: Any, v: PyTree, data: tuple[PyTree, Any]) -> Any:
-        params, wanted = data
-        return jnp.sum(jnp.square(apply(params, u) - wanted))
+@dataclass(frozen=True)
+class _Collision:
+    """The squared distance of the points' features from those wanted."""
 
-    return Problem(collision, lambda u, v: jnp.sum(v**2))  # there is no lower level
+    apply: Any
+
+    def __call__(self, u: Any, v: PyTree, data: tuple[PyTree, Any]) -> Any:
+        params, wanted = data
+        return jnp.sum(jnp.square(self.apply(params, u) - wanted))
+
+
+def _no_lower_level(u: Any, v: PyTree) -> Any:
+    return jnp.sum(v**2)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _frogs(apply: Any, steps: int, params: PyTree, wanted: Any, base: Any, settings: tuple[Any, ...]) -> Any:
     eps, rate, similarity, low, high = settings
+    problem = Problem(_Collision(apply), _no_lower_level)
 
     def one(x: Any, _: None) -> tuple[Any, None]:
-        slope = derivatives.upper(_collision_problem(apply), x, jnp.zeros(1), (params, wanted), None).grad_u
+        slope = derivatives.upper(problem, x, jnp.zeros(1), (params, wanted), None).grad_u
         forward = x - rate * slope
         backward = (forward + rate * similarity * base) / (1 + similarity * rate)
         moved = base + eps * _unit_balls((backward - base) / eps)

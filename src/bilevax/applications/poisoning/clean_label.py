@@ -1,7 +1,7 @@
 """Points with right labels that get one target misclassified."""
 
-import functools
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax
@@ -12,12 +12,12 @@ from bilevax._checks import InputError, PyTree
 from bilevax.applications._inputs import require_training
 from bilevax.applications.poisoning.points import (
     SOFTMAX_TRAINING,
+    Clip,
     Poisoned,
     all_classes,
     check_budget,
     check_class_pair,
     check_samples,
-    clip,
     floats,
     one_hot_of,
     trained,
@@ -68,34 +68,43 @@ def euclidean(x: Any, base: Any) -> Any:
     return jnp.sqrt(jnp.sum(jnp.square(x - base).reshape(len(x), -1), 1) + jnp.finfo(x.dtype).tiny ** 0.5)
 
 
-@functools.cache
-def _clean_label_problem(
-    head: Model,
-    features: Callable[..., Any],
-    l2: float,
-    low: float,
-    high: float,
-    collision: float,
-    distance: Callable[[Any, Any], Any] | None,
-) -> Problem:
-    def upper_loss(u: Any, v: PyTree, target: Target) -> Any:
-        apart = jnp.sum(jnp.square(features(target.params, u) - target.features), 1)
-        mistaken = one_hot_cross_entropy(head, v, target.features[None], target.label[None])
-        return mistaken + collision * jnp.mean(apart)
+@dataclass(frozen=True)
+class _Misclassified:
+    """The upper loss: the target's cross-entropy with the base's class, plus the features' distance from its own."""
 
-    def lower_loss(u: Any, v: PyTree, data: tuple[Poisoned, PyTree], key: Any = None) -> Any:
+    head: Model
+    features: Callable[..., Any]
+    collision: float
+
+    def __call__(self, u: Any, v: PyTree, target: Target) -> Any:
+        apart = jnp.sum(jnp.square(self.features(target.params, u) - target.features), 1)
+        mistaken = one_hot_cross_entropy(self.head, v, target.features[None], target.label[None])
+        return mistaken + self.collision * jnp.mean(apart)
+
+
+@dataclass(frozen=True)
+class _HeadLoss:
+    """The lower loss: the mean cross-entropy on the features of clean samples and points together, penalised."""
+
+    head: Model
+    features: Callable[..., Any]
+    l2: float
+
+    def __call__(self, u: Any, v: PyTree, data: tuple[Poisoned, PyTree], key: Any = None) -> Any:
         poisoned, params = data
-        clean = one_hot_cross_entropy(head, v, *poisoned.clean.data, key=key)
-        added = one_hot_cross_entropy(head, v, features(params, u), poisoned.labels, key=key)
-        return penalised((1 - poisoned.share) * clean + poisoned.share * added, l2, v)
+        clean = one_hot_cross_entropy(self.head, v, *poisoned.clean.data, key=key)
+        added = one_hot_cross_entropy(self.head, v, self.features(params, u), poisoned.labels, key=key)
+        return penalised((1 - poisoned.share) * clean + poisoned.share * added, self.l2, v)
 
-    if distance is None:
-        return Problem(upper_loss, lower_loss, project_upper=clip(low, high))
 
-    def beyond(u: Any, v: PyTree, target: Target) -> Any:
-        return distance(u, target.base) - target.eps
+@dataclass(frozen=True)
+class _Beyond:
+    """The constraint: how much further a point is from its base than it may be, (m,)."""
 
-    return Problem(upper_loss, lower_loss, (Inequality(beyond),), clip(low, high))
+    distance: Callable[[Any, Any], Any]
+
+    def __call__(self, u: Any, v: PyTree, target: Target) -> Any:
+        return self.distance(u, target.base) - target.eps
 
 
 def clean_label_task(
@@ -179,8 +188,11 @@ def clean_label_task(
         jnp.asarray(m / (m + len(x)), found.dtype),
     )
     bounds = Target(target_features, label, jnp.asarray(base), jnp.asarray(eps, found.dtype), features.params)
-    problem = _clean_label_problem(
-        head, features.apply, training.l2, float(low), float(high), float(collision), distance
+    problem = Problem(
+        _Misclassified(head, features.apply, float(collision)),
+        _HeadLoss(head, features.apply, training.l2),
+        () if distance is None else (Inequality(_Beyond(distance)),),
+        Clip(float(low), float(high)),
     )
 
     def metrics(u: Any, v: PyTree) -> dict[str, float]:

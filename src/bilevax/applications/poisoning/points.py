@@ -1,7 +1,6 @@
 """What the poisoning tasks share: added points, their checks, and training on them."""
 
-import functools
-from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax
@@ -39,10 +38,16 @@ class Poisoned(NamedTuple):
     share: Any
 
 
-@functools.cache
-def clip(low: float, high: float) -> Callable[[PyTree], PyTree]:
-    """The projection onto a box; equal arguments share it."""
-    return lambda u: jax.tree.map(lambda x: jnp.clip(x, low, high), u)
+@dataclass(frozen=True)
+class Clip:
+    """The projection onto the box low..high."""
+
+    low: float
+    high: float
+
+    def __call__(self, u: PyTree) -> PyTree:
+        """The nearest point of the box."""
+        return jax.tree.map(lambda x: jnp.clip(x, self.low, self.high), u)
 
 
 def retrained(model: Model, training: Training, X: Any, y: Any, points: Points | None, *, key: Any) -> PyTree:
