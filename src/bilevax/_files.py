@@ -1,4 +1,4 @@
-"""Files and folders that this program makes, told apart from those of a user.
+"""Files and folders that this program makes, as distinct from those of a user.
 
 A folder made here, or written to, holds an owner file, `.bilevax`: whether the folder was made by this
 program, and the SHA-256 of each file that it wrote there. Nothing that the owner file does not list is
@@ -263,7 +263,7 @@ def replace(path: Path, write: Callable[[Path], Any]) -> None:
 
     Args:
         path: the file.
-        write: writes the file at the path that it is given, which has the same suffix.
+        write: writes the file at the path that it is called with, which has the same suffix.
 
     Raises:
         OSError: the file cannot be written.
@@ -309,7 +309,7 @@ def digest(path: Path) -> str:
 
 
 def unchanged(path: Path, hashes: list[str]) -> bool:
-    """Whether a path is a regular file with one of these hashes; with none given, whether it is a regular file."""
+    """Whether a path is a regular file with one of these hashes; without any, whether it is a regular file."""
     if not stat.S_ISREG(path.lstat().st_mode):
         return False
     return not hashes or digest(path) in hashes
@@ -395,7 +395,7 @@ class Outputs:
 
         Args:
             name: relative to the folder.
-            write: writes the file at the path that it is given.
+            write: writes the file at the path that it is called with.
 
         Raises:
             OSError: the file cannot be written.

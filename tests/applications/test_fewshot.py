@@ -1,4 +1,4 @@
-"""Few-shot learning: episodes, losses by hand, hypergradients by retraining, rivals by their papers' formulas."""
+"""Few-shot learning: episodes, losses by hand, hypergradients by retraining, baselines by their papers' formulas."""
 
 import copy
 import dataclasses
@@ -114,7 +114,7 @@ NAMED = jnp.asarray(np.broadcast_to((100 * np.arange(10)[:, None] + np.arange(8)
 
 
 def test_an_episode_holds_what_it_says(key):
-    """Classes differ within a task, pictures within a class, and none is both learned from and asked about."""
+    """Classes differ within a task, pictures within a class, and none is in both support and query sets."""
     source = Episodes(NAMED, way=4, shot=3, queries=5, tasks=6)
     seen = set()
     for step in range(5):
@@ -570,7 +570,7 @@ def test_moves_of_the_heads_do_not_run_the_representation(make):
     inside, outside = step_s_products(two_blocks(), 112, make)
     assert len(inside) >= 2
     assert not any(inside)
-    assert sum(map(bool, outside)) >= 6  # two blocks, their samples and those asked about, forward and back
+    assert sum(map(bool, outside)) >= 6  # two blocks, their samples and the queries, forward and back
 
 
 def moved_by_the_heads(representation, problem):
@@ -590,7 +590,7 @@ def test_that_would_be_seen_if_they_did(make):
     assert sum(map(bool, inside)) >= 4  # two layers, forward and back
 
 
-# --- rivals ---------------------------------------------------------------------------------------------------------
+# --- baselines ------------------------------------------------------------------------------------------------------
 
 CURVED = dense(4, 3)
 RATE = 0.3
@@ -801,7 +801,7 @@ def test_a_metric_is_asked_about_another_number_of_classes(make):
 
 
 @pytest.mark.parametrize("make", [maml_task, prototypical_task, relation_task])
-def test_rivals_statistics_are_those_of_their_representation(make):
+def test_baselines_statistics_are_those_of_their_representation(make):
     told = Representation(CURVED.init, CURVED.apply, lambda params, x: (params, x))
     method = make(told, noise(), way=3, shot=2, queries=4, tasks=2, key=KEY)
     u = method.task.start[0]
@@ -902,7 +902,7 @@ def vars_of(learner):
 
 
 def test_a_learned_network_normalises_by_its_training_pictures():
-    """So that no answer depends on which pictures are asked about beside it."""
+    """So that no answer depends on which pictures are queried beside it."""
     learner, images = learned(), clusters(60)
     (weight,), new = learner.u_, images[40:43]
     mean = (images[:40].reshape(-1, 16) @ weight).mean(0)

@@ -295,7 +295,7 @@ def test_influence_moves_by_signs_toward_the_aim(key):
     assert after < before - 0.02
 
 
-def test_rivals_refuse_what_is_not_theirs():
+def test_baselines_refuse_what_is_not_theirs():
     with pytest.raises(InputError, match="constraint on the distance already"):
         WithinBall(clean_label())
     with pytest.raises(InputError, match="not one of clean_label_task"):

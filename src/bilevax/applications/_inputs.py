@@ -1,4 +1,4 @@
-"""What users hand to the tools of `applications`: samples, labels, seeds. Each is checked here, and nowhere else."""
+"""Checks of what users pass to the applications: samples, labels, seeds, solvers."""
 
 import inspect
 import numbers
@@ -71,7 +71,7 @@ def features(name: str, X: Any, least: int = 2) -> np.ndarray:
 
     Args:
         name: of the argument, for a message.
-        X: what was handed over.
+        X: the samples.
         least: the least rank.
 
     Raises:
@@ -100,7 +100,7 @@ def labels(name: str, y: Any) -> np.ndarray:
     if sparse.issparse(y):
         raise InputError(f"{name} is a sparse matrix, and must be an array of labels (n,).")
     # NumPy would make strings of all labels where a list mixes both.
-    given = list(y) if isinstance(y, list | tuple) else None
+    values = list(y) if isinstance(y, list | tuple) else None
     try:
         found = np.asarray(y)
     except Exception as error:
@@ -108,10 +108,10 @@ def labels(name: str, y: Any) -> np.ndarray:
     if found.ndim != 1:
         hint = f" Pass {name}.ravel()." if found.ndim == 2 and 1 in found.shape else ""
         raise InputError(f"{name} has shape {found.shape}, and must have one label per sample: (n,).{hint}")
-    mixed = given is not None and found.dtype.kind in "US" and not all(isinstance(v, str | bytes) for v in given)
+    mixed = values is not None and found.dtype.kind in "US" and not all(isinstance(v, str | bytes) for v in values)
     if mixed or found.dtype == object:
         found = np.empty(len(found), object)
-        found[:] = y if given is None else given
+        found[:] = y if values is None else values
     if np.ma.is_masked(y):
         missing = int(np.ma.count_masked(y))
     else:
@@ -174,7 +174,7 @@ def coded_samples(x_name: str, X: Any, y_name: str, y: Any) -> tuple[np.ndarray,
 
 
 def require_classes(scores: int, **found: np.ndarray) -> None:
-    """Refuse labels that a model with so many logits does not know."""
+    """Refuse labels for which a model with so many logits has none."""
     for name, codes in found.items():
         if codes.max() >= scores:
             raise InputError(
@@ -186,7 +186,7 @@ def positive(owner: str, name: str, value: Any) -> float:
     """A positive number.
 
     Raises:
-        InputError: it is none.
+        InputError: it is not.
     """
     number = numeric(name, value)
     if number.shape != () or number.dtype.kind == "b" or not number > 0:
@@ -302,6 +302,6 @@ def require_solver(solver: Any) -> None:
 
 
 def require_training(training: Any) -> None:
-    """Refuse what is no Training."""
+    """Refuse what is not a Training."""
     if not isinstance(training, Training):
         raise InputError(f"training is {training!r}. Pass a bilevax.nn.Training.")

@@ -50,7 +50,7 @@ def audit(
     ] = None,
     target: Annotated[
         str | None,
-        typer.Option(metavar="COLUMN", help="What holds the labels. For NPZ, an array; y unless told."),
+        typer.Option(metavar="COLUMN", help="The column of the labels; of an NPZ file the array, y by default."),
     ] = None,
     budget: Annotated[
         float,

@@ -46,7 +46,7 @@ def denoise(
     ] = None,
     target: Annotated[
         str | None,
-        typer.Option(metavar="COLUMN", help="What holds the labels. For NPZ, an array; y unless told."),
+        typer.Option(metavar="COLUMN", help="The column of the labels; of an NPZ file the array, y by default."),
     ] = None,
     test: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Samples with trusted labels, to measure accuracy on.")

@@ -46,15 +46,13 @@ def fewshot(
         int | None,
         typer.Option(min=2, max=LARGEST, help="Classes of a task.", metavar="N", show_default="5; of the digits 3"),
     ] = None,
-    shot: Annotated[
-        int, typer.Option(min=1, max=LARGEST, help="Pictures of each class to learn from.", metavar="K")
-    ] = 5,
+    shot: Annotated[int, typer.Option(min=1, max=LARGEST, help="Support pictures of each class.", metavar="K")] = 5,
     queries: Annotated[
         int | None,
         typer.Option(
             min=1,
             max=LARGEST,
-            help="Pictures of each class that are asked about.",
+            help="Query pictures of each class.",
             show_default=f"{QUERIES}, or what the smallest class leaves",
         ),
     ] = None,

@@ -41,7 +41,7 @@ def tune(
     ] = None,
     target: Annotated[
         str | None,
-        typer.Option(metavar="COLUMN", help="What holds the labels. For NPZ, an array; y unless told."),
+        typer.Option(metavar="COLUMN", help="The column of the labels; of an NPZ file the array, y by default."),
     ] = None,
     validation: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Samples to tune by, in the same columns.")

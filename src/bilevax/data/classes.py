@@ -2,16 +2,12 @@
 
 import zipfile
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from bilevax._checks import InputError, require_count
 from bilevax.data.fetch import Origin, Published, load
 from bilevax.data.types import ClassImages, ClassSplit
-
-if TYPE_CHECKING:
-    pass
 
 OMNIGLOT_DRAWERS = 20
 

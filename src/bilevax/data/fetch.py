@@ -15,16 +15,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from bilevax._checks import InputError, listed
 from bilevax.data.archives import UnreadableError, read_npz
 from bilevax.data.types import CLASSES, ClassImages, Images
-
-if TYPE_CHECKING:
-    pass
 
 TIMEOUT = 30.0  # seconds without a byte
 BLOCK = 1 << 18  # bytes read at a time
@@ -75,16 +72,16 @@ def load(source: Origin, download: bool = True) -> Any:
     wanted = listed(source.kind._fields, quote=False)
     folder = os.environ.get("BILEVAX_DATA", "")
     if folder:
-        given = Path(folder).expanduser()
-        if not os.path.isdir(given):
+        own = Path(folder).expanduser()
+        if not os.path.isdir(own):
             raise InputError(
                 f"BILEVAX_DATA is {folder!r}, and there is no such directory. Make it and put {file} there, or "
                 "unset BILEVAX_DATA to use the cache."
             )
-        if os.path.isfile(given / file):
+        if os.path.isfile(own / file):
             remedy = "Replace it, or remove it to use the cache" + (" or the download." if source.files else ".")
-            return _read_npz(given / file, source, remedy)
-        looked_at.append(f"{given / file} (BILEVAX_DATA)")
+            return _read_npz(own / file, source, remedy)
+        looked_at.append(f"{own / file} (BILEVAX_DATA)")
     cache = _cache()
     if os.path.isfile(cache / file):
         remedy = "Remove it, and it will be downloaded again." if source.files else "Replace it."

@@ -93,8 +93,10 @@ def class_folders(folder: Path, *, side: int | None = None, strict: bool = False
         if not drawn[name]:
             raise InputError(f"{folder / name} has no picture that can be read. Add some, or remove the folder.")
     if len(sizes) > 1:
-        told = listed([f"{w} x {h} ({n})" for (w, h), n in sizes.most_common()], quote=False)
-        raise InputError(f"The pictures in {folder} are of several sizes: {told}. Pass the side that all get (--side).")
+        found = listed([f"{w} x {h} ({n})" for (w, h), n in sizes.most_common()], quote=False)
+        raise InputError(
+            f"The pictures in {folder} are of several sizes: {found}. Pass the side that all get (--side)."
+        )
     counts = [len(drawn[name]) for name in names]
     images = np.stack([np.stack(drawn[name][: min(counts)]) for name in names])
     return ClassFolders(images[..., 0] if all_grey else images, names, unread, counts)

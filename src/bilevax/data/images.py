@@ -1,4 +1,4 @@
-"""Data sets, label noise at a known rate, splits by the papers' protocols: and the truth to measure by.
+"""Data sets of images with ten classes.
 
 MNIST, Fashion-MNIST, CIFAR-10, SVHN and Omniglot are looked for in the directory that the environment variable
 BILEVAX_DATA names, then in the user's cache ($XDG_CACHE_HOME/bilevax, or ~/.cache/bilevax), and are else downloaded to
@@ -10,15 +10,12 @@ mini-ImageNet is looked for in both places and not downloaded: its images are un
 import gzip
 import tarfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from bilevax.data.fetch import Origin, Published, load
 from bilevax.data.types import Images
-
-if TYPE_CHECKING:
-    pass
 
 DIGITS_TRAIN = 1437
 

@@ -165,7 +165,7 @@ def _are_numbers(column: str, names: list[str], parts: list[_Cells]) -> bool:
     shares.append((parts[0].total(numbers), parts[0].total(every)))
     if any((good and good >= NEARLY_ALL * (good + bad)) or (bad == 1 and good >= 3) for good, bad in shares):
         bad = shares[0][1]
-        told = [
+        places = [
             f"{text!r} (row {part.where(text)} of {name})"
             for name, part in zip(names, parts, strict=True)
             for text in part.texts
@@ -173,7 +173,7 @@ def _are_numbers(column: str, names: list[str], parts: list[_Cells]) -> bool:
         ]
         raise InputError(
             f"Column {column!r} holds numbers, but for {bad} {'cell' if bad == 1 else 'cells'}: "
-            f"{listed(told, quote=False)}; {ROWS}. Write numbers there or drop those rows. If the column is one of "
+            f"{listed(places, quote=False)}; {ROWS}. Write numbers there or drop those rows. If the column is one of "
             "codes, put a letter before each."
         )
     return False
@@ -257,9 +257,9 @@ def settle_quantities(raws: Sequence[Raw]) -> list[tuple[np.ndarray, int, list[s
                 part = part._replace(texts=[truth.get(text.lower(), "") for text in part.texts])
             bad = [text for text in part.texts if text not in absent and not NUMBER.fullmatch(text)]
             if bad:
-                told = [f"{text!r} (row {part.where(text)})" for text in bad]
+                places = [f"{text!r} (row {part.where(text)})" for text in bad]
                 raise InputError(
-                    f"{raw.name}: the target holds text (such as {listed(told[:3], quote=False)}; {ROWS}), and a "
+                    f"{raw.name}: the target holds text (such as {listed(places[:3], quote=False)}; {ROWS}), and a "
                     "quantity is needed. Mend those rows, pass a column of numbers as --target, or leave out --lasso "
                     "to tune a classifier."
                 )

@@ -255,7 +255,7 @@ def _some_lines(stream: io.TextIOWrapper) -> Iterator[str]:
 
 def _without_target(name: str, names: list[str], target: str) -> str:
     sentence = f"{name} has no column {target!r} (--target). Its columns are {listed(names)}."
-    marks = [told for mark, told in SEPARATORS.items() if mark != "," and len(names) == 1 and mark in names[0]]
+    marks = [name for mark, name in SEPARATORS.items() if mark != "," and len(names) == 1 and mark in names[0]]
     if marks:
         return f"{sentence} It seems to be separated by {marks[0]}: check the name of the target."
     if any(_is_number(column) for column in names):

@@ -134,7 +134,7 @@ def _read(files: Mapping[str, Path], target: str | None, settle_labels: Any) -> 
                 f"{raw.name} holds {len(raw.features)} samples of {raw.features.shape[1]} features. Check it."
             )
     tables = []
-    for raw, (features, lacking, notes), (labels, unlabelled, told) in zip(
+    for raw, (features, lacking, notes), (labels, unlabelled, more) in zip(
         raws, settle_features(raws), settle_labels(raws), strict=True
     ):
         missing = lacking | _not_finite(features)
@@ -147,7 +147,7 @@ def _read(files: Mapping[str, Path], target: str | None, settle_labels: Any) -> 
                 f"{raw.name} has missing or infinite values ({listed(counts, quote=False)}). "
                 "Fill them or drop those rows or columns first."
             )
-        tables.append(Table(raw.name, features, labels, raw.image_shape, (*raw.notes, *notes, *told)))
+        tables.append(Table(raw.name, features, labels, raw.image_shape, (*raw.notes, *notes, *more)))
     return tables
 
 
@@ -246,10 +246,10 @@ def encoded_names(train: Table) -> tuple[list[str], list[str]]:
     names, columns = list(numbers), list(numbers)
     if text:
         for column, found in zip(text, _categories(train, text), strict=True):
-            told = [f"{column} = {value}" for value in found.frequent]
-            told += [f"{column} = any other"] * found.others
-            names += told
-            columns += [column] * len(told)
+            new = [f"{column} = {value}" for value in found.frequent]
+            new += [f"{column} = any other"] * found.others
+            names += new
+            columns += [column] * len(new)
     return names, columns
 
 
@@ -271,9 +271,9 @@ def _check_alike(table: Table, train: Table, numbers: Sequence[str], text: Seque
     lacking = [c for c in (*numbers, *text) if c not in kinds]
     extra = [c for c in kinds if c not in wanted]
     if lacking or extra:
-        told = [f"lacks {listed(lacking)}"] * bool(lacking) + [f"has {listed(extra)} besides"] * bool(extra)
+        faults = [f"lacks {listed(lacking)}"] * bool(lacking) + [f"has {listed(extra)} besides"] * bool(extra)
         raise InputError(
-            f"{table.name} {' and '.join(told)}, compared with {train.name}. Give both the same feature columns."
+            f"{table.name} {' and '.join(faults)}, compared with {train.name}. Give both the same feature columns."
         )
     for column, kind in kinds.items():
         if pd.api.types.is_datetime64_any_dtype(kind) or pd.api.types.is_timedelta64_dtype(kind):

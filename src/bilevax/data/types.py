@@ -1,11 +1,8 @@
 """What a data set is."""
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-
-if TYPE_CHECKING:
-    pass
 
 CLASSES = 10  # of each of the data sets here
 

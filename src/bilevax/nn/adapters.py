@@ -8,7 +8,7 @@ from bilevax.nn.equinox import from_equinox
 from bilevax.nn.linen import from_flax
 from bilevax.nn.model import Model
 
-# Packages whose modules are no models here, by the first part of their name: told apart without importing them.
+# Packages whose modules are not models here, by the first part of their name: recognised without importing them.
 _OTHERS = {
     "torch": "a PyTorch module",
     "keras": "a Keras model",

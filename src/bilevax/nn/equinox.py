@@ -41,7 +41,7 @@ class _Equinox(ForeignModule):
 
     @functools.cached_property
     def _example(self) -> Any:
-        with jax.ensure_compile_time_eval():  # kept beyond the trace it may first be asked for in
+        with jax.ensure_compile_time_eval():  # kept beyond the trace in which it may first be needed
             return self.module if self._given else self.module(jax.random.key(0))
 
     @functools.cached_property

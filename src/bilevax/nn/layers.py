@@ -82,7 +82,7 @@ def initial_layer(key: Any, shape: tuple[int, ...]) -> dict[str, Any]:
 
 
 def convolve(x: Any, weight: Any, padding: str, stride: int = 1, *, pooled: bool = False) -> Any:
-    """Images (n, h, w, c) with windows (side, side, c, out), to (n, h', w', out), 2x2 max pooling included if asked.
+    """Images (n, h, w, c) convolved with windows (side, side, c, out), to (n, h', w', out); `pooled` by 2x2 maxima.
 
     On the CPU it is written as matrix products, elsewhere as XLA's convolution. XLA's CPU convolutions of a batch's
     gradient reach a third of the rate of its matrix products, and inside a compiled loop, where every solver's moves

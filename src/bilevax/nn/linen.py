@@ -83,8 +83,8 @@ class _Flax(ForeignModule):
             plain = isinstance(layer, nn.Dropout)
             rate = layer.rate if plain else getattr(layer, "dropout_rate", 0)
             if context.method_name == "__call__" and hasattr(layer, "deterministic") and rate:
-                given = kwargs.get("deterministic", args[1] if plain and len(args) > 1 else None)
-                found.append(bool(layer.deterministic if given is None else given))
+                mode = kwargs.get("deterministic", args[1] if plain and len(args) > 1 else None)
+                found.append(bool(layer.deterministic if mode is None else mode))
             return call(*args, **kwargs)
 
         with nn.intercept_methods(look):

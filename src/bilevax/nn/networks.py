@@ -1,7 +1,4 @@
-"""Models that a lower level can train: a pair of pure functions, and adapters for flax and equinox.
-
-Neither flax nor equinox is imported unless one of its modules is handed over.
-"""
+"""Networks that a lower level can train."""
 
 import itertools
 import math

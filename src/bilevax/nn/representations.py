@@ -47,20 +47,20 @@ Statistics = list[tuple[Any, Any]]
 class _Norms:
     """The batch normalisations of one pass through a network, in their order, and the statistics they used."""
 
-    def __init__(self, given: Any | None):
+    def __init__(self, statistics: Any | None):
         self.used: Statistics = []
-        self._given = iter(given) if given is not None else None
+        self._statistics = iter(statistics) if statistics is not None else None
 
     def __call__(self, x: Any, shown: Any, shift: Any) -> Any:
-        """`shown` normalised by the statistics of x, or by the given ones; a scale is left to what follows."""
-        found = (jnp.mean(x, (0, 1, 2)), jnp.var(x, (0, 1, 2))) if self._given is None else next(self._given)
+        """`shown` normalised by the statistics of x, or by those that were passed; a scale is left to what follows."""
+        found = (jnp.mean(x, (0, 1, 2)), jnp.var(x, (0, 1, 2))) if self._statistics is None else next(self._statistics)
         self.used.append(found)
         mean, variance = found
         return (shown - mean) * jax.lax.rsqrt(variance + 1e-5) + shift
 
 
 class _Normalised:
-    """What the representations share: one pass by given statistics, or one that collects its own."""
+    """What the representations share: one pass with statistics that are passed, or one that collects its own."""
 
     def _run(self, params: PyTree, x: Any, norms: _Norms, key: Any) -> Any:
         raise NotImplementedError

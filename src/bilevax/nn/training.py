@@ -1,4 +1,4 @@
-"""Plain training of a classifier by sample weights: where applications start, what they end with and compare with."""
+"""Plain training of a classifier by sample weights."""
 
 import functools
 import math
@@ -159,8 +159,8 @@ def improbable(model: Model, v: PyTree, x: Any, y: np.ndarray) -> tuple[np.ndarr
     """
     found = _in_parts(_logits, model, v, x).astype(np.float64)
     odds = np.exp(found - found.max(1, keepdims=True))
-    given = np.arange(found.shape[1]) == np.asarray(y)[:, None]
-    return np.where(given, 0, odds).sum(1) / odds.sum(1), found.argmax(1)
+    own = np.arange(found.shape[1]) == np.asarray(y)[:, None]
+    return np.where(own, 0, odds).sum(1) / odds.sum(1), found.argmax(1)
 
 
 def _in_parts(function: Any, model: Model, v: PyTree, x: Any) -> np.ndarray:

@@ -1,8 +1,8 @@
-"""Wrong labels found by importance learning, scikit-learn's way.
+"""Wrong labels found by importance learning, as a scikit-learn estimator.
 
-Importance weights are learned by the bilevel problem of `importance.denoising_task` (Mehra and Hamm 2021, eq. 3 and
-appendix E.2); wrongly labelled samples end with small weights. A classifier trained by these weights then says how
-probable each given label is, and this probability ranks the samples.
+Importance weights are learned by the bilevel problem of `denoising_task` (Mehra and Hamm 2021, eq. 3 and
+appendix E.2); wrongly labelled samples end with small weights. A classifier trained with these weights then gives how
+probable each label is, and this probability ranks the samples.
 """
 
 import math
@@ -96,8 +96,8 @@ class _Classifier(ClassifierMixin, Picklable, BaseEstimator):
         """The most likely label of each sample, (n,)."""
         return self.classes_[self.predict_proba(X).argmax(1)]
 
-    def _start_fit(self, given: Any, x: np.ndarray, labels: np.ndarray) -> None:
-        """Set what follows from the training set: classes, features, model."""
+    def _start_fit(self, X: Any, x: np.ndarray, labels: np.ndarray) -> None:
+        """Set the classes, features and model from the training set."""
         require_training(self.training)
         classes = classes_of("y", labels)
         if x.dtype != np.uint8 and max(float(x.std(axis=0).max()), float(np.abs(x.mean(axis=0)).max())) > LARGE_FEATURE:
@@ -115,8 +115,8 @@ class _Classifier(ClassifierMixin, Picklable, BaseEstimator):
             )
         self.classes_, self.n_features_in_, self._model, self._shape = classes, x.shape[1], model, x.shape[1:]
         self._bytes, self._unit = x.dtype == np.uint8, bool(x.min() >= 0 and x.max() <= 1)
-        if hasattr(given, "columns"):
-            self.feature_names_in_ = np.asarray(given.columns, dtype=object)
+        if hasattr(X, "columns"):
+            self.feature_names_in_ = np.asarray(X.columns, dtype=object)
         elif hasattr(self, "feature_names_in_"):
             del self.feature_names_in_
 
@@ -173,8 +173,7 @@ class DenoisingClassifier(_Classifier):
         training: how the models of the start and the final one are trained. Set its batch_size, and steps to some
             passes through the data, where all samples at once are too many.
         random_state: an integer; the same one gives the same result on the same machine.
-        callbacks: handed to `bilevax.solve`.
-        resume, mesh: handed to `bilevax.solve`.
+        callbacks, resume, mesh: passed to `bilevax.solve`.
 
     Attributes:
         sample_weight_: (n,) importance of each sample of X, 0..1.
@@ -225,8 +224,8 @@ class DenoisingClassifier(_Classifier):
         """Learn the weights of X (n, ...) with labels y (n,), by X_clean (m, ...) with right labels y_clean (m,).
 
         NumPy arrays or pandas objects; labels of any one type. Images of uint8, (n, h, w) or (n, h, w, 3), stay bytes
-        in memory, and reach the model, whichever it is, as floats in 0..1. An array of uint8 of rank 2 is a table,
-        whose numbers are taken as they are.
+        in memory, and reach the model, whichever it is, as floats in 0..1. An array of uint8 of rank 2 is a table, and
+        its numbers are not scaled.
 
         Warns (UserWarning) of features that need scaling, trusted samples that are in X too, too few visits for the
         weights to move, more suspects than half of X, and a final classifier that is clearly less accurate than one

@@ -1,6 +1,6 @@
-"""What few-shot learning is compared with: MAML, iMAML, prototypical and relation networks, on the same episodes.
+"""Baselines of few-shot learning: MAML, iMAML, prototypical and relation networks, on the same episodes.
 
-Each is stated as a bilevel problem, so that the solvers of the library run on it and no training loop is written again.
+Each is stated as a bilevel problem, so that the solvers of the library run on it.
 """
 
 import functools
@@ -76,7 +76,7 @@ def maml_task(
     u are the parameters of a representation and a dense layer to `way` logits. v, with a leading axis of tasks, is how
     far each task moves away from them: in every step it starts at zero and descends. g is the sum over the tasks of the
     cross-entropy at u + v, plus proximal / 2 times the squared norm of v; f the mean over the tasks of that of the
-    samples asked about. Reverse mode on it is MAML, alternating descent first-order MAML, and an implicit solver, with
+    queries. Reverse mode on it is MAML, alternating descent first-order MAML, and an implicit solver, with
     a positive `proximal`, iMAML. Tasks are normalised apart, by their own samples.
 
     Args:
@@ -159,7 +159,7 @@ def prototypical_task(
 
     v (tasks, way, d) are the prototypes, g half the sum of their squared distances from their classes' means, so that
     v*(u) are the means; f the cross-entropy of minus the squared distances. As published, it may learn from tasks of
-    more classes than it is asked about later.
+    more classes than later tasks have.
 
     Args, raises: as for `fewshot_task`.
     """

@@ -1,7 +1,7 @@
-"""Episodes of few-shot learning: N classes, K samples of each to learn from, others to be asked about.
+"""Episodes of few-shot learning: N classes, a support set of K samples of each, and a query set.
 
 Vinyals et al., "Matching networks for one shot learning", NeurIPS 2016. They are drawn on the device, inside the
-compiled loop, from pictures that stay bytes.
+compiled loop; the pictures stay bytes.
 """
 
 import functools
@@ -41,13 +41,13 @@ class Episode(NamedTuple):
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Episodes:
-    """A source of meta-batches: `Batch.lower` the samples to learn from, `Batch.upper` those that are asked about.
+    """A source of meta-batches: `Batch.lower` are the support sets, `Batch.upper` the query sets.
 
     Args:
         images: (classes, pictures, ...) of each class, of any dtype.
         way: N, classes of a task; drawn without replacement, as are the pictures of a class.
-        shot: K, samples of each class to learn from.
-        queries: samples of each class that are asked about.
+        shot: K, support samples of each class.
+        queries: query samples of each class.
         tasks: how many a batch holds.
 
     Raises:
@@ -119,7 +119,7 @@ class Evaluation(NamedTuple):
     """How well tasks are learned.
 
     Attributes:
-        mean: share of the queries that are answered rightly.
+        mean: share of the queries with a right answer.
         half_width: of its 95% confidence interval, over the tasks.
         accuracies: (episodes,) of each task.
     """
@@ -146,7 +146,7 @@ def evaluate(
     episodes: int = 600,
     statistics: PyTree = None,
 ) -> Evaluation:
-    """Learn tasks of classes that u has not seen, and count the answers that are right.
+    """Learn tasks of classes that u has not seen, and count the right answers.
 
     Args:
         adapt: (u, samples) -> v, what is learned from the samples of a task.
@@ -190,7 +190,7 @@ def class_means(features: Any, y: Any, way: int) -> Any:
 
 
 def pixel_means(way: int) -> tuple[Adapt, Scores]:
-    """What nothing was learned for: a picture belongs to the class whose mean picture is nearest; (adapt, scores)."""
+    """Nearest class mean of the pixels, which needs no learning: (adapt, scores)."""
     means = _PixelMeans(way)
     return Method(means, "adapt"), Method(means, "scores")
 
@@ -216,7 +216,7 @@ def _flat(samples: Episode) -> Any:
 
 
 def class_images(name: str, images: Any) -> Any:
-    """Numbers on the device, of the type they have; raises as `_inputs.numeric`."""
+    """Images on the device, in the dtype they have; raises as `_inputs.numeric`."""
     if isinstance(images, jax.Array) and not jnp.issubdtype(images.dtype, jnp.complexfloating):
         return images
     return jnp.asarray(numeric(name, images))

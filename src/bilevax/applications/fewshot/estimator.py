@@ -35,8 +35,8 @@ from bilevax.solvers import base
 
 
 @compiled("adapt")
-def _adapted(adapt: Adapt, u: PyTree, given: Episode) -> PyTree:
-    return adapt(u, given)
+def _adapted(adapt: Adapt, u: PyTree, support: Episode) -> PyTree:
+    return adapt(u, support)
 
 
 @compiled("scores")
@@ -45,10 +45,10 @@ def _class_probabilities(scores: Scores, u: PyTree, v: PyTree, statistics: PyTre
 
 
 class FewShotClassifier(Picklable):
-    """A classifier of the classes of one task; it takes samples (n, ...).
+    """A classifier of the classes of one task, for samples (n, ...).
 
     Attributes:
-        classes_: (classes,) as they were given.
+        classes_: (classes,) the labels that `adapt` was called with.
     """
 
     def __init__(
@@ -127,7 +127,7 @@ class FewShotLearner(Picklable, BaseEstimator):
         self.steps, self.seed = steps, seed
 
     def meta_fit(self, images: Any, **more: Any) -> "FewShotLearner":
-        """Learn the representation from images (classes, pictures, ...); `more` goes to `solve`.
+        """Learn the representation from images (classes, pictures, ...); `more` is passed to `solve`.
 
         Raises:
             InputError: as for `fewshot_task`; steps is not a positive integer.

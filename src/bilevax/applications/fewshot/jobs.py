@@ -174,7 +174,7 @@ def split_classes(pictures: Pictures, way: int, test_classes: int | None, seed: 
 
 
 def queries_of(pictures: Pictures, shot: int, queries: int | None) -> int:
-    """How many pictures of each class are asked about; 15 or what is left where `queries` is None.
+    """How many query pictures each class has; 15, or what is left, where `queries` is None.
 
     Raises:
         InputError: there are too few pictures.

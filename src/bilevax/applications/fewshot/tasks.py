@@ -1,7 +1,7 @@
 """Few-shot learning: one representation for all tasks, a small classifier on top of it for each.
 
 u are the parameters of the representation, v the heads of a meta-batch of tasks, each trained on a few samples of its
-own; u is to serve the samples that are asked about (Franceschi et al., ICML 2018; Mehra and Hamm 2021, eq. 4).
+own; u is to serve the queries (Franceschi et al., ICML 2018; Mehra and Hamm 2021, eq. 4).
 """
 
 from collections.abc import Callable
@@ -86,7 +86,7 @@ class _CosineHeads:
         return jnp.sum(cross_entropies(self.scores(u, v, samples), samples.y))
 
     def start(self, u: PyTree, batch: Batch, key: Any) -> Any:
-        # The start counts as given: methods that differentiate the moves do not go back through it.
+        # The start is a constant: methods that differentiate the moves do not go back through it.
         found = class_means(features_of(self.representation, u, batch.lower), batch.lower.y, self.way)
         return jax.lax.stop_gradient(unit(found))
 
@@ -124,8 +124,8 @@ def fewshot_task(
     """A representation under softmax heads with cosine normalisation (appendix E.3).
 
     u is the representation's parameters; v (tasks, way, d) the heads, which in each step start at the means of their
-    classes' features and descend. g is the sum over the tasks of the mean cross-entropies of the samples to learn from,
-    f the mean over the tasks of those of the samples that are asked about. The representation is applied to all tasks'
+    classes' features and descend. g is the sum over the tasks of the mean cross-entropies of the support sets,
+    f the mean over the tasks of those of the queries. The representation is applied to all tasks'
     samples in one pass; neither loss applies it anew when v moves, since it depends on u and the batch alone: the
     compiled step has it outside of the loop over the moves.
 
@@ -138,7 +138,7 @@ def fewshot_task(
     Raises:
         InputError: images are not (classes, pictures, ...); fewer classes than way, or pictures than shot + queries.
 
-    Metrics: accuracy on 100 tasks of the given classes, after 100 moves of the heads.
+    Metrics: accuracy on 100 tasks of these classes, after 100 moves of the heads.
 
     Example:
         >>> import jax, jax.numpy as jnp

@@ -1,7 +1,7 @@
-"""How much could a few added samples hurt a training pipeline? An audit by the untargeted attack of `poisoning`.
+"""How much a few added samples could hurt a training pipeline: an audit by the untargeted attack.
 
-The owner of a model hands over what it is trained on; the audit plays someone who can add a small share of samples,
-trains the model anew on what they would add, and reports the accuracy lost and how visible the samples are.
+The owner of a model passes what it is trained on. The audit acts as someone who can add a small share of samples,
+trains the model again with them, and reports the accuracy lost and how visible the samples are.
 """
 
 import functools
@@ -90,7 +90,7 @@ def audit(
         solver: from a number of steps to any solver of bilevax.
         key: a jax.random key.
         progress: called with a line of text as each attack begins.
-        mesh: handed to `bilevax.solve`.
+        mesh: passed to `bilevax.solve`.
         stages: keeps finished attacks and saves the one in progress, so that an interrupted audit can be resumed;
             used by the command.
 
@@ -152,7 +152,7 @@ def audit(
     trials = []
     for seed in range(seeds):
 
-        def told(count: int, seed: int = seed) -> None:
+        def report_progress(count: int, seed: int = seed) -> None:
             if progress is not None:
                 progress(f"{count} of {len(x)} samples added, trial {seed + 1} of {seeds}")
 
@@ -165,7 +165,7 @@ def audit(
                 steps,
                 counts,
                 jax.random.fold_in(key, seed),
-                told,
+                report_progress,
                 mesh,
                 stages,
                 f"trial-{seed}",
@@ -254,7 +254,7 @@ def _trial(
     steps: int,
     counts: np.ndarray,
     key: Any,
-    told: Callable[[int], None],
+    progress: Callable[[int], None],
     mesh: Any,
     stages: Stages | None,
     name: str,
@@ -279,7 +279,7 @@ def _trial(
     drawn = wrongly_labelled(x, y, int(counts[-1]), key=points_key)
     first, found, flipped, attacked = drawn, drawn, [], []
     for count in counts:
-        told(count)
+        progress(count)
         first = Points(drawn.x[:count], drawn.y[:count])
 
         def attack(keep: Any, first: Points = first) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What the attacks of `poisoning` are compared with: other aims, other derivatives, and the bound by projection."""
+"""Baselines of the attacks: other losses, other derivatives, and the bound by projection."""
 
 import functools
 from dataclasses import dataclass
@@ -63,7 +63,7 @@ class WithinBall:
         low, high: the range of the samples' entries.
 
     Attributes:
-        task: the new task, starting from u = 0. Its metrics are those of the given one at the points.
+        task: the new task, starting from u = 0. Its metrics are those of the original task at the points.
     """
 
     def __init__(self, task: Task, low: float = 0.0, high: float = 1.0):

@@ -162,7 +162,9 @@ def clean_label_task(
     check_class_pair(y, target_class, base_class)
     require_training(training)
     x, base = floats(X), floats(base, "base")
-    target = floats(np.asarray(target)[None], "target")[0]  # with the axis of samples, as what tells images from tables
+    target = floats(np.asarray(target)[None], "target")[
+        0
+    ]  # with the axis of samples, by which images differ from tables
     for name, samples in (("X", x), ("base", base), ("target", target[None])):
         check_samples(name, samples, x.shape[1:], low, high)
     check_budget(len(base), len(y))
