@@ -1,4 +1,9 @@
-"""Checks of what users pass to the applications: samples, labels, seeds, solvers."""
+"""Checks of what users pass to the applications: samples, labels, seeds, solvers.
+
+The estimators of tables, `TunedLogisticRegression` and `TunedLasso`, use scikit-learn's `validate_data`. The checks
+here are for what it does not take: images, which may stay bytes, labels of any one type, and two data sets that must be
+alike.
+"""
 
 import inspect
 import numbers
@@ -11,6 +16,7 @@ import numpy as np
 from scipy import sparse
 
 from bilevax._checks import InputError, listed, require_count
+from bilevax.applications._units import require_sizes
 from bilevax.nn.model import pixels
 from bilevax.nn.training import Training, require_finite
 
@@ -171,6 +177,45 @@ def coded_samples(x_name: str, X: Any, y_name: str, y: Any) -> tuple[np.ndarray,
     if found.min() < 0:
         raise InputError(f"{y_name} has a label {found.min()}. Labels are 0, 1, ...: leave those samples out.")
     return x, found.astype(np.int32 if found.max() < 2**31 else np.int64)
+
+
+def integer_samples(x_name: str, X: Any, y_name: str, y: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Samples (n, ...) in the dtype they have, and their integer labels (n,).
+
+    Raises:
+        InputError: as `numeric` and `labels`; labels that are not integers; lengths that differ.
+    """
+    x, found = numeric(x_name, X), labels(y_name, y)
+    if not np.issubdtype(found.dtype, np.integer):
+        raise InputError(
+            f"{y_name} has shape {found.shape} and dtype {found.dtype}, and must have one integer label per sample: "
+            "(n,) of 0..classes-1."
+        )
+    if x.ndim < 2 or len(x) != len(found) or 0 in x.shape:
+        raise InputError(
+            f"{x_name} has shape {x.shape} and {y_name} {len(found)} labels. One row per sample, and one label each, "
+            "are needed."
+        )
+    return x, found
+
+
+def floats(x: Any, name: str = "X") -> np.ndarray:
+    """Samples as floats of JAX's default precision; images of bytes as 0..1. Raises as `numeric`."""
+    dtype = jnp.result_type(float)
+    return np.asarray(pixels(numeric(name, x), dtype)).astype(dtype)
+
+
+def table(name: str, X: Any) -> np.ndarray:
+    """A table (n, d) in double precision.
+
+    Raises:
+        InputError: as `numeric`; another rank, or empty; values whose squares leave double precision.
+    """
+    x = numeric(name, X).astype(np.float64)
+    if x.ndim != 2 or x.size == 0:
+        raise InputError(f"{name} has shape {x.shape}, and must be (samples, features), neither of them zero.")
+    require_sizes(name, x)
+    return x
 
 
 def require_classes(scores: int, **found: np.ndarray) -> None:

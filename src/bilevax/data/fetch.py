@@ -1,4 +1,8 @@
-"""Files of data sets: found, downloaded, checked, kept."""
+"""Files of data sets: found, downloaded, checked, kept.
+
+Not by pooch: it takes one address for each file, reads an answer to its end however long that is, and needs `requests`.
+Here the mirrors are tried in turn, and no more is read than the published number of bytes.
+"""
 
 import hashlib
 import http.client

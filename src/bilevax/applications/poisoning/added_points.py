@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from bilevax._checks import InputError, PyTree
-from bilevax.applications._inputs import require_training
+from bilevax.applications._inputs import floats, integer_samples, require_training
 from bilevax.applications.poisoning.points import (
     SOFTMAX_TRAINING,
     Clip,
@@ -25,10 +25,8 @@ from bilevax.applications.poisoning.points import (
     check_class_pair,
     check_samples,
     distances,
-    floats,
     one_hot_of,
     trained,
-    training_data,
 )
 from bilevax.applications.task import Task
 from bilevax.data.corruption import other_labels
@@ -100,7 +98,7 @@ def wrongly_labelled(X: Any, y: Any, count: int, *, key: Any) -> Points:
         >>> points.x.shape, points.y.shape
         ((3, 2), (3,))
     """
-    X, y = training_data("X", X, "y", y)
+    X, y = integer_samples("X", X, "y", y)
     check_budget(count, len(y))
     classes = np.unique(y)
     if len(classes) < 2:
@@ -123,7 +121,7 @@ def swapped(X: Any, y: Any, count: int, source: int, target: int, *, key: Any) -
     Raises:
         InputError: the two are one class or not in y; the count is not positive, or above what they have.
     """
-    X, y = training_data("X", X, "y", y)
+    X, y = integer_samples("X", X, "y", y)
     check_class_pair(y, source, target)
     pool = np.flatnonzero((y == source) | (y == target))
     check_budget(count, len(pool), f"the samples of classes {source} and {target}")
@@ -185,7 +183,7 @@ def untargeted_task(
         >>> result.u.shape == points.x.shape
         True
     """
-    X_val, y_val = training_data("X_val", X_val, "y_val", y_val)
+    X_val, y_val = integer_samples("X_val", X_val, "y_val", y_val)
     sizes = batch_size, val_batch_size
     return _added_points_task(model, X, y, X_val, y_val, points, -1.0, key, training, (low, high), sizes, start)
 
@@ -225,7 +223,7 @@ def targeted_task(
     Metrics: as for `untargeted_task`, of the samples of class `source` labelled `target`: val_accuracy is the share
     that is taken for `target`.
     """
-    X_val, y_val = training_data("X_val", X_val, "y_val", y_val)
+    X_val, y_val = integer_samples("X_val", X_val, "y_val", y_val)
     check_class_pair(np.asarray(y), source, target)
     chosen = y_val == source
     if not chosen.any():
@@ -249,7 +247,7 @@ def _added_points_task(
     sizes: tuple[int | None, int | None],
     start: PyTree | None,
 ) -> Task:
-    X, y = training_data("X", X, "y", y)
+    X, y = integer_samples("X", X, "y", y)
     low, high = limits
     if not low < high:
         raise InputError(f"low is {low:g} and high {high:g}: no range. Pass the least and the largest entry.")

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from bilevax._checks import InputError, PyTree
-from bilevax.applications._inputs import require_training
+from bilevax.applications._inputs import floats, integer_samples, require_training
 from bilevax.applications.poisoning.points import (
     SOFTMAX_TRAINING,
     Clip,
@@ -18,10 +18,8 @@ from bilevax.applications.poisoning.points import (
     check_budget,
     check_class_pair,
     check_samples,
-    floats,
     one_hot_of,
     trained,
-    training_data,
 )
 from bilevax.applications.task import Task
 from bilevax.loop.sources import Fixed, Samples
@@ -158,7 +156,7 @@ def clean_label_task(
     """
     if not eps > 0:
         raise InputError(f"eps is {eps}, and must be positive: with none, no point may move.")
-    X, y = training_data("X", X, "y", y)
+    X, y = integer_samples("X", X, "y", y)
     check_class_pair(y, target_class, base_class)
     require_training(training)
     x, base = floats(X), floats(base, "base")
@@ -212,6 +210,6 @@ def clean_label_task(
 
 def well_classified(head: Model, features: FeatureMap, v: PyTree, X: Any, y: Any) -> np.ndarray:
     """The indices of the samples that a head v takes for their own class: what a clean-label attack can aim at."""
-    X, y = training_data("X", X, "y", y)
+    X, y = integer_samples("X", X, "y", y)
     p = probabilities(head, v, features.apply(features.params, jnp.asarray(floats(X))))
     return np.flatnonzero(p.argmax(1) == y)

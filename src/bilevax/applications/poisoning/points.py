@@ -8,10 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from bilevax._checks import InputError, PyTree, listed, require_count
-from bilevax.applications._inputs import labels as label_each
-from bilevax.applications._inputs import numeric
+from bilevax.applications._inputs import floats, integer_samples
 from bilevax.loop.sources import Samples
-from bilevax.nn.model import Model, initial, logits, pixels
+from bilevax.nn.model import Model, initial, logits
 from bilevax.nn.training import Training, train
 
 SOFTMAX_TRAINING = Training(steps=2000, rate=2e-2, l2=1e-2)
@@ -58,7 +57,7 @@ def retrained(model: Model, training: Training, X: Any, y: Any, points: Points |
         points: the samples that are added; None for none.
         key: a jax.random key.
     """
-    X, y = training_data("X", X, "y", y)
+    X, y = integer_samples("X", X, "y", y)
     x = floats(X)
     if points is not None:
         x, y = np.concatenate([x, np.asarray(points.x, x.dtype)]), np.concatenate([y, np.asarray(points.y)])
@@ -74,28 +73,6 @@ def trained(model: Model, training: Training, x: Any, one_hot: Any, key: Any) ->
     """The model trained on samples and one-hot labels (n, k)."""
     labels = jnp.argmax(one_hot, 1).astype(jnp.int32)
     return train(model, training, jnp.asarray(x), labels, jnp.ones(len(labels)), key)
-
-
-def training_data(x_name: str, X: Any, y_name: str, y: Any) -> tuple[np.ndarray, np.ndarray]:
-    """Samples and their integer labels, checked."""
-    x, found = numeric(x_name, X), label_each(y_name, y)
-    if not np.issubdtype(found.dtype, np.integer):
-        raise InputError(
-            f"{y_name} has shape {found.shape} and dtype {found.dtype}, and must have one integer label per sample: "
-            "(n,) of 0..classes-1."
-        )
-    if x.ndim < 2 or len(x) != len(found) or 0 in x.shape:
-        raise InputError(
-            f"{x_name} has shape {x.shape} and {y_name} {len(found)} labels. One row per sample, and one label each, "
-            "are needed."
-        )
-    return x, found
-
-
-def floats(x: Any, name: str = "X") -> np.ndarray:
-    """Samples as floats of JAX's default precision; images of bytes as 0..1."""
-    dtype = jnp.result_type(float)
-    return np.asarray(pixels(numeric(name, x), dtype)).astype(dtype)
 
 
 def check_samples(name: str, x: np.ndarray, shape: tuple[int, ...], low: float, high: float) -> None:

@@ -18,7 +18,9 @@ from bilevax.applications._inputs import (
     coded_samples,
     labels,
     numeric,
+    places,
     require_solver,
+    table,
 )
 from bilevax.applications._pickling import Picklable
 from bilevax.applications._units import require_sizes, standard
@@ -172,12 +174,7 @@ def logistic_task(X: Any, y: Any, X_validation: Any, y_validation: Any, classes:
 
 def _rows(x_name: str, X: Any, y_name: str, y: Any) -> tuple[np.ndarray, np.ndarray]:
     """A table in double precision, and its labels 0, 1, ..."""
-    x, codes = coded_samples(x_name, X, y_name, y)
-    if x.ndim != 2:
-        raise InputError(f"{x_name} has shape {x.shape}, and must be (samples, features).")
-    x = numeric(x_name, X).astype(np.float64)
-    require_sizes(x_name, x)
-    return x, codes
+    return table(x_name, X), coded_samples(x_name, X, y_name, y)[1]
 
 
 def _padded(n: int) -> int:
@@ -215,12 +212,8 @@ def fit_logistic(strength: Any, X: Any, y: Any) -> LogisticRegression:
         >>> bool(abs(fit_logistic(np.array([1.0, 1e6]), X, y).coef_[0, 1]) < 1e-4)
         True
     """
-    strength, x, y = (
-        numeric("strength", strength).astype(np.float64),
-        numeric("X", X).astype(np.float64),
-        labels("y", y),
-    )
-    if x.ndim != 2 or strength.shape != x.shape[1:]:
+    strength, x, y = numeric("strength", strength).astype(np.float64), table("X", X), labels("y", y)
+    if strength.shape != x.shape[1:]:
         raise InputError(
             f"strength has shape {strength.shape} and X {x.shape}. One strength for each column of X is needed."
         )
@@ -231,7 +224,6 @@ def fit_logistic(strength: Any, X: Any, y: Any) -> LogisticRegression:
             f"strength has {wrong} of {strength.size} entries that are not positive. "
             "A small one, 1e-6 say, leaves a feature all but free."
         )
-    require_sizes("X", x)
     classes = classes_of("y", y)
     scale = 1 / np.sqrt(strength)
     middle = x.mean(axis=0)
@@ -312,12 +304,8 @@ class TunedLogisticRegression(ClassifierMixin, Picklable, BaseEstimator):
         X, y = validate_data(self, X, y, dtype=np.float64)
         require_sizes("X", X)
         check_classification_targets(y)
-        self.classes_, codes = np.unique(y, return_inverse=True)
-        if len(self.classes_) < 2:
-            raise InputError(
-                f"y has one class only ({listed(self.classes_)}). At least two are needed to learn from: "
-                "check the labels, or add samples of the other classes."
-            )
+        self.classes_ = classes_of("y", y)
+        codes = places("y", y, self.classes_)
         if (X_val is None) != (y_val is None):
             raise InputError("X_val and y_val go together: pass both, or neither.")
         if X_val is None:
@@ -327,13 +315,7 @@ class TunedLogisticRegression(ClassifierMixin, Picklable, BaseEstimator):
             x, labels = X, codes
             x_val, known = validate_data(self, X_val, y_val, dtype=np.float64, reset=False)
             require_sizes("X_val", np.asarray(x_val))
-            unknown = sorted(set(np.asarray(known).tolist()) - set(self.classes_.tolist()), key=repr)
-            if unknown:
-                raise InputError(
-                    f"y_val has labels that y lacks: {listed(unknown)}. y has {listed(self.classes_)}. "
-                    "Spell them alike, or leave those samples out."
-                )
-            val_labels = np.searchsorted(self.classes_, known)
+            val_labels = places("y_val", known, self.classes_)
             all_x, all_labels = np.concatenate([x, x_val]), np.concatenate([labels, val_labels])
         unit = standard(X, np.arange(X.shape[1]))[1]
         task = logistic_task(x / unit, labels, x_val / unit, val_labels, len(self.classes_))

@@ -16,7 +16,7 @@ from sklearn.linear_model import enet_path
 from sklearn.model_selection import KFold
 
 from bilevax._checks import InputError
-from bilevax.applications._inputs import numeric
+from bilevax.applications._inputs import numeric, table
 from bilevax.applications._units import require_sizes, standard
 
 GRID = 100  # strengths tried for the start: the grid of scikit-learn's LassoCV
@@ -288,10 +288,9 @@ def _descended(proximal: Any, u: Any, data: Folds, start: Any) -> tuple[Any, Any
 
 def strength_values(X: Any, y: Any) -> tuple[np.ndarray, np.ndarray]:
     """X (n, d) and y (n,) in double precision."""
-    x, y = numeric("X", X).astype(np.float64), numeric("y", y).astype(np.float64)
-    if x.ndim != 2 or y.shape != x.shape[:1] or x.size == 0:
-        raise InputError(f"X has shape {x.shape} and y {y.shape}. (n, d) and (n,) are needed, neither of them empty.")
-    require_sizes("X", x)
+    x, y = table("X", X), numeric("y", y).astype(np.float64)
+    if y.shape != x.shape[:1]:
+        raise InputError(f"X has shape {x.shape} and y {y.shape}. (n, d) and (n,) are needed.")
     require_sizes("y", y)
     return x, y
 
