@@ -1,3 +1,3 @@
-"""Jobs stated as bilevel problems: each makes a `Task`, and an estimator on top of it."""
+"""Applications: tasks stated as bilevel problems, with their recipes, baselines and estimators."""
 
 from bilevax.applications.task import Task as Task

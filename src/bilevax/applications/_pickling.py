@@ -1,4 +1,4 @@
-"""Estimators that can be pickled, whatever a user gave them."""
+"""Estimators that can be pickled, whatever their parameters hold."""
 
 import copy
 import pickle
@@ -11,7 +11,7 @@ from bilevax._checks import InputError
 
 
 class Picklable:
-    """A mixin: pickle, joblib and copy take the object with all its parameters and what was fitted.
+    """A mixin: pickle, joblib and copy take the object with all its parameters and its fitted attributes.
 
     optax's optimizers and most modules of flax and equinox hold local functions, which pickle refuses. Such a value
     is stored by joblib's cloudpickle (`joblib.wrap_non_picklable_objects`), and is itself again once it is loaded.

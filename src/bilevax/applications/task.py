@@ -1,4 +1,4 @@
-"""What an application hands to a solver."""
+"""What an application passes to a solver."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -9,13 +9,13 @@ from bilevax.problem import Batch, Problem
 
 
 class Task(NamedTuple):
-    """A job, ready for any solver: `solve(solver, task.problem, *task.start, task.batches, ...)`.
+    """A bilevel problem with its start and its data: `solve(solver, task.problem, *task.start, task.batches, ...)`.
 
     Attributes:
-        problem: what to solve.
+        problem: the losses, constraints and projections.
         start: (u, v).
-        batches: what feeds the solve.
-        metrics: (u, v) -> named figures, computed on the host.
+        batches: a Batch, a source of batches, or None where there are no data.
+        metrics: (u, v) -> numbers by name, computed on the host.
     """
 
     problem: Problem

@@ -73,8 +73,8 @@ def finite(value: float) -> float:
     return value
 
 
-Seed = Annotated[int, typer.Option("--seed", min=0, max=2**32 - 1, help="Of all that is drawn at random.")]
-Resume = Annotated[bool, typer.Option("--resume", help="Go on where the same command was interrupted.")]
+Seed = Annotated[int, typer.Option("--seed", min=0, max=2**32 - 1, help="Seed of everything that is drawn at random.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Continue the same command after an interruption.")]
 Overwrite = Annotated[
     bool, typer.Option("--overwrite", help="Overwrite files in --out that are not this program's unchanged outputs.")
 ]
@@ -85,8 +85,8 @@ Devices = Annotated[
         min=1,
         max=1024,
         metavar="N",
-        help="Split every step over N devices; on a CPU, N parts of it. Started in several processes by a cluster's "
-        "launcher (or with JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES, JAX_PROCESS_ID set), over all of theirs.",
+        help="Split every step over N devices; a CPU counts as N parts. In several processes, started by a cluster's "
+        "launcher (or with JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES, JAX_PROCESS_ID set), over the devices of all.",
         show_default="one",
     ),
 ]

@@ -45,7 +45,9 @@ def audit(
     validation: Annotated[
         Path | None,
         typer.Option(
-            metavar="FILE", help="Right samples to attack by and to measure on.", show_default="a third of DATA"
+            metavar="FILE",
+            help="Samples with right labels, to attack by and to measure on.",
+            show_default="a third of DATA",
         ),
     ] = None,
     target: Annotated[
@@ -56,11 +58,11 @@ def audit(
         float,
         typer.Option(metavar="PART", help="The largest share of samples that someone could add.", callback=finite),
     ] = 0.05,
-    levels: Annotated[int, typer.Option(min=1, max=1000, help="How many shares up to the budget.")] = 4,
+    levels: Annotated[int, typer.Option(min=1, max=1000, help="Number of shares, evenly up to the budget.")] = 4,
     hidden: Annotated[
         int, typer.Option(min=0, max=2**20, help="Width of the model's hidden layer; 0 for softmax regression.")
     ] = 0,
-    seeds: Annotated[int, typer.Option(min=1, max=MOST, help="How many times all is drawn anew.")] = 5,
+    seeds: Annotated[int, typer.Option(min=1, max=MOST, help="Repetitions, each with new random draws.")] = 5,
     steps: Annotated[int, typer.Option(min=1, max=MOST, help="Upper steps of each attack.")] = 500,
     seed: Seed = 0,
     out: Annotated[Path, typer.Option(metavar="DIR", help="Where the results go.")] = Path("audited"),
@@ -68,10 +70,10 @@ def audit(
     overwrite: Overwrite = False,
     devices: Devices = None,
 ) -> None:
-    """Audit your own training pipeline: how much accuracy could someone take who adds a few samples?
+    """Audit your own training pipeline: how much accuracy could be lost to a few added samples?
 
-    Trains the model on DATA, finds the samples that would hurt it most, trains it again with them, and measures on
-    validation samples that the attack has not seen. Beside it stand as many random samples with wrong labels.
+    Trains the model on DATA, finds the added samples that hurt it most, trains it again with them, and measures on
+    validation samples that the attack has not used. For comparison, it adds as many random samples with wrong labels.
 
     Writes report.json, curve.png and, where the samples are images, points.png.
     """

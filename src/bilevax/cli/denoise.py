@@ -42,14 +42,14 @@ def denoise(
         ),
     ] = None,
     clean: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="A few samples with trusted labels, in the same columns.")
+        Path | None, typer.Option(metavar="FILE", help="A few samples with trusted labels, with the same columns.")
     ] = None,
     target: Annotated[
         str | None,
         typer.Option(metavar="COLUMN", help="The column of the labels; of an NPZ file the array, y by default."),
     ] = None,
     test: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Samples with trusted labels, to measure accuracy on.")
+        Path | None, typer.Option(metavar="FILE", help="Samples with trusted labels, for the test accuracy.")
     ] = None,
     hold_out: Annotated[
         float,
@@ -77,7 +77,7 @@ def denoise(
     """Find the wrong labels in TRAIN with the help of a few clean ones.
 
     Columns of text are one-hot encoded, numeric ones are scaled. Accuracies need a test set: --test, or part of
-    the clean samples by --hold-out. Without either all clean samples are learned from, and the table shows a dash.
+    the clean samples by --hold-out. Without either, all clean samples are learned from, and the table shows a dash.
 
     Writes suspects.csv (rows counted from 0, the most suspicious first), weights.png, convergence.png,
     results.json and, where the samples are images, contact_sheet.png.

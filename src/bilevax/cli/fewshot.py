@@ -1,4 +1,4 @@
-"""`bilevax fewshot`: a representation learned from many classes, by which a few pictures tell new ones apart."""
+"""`bilevax fewshot`: a representation learned from many classes, tested on new ones with few pictures each."""
 
 import time
 from pathlib import Path
@@ -71,32 +71,32 @@ def fewshot(
         typer.Option(
             min=SMALLEST,
             max=LARGEST_SIDE,
-            help="Bring all pictures to this size.",
+            help="Scale all pictures to this size.",
             metavar="PIXELS",
             show_default=f"as they are; the digits {SMALLEST}",
         ),
     ] = None,
     strict: Annotated[
-        bool, typer.Option("--strict", help="A file that cannot be read is an error, instead of being left out.")
+        bool, typer.Option("--strict", help="Refuse files that cannot be read, instead of leaving them out.")
     ] = False,
     steps: Annotated[int, typer.Option(min=1, max=MOST, help="Upper steps of Penalty.")] = 300,
     tasks: Annotated[int, typer.Option(min=1, max=LARGEST, help="Tasks of each step.")] = 8,
     filters: Annotated[
         int, typer.Option(min=1, max=LARGEST, help="Channels of each of the network's four blocks.")
     ] = 32,
-    episodes: Annotated[int, typer.Option(min=2, max=10**6, help="Tasks of new classes to measure on.")] = 600,
+    episodes: Annotated[int, typer.Option(min=2, max=10**6, help="Tasks of new classes for the test.")] = 600,
     seed: Seed = 0,
     out: Annotated[Path, typer.Option(metavar="DIR", help="Where the results go.")] = Path("fewshot"),
     resume: Resume = False,
     overwrite: Overwrite = False,
     devices: Devices = None,
 ) -> None:
-    """Learn from many classes of pictures how to tell new classes apart by a few pictures of each.
+    """Learn a representation from many classes of pictures, and recognise new classes by a few pictures of each.
 
-    Some classes of FOLDER are set aside. A network is trained on tasks of the others; then it is tested on tasks of the
-    classes set aside, beside the same network untrained and beside plain pixels.
+    Some classes of FOLDER are set aside. A network is trained on tasks of the others, and tested on tasks of the
+    classes set aside. For comparison, so are the same network untrained, and plain pixels.
 
-    Writes fewshot.json, curve.png (losses over the steps) and episode.png (one task of new classes, with the answers).
+    Writes fewshot.json, curve.png (losses over the steps) and episode.png (one task of new classes with the answers).
     """
     with in_plain_words() as asked:
         began = time.perf_counter()

@@ -44,22 +44,23 @@ def tune(
         typer.Option(metavar="COLUMN", help="The column of the labels; of an NPZ file the array, y by default."),
     ] = None,
     validation: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Samples to tune by, in the same columns.")
+        Path | None, typer.Option(metavar="FILE", help="Samples to tune by, with the same columns.")
     ] = None,
     test: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Samples that no method sees, to measure the test loss on.")
+        Path | None, typer.Option(metavar="FILE", help="Samples that no method sees, for the test loss.")
     ] = None,
     hold_out: Annotated[
         float,
         typer.Option(
             min=0.01,
             max=0.45,
-            help="Without --validation: set aside this part of TRAIN to tune by. Likewise without --test.",
+            help="The part of TRAIN that is set aside to tune by, without --validation; as much to test on, without "
+            "--test.",
             metavar="PART",
             callback=finite,
         ),
     ] = 0.25,
-    trials: Annotated[int, typer.Option(min=1, max=MOST, help="Of random search and of Bayesian search.")] = 200,
+    trials: Annotated[int, typer.Option(min=1, max=MOST, help="Trials of random search and of Bayesian search.")] = 200,
     steps: Annotated[
         int | None, typer.Option(min=1, max=MOST, help="Upper steps of Penalty.", show_default="the estimator's own")
     ] = None,
@@ -86,8 +87,8 @@ def tune(
 ) -> None:
     """Tune one L2 strength per feature of logistic regression: by gradient, by random and by Bayesian search.
 
-    Columns of text are one-hot encoded, numeric ones are scaled. Every row of the table is trained to the end on the
-    same training samples with the strengths that its method found.
+    Columns of text are one-hot encoded, numeric ones are scaled. For every row of the table, a model is
+    trained to the end on the same samples with the strengths that the method found.
 
     Writes strengths.csv (Penalty's), tuning.png (validation loss against time) and results.json; with --lasso
     lasso.csv and lasso.png (coefficients of the chosen features) and results.json.

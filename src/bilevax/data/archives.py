@@ -1,4 +1,4 @@
-"""Files that a user hands over, checked before they are opened: none may hang, fill the memory or run code."""
+"""Files of a user, checked before they are opened: none may hang, fill the memory or run code."""
 
 import math
 import os

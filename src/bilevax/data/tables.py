@@ -37,7 +37,7 @@ class Table(NamedTuple):
 
 
 class Encoded(NamedTuple):
-    """Tables as matrices of float32, (n_i, d), in the order they were handed over, and what was done in words."""
+    """Tables as matrices of float32, (n_i, d), in the order of the tables, and notes on what was done."""
 
     matrices: tuple[np.ndarray, ...]
     notes: tuple[str, ...]

@@ -18,7 +18,7 @@ _OTHERS = {
 
 
 def as_model(model: Any, classes: int) -> Model:
-    """A Model from whatever a user may hand over.
+    """A Model from any of the kinds of models that a user may pass.
 
     Args:
         model: a `Model` or any (init, apply) pair, a flax.linen module, an equinox module, or a function

@@ -1,4 +1,4 @@
-"""Wrong labels: found by learned sample weights."""
+"""Finding wrong labels by learned sample weights."""
 
 from bilevax.applications.denoising.estimator import DenoisingClassifier as DenoisingClassifier
 from bilevax.applications.denoising.estimator import PlainClassifier as PlainClassifier

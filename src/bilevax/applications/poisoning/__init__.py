@@ -1,4 +1,4 @@
-"""Training data poisoned, to audit a pipeline of one's own."""
+"""Poisoning of training data, to audit one's own pipeline."""
 
 from bilevax.applications.poisoning.added_points import swapped as swapped
 from bilevax.applications.poisoning.added_points import targeted_task as targeted_task

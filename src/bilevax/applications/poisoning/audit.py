@@ -84,7 +84,8 @@ def audit(
         model: as for `DenoisingClassifier`; softmax regression by default.
         budget: the largest share of added samples, of the training samples; above 0, at most 0.5.
         levels: how many shares, evenly up to the budget.
-        seeds: how many times all is drawn anew: the split, the samples that the attack starts from, the model's start.
+        seeds: how many repetitions, each with another split, other samples to start the attack from, and another start
+            of the model.
         steps: of the attack.
         training: how the model is trained, at the start and after each attack.
         solver: from a number of steps to any solver of bilevax.

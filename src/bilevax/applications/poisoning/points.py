@@ -1,4 +1,4 @@
-"""What the poisoning tasks share: added points, their checks, and training on them."""
+"""Added points: their checks, and training on them."""
 
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -50,7 +50,7 @@ class Clip:
 
 
 def retrained(model: Model, training: Training, X: Any, y: Any, points: Points | None, *, key: Any) -> PyTree:
-    """Parameters of a model trained from its start on clean samples and points: how an attack is judged.
+    """Parameters of a model trained from its start on clean samples and points: which shows what an attack does.
 
     Args:
         model, training, X, y: as for `untargeted_task`.

@@ -1,4 +1,4 @@
-"""Many hyperparameters, tuned."""
+"""Tuning of many hyperparameters by gradient."""
 
 from bilevax.applications.tuning.classifier import Tuned as Tuned
 from bilevax.applications.tuning.classifier import classifier_task as classifier_task

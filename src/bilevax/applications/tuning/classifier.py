@@ -221,7 +221,7 @@ def _checked(hyperparameters: Any) -> tuple[Hyperparameter, ...]:
 
 
 class Tuned(NamedTuple):
-    """What `tune` returns.
+    """The result of `tune`.
 
     Attributes:
         hyperparameters: by the hyperparameter's name, in natural units.

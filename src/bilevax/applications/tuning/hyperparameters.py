@@ -21,7 +21,7 @@ class Hyperparameter:
         name: its key in u.
         start: (v, x, classes) -> the array that u holds at first.
         low, high: bounds of every entry of that array.
-        natural: that array in the units that a user thinks in.
+        natural: from that array to natural units, say from a logarithm to a strength.
         inputs: (u, x, key) -> x, a batch of features changed.
         targets: (u, targets) -> targets, both (n, classes).
         weights: (u, y) -> weight of each sample (n,); only their ratios matter.

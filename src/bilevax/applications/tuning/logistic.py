@@ -1,4 +1,4 @@
-"""Logistic regression with a strength per feature, tuned."""
+"""Logistic regression with one L2 strength per feature, tuned by gradient."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple, Self
@@ -57,7 +57,7 @@ class _LogisticTraining(NamedTuple):
     stretch: Any
 
     def coefficients(self, z: Any) -> Any:
-        """R z: those of the features as they came, for z of the whitened ones, (d, columns)."""
+        """R z: those of the original features, for z of the whitened ones, (d, columns)."""
         return self.base * z + self.vectors @ (self.stretch[:, None] * (self.vectors.T @ z))
 
 
@@ -196,7 +196,7 @@ def fit_logistic(strength: Any, X: Any, y: Any) -> LogisticRegression:
     """Logistic regression with one L2 strength per feature, solved to the end by scikit-learn.
 
     With features divided by the root of their strength the penalty is uniform, so C = 1 serves;
-    `coef_` is of the features as they came.
+    `coef_` is of the original features.
 
     Args:
         strength: (d,), positive, in units of 1/C.
@@ -259,7 +259,7 @@ class TunedLogisticRegression(ClassifierMixin, Picklable, BaseEstimator):
     Attributes:
         coef_: (1, d) for two classes, else (classes, d).
         intercept_: (1,) or (classes,).
-        alpha_: (d,) the tuned strengths, in units of scikit-learn's 1/C, of the features as they came.
+        alpha_: (d,) the tuned strengths, in units of scikit-learn's 1/C, of the original features.
         classes_: the labels, sorted.
         n_iter_: steps taken.
         history_: the solve's, an entry per step.
