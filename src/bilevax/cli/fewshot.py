@@ -169,12 +169,8 @@ def fewshot(
             answered = one_task(learned, pictures, parts, sizes, seed)
             run.picture("episode.png", lambda path: _draw(answered, path))
         show(_table(rows, sizes, episodes))
-        pixels, _, trained = rows
-        if trained.accuracy <= pixels.accuracy:
-            say(
-                f"Plain pixels do as well or better here. A representation gains from more classes to learn from (here "
-                f"{len(parts.train):,}), and from more --steps."
-            )
+        if hint := _hint(rows, parts):
+            say(hint)
         run.end(seconds)
 
 
@@ -196,6 +192,17 @@ def _draw(answered: "Answered", path: Path) -> None:
         right[rows, :SHOWN_PICTURES],
         path,
         f"{right.mean():.0%} of {right.size} answers right",
+    )
+
+
+def _hint(rows: list["Row"], parts: "Parts") -> str:
+    """What to try where the representation is no better than pixels; empty where it is better."""
+    pixels, _, trained = rows
+    if trained.accuracy > pixels.accuracy:
+        return ""
+    return (
+        "Plain pixels do as well or better here. A representation gains from more classes to learn from (here "
+        f"{len(parts.train):,}), and from more --steps."
     )
 
 
