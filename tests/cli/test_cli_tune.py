@@ -307,7 +307,7 @@ def test_files_that_do_not_fit_each_other(tmp_path, files):
 
 def test_loss_against_time_draws_steps_on_a_logarithmic_axis(tmp_path, monkeypatch):
     figures = []
-    monkeypatch.setattr(plots, "_save", lambda figure, path: figures.append(figure))
+    monkeypatch.setattr(plots.curves, "save", lambda figure, path: figures.append(figure))
     curves = {"Penalty": TimedLosses([0.1, 0.2], [0.5, 0.3]), "search": TimedLosses([1.0, 9.0, 20.0], [0.5, 0.4, 0.4])}
     plots.loss_against_time(curves, tmp_path / "a.png", "Loss", {"default": 0.6})
     (axes,) = figures[0].axes

@@ -9,7 +9,8 @@ from matplotlib.text import Text
 from PIL import Image
 
 from bilevax import Info, InputError, plots
-from bilevax.plots import Line, LinePanel, Panel, TimedLosses
+from bilevax.plots import Line, LinePanel, Panel, TimedLosses, curves
+from bilevax.plots.drawing import plain_text
 
 
 @pytest.fixture
@@ -287,7 +288,7 @@ def test_texts_of_all_kinds(tmp_path, drawn):
 def test_texts_are_shown_as_they_are(tmp_path, drawn, text):
     draw_all(text, tmp_path)
     assert len(list(tmp_path.glob("*.png"))) == 8
-    name = plots._plain(text, 40)
+    name = plain_text(text, 40)
     assert len(name) == 40
     sheet, _, _, convergence, panels, times, _, bars = drawn
     for title in (sheet.axes[0].get_title(), sheet.get_suptitle(), panels.axes[0].get_title(loc="left")):
@@ -349,7 +350,7 @@ def test_convergence_of_histories_with_little_in_them(tmp_path, values):
 
 
 def test_a_running_median_of_many_steps_takes_little_memory():
-    x, median = plots._running_median(np.arange(200_001.0))
+    x, median = curves._running_median(np.arange(200_001.0))
     assert len(x) == len(median) <= 2000
     np.testing.assert_allclose(median[100:-100], x[100:-100] - 1, atol=1)
 

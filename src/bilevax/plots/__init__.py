@@ -1,0 +1,20 @@
+"""Figures of denoising and tuning runs and of experiments, drawn without any of pyplot's global state.
+
+Texts are shown as they are: none is parsed as a formula, control characters are replaced, long ones are shortened.
+Figures are PNG files, written whole or not at all. Input of wrong types or shapes, and a path that cannot be written,
+raise InputError.
+"""
+
+from bilevax.plots.curves import Line as Line
+from bilevax.plots.curves import LinePanel as LinePanel
+from bilevax.plots.curves import Panel as Panel
+from bilevax.plots.curves import TimedLosses as TimedLosses
+from bilevax.plots.curves import convergence as convergence
+from bilevax.plots.curves import curve_panels as curve_panels
+from bilevax.plots.curves import line_panels as line_panels
+from bilevax.plots.curves import loss_against_time as loss_against_time
+from bilevax.plots.histograms import bars as bars
+from bilevax.plots.histograms import weight_histogram as weight_histogram
+from bilevax.plots.pictures import change_sheet as change_sheet
+from bilevax.plots.pictures import contact_sheet as contact_sheet
+from bilevax.plots.pictures import task_sheet as task_sheet

@@ -1,0 +1,324 @@
+"""Curves over steps, seconds or settings."""
+
+import itertools
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from bilevax._checks import InputError, require_count
+from bilevax.plots.drawing import (
+    BLUE,
+    HUGE,
+    SKY,
+    STYLE,
+    as_numbers,
+    colours,
+    draw_legend,
+    drawable,
+    require_kind,
+    save,
+)
+from bilevax.solvers import Info
+
+MOST_POINTS = 2000  # of a running median
+
+
+class Panel(NamedTuple):
+    """One panel of `curve_panels`: `curves` (trials, k) over `x` (k,); `log` for a logarithmic y axis."""
+
+    title: str
+    x: Any
+    curves: Any
+    log: bool
+
+
+class TimedLosses(NamedTuple):
+    """One curve of `loss_against_time`: `losses` (k,) at `seconds` (k,) since the start."""
+
+    seconds: Any
+    losses: Any
+
+
+class Line(NamedTuple):
+    """One line of a `LinePanel`: `y` (k,), or (trials, k), over `x` (k,)."""
+
+    x: Any
+    y: Any
+
+
+class LinePanel(NamedTuple):
+    """One panel of `line_panels`: lines by their names, and levels that do not depend on x, drawn across."""
+
+    title: str
+    x_label: str
+    y_label: str
+    lines: Mapping[str, Line]
+    levels: Mapping[str, float] = {}
+
+
+def convergence(histories: Mapping[str, Info], path: Path) -> None:
+    """Losses and gradient norms over the steps, one colour for each solver.
+
+    The thin pale line is each step (with minibatches, a noisy one), the strong one its running median. Of a
+    `Vectorized` solver the strong line is the median over the members that are still finite, and the band holds the
+    middle half of them.
+
+    Args:
+        histories: `Result.history` by the solver's name, arrays (steps,), or (steps, members).
+        path: the PNG to write.
+
+    Raises:
+        InputError: no histories, or values that are none.
+
+    Example:
+        >>> import pathlib, tempfile
+        >>> import numpy as np
+        >>> from bilevax import Info
+        >>> from bilevax.plots import convergence
+        >>> loss = np.exp(-np.arange(50.0)[:, None] / [5.0, 10.0, 20.0])  # three members
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     convergence({"Penalty": Info(loss, loss, loss, loss, {})}, pathlib.Path(folder) / "convergence.png")
+    """
+    if not isinstance(histories, Mapping) or not histories:
+        raise InputError("convergence: histories must hold at least one Result.history, by the solver's name.")
+    panels = [
+        ("Upper loss f", "loss", lambda h: h.upper_loss),
+        ("Lower loss g", "loss", lambda h: h.lower_loss),
+        ("Upper direction", "norm", lambda h: h.upper_grad_norm),
+        ("Lower gradient |∇ᵥg|", "norm", lambda h: h.lower_grad_norm),
+    ]
+    with rc_context(STYLE):
+        figure = Figure(figsize=(9, 6), layout="constrained")
+        several = False
+        for axes, (title, label, take) in zip(figure.subplots(2, 2, sharex=True).flat, panels, strict=True):
+            for colour, (name, history) in zip(colours(len(histories)), histories.items(), strict=True):
+                if not isinstance(history, Info):
+                    raise InputError(
+                        f"convergence: {name!r} is a {type(history).__name__}, and must be a Result.history."
+                    )
+                values = drawable(as_numbers("convergence", f"{name!r}, {title},", take(history)))
+                values = np.atleast_1d(values)
+                values = values.reshape(len(values), int(np.prod(values.shape[1:])))
+                several |= values.shape[1] > 1
+                _draw_history(axes, values, colour, name)
+            _log_where_possible(axes)
+            axes.set(title=title, ylabel=label)
+            axes.margins(x=0.01)
+        for axes in figure.axes[2:]:
+            axes.set_xlabel("step; band: the middle half of the members" if several else "step")
+        draw_legend(figure.axes[0], loc="best")
+    save(figure, path)
+
+
+def curve_panels(
+    panels: Sequence[Panel], path: Path, columns: int, x_label: str = "upper iterations", y_label: str = ""
+) -> None:
+    """A grid of panels: the mean over trials as a strong line, over each trial as a thin one.
+
+    Args:
+        panels: what to draw, row by row. Panels without a finite value stay empty and say so.
+        path: the PNG to write.
+        columns: panels in a row.
+        x_label, y_label: axis labels of the outer panels.
+
+    Raises:
+        InputError: no panels, or curves that do not fit their x.
+
+    Example:
+        >>> import tempfile, pathlib, numpy as np
+        >>> from bilevax.plots import Panel, curve_panels
+        >>> x = np.arange(100)
+        >>> panel = Panel("Penalty, T = 1", x, np.exp(-x / [[10.0], [20.0]]), log=True)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     curve_panels([panel], pathlib.Path(folder) / "curves.png", columns=1)
+    """
+    columns = require_count("curve_panels", "columns", columns)
+    require_kind("curve_panels", panels, Panel)
+    rows = -(-len(panels) // columns)
+    with rc_context(STYLE):
+        width, height = max(2.7 * columns, 4.5), 2.1 * rows + 0.4
+        figure = Figure(figsize=(width, height))
+        grid = figure.subplots(rows, columns, squeeze=False)
+        # Margins in inches: a layout engine would draw dozens of panels several times over to find them.
+        figure.subplots_adjust(0.75 / width, 0.5 / height, 1 - 0.1 / width, 1 - 0.35 / height, wspace=0.36, hspace=0.42)
+        for i, axes in enumerate(grid.flat):
+            if i >= len(panels):
+                axes.axis("off")
+                continue
+            _draw_panel(axes, panels[i])
+            if i % columns == 0:
+                axes.set_ylabel(y_label)
+            if i + columns >= len(panels):
+                axes.set_xlabel(x_label)
+    save(figure, path)
+
+
+def loss_against_time(
+    curves: Mapping[str, TimedLosses], path: Path, title: str, levels: Mapping[str, float] | None = None
+) -> None:
+    """Loss against seconds since the start, every method on one pair of axes; a loss holds until the next one.
+
+    Args:
+        curves: by the method's name.
+        path: the PNG to write.
+        title: one line above.
+        levels: named losses that do not depend on time, drawn across.
+
+    Raises:
+        InputError: no curves, seconds and losses that do not fit or seconds that are not positive: their axis is
+            logarithmic.
+
+    Example:
+        >>> import tempfile, pathlib
+        >>> from bilevax.plots import TimedLosses, loss_against_time
+        >>> curves = {"Penalty": TimedLosses([0.01, 0.02], [0.5, 0.3]), "search": TimedLosses([1, 9], [0.5, 0.4])}
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     loss_against_time(curves, pathlib.Path(folder) / "tuning.png", "Digits", {"default": 0.6})
+    """
+    if not isinstance(curves, Mapping) or not curves:
+        raise InputError("loss_against_time: no curves. Pass at least one, by the method's name.")
+    with rc_context(STYLE):
+        figure = Figure(figsize=(7, 4.6), layout="constrained")
+        axes = figure.subplots()
+        for colour, (name, curve) in zip(colours(len(curves)), curves.items(), strict=True):
+            if not isinstance(curve, TimedLosses):
+                raise InputError(f"loss_against_time: {name!r} is a {type(curve).__name__}, and must be a TimedLosses.")
+            seconds = as_numbers("loss_against_time", f"seconds of {name!r}", curve.seconds)
+            losses = as_numbers("loss_against_time", f"losses of {name!r}", curve.losses)
+            if seconds.ndim != 1 or seconds.shape != losses.shape or not ((seconds > 0) & (seconds < HUGE)).all():
+                raise InputError(
+                    f"loss_against_time: {name!r} has seconds of shape {seconds.shape} and losses of shape "
+                    f"{losses.shape}. Both must be (k,), and the seconds positive."
+                )
+            losses = drawable(losses)
+            axes.step(seconds, losses, where="post", color=colour, linewidth=1.8, label=name)
+            axes.plot(seconds, losses, "o", color=colour, markersize=3.5)
+        _draw_levels(axes, levels or {})
+        axes.set_xscale("log")
+        axes.set(xlabel="seconds, compilation apart", ylabel="loss", title=title)
+        # Below the axes: within them the curves leave no corner that is always free.
+        draw_legend(figure, loc="outside lower center", ncols=3)
+    save(figure, path)
+
+
+def line_panels(panels: Sequence[LinePanel], path: Path) -> None:
+    """Panels side by side with a line for each method: its mean over the trials, and a band from least to largest.
+
+    A method has the same colour in all panels, and the figure one legend.
+
+    Args:
+        panels: what to draw, from left to right.
+        path: the PNG to write.
+
+    Raises:
+        InputError: no panels, or lines whose y do not fit their x.
+
+    Example:
+        >>> import tempfile, pathlib
+        >>> from bilevax.plots import Line, LinePanel, line_panels
+        >>> lines = {"Penalty": Line([1, 5, 20], [[97.0, 98.0, 98.9], [97.2, 98.1, 98.8]])}
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     line_panels([LinePanel("MNIST", "T", "accuracy %", lines)], pathlib.Path(folder) / "lines.png")
+    """
+    require_kind("line_panels", panels, LinePanel)
+    names = list(dict.fromkeys(name for panel in panels for name in panel.lines))
+    colour_of = dict(zip(names, colours(len(names)), strict=True))
+    with rc_context(STYLE):
+        figure = Figure(figsize=(max(3.6 * len(panels), 5.0), 4.0), layout="constrained")
+        for axes, panel in zip(figure.subplots(1, len(panels), squeeze=False).flat, panels, strict=True):
+            for name, line in panel.lines.items():
+                if not isinstance(line, Line):
+                    raise InputError(f"Panel {panel.title!r}: {name!r} is a {type(line).__name__}, and must be a Line.")
+                x = drawable(as_numbers("line_panels", f"x of {name!r}", line.x))
+                y = np.atleast_2d(drawable(as_numbers("line_panels", f"y of {name!r}", line.y)))
+                if y.shape[1:] != x.shape or x.ndim != 1 or not len(y):
+                    raise InputError(
+                        f"Panel {panel.title!r}: {name!r} has y of shape {y.shape} and x of shape {x.shape}; y must be "
+                        "(k,) or (trials, k), and x (k,)."
+                    )
+                axes.plot(x, y.mean(0), "o-", color=colour_of[name], linewidth=1.8, markersize=3.5, label=name)
+                axes.fill_between(x, y.min(0), y.max(0), color=colour_of[name], alpha=0.18, linewidth=0)
+            _draw_levels(axes, panel.levels)
+            axes.set(title=panel.title, xlabel=panel.x_label, ylabel=panel.y_label)
+        draw_legend(figure, loc="outside lower center", ncols=2 if len(panels) == 1 else 4)
+    save(figure, path)
+
+
+def _draw_levels(axes: Axes, levels: Mapping[str, float]) -> None:
+    for style, (name, level) in zip(itertools.cycle(("--", ":", "-.")), levels.items(), strict=False):
+        level = drawable(as_numbers("levels", repr(name), level, 0))
+        axes.axhline(float(level), color="#666666", linestyle=style, linewidth=1.2, label=name, zorder=1)
+
+
+def _draw_panel(axes: Axes, panel: Panel) -> None:
+    x = drawable(as_numbers("curve_panels", f"x of panel {panel.title!r}", panel.x))
+    drawn = np.atleast_2d(drawable(as_numbers("curve_panels", f"curves of panel {panel.title!r}", panel.curves)))
+    if drawn.shape[1:] != x.shape or x.ndim != 1 or not len(drawn):
+        raise InputError(
+            f"Panel {panel.title!r}: curves have shape {drawn.shape} and x {x.shape}; "
+            "curves must be (trials, k) and x (k,)."
+        )
+    axes.set_title(panel.title, fontsize=9.5)
+    if not np.isfinite(drawn).any():
+        axes.text(0.5, 0.5, "no finite value", transform=axes.transAxes, ha="center", va="center", color="#777777")
+        return
+    axes.plot(x, drawn.T, color=SKY, alpha=0.45, linewidth=0.7)
+    # A trial that has left the numbers takes the mean with it: say so by ending the line, not by averaging the rest.
+    axes.plot(x, drawn.mean(0), color=BLUE, linewidth=2.0)
+    if panel.log:
+        _log_where_possible(axes)
+    axes.margins(x=0.01)
+    axes.xaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 5, 10]))
+    axes.ticklabel_format(axis="x", style="sci", scilimits=(-3, 5))
+
+
+def _log_where_possible(axes: Axes) -> None:
+    values = np.concatenate([np.asarray(line.get_ydata(), float) for line in axes.get_lines()] or [np.ones(1)])
+    values = values[np.isfinite(values)]
+    if len(values) and (values > 0).any():
+        if (values > 0).all():
+            axes.set_yscale("log")
+        else:
+            sizes = np.abs(values[values != 0])
+            axes.set_yscale("symlog", linthresh=float(max(sizes.min(), 1e-12 * sizes.max())))
+
+
+def _draw_history(axes: Axes, values: np.ndarray, colour: str, name: Any) -> None:
+    """A history (steps, members) as `convergence` shows it."""
+    x, middle = np.arange(1, len(values) + 1), values[:, 0] if values.shape[1] else np.full(len(values), np.nan)
+    if values.shape[1] > 1:
+        low, middle, high = _over_known(lambda v: np.nanquantile(v, (0.25, 0.5, 0.75), axis=1).T, values, 3).T
+        axes.fill_between(x, low, high, color=colour, alpha=0.2, linewidth=0)
+    axes.plot(x, middle, color=colour, alpha=0.25, linewidth=0.6)
+    axes.plot(*_running_median(middle), color=colour, linewidth=1.8, label=name)
+
+
+def _running_median(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Over a fiftieth of the steps around each, narrower at the ends: the steps, counted from 1, and the medians.
+
+    Of many steps the medians of blocks stand for them.
+    """
+    if not len(values):
+        return values, values
+    block = max(1, -(-len(values) // MOST_POINTS))
+    padded = np.pad(values, (0, -len(values) % block), constant_values=np.nan).reshape(-1, block)
+    values = _over_known(lambda v: np.nanmedian(v, axis=1), padded)
+    x = 1 + (block - 1) / 2 + block * np.arange(len(values))
+    half = max(1, len(values) // 100)
+    windows = np.lib.stride_tricks.sliding_window_view(np.pad(values, half, constant_values=np.nan), 2 * half + 1)
+    return x, _over_known(lambda v: np.nanmedian(v, axis=1), windows)
+
+
+def _over_known(function: Any, rows: np.ndarray, columns: int | None = None) -> np.ndarray:
+    """`function` of the rows that hold a number; NaN for the others."""
+    known = np.isfinite(rows).any(1)
+    result = np.full(len(rows) if columns is None else (len(rows), columns), np.nan)
+    if known.any():
+        result[known] = function(rows[known])
+    return result
