@@ -315,7 +315,7 @@ class TunedLogisticRegression(ClassifierMixin, Picklable, BaseEstimator):
             x, labels = X, codes
             x_val, known = validate_data(self, X_val, y_val, dtype=np.float64, reset=False)
             require_sizes("X_val", np.asarray(x_val))
-            val_labels = places("y_val", known, self.classes_)
+            val_labels = places("y_val", np.asarray(known), self.classes_)
             all_x, all_labels = np.concatenate([x, x_val]), np.concatenate([labels, val_labels])
         unit = standard(X, np.arange(X.shape[1]))[1]
         task = logistic_task(x / unit, labels, x_val / unit, val_labels, len(self.classes_))
