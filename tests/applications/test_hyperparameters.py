@@ -326,6 +326,7 @@ def test_tune_with_a_strength_for_each_feature_finds_the_useless_ones(few, key):
     assert tuned.validation_loss < min(ridge(few, a) for a in np.linspace(-6, 1, 29)) - 0.02
 
 
+@pytest.mark.slow
 def test_tune_strengthens_noise_where_the_model_overfits(few, key):
     """Noise on whole data, and noise with minibatches: both make g random, so that Penalty is not the default."""
     tuned = tune(softmax_regression(3), *few, [INPUT_NOISE], key=key)

@@ -54,6 +54,7 @@ def test_one_strength_is_that_of_a_fine_grid():
     assert found["chosen"] == pytest.approx((np.asarray(result.v) != 0).mean())
 
 
+@pytest.mark.slow
 def test_strengths_of_their_own_hold_out_better_and_keep_the_true_features():
     job, result = tuned(per_group=True)
     task = job.task
@@ -171,7 +172,14 @@ def small(n=40, d=6, seed=0):
     return x, x[:, :3] @ [2.0, -1.0, 1.0] + 2 * rng.normal(size=n)
 
 
-@pytest.mark.parametrize(("mode", "own"), [(mode, False) for mode in MODES] + [(MODES[1], True)])
+@pytest.mark.parametrize(
+    ("mode", "own"),
+    [
+        *(pytest.param(mode, False, marks=pytest.mark.slow) for mode in MODES[:3]),
+        (MODES[3], False),
+        (MODES[1], True),
+    ],
+)
 def test_units_of_y_and_of_x_change_the_units_of_the_result_alone(mode, own):
     x, y = small()
 
@@ -457,6 +465,7 @@ def test_the_table_the_files_and_the_chosen_features(files, tmp_path):
     assert "One-hot encoded" in result.output
 
 
+@pytest.mark.slow
 def test_without_a_file_it_is_the_diabetes_data(tmp_path):
     result = bilevax_command("tune", "--lasso", "--steps", 20, "--out", tmp_path)
     assert result.exit_code == 0, result.output

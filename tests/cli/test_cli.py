@@ -120,6 +120,7 @@ def test_users_csv_with_a_test_file_ended_by_a_signal_and_resumed(tmp_path, file
     assert report["wall_seconds"] > report["methods"][-1]["seconds"]
 
 
+@pytest.mark.slow
 def test_npz_of_images_with_some_clean_samples_held_out(tmp_path):
     rng = np.random.default_rng(0)
     for name, n in (("train", 60), ("clean", 20)):

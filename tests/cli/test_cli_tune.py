@@ -125,6 +125,7 @@ def test_users_files_ended_by_a_signal_and_resumed(tmp_path, files, ended_early)
     assert (report["settings"]["seed"], report["versions"]["bilevax"]) == (0, bilevax.__version__)
 
 
+@pytest.mark.slow
 def test_parts_of_one_npz_are_set_aside(tmp_path):
     frame = plants(0, 100)
     X = frame.drop(columns=["soil", "species"]).to_numpy()
@@ -178,6 +179,7 @@ def test_a_row_for_gaussian_processes_where_torch_is_there(tmp_path, monkeypatch
     assert sorted(tuned.paths) == sorted(tuned.runs) == names
 
 
+@pytest.mark.slow
 def test_penalty_needs_at_most_a_tenth_of_random_searchs_gradients_on_30_strengths(tmp_path):
     (data, digits) = ready_made_jobs(0.25, 0)
     assert data.X.shape[1] == 30

@@ -78,6 +78,7 @@ def test_the_strength_is_that_of_a_grid_of_a_thousand():
     assert abs(float(result.u[0]) - best) <= grid[1] - grid[0]
 
 
+@pytest.mark.slow
 def test_a_strength_for_each_entry_beats_the_best_single_one():
     single = min(held_out(np.array([u])) for u in np.linspace(-4, 0, 60))
     solver = SparseHO(optax.adam(3e-2), proximal, RATE, 100)
