@@ -15,9 +15,9 @@ import optax
 
 from benchmarks.stretch import seconds_of_a_step
 from bilevax import SPNBO, Penalty
-from bilevax.applications.sparse_networks import sparse_reweighting_task
 from bilevax.nn import six_and_four
 from bilevax.solvers.spnbo import AllRows, Layers, layers_of
+from experiments.spnbo.tasks import sparse_reweighting_task
 
 BATCH, LOWER_STEPS = 64, 5
 STEPS, ROUNDS = 2, 5

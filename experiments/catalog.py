@@ -1,61 +1,83 @@
-"""The experiments by name, for `bilevax reproduce`."""
+"""The experiments by name: what each reproduces, and the module that runs it.
 
-from collections.abc import Callable
+Nothing is imported here, so that `python -m experiments --list` answers at once.
+"""
+
 from typing import NamedTuple
-
-from experiments import (
-    denoising_small,
-    figure1,
-    figure2,
-    figure3,
-    figure4a,
-    figure4b,
-    figure5a,
-    figure5b,
-    figure5c,
-    figure6,
-    figure7,
-    spnbo_table3,
-    spnbo_table4,
-    spnbo_table5,
-    table2,
-    table3,
-    table4,
-    table5,
-    table6,
-    wrn,
-    wrong_labels,
-)
-from experiments.contract import Settings as Settings
 
 
 class Experiment(NamedTuple):
-    """A table or figure of the papers: what it is, and what runs it."""
+    """A table or figure of the papers.
+
+    Attributes:
+        title: what it reproduces.
+        module: the module whose `run(settings)` runs it.
+    """
 
     title: str
-    run: Callable[[Settings], None]
+    module: str
 
 
 EXPERIMENTS: dict[str, Experiment] = {
-    "figure1": Experiment(figure1.TITLE, figure1.run),
-    "figure2": Experiment(figure2.TITLE, figure2.run),
-    "figure3": Experiment(figure3.TITLE, figure3.run),
-    "figure4a": Experiment(figure4a.TITLE, figure4a.run),
-    "figure4b": Experiment(figure4b.TITLE, figure4b.run),
-    "figure5a": Experiment(figure5a.TITLE, figure5a.run),
-    "figure5b": Experiment(figure5b.TITLE, figure5b.run),
-    "figure5c": Experiment(figure5c.TITLE, figure5c.run),
-    "figure6": Experiment(figure6.TITLE, figure6.run),
-    "figure7": Experiment(figure7.TITLE, figure7.run),
-    "denoising-small": Experiment(denoising_small.TITLE, denoising_small.run),
-    "table2": Experiment(table2.TITLE, table2.run),
-    "table3": Experiment(table3.TITLE, table3.run),
-    "table4": Experiment(table4.TITLE, table4.run),
-    "table5": Experiment(table5.TITLE, table5.run),
-    "table6": Experiment(table6.TITLE, table6.run),
-    "spnbo-table3": Experiment(spnbo_table3.TITLE, spnbo_table3.run),
-    "spnbo-table4": Experiment(spnbo_table4.TITLE, spnbo_table4.run),
-    "spnbo-table5": Experiment(spnbo_table5.TITLE, spnbo_table5.run),
-    "wrn": Experiment(wrn.TITLE, wrn.run),
-    "wrong-labels": Experiment(wrong_labels.TITLE, wrong_labels.run),
+    "figure1": Experiment("Figure 1: convergence on examples 1 and 2", "experiments.synthetic.figure1"),
+    "figure2": Experiment(
+        "Figure 2: convergence on examples 3 and 4, with a rank-deficient lower Hessian",
+        "experiments.synthetic.figure2",
+    ),
+    "figure3": Experiment("Figure 3: clean-label attacks, success against distortion", "experiments.poisoning.figure3"),
+    "figure4a": Experiment(
+        "Figure 4(a): accuracy against time, denoising MNIST with 25% wrong labels", "experiments.denoising.figure4a"
+    ),
+    "figure4b": Experiment(
+        "Figure 4(b): accuracy on new classes against time, few-shot learning", "experiments.fewshot.figure4b"
+    ),
+    "figure5a": Experiment(
+        "Figure 5(a): accuracy and time of an upper iteration against T, denoising MNIST with 25% wrong labels",
+        "experiments.denoising.figure5a",
+    ),
+    "figure5b": Experiment(
+        "Figure 5(b): accuracy and time against T, few-shot learning", "experiments.fewshot.figure5b"
+    ),
+    "figure5c": Experiment(
+        "Figure 5(c): accuracy and time of an upper iteration against T, untargeted attack with 6% points",
+        "experiments.poisoning.figure5c",
+    ),
+    "figure6": Experiment(
+        "Figure 6: points of the untargeted and the targeted attack, before and after", "experiments.poisoning.figure6"
+    ),
+    "figure7": Experiment(
+        "Figure 7: lam_0 and the multipliers of Penalty on example 1", "experiments.synthetic.figure7"
+    ),
+    "denoising-small": Experiment(
+        "D.1.1: denoising 5,000 MNIST samples, half the labels wrong, by softmax regression",
+        "experiments.denoising.small",
+    ),
+    "table2": Experiment(
+        "Table 2: data denoising by importance learning, test accuracy %", "experiments.denoising.table2"
+    ),
+    "table3": Experiment("Table 3: few-shot learning", "experiments.fewshot.table3"),
+    "table4": Experiment("Table 4: seconds for 10,000 upper iterations of one trial", "experiments.synthetic.table4"),
+    "table5": Experiment(
+        "Table 5: data-augmentation attacks on softmax regression, MNIST", "experiments.poisoning.table5"
+    ),
+    "table6": Experiment(
+        "Table 6: lam, multipliers and gamma of Penalty, untargeted attack with 6% points",
+        "experiments.poisoning.table6",
+    ),
+    "spnbo-table3": Experiment(
+        "SPNBO Table 3: data re-weighting under a sparse group lasso", "experiments.spnbo.table3"
+    ),
+    "spnbo-table4": Experiment(
+        "SPNBO Table 4: poisoning of l_p-regularised training (lower is a stronger attack)",
+        "experiments.spnbo.table4",
+    ),
+    "spnbo-table5": Experiment(
+        "SPNBO Table 5: few-shot learning with heads under an l_p regulariser", "experiments.spnbo.table5"
+    ),
+    "wrn": Experiment(
+        "D.1.2: denoising CIFAR-10 with 36% wrong labels by a wide residual network", "experiments.denoising.wrn"
+    ),
+    "wrong-labels": Experiment(
+        "Wrong labels found: average precision and ROC area, against cleanlab", "experiments.denoising.wrong_labels"
+    ),
 }

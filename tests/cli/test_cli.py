@@ -2,11 +2,9 @@
 
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
-import textwrap
 import time
 from pathlib import Path
 
@@ -275,101 +273,6 @@ def test_interrupted_run_on_the_digits_is_kept_and_resumed(tmp_path):
 def test_runs_that_signals_end_come_to_the_same_bits(same_after_signals, files):
     command = ["denoise", files[0], "--clean", files[1], "--target", "kind", "--hold-out", 0.25, "--steps", 12]
     same_after_signals(command, [5, 10])
-
-
-CATALOG = """
-from typing import NamedTuple
-
-class Settings(NamedTuple):
-    quick: bool
-    medium: bool
-    seeds: int | None
-    solver: str | None
-    dataset: str | None
-    noise: int | None
-    way: int | None
-    shot: int | None
-    features: object
-    out: object
-
-class Experiment(NamedTuple):
-    title: str
-    run: object
-
-def _run(settings):
-    (settings.out / "ran.txt").write_text(repr(settings[:9]))
-
-EXPERIMENTS = {"figure1": Experiment("Four examples", _run), "table4": Experiment("Accuracies", _run)}
-"""
-
-
-@pytest.fixture
-def checkout(tmp_path, monkeypatch):
-    """A checkout of bilevax with a catalog of experiments, and we beside it."""
-    (tmp_path / "experiments").mkdir()
-    (tmp_path / "experiments" / "__init__.py").write_text("")
-    (tmp_path / "experiments" / "catalog.py").write_text(textwrap.dedent(CATALOG))
-    before = {name: module for name, module in sys.modules.items() if name.partition(".")[0] == "experiments"}
-    for name in before:
-        monkeypatch.delitem(sys.modules, name)
-    (tmp_path / "src" / "bilevax").mkdir(parents=True)
-    monkeypatch.setattr(bilevax, "__file__", str(tmp_path / "src" / "bilevax" / "__init__.py"))
-    monkeypatch.chdir(tmp_path / "src")
-    yield tmp_path
-    for name in [name for name in sys.modules if name.partition(".")[0] == "experiments"]:
-        del sys.modules[name]
-
-
-def test_reproduce_lists_and_runs(checkout):
-    result = bilevax_command("reproduce", "--list")
-    assert result.exit_code == 0, result.output
-    assert "figure1" in result.stdout
-    assert "Four examples" in result.stdout
-    result = bilevax_command("reproduce", "table4", "--quick", "--seeds", 3, "--solver", "Penalty")
-    assert result.exit_code == 0, result.output
-    assert (
-        checkout / "src" / "out" / "table4" / "ran.txt"
-    ).read_text() == "(True, False, 3, 'Penalty', None, None, None, None, None)"
-    result = bilevax_command("reproduce", "table4", "--dataset", "mnist", "--noise", 25)
-    assert result.exit_code == 0, result.output
-    assert (
-        checkout / "src" / "out" / "table4" / "ran.txt"
-    ).read_text() == "(False, False, None, None, 'mnist', 25, None, None, None)"
-
-
-def test_reproduce_refusals(checkout):
-    for arguments in (["figure9"], []):
-        assert "Pass one of figure1, table4." in refused("reproduce", *arguments)
-    assert "Choose one" in refused("reproduce", "table4", "--quick", "--medium")
-    assert bilevax_command("reproduce", "table4", "--noise", 101).exit_code == 2
-    (checkout / "file").write_text("")
-    assert "cannot be written to" in refused("reproduce", "table4", "--out", checkout / "file")
-
-
-def test_reproduce_outside_of_a_checkout(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(bilevax, "__file__", str(tmp_path / "site-packages" / "bilevax" / "__init__.py"))
-    assert "Clone the repository" in refused("reproduce", "--list")
-
-
-def test_reproduce_imports_nothing_from_the_current_folder(checkout, tmp_path, monkeypatch):
-    """./experiments/catalog.py of another folder is not run, whether or not there is one of the checkout."""
-    strange = tmp_path / "downloads"
-    (strange / "experiments").mkdir(parents=True)
-    for name in ("__init__.py", "catalog.py"):
-        (strange / "experiments" / name).write_text("raise SystemExit('imported from the current folder')")
-    monkeypatch.chdir(strange)
-    monkeypatch.setattr(sys, "path", ["", str(strange), *sys.path])
-    before = list(sys.path)
-    result = bilevax_command("reproduce", "--list")
-    assert result.exit_code == 0, result.output
-    assert "Four examples" in result.stdout
-    assert sys.path == before
-    shutil.rmtree(checkout / "experiments")
-    for name in [name for name in sys.modules if name.partition(".")[0] == "experiments"]:
-        del sys.modules[name]
-    assert "Clone the repository" in refused("reproduce", "--list")
-    assert not [name for name in sys.modules if name.partition(".")[0] == "experiments"]
 
 
 def test_no_command_puts_a_folder_on_the_path():

@@ -174,7 +174,7 @@ def test_the_results_page_has_every_figure_of_the_results(site, pages):
 def test_the_page_on_wrong_labels_has_those_of_the_experiment(site, pages):
     text = pages[site / "denoising.html"].text
     assert "%%" not in text
-    sections = [s for s in RESULTS.split("\n## ") if s.startswith("`bilevax reproduce wrong-labels")]
+    sections = [s for s in RESULTS.split("\n## ") if s.startswith("`python -m experiments wrong-labels")]
     assert sections
     for section in sections:
         rows = [line.split("|") for line in section.splitlines() if "25%, 1000 clean" in line][:2]

@@ -1,8 +1,6 @@
 """The denoising experiments' own pieces: how u is moved, what is counted, which cells are asked for."""
 
-import sys
 import time
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -10,22 +8,23 @@ import numpy as np
 import optax
 import pytest
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-
 from bilevax import InputError
 from bilevax.applications.denoising import denoising_task, from_agreement
 from bilevax.data import corrupted, digits
 from bilevax.nn import Model, Training, softmax_regression
-from experiments import denoising, denoising_small, figure4a, figure5a, table2, wrn, wrong_labels
-from experiments.contract import Settings
-from experiments.denoising import Look
+from experiments.common.cells import kept_cell
+from experiments.common.runs import Look, evaluations, run_solver, watched_solve
+from experiments.common.settings import Settings
+from experiments.denoising import figure4a, figure5a, small, table2, wrn, wrong_labels
+from experiments.denoising.protocol import SOLVERS, Plan, penalty
+from experiments.denoising.trial import Trial, f1, learned_weights, roc_area
 
 LINEAR = softmax_regression(10)
 MODEL = Model(LINEAR.init, lambda params, x: LINEAR.apply(params, 16 * x))
 
 
 def test_the_authors_way_shares_adams_moments_by_place_and_rescales_after_a_pass():
-    optimizer = denoising_small.as_the_authors(0.3, 2, 2)
+    optimizer = small.as_the_authors(0.3, 2, 2)
     u = jnp.array([0.2, -0.2, 0.5, -1.0])
     first, second = jnp.array([1.0, -2.0, 0.0, 0.0]), jnp.array([0.0, 0.0, 3.0, 0.5])
     updates, state = optimizer.update(first, optimizer.init(u), u)
@@ -42,15 +41,15 @@ def test_the_authors_way_shares_adams_moments_by_place_and_rescales_after_a_pass
 @pytest.mark.parametrize(
     ("solver", "counts"),
     [
-        (denoising_small.PENALTY, {"f": 63, "g": 63, "products": 63}),
-        (denoising_small.APPROXGRAD, {"f": 3, "g": 63, "products": 63}),
-        (denoising_small.RMD, {"f": 3, "g": 300, "products": 600}),
-        (denoising_small.REWEIGHT, {"f": 3, "g": 6, "products": 3}),
-        (denoising_small.META_WEIGHT, {"f": 3, "g": 6, "products": 3}),
+        (small.PENALTY, {"f": 63, "g": 63, "products": 63}),
+        (small.APPROXGRAD, {"f": 3, "g": 63, "products": 63}),
+        (small.RMD, {"f": 3, "g": 300, "products": 600}),
+        (small.REWEIGHT, {"f": 3, "g": 6, "products": 3}),
+        (small.META_WEIGHT, {"f": 3, "g": 6, "products": 3}),
     ],
 )
 def test_evaluations_of_three_steps(solver, counts):
-    assert denoising.evaluations(solver, 3) == counts
+    assert evaluations(solver, 3) == counts
 
 
 def test_cells_that_are_not_there():
@@ -62,39 +61,39 @@ def test_cells_that_are_not_there():
 
 def test_f1_is_that_of_right_labels_kept():
     right, kept = np.array([1, 1, 1, 0, 0], bool), np.array([1, 1, 0, 1, 0], bool)
-    assert denoising.f1(right, kept) == pytest.approx(2 / 3)
+    assert f1(right, kept) == pytest.approx(2 / 3)
 
 
 @pytest.mark.slow
 def test_a_cell_of_table2_ranks_its_rows_on_the_digits(monkeypatch):
-    monkeypatch.setattr(denoising, "images_of", lambda name: digits())
-    plan = table2.Plan(MODEL, 100, 1000, 30, 10, 2, 20, batch=100, rate=1e-2)
+    monkeypatch.setattr(table2, "images_of", lambda name: digits())
+    plan = Plan(MODEL, 100, 1000, 30, 10, 2, 20, batch=100, rate=1e-2)
     rows = table2.run_cell("digits", plan, 50, 0, {}, list(table2.LABELS))
     assert rows.keys() == set(table2.LABELS)
     # At a fixed rate Train+Val fits wrong labels.
     assert all(row["accuracy"] > (65 if label == "Train+Val" else 75) for label, row in rows.items())
     assert rows["Oracle"]["accuracy"] > max(row["accuracy"] for label, row in rows.items() if label != "Oracle")
-    assert all(rows[label]["f1"] > 0.9 and rows[label]["average_precision"] > 0.93 for label in table2.SOLVERS)
-    assert all(rows[label]["accuracy"] > rows["Train+Val"]["accuracy"] for label in (table2.START, *table2.SOLVERS))
-    assert all(rows[label]["wrong"] < 15 for label in (table2.START, *table2.SOLVERS))  # half of the labels are wrong
+    assert all(rows[label]["f1"] > 0.9 and rows[label]["average_precision"] > 0.93 for label in SOLVERS)
+    assert all(rows[label]["accuracy"] > rows["Train+Val"]["accuracy"] for label in (table2.START, *SOLVERS))
+    assert all(rows[label]["wrong"] < 15 for label in (table2.START, *SOLVERS))  # half of the labels are wrong
     known = {"Val-Only": {"accuracy": 1.0}}
     assert table2.run_cell("digits", plan, 50, 0, known, ["Val-Only"]) == known
 
 
 def test_start_is_by_agreement():
     data = corrupted(digits(), clean=100, noise=0.3, key=jax.random.key(0), train=400)
-    trial = denoising.Trial(data, MODEL, Training(steps=50, batch_size=100), 0)
+    trial = Trial(data, MODEL, Training(steps=50, batch_size=100), 0)
     v = trial.fit(trial.right)
     u = from_agreement(trial.agreement(v))
     u, same = trial.task(denoising_task, None, None, start=(u, v)).start
     assert same is v
-    np.testing.assert_allclose(np.unique(denoising.learned_weights(u).round(6)), [0.4, 0.6], atol=1e-5)
-    assert denoising.area(trial.right, trial.suspicion(v)) > 0.9
+    np.testing.assert_allclose(np.unique(learned_weights(u).round(6)), [0.4, 0.6], atol=1e-5)
+    assert roc_area(trial.right, trial.suspicion(v)) > 0.9
 
 
 def test_a_cell_of_wrong_labels_ranks_them_on_the_digits(monkeypatch):
-    monkeypatch.setattr(denoising, "images_of", lambda name: digits())
-    plan = table2.Plan(MODEL, 200, 800, 20, 10, 1, batch=100, rate=1e-2)
+    monkeypatch.setattr(wrong_labels, "images_of", lambda name: digits())
+    plan = Plan(MODEL, 200, 800, 20, 10, 1, batch=100, rate=1e-2)
     cell = wrong_labels.Cell("digits", "uniform", 25, 200)
     rows = wrong_labels.run_cell(cell, plan, 0, list(wrong_labels.LABELS))
     assert rows.keys() == set(wrong_labels.LABELS)
@@ -106,7 +105,7 @@ def test_a_cell_of_wrong_labels_ranks_them_on_the_digits(monkeypatch):
 
 def test_out_of_sample_probabilities_are_of_models_that_did_not_see_the_sample(monkeypatch):
     data = corrupted(digits(), clean=100, noise=0.3, key=jax.random.key(0), train=400)
-    trial = denoising.Trial(data, MODEL, Training(steps=20, batch_size=100), 0)
+    trial = Trial(data, MODEL, Training(steps=20, batch_size=100), 0)
     held_out = []
 
     def train(model, training, x, y, weight, key):
@@ -152,35 +151,35 @@ def test_a_kept_cell_runs_what_is_missing_alone(tmp_path):
         asked.append(labels)
         return {label: {"accuracy": float(len(asked))} for label in labels}
 
-    assert denoising.kept_cell(path, ["a", "b"], run)["b"] == {"accuracy": 1.0}
-    assert denoising.kept_cell(path, ["b", "c"], run) == {
+    assert kept_cell(path, ["a", "b"], run)["b"] == {"accuracy": 1.0}
+    assert kept_cell(path, ["b", "c"], run) == {
         "a": {"accuracy": 1.0},
         "b": {"accuracy": 1.0},
         "c": {"accuracy": 2.0},
     }
     assert asked == [["a", "b"], ["c"]]
-    denoising.kept_cell(path, ["a"], run)
+    kept_cell(path, ["a"], run)
     assert len(asked) == 2
 
 
 def small_trial(steps=30):
     data = corrupted(digits(), clean=100, noise=0.25, key=jax.random.key(0), train=400)
-    return denoising.Trial(data, MODEL, Training(steps=steps, batch_size=100), 0)
+    return Trial(data, MODEL, Training(steps=steps, batch_size=100), 0)
 
 
 def test_the_clock_of_a_watched_solve_stands_still_while_it_looks():
     trial = small_trial()
     task = trial.task(denoising_task, 100, 100, warm_rounds=0)
-    solver = table2.penalty(1, 6)
+    solver = penalty(1, 6)
 
     def look(u, v):
         time.sleep(0.5)
         return {"accuracy": trial.accuracy(v)}
 
-    looks = denoising.watched_solve(solver, task, 6, 2, 0, look)
+    looks = watched_solve(solver, task, 6, 2, 0, look)
     assert [x.step for x in looks] == [2, 4, 6]
     assert [x.seconds for x in looks] == sorted(x.seconds for x in looks)
-    result = denoising.run_solver(solver, task, 6, 0)
+    result = run_solver(solver, task, 6, 0)
     assert looks[-1].seen["accuracy"] == trial.accuracy(result.v)
     assert looks[-1].seconds < 3 * 0.5
 
@@ -188,7 +187,7 @@ def test_the_clock_of_a_watched_solve_stands_still_while_it_looks():
 @pytest.mark.slow
 def test_figures_4a_and_5a_on_the_digits():
     trial = small_trial()
-    plan = table2.Plan(MODEL, 100, 400, 10, 10, 2, batch=100)
+    plan = Plan(MODEL, 100, 400, 10, 10, 2, batch=100)
     v = trial.fit_clean()
     looks = figure4a.watch(trial, v, plan, "Penalty", 0)
     assert len(looks) == figure4a.LOOKS
@@ -203,7 +202,7 @@ def test_figures_4a_and_5a_on_the_digits():
 
 @pytest.mark.slow
 def test_a_trial_of_d12_on_the_digits(monkeypatch):
-    monkeypatch.setattr(denoising, "images_of", lambda name: digits())
+    monkeypatch.setattr(wrn, "images_of", lambda name: digits())
     rows = wrn.run_cell(wrn.Size(MODEL, 100, 800, 100, 20), 0, list(wrn.LABELS))
     assert rows.keys() == set(wrn.LABELS)
     assert all(row["accuracy"] > 80 for label, row in rows.items() if label not in wrn.META)

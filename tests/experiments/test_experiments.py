@@ -1,20 +1,18 @@
 """The synthetic experiments: their problems, what they show at reduced size, and what they write."""
 
 import json
-import sys
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-
 from bilevax import InputError
-from experiments import contract, figure1, figure2, synthetic, table4
-from experiments.contract import Published, Row, Settings
-from experiments.synthetic import OWN, PAPER, Data
+from experiments.common.compare import Published, Row, within_noise, write_results
+from experiments.common.settings import Settings
+from experiments.synthetic import figure1, figure2, protocol, table4
+from experiments.synthetic.problems import Data, distance, draw, lower_loss, upper_loss
+from experiments.synthetic.protocol import OWN, PAPER, converges, follow
 
 EXAMPLES = (1, 2, 3, 4)
 
@@ -28,7 +26,7 @@ def single_precision():
 
 
 def trial(example):
-    trials = synthetic.draw(example, [7])
+    trials = draw(example, [7])
     return jax.tree.map(lambda x: x[0], trials)
 
 
@@ -51,8 +49,8 @@ def test_losses_are_those_of_the_paper(example):
         f, g = jnp.sum(u**2) + jnp.sum(v**2), jnp.sum((A @ (1 - u - v)) ** 2)
     else:
         f, g = jnp.sum(v**2) - jnp.sum((A @ (u - v)) ** 2), jnp.sum((A @ (u - v)) ** 2)
-    np.testing.assert_allclose(synthetic.upper_loss(u, v, data), f, rtol=1e-5)
-    np.testing.assert_allclose(synthetic.lower_loss(u, v, data), g, rtol=1e-5)
+    np.testing.assert_allclose(upper_loss(u, v, data), f, rtol=1e-5)
+    np.testing.assert_allclose(lower_loss(u, v, data), g, rtol=1e-5)
     assert float(jnp.abs(jnp.stack([u, v])).max()) <= 5
 
 
@@ -61,9 +59,9 @@ def test_solutions_are_feasible_stationary_and_at_distance_zero(example, key):
     """v is optimal for u, and f does not change to first order along the pairs (u, v) that are."""
     data = trial(example).data
     u, v = solution(example, data.A, key)
-    assert float(synthetic.distance(u, v, data)) < 1e-5
-    assert float(jnp.linalg.norm(jax.grad(synthetic.lower_loss, 1)(u, v, data))) < 1e-4
-    f_u, f_v = jax.grad(synthetic.upper_loss, (0, 1))(u, v, data)
+    assert float(distance(u, v, data)) < 1e-5
+    assert float(jnp.linalg.norm(jax.grad(lower_loss, 1)(u, v, data))) < 1e-4
+    f_u, f_v = jax.grad(upper_loss, (0, 1))(u, v, data)
     # The pairs with A (1 - u - v) = 0 (or A (u - v) = 0) are a plane: f's gradient must be normal to it.
     A = np.eye(10) if data.A is None else np.asarray(data.A)
     normal = np.concatenate([A, A if example % 2 else -A], axis=1)
@@ -79,34 +77,34 @@ def test_distance_off_the_solutions(example, key):
     data = trial(example).data
     u, v = solution(example, data.A, key)
     step = jnp.zeros(10).at[0].set(2.0) if data.A is None else 2 * data.A[0] / jnp.linalg.norm(data.A[0])
-    np.testing.assert_allclose(synthetic.distance(u + step, v, data), 2.0, rtol=1e-4)
-    np.testing.assert_allclose(synthetic.distance(u, v + step, data), 2.0, rtol=1e-4)
+    np.testing.assert_allclose(distance(u + step, v, data), 2.0, rtol=1e-4)
+    np.testing.assert_allclose(distance(u, v + step, data), 2.0, rtol=1e-4)
 
 
 def test_a_matrix_is_drawn_for_each_trial_and_each_seed_gives_the_same():
-    some, more = synthetic.draw(3, range(2)), synthetic.draw(3, range(3))
+    some, more = draw(3, range(2)), draw(3, range(3))
     assert not np.allclose(some.data.A[0], some.data.A[1])
     np.testing.assert_array_equal(some.data.A, more.data.A[:2])
 
 
 def ends(setup, method, T, examples, steps, seeds=range(4)):
     """Final distances by example, from one solve of both."""
-    both = jax.tree.map(lambda *x: jnp.concatenate(x), *(synthetic.draw(example, seeds) for example in examples))
-    curves = synthetic.follow(setup.solver(method, T, steps), both, steps)
+    both = jax.tree.map(lambda *x: jnp.concatenate(x), *(draw(example, seeds) for example in examples))
+    curves = follow(setup.solver(method, T, steps), both, steps)
     return dict(zip(examples, np.split(curves.distances[:, -1], 2), strict=True))
 
 
 @pytest.mark.parametrize(("examples", "T", "steps"), [((1, 2), 1, 8_000), ((1, 2), 10, 4_000), ((3, 4), 1, 40_000)])
 def test_penalty_converges(examples, T, steps):
     for example, found in ends(OWN, "Penalty", T, examples, steps).items():
-        assert synthetic.converges(found), (example, found)
+        assert converges(found), (example, found)
 
 
 @pytest.mark.parametrize("method", ["GD", "RMD"])
 @pytest.mark.parametrize("examples", [(1, 2), (3, 4)])
 def test_descent_and_short_unrolling_fail_as_in_the_paper(method, examples):
     """At T = 1, with E.1's rates and with as many steps as there: they are not slow, they end elsewhere."""
-    for example, found in ends(PAPER, method, 1, examples, synthetic.STEPS).items():
+    for example, found in ends(PAPER, method, 1, examples, protocol.STEPS).items():
         assert found.mean() > 1, (example, found)
 
 
@@ -122,16 +120,16 @@ def test_reverse_and_forward_mode_agree():
     np.testing.assert_allclose(reverse[1], forward[1], rtol=1e-4)
 
 
-@pytest.mark.parametrize("method", synthetic.METHODS)
+@pytest.mark.parametrize("method", protocol.METHODS)
 def test_evaluations_are_those_of_a_step(method):
-    spent = synthetic.spent(method, T=5, members=2, steps=10)
+    spent = protocol.spent(method, T=5, members=2, steps=10)
     assert spent["lower_gradients"] in (100, 120)
     assert all(isinstance(n, int) and n >= 0 for n in spent.values())
 
 
 def test_a_figure_writes_all_that_the_contract_asks_for(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(synthetic, "QUICK_STEPS", 400)
-    monkeypatch.setattr(synthetic, "LOWER_STEPS", (2,))
+    monkeypatch.setattr(protocol, "QUICK_STEPS", 400)
+    monkeypatch.setattr(protocol, "LOWER_STEPS", (2,))
     figure2.run(Settings(quick=True, seeds=3, solver="penalty", out=tmp_path))
     printed = capsys.readouterr().out
     assert "paper" in printed
@@ -154,8 +152,8 @@ def test_a_figure_writes_all_that_the_contract_asks_for(tmp_path, monkeypatch, c
 
 def test_numbers_follow_from_the_runs(tmp_path, monkeypatch, capsys):
     """Other trials, other numbers: none is typed in."""
-    monkeypatch.setattr(synthetic, "QUICK_STEPS", 50)
-    monkeypatch.setattr(synthetic, "LOWER_STEPS", (1,))
+    monkeypatch.setattr(protocol, "QUICK_STEPS", 50)
+    monkeypatch.setattr(protocol, "LOWER_STEPS", (1,))
     means = []
     for seeds in (2, 3):
         figure1.run(Settings(quick=True, seeds=seeds, solver="GD", out=tmp_path))
@@ -190,16 +188,16 @@ def test_an_unknown_solver_is_refused_by_name(tmp_path):
     ],
 )
 def test_within_noise(paper, ours, agrees):
-    assert contract.within_noise(paper, np.asarray(ours)) is agrees
+    assert within_noise(paper, np.asarray(ours)) is agrees
 
 
 def test_a_trial_without_a_finite_value_is_null_in_json(tmp_path):
     rows = [Row(("a",), None, np.array([1.0, np.nan]), None)]
-    path = contract.write_results("x", Settings(out=tmp_path), [0, 1], 1.0, {}, {}, {"t": rows}, [])
+    path = write_results("x", Settings(out=tmp_path), [0, 1], 1.0, {}, {}, {"t": rows}, [])
     assert json.loads(path.read_text())["results"]["t"][0]["ours"] == {"mean": None, "sd": None, "values": [1.0, None]}
 
 
 def test_data_is_an_argument_of_the_problem():
     """One program serves all A: none is closed over."""
-    closed = jax.make_jaxpr(synthetic.lower_loss)(jnp.ones(10), jnp.ones(10), Data(1.0, jnp.ones((5, 10))))
+    closed = jax.make_jaxpr(lower_loss)(jnp.ones(10), jnp.ones(10), Data(1.0, jnp.ones((5, 10))))
     assert not closed.consts

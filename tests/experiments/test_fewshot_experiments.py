@@ -10,11 +10,13 @@ from bilevax import InputError
 from bilevax.applications.fewshot import Episode, pixel_means
 from bilevax.data import ClassSplit
 from bilevax.nn import omniglot_network
-from experiments import contract, fewshot, figure4b, figure5b, table3
-from experiments.contract import Settings
-from experiments.fewshot import BILEVEL, MINI, OMNIGLOT, OTHERS, PIXELS
+from experiments.common.compare import Published
+from experiments.common.images import MINI, OMNIGLOT
+from experiments.common.settings import Settings
+from experiments.fewshot import figure4b, figure5b, protocol, table3
+from experiments.fewshot.protocol import BILEVEL, OTHERS, PIXELS
 
-SMALL = fewshot.Size(omniglot_network(4), 2, 2, 6, 20, (PIXELS, "Penalty"), 2)
+SMALL = protocol.Size(omniglot_network(4), 2, 2, 6, 20, (PIXELS, "Penalty"), 2)
 
 
 def clusters(classes, seed):
@@ -27,8 +29,8 @@ def clusters(classes, seed):
 @pytest.fixture(autouse=True)
 def small(monkeypatch):
     split = ClassSplit(clusters(9, 0), np.zeros((0, 22, 16, 16), np.uint8), clusters(7, 1))
-    monkeypatch.setattr(fewshot, "split_of", lambda name: split)
-    monkeypatch.setattr(fewshot, "sizes", lambda settings: {OMNIGLOT: SMALL})
+    monkeypatch.setattr(protocol, "split_of", lambda name: split)
+    monkeypatch.setattr(protocol, "sizes", lambda settings: {OMNIGLOT: SMALL})
 
 
 def record(path):
@@ -37,7 +39,7 @@ def record(path):
 
 
 def test_cells_are_those_of_the_paper_and_can_be_picked(monkeypatch):
-    monkeypatch.setattr(fewshot, "sizes", lambda settings: {OMNIGLOT: SMALL, MINI: SMALL})
+    monkeypatch.setattr(protocol, "sizes", lambda settings: {OMNIGLOT: SMALL, MINI: SMALL})
     full = table3.cells(Settings())
     assert full == [(OMNIGLOT, w, k) for w in (5, 20) for k in (1, 5)] + [(MINI, 5, 1), (MINI, 5, 5)]
     assert table3.cells(Settings(way=20, shot=1)) == [(OMNIGLOT, 20, 1)]
@@ -55,7 +57,7 @@ def test_every_paper_number_belongs_to_a_cell_and_a_method():
         assert label in BILEVEL
         assert sorted(cells) == sorted((name, way, shot) for name, found in table3.CELLS.items() for way, shot in found)
     row = table3.compared((OMNIGLOT, 5, 1), "Penalty", "accuracy", [97.5, 98.0], Settings())
-    assert row.paper == contract.Published(97.83, 0.35)
+    assert row.paper == Published(97.83, 0.35)
     assert row.agrees
     assert table3.compared((OMNIGLOT, 5, 1), "Penalty", "accuracy", [90.0], Settings()).agrees is False
     assert table3.compared((OMNIGLOT, 5, 1), "Penalty", "accuracy", [90.0], Settings(quick=True)).agrees is None
@@ -76,13 +78,13 @@ def test_pixels_are_the_nearest_class_mean():
 
 def test_every_method_is_made_of_a_solver_and_a_task():
     for label in (*BILEVEL, *OTHERS):
-        assert fewshot.readable(label)["method"] in {"Penalty", "Implicit", "ReverseMode", "Alternating"}
-    assert set(fewshot.TASKS) == set(OTHERS)
+        assert protocol.readable(label)["method"] in {"Penalty", "Implicit", "ReverseMode", "Alternating"}
+    assert set(protocol.TASKS) == set(OTHERS)
 
 
 @pytest.mark.slow
 def test_one_directory_has_each_run_once(tmp_path, monkeypatch):
-    monkeypatch.setattr(fewshot, "sizes", lambda settings: {OMNIGLOT: dataclasses.replace(SMALL, steps=4)})
+    monkeypatch.setattr(protocol, "sizes", lambda settings: {OMNIGLOT: dataclasses.replace(SMALL, steps=4)})
     both = Settings(quick=True, shot=1, solver="Penalty", out=tmp_path)
     figure4b.run(both)
     assert record(tmp_path)["experiment"] == "figure4b"
@@ -93,7 +95,7 @@ def test_one_directory_has_each_run_once(tmp_path, monkeypatch):
     assert 5 < kept["accuracy"] < 100
     assert (tmp_path / "figure4b.png").stat().st_size > 5000
     monkeypatch.setattr(
-        fewshot, "run_cell", lambda name, size, way, shot, t, seed, labels: ran.append((t, labels)) or fake(labels)
+        protocol, "run_cell", lambda name, size, way, shot, t, seed, labels: ran.append((t, labels)) or fake(labels)
     )
     ran: list[tuple[int, list[str]]] = []
 

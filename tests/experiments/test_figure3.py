@@ -13,10 +13,10 @@ from bilevax import InputError
 from bilevax.applications.poisoning import FeatureMap
 from bilevax.data import Images
 from bilevax.nn import lenet5
-from experiments import features, figure3
-from experiments.contract import Settings
-from experiments.features import DOG, SHIP
-from experiments.figure3 import BALL, FROGS, LABELS, PENALTY
+from experiments.common.settings import Settings
+from experiments.poisoning import features, figure3
+from experiments.poisoning.features import DOG, SHIP
+from experiments.poisoning.figure3 import BALL, FROGS, LABELS, PENALTY
 
 KEY = jax.random.key(0)
 BOUNDS = (1.0, 4.0)

@@ -7,8 +7,8 @@ import optax
 import pytest
 
 from bilevax import InputError, solve
-from bilevax.applications.group_structure import bregman, coefficients, dual, group_structure, lower_loss, upper_loss
 from bilevax.penalties import Given, GroupLasso
+from experiments.spnbo.group_structure import bregman, coefficients, dual, group_structure, lower_loss, upper_loss
 
 KEY = jax.random.key(0)
 TASKS, N, D = 24, 14, 6

@@ -6,17 +6,17 @@ import numpy as np
 import pytest
 
 from bilevax.data import digits
-from experiments import figure5c, figure6, poisoning, table5, table6
-from experiments.contract import Settings
-from experiments.poisoning import AS, TARGETED, UNTARGETED, Size
+from experiments.common.settings import Settings
+from experiments.poisoning import figure5c, figure6, protocol, table5, table6
+from experiments.poisoning.protocol import AS, TARGETED, UNTARGETED, Size
 
 SMALL = {UNTARGETED: Size(100, 100, 400, 300, 5), TARGETED: Size(200, 400, 400, 400, 10)}
 
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch):
-    monkeypatch.setattr(poisoning, "images_of", lambda name: digits())
-    monkeypatch.setattr(table5, "sizes", lambda settings: SMALL)
+    monkeypatch.setattr(protocol, "images_of", lambda name: digits())
+    monkeypatch.setattr(protocol, "sizes", lambda settings: SMALL)
 
 
 def rows(path):
@@ -27,7 +27,7 @@ def rows(path):
 
 def test_draws_are_apart_and_those_of_the_targeted_attack_balanced():
     for kind, size in SMALL.items():
-        d = poisoning.draw(kind, size, 6, seed=3)
+        d = protocol.draw(kind, size, 6, seed=3)
         parts = [x.reshape(len(x), -1) for x in (d.x, d.x_val, d.x_test)]
         assert [len(x) for x in parts] == [size.train, size.val, size.test]
         rows = np.concatenate(parts)
@@ -37,13 +37,13 @@ def test_draws_are_apart_and_those_of_the_targeted_attack_balanced():
         if kind == TARGETED:
             assert (np.bincount(d.y) == 20).all()
             assert set(d.points.y) == {AS}
-        again = poisoning.draw(kind, size, 6, seed=3)
+        again = protocol.draw(kind, size, 6, seed=3)
         np.testing.assert_array_equal(d.points.x, again.points.x)
 
 
 def test_points_carry_wrong_labels():
     for kind, size in SMALL.items():
-        d = poisoning.draw(kind, size, 6, seed=0)
+        d = protocol.draw(kind, size, 6, seed=0)
         for points, x, y in ((d.points, d.x, d.y), (d.flipped, d.x_val, d.y_val)):
             for point, label in zip(points.x, points.y, strict=True):
                 (place,) = np.flatnonzero((x == point).all((1, 2)))
@@ -69,13 +69,13 @@ def test_table5_goes_on_where_it_was_stopped_and_attacks_beat_flipped_labels(tmp
 
 
 def test_attacks_in_one_solve_are_those_apart(tmp_path):
-    draws = [poisoning.draw(UNTARGETED, SMALL[UNTARGETED], percent, seed) for percent, seed in ((3, 0), (6, 1))]
-    tasks = [poisoning.task_of(UNTARGETED, d) for d in draws]
+    draws = [protocol.draw(UNTARGETED, SMALL[UNTARGETED], percent, seed) for percent, seed in ((3, 0), (6, 1))]
+    tasks = [protocol.task_of(UNTARGETED, d) for d in draws]
     labels = [d.points.y for d in draws]
-    solver = poisoning.penalty_solver(20, 5)
-    found = poisoning.attacked_together(solver, tasks, labels, 20, tmp_path)
+    solver = protocol.penalty_solver(20, 5)
+    found = protocol.attacked_together(solver, tasks, labels, 20, tmp_path)
     for d, task, one in zip(draws, tasks, found, strict=True):
-        alone = poisoning.attacked(solver, task, d.points.y, 20)
+        alone = protocol.attacked(solver, task, d.points.y, 20)
         assert one.points.x.shape == d.points.x.shape
         assert np.abs(alone.points.x - d.points.x).max() > 0.1
         np.testing.assert_allclose(one.points.x, alone.points.x, atol=2e-3)

@@ -10,15 +10,15 @@ from scipy.sparse import csr_array
 from bilevax import SPNBO, InputError, solve
 from bilevax.applications.fewshot import evaluate
 from bilevax.applications.poisoning import Points
-from bilevax.applications.sparse_networks import (
+from bilevax.nn import Representation, Training, mlp
+from bilevax.solvers.spnbo import Layers
+from experiments.spnbo.tasks import (
     log_adam,
     sparse_fewshot_task,
     sparse_poisoning_task,
     sparse_reweighting_task,
     sparsity,
 )
-from bilevax.nn import Representation, Training, mlp
-from bilevax.solvers.spnbo import Layers
 
 KEY = jax.random.key(0)
 RNG = np.random.default_rng(0)

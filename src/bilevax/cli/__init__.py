@@ -11,7 +11,7 @@ try:
 except ImportError as error:
     raise SystemExit(f"The bilevax command needs {error.name}: pip install 'bilevax[apps]'") from error
 
-from bilevax.cli import audit, denoise, fewshot, reproduce, tune
+from bilevax.cli import audit, denoise, fewshot, tune
 from bilevax.cli._printing import complain, failed, prepare, say, silence
 
 app = typer.Typer(
@@ -21,7 +21,6 @@ app.command()(denoise.denoise)
 app.command()(tune.tune)
 app.command()(audit.audit)
 app.command()(fewshot.fewshot)
-app.command()(reproduce.reproduce)
 
 
 def main() -> None:

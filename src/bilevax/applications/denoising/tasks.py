@@ -90,7 +90,7 @@ def from_losses(losses: Any, clean_losses: Any) -> Any:
 
     Unlike agreement with the model's predictions this keeps right samples that are hard: of Fashion-MNIST with 25% and
     50% wrong labels, after four passes of LeNet-5, the F1 of right labels kept was 0.975 and 0.953 (row `Start` of
-    `bilevax reproduce table2 --medium`, seed 0). The model may have been trained on all samples, but must not have
+    `python -m experiments table2 --medium`, seed 0). The model may have been trained on all samples, but must not have
     fitted wrong labels yet.
 
     Args:

@@ -1,0 +1,183 @@
+"""The comparison with the paper: rows, the table that is printed, and `results.json`."""
+
+import json
+import os
+import platform
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+import bilevax
+from experiments.common.settings import Settings
+
+VERSIONS_OF = ("jax", "jaxlib", "optax", "lineax", "numpy")
+DEVIATIONS = 2.0
+
+
+class Published(NamedTuple):
+    """A number of the paper, as mean and, where it is told, standard deviation."""
+
+    mean: float
+    sd: float | None = None
+
+
+class Row(NamedTuple):
+    """One comparison.
+
+    Attributes:
+        where: what is compared, one text for each heading of the table.
+        paper: the paper's number; True or False where it says only that a method converges or does not;
+            None where it says nothing.
+        ours: one value for each seed.
+        agrees: whether the two agree within noise; None where nothing can be said.
+    """
+
+    where: tuple[str, ...]
+    paper: Published | bool | None
+    ours: np.ndarray
+    agrees: bool | None
+
+
+def within_noise(paper: Published, ours: np.ndarray) -> bool:
+    """Whether the means differ by at most two standard deviations, the paper's and ours combined.
+
+    Example:
+        >>> import numpy as np
+        >>> from experiments.common.compare import Published, within_noise
+        >>> within_noise(Published(90.0, 0.5), np.array([90.5, 91.0])), within_noise(Published(90.0), np.array([7.0]))
+        (True, False)
+    """
+    ours = np.asarray(ours, float)
+    return bool(abs(ours.mean() - paper.mean) <= DEVIATIONS * np.hypot(paper.sd or 0.0, _sd(ours)))
+
+
+def show(
+    title: str, headings: Sequence[str], rows: Sequence[Row], footnotes: Sequence[str] = (), unit: str = ""
+) -> None:
+    """Print the comparison, paper beside ours."""
+    table = Table(*headings, title=title, title_justify="left")
+    table.add_column("paper", justify="right")
+    table.add_column(f"ours{f' ({unit})' if unit else ''}, mean +- s.d.", justify="right")
+    table.add_column("agree within noise")
+    previous = None
+    for row in rows:
+        if previous is not None and row.where[0] != previous:
+            table.add_section()
+        previous = row.where[0]
+        table.add_row(*row.where, _paper_text(row.paper), ours_text(row.ours), _agrees_text(row.agrees))
+    console = Console()
+    console.print(table)
+    for mark, note in enumerate(footnotes, 1):
+        console.print(f"[{mark}] {note}", markup=False, highlight=False, soft_wrap=True)
+
+
+def ours_text(values: np.ndarray) -> str:
+    """Mean +- standard deviation over the seeds.
+
+    Example:
+        >>> from experiments.common.compare import ours_text
+        >>> ours_text([1.0, 2.0])
+        '1.5000 +- 0.7071'
+    """
+    values = np.asarray(values, float)
+    return f"{values.mean():.4f} +- {_sd(values):.4f}"
+
+
+def write_results(
+    name: str,
+    settings: Settings,
+    seeds: Sequence[int],
+    seconds: float,
+    solvers: dict[str, Any],
+    gradient_evaluations: dict[str, Any],
+    tables: Mapping[str, Sequence[Row]],
+    footnotes: Sequence[str],
+    **more: Any,
+) -> Path:
+    """Write `results.json` into settings.out: what was run, where, and what came out of it.
+
+    Args:
+        name: the experiment's.
+        settings: as the user gave them.
+        seeds: of the trials.
+        seconds: wall time of the computation, compilation included, drawing not.
+        solvers: by label, how each was set, in a form that JSON takes or whose `str` says it.
+        gradient_evaluations: by label, how many of each kind all trials of a run took.
+        tables: the comparisons by the name of the settings they were run with.
+        footnotes: where our protocol departs from the paper's.
+        more: further numbers of this experiment.
+    """
+    device = jax.devices()[0]
+    record = {
+        "experiment": name,
+        "settings": {k: str(x) if isinstance(x, Path) else x for k, x in vars(settings).items()},
+        "versions": {
+            "python": platform.python_version(),
+            "bilevax": bilevax.__version__,
+            **{package: version(package) for package in VERSIONS_OF},
+        },
+        "device": {
+            "platform": device.platform,
+            "kind": device.device_kind,
+            "machine": platform.machine(),
+            "processor": _processor(),
+            "cores": os.cpu_count(),
+        },
+        "seeds": list(seeds),
+        "wall_seconds": seconds,
+        "solvers": solvers,
+        "gradient_evaluations": gradient_evaluations,
+        "results": {title: [_row_record(row) for row in rows] for title, rows in tables.items()},
+        "footnotes": list(footnotes),
+        **more,
+    }
+    settings.out.mkdir(parents=True, exist_ok=True)
+    path = settings.out / "results.json"
+    path.write_text(json.dumps(record, indent=1, default=str, allow_nan=False) + "\n")
+    return path
+
+
+def _row_record(row: Row) -> dict[str, Any]:
+    values = np.asarray(row.ours, float)
+    paper = row.paper._asdict() if isinstance(row.paper, Published) else row.paper
+    # JSON has no NaN; a trial without a finite value is null.
+    told = [x if np.isfinite(x) else None for x in values.tolist()]
+    mean, sd = (x if np.isfinite(x) else None for x in (float(values.mean()), _sd(values)))
+    return {
+        "where": list(row.where),
+        "paper": paper,
+        "ours": {"mean": mean, "sd": sd, "values": told},
+        "agrees": row.agrees,
+    }
+
+
+def _sd(values: np.ndarray) -> float:
+    return float(values.std(ddof=1)) if len(values) > 1 else 0.0
+
+
+def _paper_text(paper: Published | bool | None) -> str:
+    if paper is None:
+        return "not told"
+    if isinstance(paper, bool):
+        return "converges" if paper else "does not"
+    return f"{paper.mean:g}" + ("" if paper.sd is None else f" +- {paper.sd:g}")
+
+
+def _agrees_text(agrees: bool | None) -> str:
+    return "" if agrees is None else "yes" if agrees else "no"
+
+
+def _processor() -> str:
+    """The processor's name, where Linux tells it."""
+    path = Path("/proc/cpuinfo")
+    if path.is_file():
+        for line in path.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor()

@@ -1,0 +1,110 @@
+"""What Table 2, Figures 4(a) and 5(a), D.1.2 and the comparison with cleanlab share: sizes and solvers."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import optax
+
+from bilevax import Implicit, Penalty
+from bilevax.applications import Task
+from bilevax.applications.denoising import denoising_task, from_agreement, per_sample
+from bilevax.data import corrupted
+from bilevax.linear_solve import ByOptimizer
+from bilevax.nn import Model, Training
+from experiments.common.images import images_of
+from experiments.denoising.trial import Trial
+
+LOWER_RATE, U_RATE = 2e-3, 0.2
+NU_STEP = 1e-3
+NOISE = 0.25  # of Figures 4(a) and 5(a)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The protocol of a data set at some size.
+
+    Args:
+        model: the network.
+        clean: samples set aside with right labels.
+        train: of the others, how many; None for all.
+        passes: of each row's training, through the data; in Table 2 at a fixed rate, as in E.2.
+        solve_passes: of the bilevel methods themselves, a step for each minibatch.
+        lower_steps: T; also the steps of ApproxGrad's linear solve.
+        start_passes: of the model that the bilevel methods start from, on all labels as given; Table 2 alone has them.
+        batch: samples of a minibatch, noisy and clean alike.
+        rate: Adam's in plain training.
+        seeds: how many trials.
+    """
+
+    model: Model
+    clean: int
+    train: int | None
+    passes: int
+    solve_passes: int
+    lower_steps: int
+    start_passes: int = 0
+    batch: int = 200
+    rate: float = 1e-3
+    seeds: int = 5
+
+    def solve_steps(self, samples: int) -> int:
+        """Steps of a bilevel method on so many training samples."""
+        return self.solve_passes * -(-samples // self.batch)
+
+    def training(self, passes: int, samples: int) -> Training:
+        """Plain training for so many passes through so many samples."""
+        steps = passes * -(-samples // self.batch)
+        return Training(steps=steps, rate=self.rate, batch_size=self.batch, l2=1e-4)
+
+
+def penalty(lower_steps: int, steps: int, lam: float = 1.0, u_rate: float = U_RATE) -> Penalty:
+    """Penalty for networks: v moves down f + lam g with a light penalty, its rate falling as in the reference rows.
+
+    A minibatch's gamma grad_v g is mostly noise, and its |grad_v g|^2 holds that noise's variance. So gamma is small,
+    and the multipliers take up gamma grad_v g at each step: they sum it over all minibatches so far, and it is they
+    that tell u where to move. Where v has settled, lam grad_v g = -(grad_v f + H nu) with H the second derivatives of
+    g, so the multipliers move by -gamma/lam of the residual of H nu = -grad_v f: a linear solver's step, NU_STEP long.
+    """
+    moves = optax.adam(optax.cosine_decay_schedule(LOWER_RATE, steps * lower_steps))
+    return Penalty(
+        per_sample(optax.adam(u_rate)),
+        moves,
+        lower_steps,
+        gamma=NU_STEP * lam,
+        lam=lam,
+        nu=1.0,
+        step_scale=1.0,
+        stage_steps=1,
+    )
+
+
+def approxgrad(lower_steps: int, steps: int) -> Implicit:
+    """ApproxGrad with as many lower moves, and as many steps of the linear solve, which goes on from step to step.
+
+    Its rate is small enough that a step lessens the residual; at 1e-2 none did with T = 1, and u stayed where it was.
+    """
+    moves = optax.adam(optax.cosine_decay_schedule(LOWER_RATE, steps * lower_steps))
+    linear = ByOptimizer(optax.adam(1e-4), steps=lower_steps)
+    return Implicit(per_sample(optax.adam(U_RATE)), moves, lower_steps, linear)
+
+
+SOLVERS: dict[str, Callable[[int, int], Any]] = {"ApproxGrad": approxgrad, "Penalty": penalty}
+
+
+def samples(plan: Plan) -> str:
+    """The numbers of samples, as a phrase for footnotes."""
+    return f"{'All' if plan.train is None else plan.train} training and {plan.clean} clean samples"
+
+
+def draw(plan: Plan, seed: int) -> Trial:
+    """One trial of Figures 4(a) and 5(a)."""
+    data = corrupted(images_of("mnist"), clean=plan.clean, train=plan.train, noise=NOISE, key=jax.random.key(seed))
+    return Trial(data, plan.model, plan.training(plan.passes, len(data.y) + plan.clean), seed)
+
+
+def task_from(trial: Trial, v: Any, plan: Plan) -> Task:
+    """The task started as in appendix E.2: from a model v of the clean set, and weights by what it predicts."""
+    start = from_agreement(trial.agreement(v)), v
+    return trial.task(denoising_task, plan.batch, plan.batch, training=trial.training, start=start)

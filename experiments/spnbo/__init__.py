@@ -1,0 +1,1 @@
+"""Non-smooth lower levels: the tables of the SPNBO text."""

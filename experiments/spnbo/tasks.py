@@ -1,0 +1,295 @@
+"""Networks kept sparse by regularisers with corners: the three applications of the SPNBO text (section 5.1), as Tasks.
+
+| task | u | lower loss | regulariser |
+|---|---|---|---|
+| `sparse_reweighting_task` | log weights, strengths | mean_i exp(u_i) CE_i | l1 and group lasso by layer |
+| `sparse_poisoning_task` | added samples | mean cross-entropy | strength times the sum of abs(w)^p |
+| `sparse_fewshot_task` | a shared representation | cross-entropies of tasks | the same, of the tasks' heads |
+
+Solvers that do not schedule the smoothing take mu = 1e-3. (ICLR 2022 submission, "Efficient bi-level optimization for
+non-smooth optimization".)
+"""
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from bilevax import derivatives
+from bilevax._checks import PyTree, check_key
+from bilevax.applications._inputs import (
+    coded_samples,
+    on_one_scale,
+    positive,
+    require_alike,
+    require_batch,
+    require_classes,
+)
+from bilevax.applications.denoising.tasks import per_sample
+from bilevax.applications.fewshot.episodes import Adapt, Episode, Scores, class_means
+from bilevax.applications.fewshot.recipes import ADAPT_STEPS, HEAD_RATE
+from bilevax.applications.fewshot.tasks import (
+    SCALE,
+    FewShot,
+    cross_entropies,
+    features_of,
+    metrics_of,
+    sources,
+    start_of,
+    unit,
+)
+from bilevax.applications.poisoning.added_points import untargeted_task
+from bilevax.applications.poisoning.points import SOFTMAX_TRAINING, Points, retrained
+from bilevax.applications.task import Task
+from bilevax.loop.sources import Epochs, Samples
+from bilevax.nn.model import Model, initial, logits
+from bilevax.nn.representations import Representation
+from bilevax.nn.training import Training, cross_entropy, probabilities
+from bilevax.penalties.base import zero_share
+from bilevax.penalties.group import ByLeaf, GroupLasso, removed_share
+from bilevax.penalties.separable import L1, Lp
+from bilevax.problem import Batch, Problem
+from bilevax.solvers import base
+
+LOG_RANGE = 10.0  # of log weights and log strengths, as the text searches them
+ZERO = 1e-3  # smoothed, a zero is about mu in size
+
+
+def log_adam(rate: float) -> optax.GradientTransformation:
+    """Adam for the u of `sparse_reweighting_task`: each sample's weight has moments of its own."""
+    parts: dict[Any, Any] = {"sample": per_sample(optax.adam(rate)), "strength": optax.adam(rate)}
+    return optax.partition(parts, {"sample": "sample", "single": "strength", "group": "strength"})
+
+
+@functools.cache
+def _reweighting_problem(model: Model) -> Problem:
+    def upper_loss(u: PyTree, v: PyTree, validation: Samples) -> Any:
+        return jnp.mean(cross_entropy(model, v, *validation.data))
+
+    def lower_loss(u: PyTree, v: PyTree, train: Samples, key: Any = None) -> Any:
+        losses = cross_entropy(model, v, *train.data, key=key)
+        return jnp.mean(jnp.exp(u["sample"][train.index]) * losses)
+
+    def regularizer(u: PyTree, v: PyTree, mu: Any) -> Any:
+        return jnp.exp(u["single"]) * L1()(v, mu) + jnp.exp(u["group"]) * GroupLasso(ByLeaf())(v, mu)
+
+    def within(u: PyTree) -> PyTree:
+        return jax.tree.map(lambda x: jnp.clip(x, -LOG_RANGE, LOG_RANGE), u)
+
+    return Problem(upper_loss, lower_loss, project_upper=within, regularizer=regularizer)
+
+
+def sparse_reweighting_task(
+    model: Model,
+    X: Any,
+    y: Any,
+    X_val: Any,
+    y_val: Any,
+    *,
+    key: Any,
+    single: float = 1e-4,
+    group: float = 1e-4,
+    batch_size: int | None = None,
+    val_batch_size: int | None = None,
+) -> Task:
+    """Weights of all training samples, and the strengths of a sparse group lasso, chosen by validation loss.
+
+    u = {"sample": (n,), "single": (), "group": ()}, all logarithms, within -10..10; v the model's parameters, its
+    layers' arrays being the groups.
+
+    Args:
+        model: maps X to logits (n, classes).
+        X, y: samples (n, ...) and integer labels 0..classes-1 (n,).
+        X_val, y_val: the same, to choose by.
+        key: a jax.random key, for the model's initialisation and its dropout.
+        single, group: the strengths at the start, positive.
+        batch_size, val_batch_size: samples per lower and upper minibatch; None for all. Move u by `log_adam` then.
+
+    Metrics: val_loss and val_accuracy of v; zeros, the share of parameters below 1e-3 in size; removed, that of groups.
+
+    Raises:
+        InputError: a strength is not positive; arrays that are not numbers or not finite; lengths, features, classes or
+            sizes of minibatches that do not fit.
+
+    Example:
+        >>> import jax, optax
+        >>> from bilevax import SPNBO, solve
+        >>> from experiments.spnbo.tasks import log_adam, sparse_reweighting_task
+        >>> from bilevax.data import noisy_digits
+        >>> from bilevax.nn import mlp
+        >>> from bilevax.solvers.spnbo import Layers
+        >>> d = noisy_digits(seed=0, train=200, clean=100)
+        >>> key = jax.random.key(0)
+        >>> task = sparse_reweighting_task(mlp(10), d.X, d.y, d.X_clean, d.y_clean, key=key, batch_size=50)
+        >>> solver = SPNBO(log_adam(0.1), optax.adam(1e-3), 2, Layers(1))
+        >>> result = solve(solver, task.problem, *task.start, task.batches, steps=5, key=key)
+        >>> sorted(task.metrics(result.u, result.v))
+        ['removed', 'val_accuracy', 'val_loss', 'zeros']
+    """
+    owner = "sparse_reweighting_task"
+    single, group = positive(owner, "single", single), positive(owner, "group", group)
+    check_key("sparse_reweighting_task", key)
+    x, codes = coded_samples("X", X, "y", y)
+    x_val, val_codes = coded_samples("X_val", X_val, "y_val", y_val)
+    require_alike("X", X, x, "X_val", X_val, x_val)
+    x, x_val = on_one_scale("X", x, "X_val", x_val)
+    batch_size = require_batch(owner, "batch_size", batch_size, "X", len(x))
+    val_batch_size = require_batch(owner, "val_batch_size", val_batch_size, "X_val", len(x_val))
+    train, validation = ((jnp.asarray(a), jnp.asarray(b)) for a, b in ((x, codes), (x_val, val_codes)))
+    v = initial(model, key, train[0][:1])
+    require_classes(jax.eval_shape(lambda v: logits(model, v, train[0][:1]), v).shape[1], y=codes, y_val=val_codes)
+    u = {
+        "sample": jnp.zeros(len(train[1])),
+        "single": jnp.log(jnp.asarray(single, float)),
+        "group": jnp.log(jnp.asarray(group, float)),
+    }
+
+    def metrics(u: PyTree, v: PyTree) -> dict[str, float]:
+        p, truth = probabilities(model, v, validation[0]), np.asarray(validation[1])
+        of_truth = np.maximum(p[np.arange(len(truth)), truth], np.finfo(p.dtype).tiny)
+        return {
+            "val_loss": float(-np.log(of_truth).mean()),
+            "val_accuracy": float((p.argmax(1) == truth).mean()),
+            **sparsity(v),
+        }
+
+    source = Epochs(validation, train, upper_size=val_batch_size, lower_size=batch_size)
+    return Task(_reweighting_problem(model), (u, v), source, metrics)
+
+
+def sparsity(v: PyTree) -> dict[str, float]:
+    """Zeros, the share of entries below 1e-3 in size, and removed, that of arrays whose root mean square is."""
+    scaled = jax.tree.map(lambda x: x / x.size**0.5, v)
+    return {"zeros": zero_share(v, ZERO), "removed": removed_share(ByLeaf(), scaled, ZERO)}
+
+
+@functools.cache
+def _regularised(problem: Problem, penalty: Any, strength: float) -> Problem:
+    return dataclasses.replace(problem, regularizer=lambda u, v, mu: strength * penalty(v, mu))
+
+
+def sparse_poisoning_task(
+    model: Model,
+    X: Any,
+    y: Any,
+    X_val: Any,
+    y_val: Any,
+    points: Points,
+    *,
+    key: Any,
+    p: float = 0.6,
+    strength: float = 1e-5,
+    training: Training = SOFTMAX_TRAINING,
+    start: PyTree | None = None,
+    **more: Any,
+) -> Task:
+    """Added samples that make an l_p-regularised model worst: the audit of a pipeline that prunes its network.
+
+    `untargeted_task` with strength times the sum of |w|^p in the lower loss, in place of its l2.
+
+    Args:
+        model, X, y, X_val, y_val, points, key, training, start, more: as for `untargeted_task`; training's l2 is
+            for the start alone.
+        p: in (0, 1].
+        strength: positive. The text has 1, and no word of how many parameters it is for.
+
+    Raises:
+        InputError: p or strength is none of these; as for `untargeted_task`.
+
+    Metrics: those of `untargeted_task`, zeros and removed.
+    """
+    penalty = _penalty("sparse_poisoning_task", p, strength)
+    v = retrained(model, training, X, y, None, key=key) if start is None else start
+    training = dataclasses.replace(training, l2=0.0)
+    task = untargeted_task(model, X, y, X_val, y_val, points, key=key, training=training, start=v, **more)
+
+    def metrics(u: Any, v: PyTree) -> dict[str, float]:
+        return task.metrics(u, v) | sparsity(v)
+
+    return task._replace(problem=_regularised(task.problem, penalty, float(strength)), metrics=metrics)
+
+
+@functools.cache
+def _heads_problem(
+    representation: Representation, way: int, p: float, strength: float
+) -> tuple[Problem, Adapt, Scores]:
+    """The one problem object of a representation: an equal one is not compiled again."""
+    penalty = Lp(p)
+
+    def scores(u: PyTree, v: Any, samples: Episode) -> Any:
+        return unit(features_of(representation, u, samples)) @ jnp.swapaxes(v, 1, 2)
+
+    def upper_loss(u: PyTree, v: Any, queries: Episode) -> Any:
+        return jnp.mean(cross_entropies(scores(u, v, queries), queries.y))
+
+    def lower_loss(u: PyTree, v: Any, samples: Episode) -> Any:
+        return jnp.sum(cross_entropies(scores(u, v, samples), samples.y))
+
+    def start(u: PyTree, batch: Batch, key: Any) -> Any:
+        # The start counts as given: methods that differentiate the moves do not go back through it.
+        found = class_means(unit(features_of(representation, u, batch.lower)), batch.lower.y, way)
+        return SCALE * jax.lax.stop_gradient(unit(found))
+
+    problem = Problem(upper_loss, lower_loss, lower_start=start, regularizer=lambda u, v, mu: strength * penalty(v, mu))
+
+    def adapt(u: PyTree, samples: Episode) -> Any:
+        batch, optimizer = Batch(None, samples), optax.sgd(HEAD_RATE)
+        v = start(u, batch, None)
+
+        def direction(v: Any, data: Episode, key: Any) -> tuple[Any, tuple[()]]:
+            return derivatives.lower_gradient(problem, u, v, data, key)[1], ()
+
+        key = jax.random.key(0)
+        return base.lower_moves(direction, optimizer, optimizer.init(v), v, problem, batch, ADAPT_STEPS, key)[0]
+
+    return problem, adapt, scores
+
+
+def sparse_fewshot_task(
+    representation: Representation,
+    images: Any,
+    *,
+    way: int,
+    shot: int,
+    key: Any,
+    queries: int = 15,
+    tasks: int = 30,
+    p: float = 0.6,
+    strength: float = 1e-4,
+) -> FewShot:
+    """A representation under heads that are linear in features of length one, and sparse by strength * sum of |w|^p.
+
+    As `fewshot_task`, whose cosine heads have no scale that a penalty could act on.
+
+    Args:
+        representation, images, way, shot, key, queries, tasks: as for `fewshot_task`.
+        p: in (0, 1].
+        strength: positive.
+
+    Raises:
+        InputError: p or strength is none of these; as for `fewshot_task`.
+
+    Metrics: as for `fewshot_task`; zeros, the share of the heads' entries below 1e-3 in size.
+    """
+    _penalty("sparse_fewshot_task", p, strength)
+    source = sources(images, way, shot, queries, tasks)
+    problem, adapt, scores = _heads_problem(representation, way, float(p), float(strength))
+    start = start_of(representation, source, key)
+    accuracy = metrics_of(adapt, scores, source)
+
+    def metrics(u: PyTree, v: Any) -> dict[str, float]:
+        return accuracy(u, v) | {"zeros": zero_share(v, ZERO)}
+
+    def use(way: int) -> tuple[Adapt, Scores]:
+        return _heads_problem(representation, way, float(p), float(strength))[1:]
+
+    return FewShot(Task(problem, start, source, metrics), use, representation.statistics)
+
+
+def _penalty(owner: str, p: float, strength: float) -> Lp:
+    positive(owner, "strength", strength)
+    return Lp(positive(owner, "p", p))
