@@ -32,11 +32,11 @@ def reproduce(
         typer.Option(min=0, max=100, metavar="PERCENT", help="Only this share of wrong labels, of one on several."),
     ] = None,
     way: Annotated[
-        int | None, typer.Option(min=2, help="Only tasks of so many classes, of an experiment on several.")
+        int | None, typer.Option(min=2, help="Only tasks of this many classes, of an experiment on several.")
     ] = None,
-    shot: Annotated[int | None, typer.Option(min=1, help="Only tasks of so many samples a class, likewise.")] = None,
+    shot: Annotated[int | None, typer.Option(min=1, help="Only tasks of this many samples a class, likewise.")] = None,
     features: Annotated[
-        Path | None, typer.Option(metavar="FILE.npz", help="Images and a feature map of yours, of figure3.")
+        Path | None, typer.Option(metavar="FILE.npz", help="Your images and feature map, for figure3.")
     ] = None,
     out: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Where the results go.", show_default="out/NAME")

@@ -21,7 +21,7 @@ DEVIATIONS = 2.0
 
 
 class Published(NamedTuple):
-    """A number of the paper, as mean and, where it is told, standard deviation."""
+    """A number of the paper: mean and, where it is printed, standard deviation."""
 
     mean: float
     sd: float | None = None
@@ -55,6 +55,24 @@ def within_noise(paper: Published, ours: np.ndarray) -> bool:
     """
     ours = np.asarray(ours, float)
     return bool(abs(ours.mean() - paper.mean) <= DEVIATIONS * np.hypot(paper.sd or 0.0, _sd(ours)))
+
+
+def beside_paper(where: tuple[str, ...], paper: Published | None, ours: Any, small: bool = False) -> Row:
+    """A row with the paper's number, where there is one.
+
+    Args:
+        where: one text for each heading of the table.
+        paper: the paper's number, or None.
+        ours: one value for each seed.
+        small: a run of reduced size, of which agreement with the paper is not asked.
+
+    Example:
+        >>> from experiments.common.compare import Published, beside_paper
+        >>> beside_paper(("mnist",), Published(90.0, 0.5), [90.5, 91.0]).agrees
+        True
+    """
+    values = np.asarray(ours, float)
+    return Row(where, paper, values, None if small or paper is None else within_noise(paper, values))
 
 
 def show(
@@ -113,22 +131,10 @@ def write_results(
         footnotes: where our protocol departs from the paper's.
         more: further numbers of this experiment.
     """
-    device = jax.devices()[0]
     record = {
         "experiment": name,
         "settings": {k: str(x) if isinstance(x, Path) else x for k, x in vars(settings).items()},
-        "versions": {
-            "python": platform.python_version(),
-            "bilevax": bilevax.__version__,
-            **{package: version(package) for package in VERSIONS_OF},
-        },
-        "device": {
-            "platform": device.platform,
-            "kind": device.device_kind,
-            "machine": platform.machine(),
-            "processor": _processor(),
-            "cores": os.cpu_count(),
-        },
+        **surroundings(*VERSIONS_OF),
         "seeds": list(seeds),
         "wall_seconds": seconds,
         "solvers": solvers,
@@ -143,16 +149,35 @@ def write_results(
     return path
 
 
+def surroundings(*packages: str) -> dict[str, Any]:
+    """Versions of Python, bilevax and some packages, and the device, for a record."""
+    device = jax.devices()[0]
+    return {
+        "versions": {
+            "python": platform.python_version(),
+            "bilevax": bilevax.__version__,
+            **{package: version(package) for package in packages},
+        },
+        "device": {
+            "platform": device.platform,
+            "kind": device.device_kind,
+            "machine": platform.machine(),
+            "processor": _processor(),
+            "cores": os.cpu_count(),
+        },
+    }
+
+
 def _row_record(row: Row) -> dict[str, Any]:
     values = np.asarray(row.ours, float)
     paper = row.paper._asdict() if isinstance(row.paper, Published) else row.paper
     # JSON has no NaN; a trial without a finite value is null.
-    told = [x if np.isfinite(x) else None for x in values.tolist()]
+    finite = [x if np.isfinite(x) else None for x in values.tolist()]
     mean, sd = (x if np.isfinite(x) else None for x in (float(values.mean()), _sd(values)))
     return {
         "where": list(row.where),
         "paper": paper,
-        "ours": {"mean": mean, "sd": sd, "values": told},
+        "ours": {"mean": mean, "sd": sd, "values": finite},
         "agrees": row.agrees,
     }
 
@@ -163,7 +188,7 @@ def _sd(values: np.ndarray) -> float:
 
 def _paper_text(paper: Published | bool | None) -> str:
     if paper is None:
-        return "not told"
+        return "not given"
     if isinstance(paper, bool):
         return "converges" if paper else "does not"
     return f"{paper.mean:g}" + ("" if paper.sd is None else f" +- {paper.sd:g}")
@@ -174,7 +199,7 @@ def _agrees_text(agrees: bool | None) -> str:
 
 
 def _processor() -> str:
-    """The processor's name, where Linux tells it."""
+    """The processor's name, as Linux gives it where it does."""
     path = Path("/proc/cpuinfo")
     if path.is_file():
         for line in path.read_text().splitlines():

@@ -72,8 +72,8 @@ def compared(found: dict[str, Any]) -> str:
             for row in rows:
                 cells.setdefault(tuple(row["where"][:2]), {})[row["where"][2]] = cell(row)
             for where, by_column in cells.items():
-                told = [by_column.get(c, "") for c in columns]
-                lines.append(f"| {where[0]} | {where[1]} | " + " | ".join(told) + " |")
+                entries = [by_column.get(c, "") for c in columns]
+                lines.append(f"| {where[0]} | {where[1]} | " + " | ".join(entries) + " |")
         else:
             lines += ["| | ours |", "|---|---|"]
             lines += [f"| {', '.join(row['where'])} | {cell(row)} |" for row in rows]
@@ -106,13 +106,12 @@ def denoising(found: dict[str, Any]) -> str:
     ]
     for name, row in found["rows"].items():
 
-        def told(figure: str, row: dict[str, Any] = row) -> str:
+        def shown(figure: str, row: dict[str, Any] = row) -> str:
             return f"{row[figure]['mean']:.2f} ± {row[figure]['sd']:.2f}" if figure in row else ""
 
-        lines.append(
-            f"| {name} | {told('accuracy')} | {100 * row['gap_closed']:.0f} | {told('precision')} | {told('recall')} "
-            f"| {row['seconds']['mean']:.1f} |"
-        )
+        gap, seconds = f"{100 * row['gap_closed']:.0f}", f"{row['seconds']['mean']:.1f}"
+        entries = [name, shown("accuracy"), gap, shown("precision"), shown("recall"), seconds]
+        lines.append(f"| {' | '.join(entries)} |")
     lines += [
         "",
         "scikit-learn's digits, 1,000 training samples of which 40% have a wrong label, 200 clean, 597 for the test; "

@@ -12,7 +12,7 @@ from bilevax.applications import Task
 
 
 class Solved(NamedTuple):
-    """A solve's end: u, v, the state, and its wall seconds, compilation included."""
+    """The end of a solve: u, v, the state, and the wall seconds, compilation included."""
 
     u: Any
     v: Any
@@ -21,7 +21,7 @@ class Solved(NamedTuple):
 
 
 def run_solver(solver: Any, task: Task, steps: int, seed: int) -> Solved:
-    """Solve a task and tell the time."""
+    """Solve a task and take the time."""
     began = time.perf_counter()
     result = solve(solver, task.problem, *task.start, task.batches, steps=steps, key=jax.random.key(seed))
     jax.block_until_ready(result.v)
@@ -29,7 +29,7 @@ def run_solver(solver: Any, task: Task, steps: int, seed: int) -> Solved:
 
 
 class Look(NamedTuple):
-    """What was seen of a solve on its way: after so many steps and seconds, compilation and looking apart."""
+    """Figures of a solve on its way, after some steps and seconds; compiling and looking are not counted."""
 
     step: int
     seconds: float
@@ -39,7 +39,7 @@ class Look(NamedTuple):
 def watched_solve(
     solver: Any, task: Task, steps: int, every: int, seed: int, look: Callable[[Any, Any], dict[str, float]]
 ) -> list[Look]:
-    """Solve a task and look at (u, v) after every so many steps; the clock stands still meanwhile."""
+    """Solve a task and call `look(u, v)` after each `every` steps; the clock stops for it."""
     key = jax.random.key(seed)
     solve(solver, task.problem, *task.start, task.batches, steps=1, every=every, key=key)  # compiles the stretch
     looks: list[Look] = []
@@ -56,17 +56,17 @@ def watched_solve(
 
 
 def readable(solver: Any) -> dict[str, Any]:
-    """A solver's fields in a form that JSON takes; optimizers are closures and are told in the experiment's file."""
+    """A solver's fields in a form that JSON takes, without its optimizers, which are closures."""
     fields = {name: value for name, value in vars(solver).items() if not hasattr(value, "update")}
-    told = {
+    shown = {
         n: x if isinstance(x, int | float | None) else getattr(x, "__name__", re.sub(r" at 0x\w+", "", repr(x)))
         for n, x in fields.items()
     }
-    return {"method": type(solver).__name__, **told}
+    return {"method": type(solver).__name__, **shown}
 
 
 def evaluations(solver: Any, steps: int) -> dict[str, int]:
-    """Gradients of f and of g, and products with the second derivatives of g, that `steps` steps take on a batch."""
+    """Counts of gradients of f and g, and of products with second derivatives of g, that `steps` steps take."""
     moves = getattr(solver, "lower_steps", 1)
     if isinstance(solver, LearningToReweight):
         counts = {"f": 1, "g": 2, "products": 1}

@@ -1,4 +1,4 @@
-"""What the user asked of an experiment, and which parts of it that leaves."""
+"""The settings of a run, and the choice of methods, data sets and noise levels by them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,16 +9,16 @@ from bilevax import InputError
 
 @dataclass(frozen=True)
 class Settings:
-    """What the user asked of an experiment.
+    """What the user asks of an experiment.
 
     Args:
         quick: under two minutes on two CPU cores.
         medium: between quick and full size, where an experiment has such a size.
-        seeds: how many trials; None for the experiment's own number.
+        seeds: the number of trials; None for the experiment's own.
         solver: restrict the run to the method with this label.
         dataset: restrict the run to this data set, where an experiment has several.
         noise: restrict the run to this percentage of wrong labels, where an experiment has several.
-        way, shot: restrict the run to tasks of so many classes, and samples of each, where an experiment has several.
+        way, shot: restrict the run to tasks of this many classes, and samples of each, where an experiment has several.
         features: a file of images and a feature map, where an experiment takes one.
         out: the directory that results.json and the figures go to.
     """
@@ -73,6 +73,6 @@ def pick_noise(levels: Sequence[int], wanted: int | None) -> list[int]:
     if wanted is None:
         return list(levels)
     if wanted not in levels:
-        told = ", ".join(map(str, levels))
-        raise InputError(f"--noise is {wanted}, which this experiment does not have. Pass one of {told}.")
+        known = ", ".join(map(str, levels))
+        raise InputError(f"--noise is {wanted}, which this experiment does not have. Pass one of {known}.")
     return [wanted]

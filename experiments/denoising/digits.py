@@ -17,16 +17,13 @@ share is how much of the gap in test accuracy between clean only and the oracle 
 
 import argparse
 import json
-import platform
 import time
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
-import bilevax
 from bilevax.applications.denoising import (
     DenoisingClassifier,
     PlainClassifier,
@@ -37,6 +34,7 @@ from bilevax.applications.denoising import (
 from bilevax.applications.denoising.estimator import STEPS
 from bilevax.data import NoisyDigits, noisy_digits
 from bilevax.nn import logits, mlp
+from experiments.common.compare import surroundings
 from experiments.common.runs import readable
 
 VERSIONS_OF = ("jax", "jaxlib", "optax", "numpy", "scikit-learn")
@@ -114,10 +112,10 @@ def table(rows: dict[str, dict[str, Any]]) -> str:
         "all labels right",
     ):
         row = rows[name]
-        told = [f"{row[k]['mean']:.2f} ± {row[k]['sd']:.2f}" if k in row else "" for k in ("precision", "recall")]
+        shares = [f"{row[k]['mean']:.2f} ± {row[k]['sd']:.2f}" if k in row else "" for k in ("precision", "recall")]
         accuracy = f"{row['accuracy']['mean']:.2f} ± {row['accuracy']['sd']:.2f}"
         lines.append(
-            f"{name:<17}{accuracy:>15}{row['gap_closed']:>12.0%}{told[0]:>15}{told[1]:>15}"
+            f"{name:<17}{accuracy:>15}{row['gap_closed']:>12.0%}{shares[0]:>15}{shares[1]:>15}"
             f"{row['seconds']['mean']:>9.1f}"
         )
     return "\n".join(lines)
@@ -152,9 +150,7 @@ def main() -> None:
             "penalty": readable(penalty_solver(STEPS)),
             "approxgrad": readable(approxgrad_solver(STEPS)),
         },
-        "versions": {"python": platform.python_version(), "bilevax": bilevax.__version__}
-        | {name: version(name) for name in VERSIONS_OF},
-        "device": jax.devices()[0].device_kind,
+        **surroundings(*VERSIONS_OF),
         "seeds": seeds,
         "wall_seconds": time.perf_counter() - began,
         "rows": rows,

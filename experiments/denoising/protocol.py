@@ -50,11 +50,11 @@ class Plan:
     seeds: int = 5
 
     def solve_steps(self, samples: int) -> int:
-        """Steps of a bilevel method on so many training samples."""
+        """Steps of a bilevel method on this many training samples."""
         return self.solve_passes * -(-samples // self.batch)
 
     def training(self, passes: int, samples: int) -> Training:
-        """Plain training for so many passes through so many samples."""
+        """Plain training for some passes through this many samples."""
         steps = passes * -(-samples // self.batch)
         return Training(steps=steps, rate=self.rate, batch_size=self.batch, l2=1e-4)
 
@@ -63,8 +63,8 @@ def penalty(lower_steps: int, steps: int, lam: float = 1.0, u_rate: float = U_RA
     """Penalty for networks: v moves down f + lam g with a light penalty, its rate falling as in the reference rows.
 
     A minibatch's gamma grad_v g is mostly noise, and its |grad_v g|^2 holds that noise's variance. So gamma is small,
-    and the multipliers take up gamma grad_v g at each step: they sum it over all minibatches so far, and it is they
-    that tell u where to move. Where v has settled, lam grad_v g = -(grad_v f + H nu) with H the second derivatives of
+    and the multipliers add gamma grad_v g at each step: they sum it over all minibatches so far, and they decide
+    where u moves. Where v has settled, lam grad_v g = -(grad_v f + H nu) with H the second derivatives of
     g, so the multipliers move by -gamma/lam of the residual of H nu = -grad_v f: a linear solver's step, NU_STEP long.
     """
     moves = optax.adam(optax.cosine_decay_schedule(LOWER_RATE, steps * lower_steps))
@@ -81,9 +81,9 @@ def penalty(lower_steps: int, steps: int, lam: float = 1.0, u_rate: float = U_RA
 
 
 def approxgrad(lower_steps: int, steps: int) -> Implicit:
-    """ApproxGrad with as many lower moves, and as many steps of the linear solve, which goes on from step to step.
+    """ApproxGrad with the same number of lower moves, and of steps of the linear solve, which is warm-started.
 
-    Its rate is small enough that a step lessens the residual; at 1e-2 none did with T = 1, and u stayed where it was.
+    Its rate is small enough that a step lowers the residual; at 1e-2 none did with T = 1, and u did not move.
     """
     moves = optax.adam(optax.cosine_decay_schedule(LOWER_RATE, steps * lower_steps))
     linear = ByOptimizer(optax.adam(1e-4), steps=lower_steps)
@@ -105,6 +105,6 @@ def draw(plan: Plan, seed: int) -> Trial:
 
 
 def task_from(trial: Trial, v: Any, plan: Plan) -> Task:
-    """The task started as in appendix E.2: from a model v of the clean set, and weights by what it predicts."""
+    """The task with the start of appendix E.2: a model v of the clean set, and weights by its predictions."""
     start = from_agreement(trial.agreement(v)), v
     return trial.task(denoising_task, plan.batch, plan.batch, training=trial.training, start=start)

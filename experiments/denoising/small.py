@@ -28,7 +28,7 @@ from bilevax.linear_solve import ByOptimizer
 from bilevax.nn import Training, softmax_regression
 from experiments.catalog import EXPERIMENTS
 from experiments.common.cells import kept_cell
-from experiments.common.compare import Published, Row, show, within_noise, write_results
+from experiments.common.compare import Published, Row, beside_paper, show, write_results
 from experiments.common.images import CLASSES
 from experiments.common.runs import evaluations, readable, run_solver
 from experiments.common.settings import Settings, pick
@@ -129,7 +129,7 @@ def draw(images: Images, seed: int, size: int) -> Trial:
 
 
 def run_cell(images: Images, seed: int, size: int, labels: list[str]) -> dict[str, dict[str, Any]]:
-    """The figures of methods, and of ways to move u, in one trial."""
+    """The figures of methods, and of the ways to move u, in one trial."""
     trial = draw(images, seed, size)
     return {label: one(trial, label, seed)._asdict() for label in labels}
 
@@ -166,7 +166,7 @@ def one(trial: Trial, label: str, seed: int) -> Judged:
 
 
 def by_weights(trial: Trial, u: Any, seconds: float) -> Judged:
-    """The figures of learned weights."""
+    """The figures of learned weights u."""
     weight = learned_weights(u)
     accuracy = trial.accuracy(trial.fit(weight > KEPT))
     return Judged(accuracy, f1(trial.right, weight > 0.5), roc_area(trial.right, -weight), seconds)
@@ -179,7 +179,7 @@ def as_the_authors(rate: float, size: int, per_pass: int) -> optax.GradientTrans
 
     Args:
         rate: Adam's.
-        size: samples in a minibatch; so many entries of a gradient are not zero.
+        size: samples in a minibatch, which is the number of non-zero entries of a gradient.
         per_pass: minibatches in a pass through the data.
     """
     adam = optax.adam(rate)
@@ -201,7 +201,7 @@ def as_the_authors(rate: float, size: int, per_pass: int) -> optax.GradientTrans
 
 
 def moves_of_u(size: int) -> dict[str, optax.GradientTransformation]:
-    """What the second table compares."""
+    """The optimizers of u that the second table compares."""
     return {
         "the authors' way": as_the_authors(U_RATE, size, PER_PASS),
         "Adam on all of u": optax.adam(U_RATE),
@@ -228,8 +228,7 @@ def tabulate(found: list[dict[str, dict[str, Any]]], labels: list[str], prefix: 
             values = [trial[label][field] for trial in found]
             if None not in values:
                 paper = Published(PAPER[label]) if field == "accuracy" and label in PAPER else None
-                ours = np.asarray(values)
-                rows.append(Row((label,), paper, ours, None if paper is None else within_noise(paper, ours)))
+                rows.append(beside_paper((label,), paper, values))
         if rows:
             tables[prefix + name] = rows
     return tables

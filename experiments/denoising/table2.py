@@ -2,7 +2,7 @@
 
 Full size follows appendix E.2 in networks, sizes and passes, and is meant for a GPU; `--medium` trains LeNet-5 on the
 whole of MNIST and Fashion-MNIST; `--quick` a part of MNIST. Every finished cell is kept in `cells/` under the output
-directory, and a run that was stopped goes on from there.
+directory, and a run that was stopped resumes with the others.
 
 How u, of full length, is moved by minibatches, and why: see `experiments.denoising.small`.
 """
@@ -21,7 +21,7 @@ from bilevax.data import corrupted
 from bilevax.nn import augmented, cifar10_network, crop_and_flip, lenet5, mnist_network, svhn_network
 from experiments.catalog import EXPERIMENTS
 from experiments.common.cells import kept_cell
-from experiments.common.compare import Published, Row, show, within_noise, write_results
+from experiments.common.compare import Published, Row, beside_paper, show, write_results
 from experiments.common.images import images_of
 from experiments.common.runs import evaluations, readable, run_solver
 from experiments.common.settings import Settings, pick, pick_data_sets, pick_noise
@@ -59,7 +59,7 @@ def plans(settings: Settings) -> dict[str, Plan]:
 
 @functools.cache
 def fixed(rate: float) -> optax.Schedule:
-    """One and the same schedule for a rate: an equal training is not compiled again."""
+    """The one schedule object of a rate, so that an equal training is not compiled again."""
     return optax.constant_schedule(rate)
 
 
@@ -68,7 +68,7 @@ def run_cell(
 ) -> dict[str, dict[str, float]]:
     """Accuracy, seconds and, of methods that learn weights, how well wrong labels are found, by row, in one trial.
 
-    Rows that are `known` from another noise rate are taken over.
+    Rows that are `known` from another noise rate are copied.
     """
     key = jax.random.key(seed)
     data = corrupted(images_of(name), clean=plan.clean, train=plan.train, noise=noise / 100, key=key)
@@ -76,7 +76,7 @@ def run_cell(
     trial = Trial(data, plan.model, replace(plan.training(plan.passes, samples), rate=fixed(plan.rate)), seed)
     rows = {label: known[label] for label in labels if label in known}
 
-    def told(label: str, v: Any, seconds: float, **more: float) -> None:
+    def record(label: str, v: Any, seconds: float, **more: float) -> None:
         rows[label] = {"accuracy": trial.accuracy(v), "seconds": seconds, **more}
 
     plain = {"Oracle": trial.right, "Train+Val": np.ones(len(trial.right))}
@@ -84,11 +84,11 @@ def run_cell(
         if label in labels:
             began = time.perf_counter()
             v = trial.fit(weight)
-            told(label, v, time.perf_counter() - began)
+            record(label, v, time.perf_counter() - began)
     if "Val-Only" in labels and "Val-Only" not in known:
         began = time.perf_counter()
         v = trial.fit_clean()
-        told("Val-Only", v, time.perf_counter() - began)
+        record("Val-Only", v, time.perf_counter() - began)
     learning = [label for label in labels if label in SOLVERS]
     if learning or START in labels:
         began = time.perf_counter()
@@ -106,7 +106,7 @@ def run_cell(
             }
             began = time.perf_counter()
             v = trial.fit(weight)
-            told(label, v, seconds + time.perf_counter() - began, **found, **more)
+            record(label, v, seconds + time.perf_counter() - began, **found, **more)
 
         if START in labels:
             judged(START, start[0], start_seconds)
@@ -180,8 +180,7 @@ def compared(name: str, noise: int, label: str, field: str, ours: list[float]) -
     """A row of the table; the paper has accuracies of its own networks at full size only."""
     printed = field == "accuracy" and (name, noise) in PAPER and label in PRINTED
     paper = Published(*PAPER[name, noise][PRINTED.index(label)]) if printed else None
-    values = np.asarray(ours)
-    return Row((name, f"{noise}%", label), paper, values, None if paper is None else within_noise(paper, values))
+    return beside_paper((name, f"{noise}%", label), paper, ours)
 
 
 def footnotes(settings: Settings, plan: Plan) -> list[str]:

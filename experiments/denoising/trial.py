@@ -32,7 +32,7 @@ class Judged(NamedTuple):
 
 
 class Trial:
-    """One draw of a data set, its noise and its clean set, on the device; what all methods are run on."""
+    """One draw of a data set, its noise and its clean set, on the device; all methods run on the same one."""
 
     def __init__(self, data: Noisy, model: Model, training: Training, seed: int):
         self.data, self.model, self.training = data, model, training
@@ -43,7 +43,7 @@ class Trial:
         self._both = jnp.concatenate([self.x, self.x_clean]), jnp.concatenate([self.y, self.y_clean])
 
     def fit(self, weight: Any) -> Any:
-        """Parameters of a new model, trained on the training samples by weights (n,) and on the clean ones."""
+        """Parameters of a new model, trained on the training samples with weights (n,) and on the clean samples."""
         weight = jnp.concatenate([jnp.asarray(weight, jnp.float32), jnp.ones(len(self.y_clean))])
         return jax.block_until_ready(train(self.model, self.training, *self._both, weight, self.key))
 
@@ -69,7 +69,7 @@ class Trial:
         return probabilities(self.model, v, self.x).argmax(1) == np.asarray(self.data.y)
 
     def posterior(self, v: Any) -> Any:
-        """U (n,) of weights by how probably a given label is right, from cross-entropies under parameters v."""
+        """Variable u (n,) whose weights are the probabilities that labels are right, by cross-entropies under v."""
         return from_losses(self.suspicion(v), self._cross_entropies(v, self.x_clean, self.y_clean))
 
     def task(self, make: Callable[..., Task], batch: int | None, clean_batch: int | None, **more: Any) -> Task:
@@ -79,22 +79,22 @@ class Trial:
 
 
 def cross_entropies(p: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Of labels y (n,) under probabilities p (n, classes)."""
+    """Cross-entropies (n,) of labels y (n,) under probabilities p (n, classes)."""
     return -np.log(np.maximum(p[np.arange(len(p)), y], np.finfo(p.dtype).tiny))
 
 
 def average_precision(right: np.ndarray, suspicion: np.ndarray) -> float:
-    """Of wrong labels found by a ranking."""
+    """Average precision of wrong labels in a ranking by suspicion."""
     return float(average_precision_score(~right, suspicion))
 
 
 def roc_area(right: np.ndarray, suspicion: np.ndarray) -> float:
-    """Under the ROC curve of wrong labels found by a ranking."""
+    """Area under the ROC curve of wrong labels in a ranking by suspicion."""
     return float(roc_auc_score(~right, suspicion))
 
 
 def f1(right: np.ndarray, kept: np.ndarray) -> float:
-    """Of right labels among the samples kept: the hyper-cleaning measure (Shen and Chen 2023, section 6)."""
+    """F1 of right labels among the samples kept: the hyper-cleaning measure (Shen and Chen 2023, section 6)."""
     return float(f1_score(right, kept))
 
 

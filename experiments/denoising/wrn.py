@@ -20,7 +20,7 @@ from bilevax.data import corrupted
 from bilevax.nn import Model, Training, augmented, crop_and_flip, wide_resnet
 from experiments.catalog import EXPERIMENTS
 from experiments.common.cells import kept_cell
-from experiments.common.compare import Published, Row, show, within_noise, write_results
+from experiments.common.compare import Published, Row, beside_paper, show, write_results
 from experiments.common.images import images_of
 from experiments.common.runs import evaluations, readable, run_solver
 from experiments.common.settings import Settings, pick
@@ -141,9 +141,8 @@ def run(settings: Settings) -> None:
         rows = []
         for label in labels:
             if field in found[0][label]:
-                ours = np.array([trial[label][field] for trial in found])
                 paper = PAPER.get(label) if field == "accuracy" else None
-                rows.append(Row((label,), paper, ours, None if paper is None else within_noise(paper, ours)))
+                rows.append(beside_paper((label,), paper, [trial[label][field] for trial in found]))
         return rows
 
     kinds = (("test accuracy %", "accuracy"), ("F1 of the cleaner", "f1"), ("seconds", "seconds"))

@@ -52,7 +52,7 @@ LABELS = ("Val-Only", "Train+Val", CLEANLAB, BEST, PENALTY)
 
 @dataclass(frozen=True)
 class Cell:
-    """One draw: a data set, how many percent of its labels are wrong, in which way, and the size of the clean set."""
+    """One draw: a data set, the kind and percentage of its wrong labels, and the size of the clean set."""
 
     name: str
     flips: str
@@ -185,7 +185,7 @@ def run(settings: Settings) -> None:
     kinds = (("average precision", "average_precision"), ("ROC area", "area"), ("seconds", "seconds"))
     tables = {
         kind: [
-            Row((cell.name, told(cell), label), None, np.array([trial[label][field] for trial in trials]), None)
+            Row((cell.name, described(cell), label), None, np.array([trial[label][field] for trial in trials]), None)
             for cell, trials in found.items()
             for label in labels
         ]
@@ -206,8 +206,8 @@ def run(settings: Settings) -> None:
     )
 
 
-def told(cell: Cell) -> str:
-    """A cell in a table's line."""
+def described(cell: Cell) -> str:
+    """A cell as the text of a table's line."""
     return f"{cell.flips} {cell.noise}%, {cell.clean} clean"
 
 
@@ -218,7 +218,7 @@ def ahead(found: Mapping[Cell, list[dict[str, Any]]], label: str) -> list[str]:
         return float(np.mean([trial[label]["average_precision"] for trial in trials]))
 
     return [
-        f"{cell.name} {told(cell)} ({mean(trials, label):.4f} against {mean(trials, PENALTY):.4f})"
+        f"{cell.name} {described(cell)} ({mean(trials, label):.4f} against {mean(trials, PENALTY):.4f})"
         for cell, trials in found.items()
         if label in trials[0] and PENALTY in trials[0] and mean(trials, label) > mean(trials, PENALTY)
     ]

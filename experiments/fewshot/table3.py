@@ -3,12 +3,10 @@
 import time
 from typing import Any
 
-import numpy as np
-
 from bilevax import InputError
 from bilevax.applications.fewshot.recipes import LOWER_STEPS
 from experiments.catalog import EXPERIMENTS
-from experiments.common.compare import Published, Row, show, within_noise, write_results
+from experiments.common.compare import Published, Row, beside_paper, show, write_results
 from experiments.common.images import MINI, OMNIGLOT
 from experiments.common.runs import evaluations
 from experiments.common.settings import Settings, pick, pick_data_sets
@@ -121,6 +119,5 @@ def run(settings: Settings) -> None:
 def compared(cell: tuple[str, int, int], label: str, field: str, ours: list[Any], settings: Settings) -> Row:
     """A row of the table, beside the paper's number where there is one; a small run is not measured by it."""
     paper = PAPER.get(label, {}).get(cell) if field == "accuracy" else None
-    values = np.asarray(ours, float)
-    agrees = None if settings.quick or settings.medium or paper is None else within_noise(paper, values)
-    return Row((cell[0], f"{cell[1]}-way {cell[2]}-shot", label), paper, values, agrees)
+    where = cell[0], f"{cell[1]}-way {cell[2]}-shot", label
+    return beside_paper(where, paper, ours, small=settings.quick or settings.medium)

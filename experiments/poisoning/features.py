@@ -113,7 +113,9 @@ def read(path: Path) -> TwoClasses:
             missing = [name for name in ARRAYS if name not in file.files]
             found = {name: file[name] for name in ARRAYS if name in file.files}
     except (OSError, ValueError, AttributeError, zipfile.BadZipFile) as error:
-        raise InputError(f"--features is {str(path)!r}, which is no NPZ that can be read ({error}).") from error
+        raise InputError(
+            f"--features is {str(path)!r}, which is not an NPZ file that can be read ({error})."
+        ) from error
     if missing:
         raise InputError(
             f"{path} has no {' and no '.join(missing)}. It needs {', '.join(ARRAYS)}, as "
@@ -143,7 +145,7 @@ def read(path: Path) -> TwoClasses:
     if made.shape != given.shape or np.linalg.norm(made - given) > CLOSE * np.linalg.norm(given):
         raise InputError(
             f"{path} has features of shape {given.shape[1:]} that its feature map does not give ({made.shape[1:]}). "
-            "Write the file anew."
+            "Write the file again."
         )
     y = labels.astype(int)
     return TwoClasses(r, images[~test], y[~test], images[test], y[test], low, 1.0)
@@ -161,7 +163,9 @@ def _imported(path: Path, blob: np.ndarray) -> FeatureMap:
     except ImportError as error:
         raise _needs_flatbuffers() from error
     except Exception as error:  # flatbuffers raises whatever it trips over
-        raise InputError(f"{path} has a feature_map that is no exported JAX function. Write the file anew.") from error
+        raise InputError(
+            f"{path} has a feature_map that is not an exported JAX function. Write the file again."
+        ) from error
 
     @jax.custom_jvp
     def call(x: Any) -> Any:

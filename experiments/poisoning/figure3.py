@@ -1,8 +1,8 @@
 """Figure 3: clean-label attacks, success against distortion (section 3.4, appendix E.4), and part (a) of Figure 6.
 
 One added sample with its right label is to have one test sample misclassified. For each target the least bound of a
-grid is searched for with which that happens, after the head was trained anew. Every finished target is kept in `cells/`
-under the output directory, and a run that was stopped goes on from there.
+grid is searched for with which that happens, after the head is retrained. Every finished target is kept in `cells/`
+under the output directory, and a run that was stopped resumes with the others.
 """
 
 import functools
@@ -102,12 +102,12 @@ def settled(steps: int) -> Penalty:
 
 
 def matching(steps: int) -> GradientMatching:
-    """Witches' Brew's aim, for one sample."""
+    """The objective of Witches' Brew, for one sample."""
     return GradientMatching(optax.sgd(optax.cosine_decay_schedule(1.0, steps)))
 
 
 class Attack:
-    """What all targets have in common: the samples, the head trained on the clean ones, and the solvers."""
+    """What all targets share: the samples, the head trained on the clean ones, and the solvers."""
 
     def __init__(self, pair: TwoClasses, steps: int):
         self.pair, self.steps = pair, steps
@@ -179,7 +179,7 @@ class Attack:
         return np.asarray(back(result.u))
 
     def taken_for_base(self, target: int, point: np.ndarray) -> bool:
-        """Whether a head trained anew, with the point, takes the target for the base's class."""
+        """Whether a head retrained with the point assigns the target to the base's class."""
         label = 1 - int(self.pair.y_test[target])
         points = Points(np.asarray(self.map(jnp.asarray(point))), np.array([label]))
         v = retrained(HEAD, TRAINING, self.f, self.pair.y, points, key=self.key)
@@ -230,19 +230,19 @@ def run(settings: Settings) -> None:
             for i, eps in enumerate(grid)
             for label in labels
         ],
-        "distance of the points that succeed, l2": told(
+        "distance of the points that succeed, l2": rows_of(
             {x: [cell[x]["distance"] for cell in cells if cell[x]["eps"] is not None] for x in labels}
         ),
-        "largest violation of its bound by a point that succeeds, relative": told(
+        "largest violation of its bound by a point that succeeds, relative": rows_of(
             {
                 x: [max((cell[x]["distance"] / cell[x]["eps"] - 1 for cell in cells if cell[x]["eps"]), default=0.0)]
                 for x in labels
             }
         ),
-        "largest violation by any point that was tried, relative": told(
+        "largest violation by any point that was tried, relative": rows_of(
             {x: [max(cell[x]["violation"] for cell in cells)] for x in labels}
         ),
-        "seconds of an attack": told({x: [cell[x]["seconds"] for cell in cells] for x in labels}),
+        "seconds of an attack": rows_of({x: [cell[x]["seconds"] for cell in cells] for x in labels}),
     }
     notes = footnotes(settings, attack, len(targets))
     for name, rows in tables.items():
@@ -282,13 +282,13 @@ def success(cells: list[dict[str, Any]], label: str, grid: tuple[float, ...]) ->
     return np.array([(least <= eps).mean() for eps in grid])
 
 
-def told(values: dict[str, list[float]]) -> list[Row]:
+def rows_of(values: dict[str, list[float]]) -> list[Row]:
     """A row for each method that has values."""
     return [Row(("all targets", "", label), None, np.array(x), None) for label, x in values.items() if x]
 
 
 def draw_points(settings: Settings, attack: Attack, targets: list[int], cells: list[dict[str, Any]]) -> None:
-    """Figure 6 (a): Penalty's points, made once more from what the cells tell, beside their bases and targets."""
+    """Figure 6 (a): Penalty's points, computed again at the bounds in the cells, beside their bases and targets."""
     won = [(target, cell[PENALTY]["eps"]) for target, cell in zip(targets, cells, strict=True) if cell[PENALTY]["eps"]]
     pair, won = attack.pair, won[:SHOWN]
     if not won or pair.x_test.ndim != 4:

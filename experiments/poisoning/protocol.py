@@ -154,7 +154,7 @@ def attacked(solver: Any, task: Task, labels: Any, steps: int) -> Attacked:
 
 @contextmanager
 def saves(out: Path, *about: Any) -> Iterator[Path]:
-    """A directory for the checkpoints of a solve about something; it goes once its results are kept."""
+    """A directory for the checkpoints of one solve, named after `about`; it is removed once the results are kept."""
     directory = out / "checkpoints" / hashlib.sha256(repr(about).encode()).hexdigest()[:16]
     yield directory
     shutil.rmtree(directory, ignore_errors=True)
@@ -163,9 +163,9 @@ def saves(out: Path, *about: Any) -> Iterator[Path]:
 def attacked_together(
     solver: Any, tasks: Sequence[Task], labels: Sequence[Any], steps: int, directory: Path
 ) -> list[Attacked]:
-    """Solve tasks of one kind in one solve, which goes on from its checkpoints in a directory.
+    """Solve tasks of one kind in one solve, which resumes from its checkpoints in a directory.
 
-    Each has as many seconds: the wall seconds, compilation included, divided by the number of tasks.
+    The seconds of each are the wall seconds, compilation included, divided by the number of tasks.
     """
     count = max(len(y) for y in labels)
     padded = [_padded(task, count) for task in tasks]
@@ -180,9 +180,9 @@ def attacked_together(
 
 
 def _padded(task: Task, count: int) -> Task:
-    """The same task with so many points: those added carry no label, so neither loss knows of them.
+    """The same task with `count` points: the added ones have no label, so they are in neither loss.
 
-    The loss is the mean over points of what is linear in their labels, so the labels of the others grow in proportion.
+    The loss is a mean over points that is linear in their labels, so the labels of the others are scaled up.
     """
     (u, v), source = task.start, cast(Any, task.batches)
     added = count - len(u)

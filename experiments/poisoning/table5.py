@@ -1,8 +1,8 @@
 """Table 5: data-augmentation attacks on softmax regression, MNIST, with 1 to 6% added points (appendix D.2).
 
 Untargeted: test accuracy after retraining, lower is a stronger attack. Targeted: share of eights taken for threes.
-All trials of a method are one solve. It is saved as it runs, its cells are kept in `cells/` under the output directory,
-and a run that was stopped goes on from there.
+All trials of a method are one solve. It saves checkpoints, its cells are kept in `cells/` under the output directory,
+and a run that was stopped resumes there.
 """
 
 import functools
@@ -11,12 +11,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from bilevax.applications.poisoning import distances
 from experiments.catalog import EXPERIMENTS
 from experiments.common.cells import kept_cells
-from experiments.common.compare import Published, Row, show, within_noise, write_results
+from experiments.common.compare import Published, Row, beside_paper, show, write_results
 from experiments.common.runs import evaluations, readable
 from experiments.common.settings import Settings, pick
 from experiments.poisoning import protocol
@@ -134,9 +132,7 @@ def compared(kind: str, percent: int, label: str, field: str, ours: list[float],
     """A row of the table; the paper has results, of most cells, that a small run is not measured by."""
     printed = PAPER[kind].get(label, ()) if field == "reached" else ()
     paper = Published(*printed[percent - 1]) if percent <= len(printed) else None
-    values = np.asarray(ours)
-    agrees = None if quick or paper is None else within_noise(paper, values)
-    return Row((kind, f"{percent}%", label), paper, values, agrees)
+    return beside_paper((kind, f"{percent}%", label), paper, ours, small=quick)
 
 
 def footnotes(settings: Settings, all_sizes: dict[str, Size]) -> list[str]:

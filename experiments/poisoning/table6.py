@@ -10,7 +10,6 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import optax
 
 from bilevax import Penalty
@@ -18,7 +17,7 @@ from bilevax.applications.poisoning import penalty_solver
 from bilevax.schedules import Geometric
 from experiments.catalog import EXPERIMENTS
 from experiments.common.cells import kept_cells
-from experiments.common.compare import Published, Row, show, within_noise, write_results
+from experiments.common.compare import Published, Row, beside_paper, show, write_results
 from experiments.common.runs import evaluations, readable
 from experiments.common.settings import Settings, pick
 from experiments.poisoning import protocol
@@ -109,10 +108,9 @@ def run(settings: Settings) -> None:
     for kind, what in made:
         label = f"{kind}, {what}"
         if label in labels:
-            ours = np.array([trial[label]["reached"] for trial in trials])
             paper = PAPER.get(what) if kind == PAPERS else None
-            agrees = None if settings.quick or paper is None else within_noise(paper, ours)
-            rows.append(Row((kind, what), paper, ours, agrees))
+            ours = [trial[label]["reached"] for trial in trials]
+            rows.append(beside_paper((kind, what), paper, ours, small=settings.quick))
     notes = [
         f"Test accuracy after retraining, lower is a stronger attack. K = {size.steps}, T = {size.lower_steps}.",
         "The paper prints where gamma, lam and eps start, not by which factors they move; here by 1.1, 0.9 and 0.9 as "

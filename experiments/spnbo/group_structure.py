@@ -52,7 +52,7 @@ class Regressions(NamedTuple):
 
 
 class GroupStructure(NamedTuple):
-    """A job: the task, for `solve`, and the published solver for so many steps."""
+    """A job: the task, for `solve`, and the published solver."""
 
     task: Task
     solver: ReverseMode
@@ -122,7 +122,7 @@ def group_structure(
 ) -> GroupStructure:
     """The search for the groups, as a task, and FBBGLasso to solve it.
 
-    u is theta (d, groups), at first uniform on the simplex but for a little noise, which tells the groups apart.
+    u is theta (d, groups), at first uniform on the simplex with a little noise, which makes the groups differ.
 
     Args:
         X, y: training samples of each task, (tasks, n, d) and (tasks, n).

@@ -25,7 +25,7 @@ from bilevax.search import TPE, Random, search
 from bilevax.solvers.spnbo import AllRows, Layers, Rows
 from experiments.common import runs
 from experiments.common.cells import kept_cell
-from experiments.common.compare import Published, Row, show, within_noise, write_results
+from experiments.common.compare import Published, Row, beside_paper, show, write_results
 from experiments.common.runs import watched_solve
 from experiments.common.settings import Settings, pick, pick_data_sets
 
@@ -53,7 +53,7 @@ NOTES = [
 
 
 class Rates(NamedTuple):
-    """How fast variables move, the same for all methods.
+    """Step sizes, the same for all methods.
 
     Attributes:
         upper: makes the optimizer of u.
@@ -69,7 +69,7 @@ class Rates(NamedTuple):
 
 
 class Run(NamedTuple):
-    """What a method did: u, v, and looks on its way as (seconds, figures)."""
+    """The end of a run: u, v, and the looks on the way as (seconds, figures)."""
 
     u: Any
     v: Any
@@ -126,7 +126,7 @@ class Size:
     """How long methods run.
 
     Args:
-        cells: data set, and what else tells a cell, in words.
+        cells: the data set of each cell, and what else identifies it, as texts.
         steps, lower_steps: upper iterations, and T.
         layers: sampled by SPNBO at each move.
         trials, trial_steps: of the searches.
@@ -192,7 +192,7 @@ def run_cell(kind: Kind, settings: Settings, cell: tuple[str, ...], seed: int, l
 
 
 def run_method(label: str, cell: Cell, size: Size, seed: int) -> Run:
-    """Run one method; what it costs to look is not on its clock, and neither is compilation."""
+    """Run one method. Its seconds count neither compilation nor the figures taken on the way."""
     task = cell.task
     if label in SEARCHES:
         found = search(
@@ -266,8 +266,7 @@ def run(kind: Kind, settings: Settings) -> None:
         for label in labels:
             for title, values in figures_of(kind, label, trials).items():
                 paper = kind.paper.get(label, {}).get(cell) if title == kind.figure else None
-                agrees = None if small or paper is None else within_noise(paper, values)
-                tables.setdefault(title, []).append(Row((" ".join(cell), label), paper, values, agrees))
+                tables.setdefault(title, []).append(beside_paper((" ".join(cell), label), paper, values, small))
     notes = [*kind.notes(settings), *order_of(kind, found, labels), *reached_by(kind, found, labels), *NOTES]
     for title, rows in tables.items():
         show(f"{kind.title}: {title}", ("data", "method"), rows, notes if title == list(tables)[-1] else ())
@@ -296,8 +295,8 @@ def run(kind: Kind, settings: Settings) -> None:
 
 
 def figures_of(kind: Kind, label: str, trials: list[dict[str, Any]]) -> dict[str, np.ndarray]:
-    """A row's values by table; seconds to Penalty's last figure where all seeds reached it."""
-    told = {
+    """A row's values by table, with the seconds to Penalty's last figure where all seeds reach it."""
+    tables = {
         kind.figure: np.array([trial[label]["figure"] for trial in trials]),
         "zeros %": np.array([trial[label]["zeros"] for trial in trials]),
         "arrays removed %": np.array([trial[label]["removed"] for trial in trials]),
@@ -306,8 +305,8 @@ def figures_of(kind: Kind, label: str, trials: list[dict[str, Any]]) -> dict[str
     if PENALTY in trials[0]:
         reached = seconds_to_penalty(kind, label, trials)
         if all(seconds is not None for seconds in reached):
-            told["seconds to Penalty's last figure"] = np.array(reached, float)
-    return told
+            tables["seconds to Penalty's last figure"] = np.array(reached, float)
+    return tables
 
 
 def line_of(trials: list[dict[str, Any]], label: str) -> Line:
@@ -343,14 +342,14 @@ def reached_by(kind: Kind, found: Mapping[Any, list[dict[str, Any]]], labels: li
     """In how many trials SPNBO reaches Penalty's last figure, and after how many seconds, beside Penalty's own."""
     if SPNBO_ROW not in labels or PENALTY not in labels:
         return []
-    told = []
+    lines = []
     for cell, trials in found.items():
         own, theirs = (seconds_to_penalty(kind, label, trials) for label in (SPNBO_ROW, PENALTY))
         both = [pair for pair in zip(own, theirs, strict=True) if pair[0] is not None]
         means = np.array(both, float).mean(0) if both else None
         seconds = "" if means is None else f", on average after {means[0]:.1f} s, Penalty there after {means[1]:.1f} s"
-        told.append(f"{' '.join(cell)}: in {len(both)} of {len(trials)} trials{seconds}")
-    return [f"SPNBO is as far as Penalty's last figure at some look. {'; '.join(told)}."]
+        lines.append(f"{' '.join(cell)}: in {len(both)} of {len(trials)} trials{seconds}")
+    return [f"SPNBO is as far as Penalty's last figure at some look. {'; '.join(lines)}."]
 
 
 def readable(label: str, rates: Rates, lower_steps: int) -> dict[str, Any]:

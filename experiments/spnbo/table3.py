@@ -104,15 +104,15 @@ def draw(settings: Settings, cell: tuple[str, ...], seed: int) -> Cell:
 
 def notes(settings: Settings) -> list[str]:
     """Where the protocol departs from the text's."""
-    told = [
+    found = [
         "All start from the network that is trained with equal weights and strengths of 1e-5. Test accuracy of v as it "
         "is at the end.",
         "The text does not print widths or kernels of its network of 6 convolutions and 4 dense layers; ours has 32, "
         "32, 64, 64, 128, 128 channels and 256, 128, 64 units.",
     ]
     if settings.quick or settings.medium:
-        told.append(f"{samples(settings)} samples and a small network in place of the whole and the text's network.")
-    return told
+        found.append(f"{samples(settings)} samples and a small network in place of the whole and the text's network.")
+    return found
 
 
 KIND = Kind("spnbo-table3", TITLE, FIGURE, False, PAPER, size, draw, RATES, notes)

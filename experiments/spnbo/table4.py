@@ -96,7 +96,7 @@ def draw(settings: Settings, cell: tuple[str, ...], seed: int) -> Cell:
 
 def notes(settings: Settings) -> list[str]:
     """Where the protocol departs from the text's."""
-    told = [
+    found = [
         f"{100 * POISON:g}% added samples, from training samples with wrong labels, pixels within 0..1; p = {P}, the "
         f"sum of |w|^p times {STRENGTH:g}, of which the text says nothing. Accuracy and zeros of a network trained "
         "from scratch on clean and added samples. The text prints accuracies for Fashion above those for MNIST, which "
@@ -104,8 +104,8 @@ def notes(settings: Settings) -> list[str]:
         "is on the way to another training sample.",
     ]
     if settings.quick or settings.medium:
-        told.append(f"{samples(settings)} samples and a small network in place of the whole and the text's network.")
-    return told
+        found.append(f"{samples(settings)} samples and a small network in place of the whole and the text's network.")
+    return found
 
 
 KIND = Kind("spnbo-table4", TITLE, FIGURE, True, PAPER, size, draw, RATES, notes)

@@ -106,14 +106,14 @@ def draw(settings: Settings, cell: tuple[str, ...], seed: int) -> Cell:
 
 def notes(settings: Settings) -> list[str]:
     """Where the protocol departs from the text's."""
-    told = [
+    found = [
         f"p = {P}, the sum of |w|^p times {STRENGTH:g}; heads are linear in features of length one and start at class "
         "means; a head is one array, so SPNBO's sampled layer is all of it. The searches draw the representation's "
         f"parameters within {AROUND:g} of its initialisation.",
     ]
     if settings.quick or settings.medium:
-        told.append("16 filters, 4 tasks with 5 queries in a step.")
-    return told
+        found.append("16 filters, 4 tasks with 5 queries in a step.")
+    return found
 
 
 KIND = Kind("spnbo-table5", TITLE, FIGURE, False, PAPER, size, draw, RATES, notes)

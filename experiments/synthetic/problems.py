@@ -7,7 +7,7 @@ Each has u and v in [-5, 5]^10 and a known set of solutions (appendix E.1):
     3.  f = |u|^2 + |v|^2          g = |A (1 - u - v)|^2    u = 1/2 + p, v = 1/2 + p, p in Null(A)
     4.  f = |v|^2 - |A (u - v)|^2  g = |A (u - v)|^2        u = p, v = 0, p in Null(A)
 
-A (5, 10) is Gaussian and drawn anew in each trial, so it is data. So is the choice between the two examples of a
+A (5, 10) is Gaussian and drawn for each trial, so it is data. So is the choice between the two examples of a
 figure: one compiled solve runs both, all trials at once.
 """
 

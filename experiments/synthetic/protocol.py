@@ -80,7 +80,7 @@ class Rates(NamedTuple):
 
 @dataclass(frozen=True)
 class Setup:
-    """Settings of all methods, the same for all examples and all T.
+    """Settings of all methods, for all examples and all T.
 
     Args:
         name: what tables call it.
@@ -89,7 +89,7 @@ class Setup:
         falling: Adam's rates fall to zero over the solve, by half a cosine.
         step_factor: of Penalty's step scale, by stage.
         greatest_gamma: gamma grows by 1.1 a stage up to here.
-        stages: Penalty ends a stage after a so-manieth part of the solve at the latest; None: by tolerance only.
+        stages: the least number of Penalty's stages in a solve; None: stages end by tolerance only.
         lam, nu: of Penalty.
         damping: of the linear solves. Adam's rate in ApproxGrad's is that of v.
         neumann_scale: below 2 over the largest eigenvalue of grad2_vv g.
@@ -108,7 +108,7 @@ class Setup:
     neumann_scale: float = 1e-2
 
     def solver(self, method: str, T: int, steps: int) -> Solver:
-        """A method with T lower moves, for a solve of so many steps."""
+        """A method with T lower moves, for a solve of `steps` steps."""
         upper_rate, lower_rate = self.rates[method]
         upper, lower = self._adam(upper_rate, steps), self._adam(lower_rate, T * steps)
         match method:
@@ -140,7 +140,7 @@ class Setup:
         return optax.adam(optax.cosine_decay_schedule(rate, moves) if self.falling else rate)
 
 
-# Appendix E.1, which does not tell how Penalty's steps fall by stage, ApproxGrad's damping and RMD's step.
+# Appendix E.1, which does not give how Penalty's steps fall by stage, ApproxGrad's damping and RMD's step.
 PAPER = Setup("E.1's settings", "_paper_settings", dict.fromkeys(METHODS[:4], Rates(1e-3, 1e-4)))
 # Each method's rates were chosen from one grid (u: 1e-3, 1e-2; v: 2e-3, 2e-2, by plain descent 1e-3, 1e-2), run whole
 # at T = 1 and in part at 10. With multipliers gamma can stay small, and the penalty's lower problem, which has
@@ -165,7 +165,7 @@ OWN = Setup(
 
 
 class Job(NamedTuple):
-    """A solve to do, under the name its results go by."""
+    """A solve to run, and the name of its results."""
 
     name: tuple[str, str, int]  # settings, method, T
     solver: Solver
@@ -215,7 +215,7 @@ def keep_products_on_one_thread() -> None:
 
 
 def follow_all(jobs: Sequence[Job], steps: int) -> dict[tuple[str, str, int], Curves]:
-    """All solves, two at a time: one of these small problems cannot keep two cores busy."""
+    """All solves, two at a time: one of these small problems does not keep two cores busy."""
     pool = ThreadPoolExecutor(THREADS)
     try:
         # The longest first, so that the cores end together.
@@ -315,12 +315,12 @@ def run_figure(plan: Plan, settings: Settings) -> None:
 
 
 def console_seconds(seconds: float) -> None:
-    """Print how long the computation took."""
+    """Print the seconds of the computation."""
     Console().print(f"{seconds:.0f} s, compilation included.", highlight=False)
 
 
 def reach(steps: int) -> str:
-    """How far E.1's rate for v carries, in words."""
+    """A footnote on how far v can move at E.1's rate."""
     lower = PAPER.rates["Penalty"].lower
     return (
         f"E.1's settings: Adam at {lower:g} moves an entry of v by about {lower * steps:g} at most in {steps:,} "
@@ -330,5 +330,5 @@ def reach(steps: int) -> str:
 
 
 def shortened(steps: int) -> list[str]:
-    """What to say of a run with fewer steps than the paper's."""
+    """The footnote of a run with fewer steps than the paper's; none for a full run."""
     return [] if steps == STEPS else [f"A reduced run: {steps:,} upper iterations instead of the paper's {STEPS:,}."]

@@ -129,7 +129,7 @@ def test_files_that_do_not_fit_are_refused_in_words(file, arrays, words):
 def test_a_file_that_is_none_is_refused_in_words(tmp_path):
     for path in (tmp_path / "absent.npz", tmp_path / "text.npz"):
         (tmp_path / "text.npz").write_text("no arrays")
-        with pytest.raises(InputError, match="which is no NPZ that can be read"):
+        with pytest.raises(InputError, match="which is not an NPZ file that can be read"):
             features.read(path)
 
 
