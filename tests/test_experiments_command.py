@@ -1,5 +1,6 @@
 """`python -m experiments`: what it lists, what it passes on, what it refuses."""
 
+import ast
 import importlib.util
 import subprocess
 import sys
@@ -89,3 +90,13 @@ def test_refusals(seen, tmp_path):
     (tmp_path / "file").write_text("")
     assert "cannot be written to" in refused("table4", "--out", tmp_path / "file")
     assert seen == []
+
+
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "experiments").glob("*/*.py")), ids=lambda p: f"{p.parent.name}/{p.name}"
+)
+def test_studies_share_through_common_alone(path):
+    others = {p.name for p in path.parents[1].iterdir() if (p / "__init__.py").is_file()} - {path.parent.name, "common"}
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("experiments."):
+            assert node.module.split(".")[1] not in others, f"{path} imports {node.module}"
