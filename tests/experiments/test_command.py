@@ -14,7 +14,7 @@ from experiments import __main__ as command
 from experiments.catalog import EXPERIMENTS, Experiment
 from experiments.common.settings import Settings
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 def run(*arguments):
