@@ -79,10 +79,10 @@ def measure(row: str, vary: str, u_size: int, v_size: int, runs: int) -> Found:
     import bilevax as bx
     from benchmarks.peers.worker import forget_peak, resident
     from bilevax import linear_solve
-    from bilevax.loop.solve import _start
     from bilevax.loop.sources import Fixed
     from bilevax.loop.stretch import (
         Carry,
+        initial_state,
         stretch,  # the compiled call itself
     )
 
@@ -100,7 +100,7 @@ def measure(row: str, vary: str, u_size: int, v_size: int, runs: int) -> Found:
 
     def start() -> Any:
         u, v = jnp.zeros(u_shape), jnp.zeros(v_shape)
-        return Carry(_start(solver, problem, u, v, bx.Batch()), jnp.asarray(True))
+        return Carry(initial_state(solver, problem, u, v, bx.Batch()), jnp.asarray(True))
 
     lowered = stretch.lower(solver, problem, CAPACITY, jax.eval_shape(start), source, key, 0, 1)
     compiled = lowered.compile()

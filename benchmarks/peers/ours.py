@@ -16,9 +16,9 @@ from benchmarks.peers import jax_problems
 from benchmarks.peers.works import CLASSES, HIDDEN, SIDE, Arrays
 from bilevax import derivatives, linear_solve
 from bilevax.linear_solve import Answer
-from bilevax.loop.solve import _start
 from bilevax.loop.stretch import (
     Carry,
+    initial_state,
     stretch,  # the call that `solve` makes, without its checks of the start
 )
 from bilevax.solvers import Solver
@@ -159,7 +159,7 @@ class Ours:
     def begin(self, solver: Solver) -> None:
         """This solver, at the start."""
         u, v = (jax.tree.map(lambda x: jnp.array(x, copy=True), x) for x in (self.setup.u, self.setup.v))
-        state = _start(solver, self.setup.problem, u, v, self.setup.data)
+        state = initial_state(solver, self.setup.problem, u, v, self.setup.data)
         self.solver, self.carry, self.done = solver, Carry(state, jnp.asarray(True)), 0
 
     def advance(self, iterations: int) -> None:

@@ -6,7 +6,7 @@ from bilevax.loop.callbacks import Progress as Progress
 from bilevax.loop.callbacks import TensorBoard as TensorBoard
 from bilevax.loop.checkpoint import Checkpoint as Checkpoint
 from bilevax.loop.checkpoint import SaveError as SaveError
-from bilevax.loop.placement import Layout as Layout
+from bilevax.loop.layout import Layout as Layout
 from bilevax.loop.result import ProcessLostError as ProcessLostError
 from bilevax.loop.result import Result as Result
 from bilevax.loop.result import SolveError as SolveError

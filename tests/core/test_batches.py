@@ -10,7 +10,8 @@ import pytest
 
 import bilevax as bx
 from bilevax import Epochs, Minibatches, Samples, Stacked, whole
-from bilevax.loop.sources import epoch_indices, prefetch
+from bilevax.loop.feed import prefetch
+from bilevax.loop.sources import epoch_indices
 
 
 @pytest.mark.parametrize(("n", "size"), [(1, 1), (2, 1), (7, 3), (64, 64), (100, 7), (1000, 32), (1025, 200), (5, 9)])

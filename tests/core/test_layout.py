@@ -18,7 +18,8 @@ from jax.sharding import Mesh, PartitionSpec
 
 import bilevax as bx
 from bilevax import InputError
-from bilevax.loop import placement
+from bilevax.loop.layout import over
+from bilevax.loop.placement import placed, placed_source
 from bilevax.loop.stretch import Carry, stretch
 
 SAMPLES, CLEAN, FEATURES, CLASSES, HIDDEN = 160, 43, 6, 3, 4
@@ -91,12 +92,12 @@ COUNTS = [
 
 @pytest.mark.parametrize(("name", "devices"), COUNTS)
 def test_any_number_of_devices_gives_the_history_of_one(name, devices, alone):
-    assert_same(run(name, placement.over(devices)).history, alone(name))
+    assert_same(run(name, over(devices)).history, alone(name))
 
 
 @pytest.mark.parametrize("name", ["Penalty", *(pytest.param(n, marks=pytest.mark.slow) for n in list(SOLVERS)[1:])])
 def test_the_same_layout_gives_the_same_bits(name):
-    first, second = (run(name, placement.over(4)) for _ in range(2))
+    first, second = (run(name, over(4)) for _ in range(2))
     for a, b in zip(
         jax.tree.leaves((first.u, first.v, first.history)),
         jax.tree.leaves((second.u, second.v, second.history)),
@@ -107,7 +108,7 @@ def test_the_same_layout_gives_the_same_bits(name):
 
 def test_u_and_v_may_lie_in_parts(alone):
     """With their optimizers' moments and multipliers."""
-    mesh = placement.over(2).mesh
+    mesh = over(2).mesh
     parts = bx.Layout(mesh, u=PartitionSpec("data"), v={"first": PartitionSpec(None, "data"), "last": PartitionSpec()})
     result = run("Penalty", parts)
     assert_same(result.history, alone("Penalty"))
@@ -138,7 +139,7 @@ def test_a_stream_is_split_too(alone):
             key=jax.random.key(0),
             mesh=mesh,
         )
-        for mesh in (None, placement.over(4))
+        for mesh in (None, over(4))
     )
     assert_same(four.history, one.history)
 
@@ -147,17 +148,17 @@ def test_fresh_batches_per_move_are_split_within_each_move():
     source = bx.Minibatches((X_CLEAN, Y_CLEAN), (X, Y), lower_size=8, per_move=2)
     one, two = (
         bx.solve(bx.Penalty(lower_steps=2), PROBLEM, U, V, source, steps=4, key=jax.random.key(0), mesh=mesh)
-        for mesh in (None, placement.over(2).mesh)
+        for mesh in (None, over(2).mesh)
     )
     assert_same(two.history, one.history)
-    spec = placement.over(2).of_batch(source.at(0, jax.random.key(0))).lower.data.data[0]
+    spec = over(2).of_batch(source.at(0, jax.random.key(0))).lower.data.data[0]
     assert spec == PartitionSpec(None, "data")
 
 
 def test_members_of_a_vectorized_lie_on_devices_of_their_own():
     problem = bx.Problem(lambda u, v: jnp.sum((v - 1) ** 2), lambda u, v: jnp.sum((v - u) ** 2))
     starts = jnp.arange(12.0).reshape(4, 3)
-    parts = bx.Layout(placement.over(4).mesh, u=PartitionSpec("data"), v=PartitionSpec("data"))
+    parts = bx.Layout(over(4).mesh, u=PartitionSpec("data"), v=PartitionSpec("data"))
     one, four = (
         bx.solve(bx.Vectorized(bx.Penalty()), problem, starts, starts, steps=20, key=jax.random.key(0), mesh=mesh)
         for mesh in (None, parts)
@@ -171,14 +172,14 @@ def test_members_of_a_vectorized_lie_on_devices_of_their_own():
 
 def compiled(name, devices):
     solver, problem = SOLVERS[name]
-    parts = placement.over(devices)
+    parts = over(devices)
     source = bx.Epochs((X_CLEAN[:40], Y_CLEAN[:40]), (X, Y), lower_size=40)  # sizes that the devices divide
     whole = parts.sharding(PartitionSpec())
     u, v = jax.tree.map(jnp.asarray, (U, V))
     state = solver.init(problem, u, v, source.at(0, jax.random.key(0)))
     form = parts.of_state(state, u, v)
-    carry = Carry(placement.placed(state, form), placement.placed(jnp.asarray(True), whole))
-    source, key = placement.placed_source(source, parts), placement.placed(jax.random.key(0), whole)
+    carry = Carry(placed(state, form), placed(jnp.asarray(True), whole))
+    source, key = placed_source(source, parts), placed(jax.random.key(0), whole)
     shardings = tuple(jax.tree.leaves(form))
     return stretch.lower(solver, problem, 6, carry, source, key, 0, 6, shardings).compile().as_text()
 
@@ -224,7 +225,7 @@ def refused(message, mesh=None, source=SOURCE, u=U):
 
 
 def test_bad_layouts_are_refused_in_sentences():
-    mesh = placement.over(4).mesh
+    mesh = over(4).mesh
     refused("lower_size is 42, which the mesh's axis 'data' of 4 devices does not divide. Take a multiple of 4, say 44",
             mesh, bx.Epochs((X_CLEAN, Y_CLEAN), (X, Y), lower_size=42))  # fmt: skip
     refused(
@@ -244,9 +245,9 @@ def test_bad_layouts_are_refused_in_sentences():
     with pytest.raises(InputError, match="mesh is a str"):
         bx.Layout("all")
     with pytest.raises(InputError, match="9 devices are asked for, and there are 8"):
-        placement.over(9)
+        over(9)
     with pytest.raises(InputError, match="devices is 0"):
-        placement.over(0)
+        over(0)
 
 
 @pytest.mark.slow  # 10 s
@@ -278,7 +279,7 @@ PROGRAM = textwrap.dedent(
     import jax
     from bilevax.loop import placement as layout
     jax.config.update("jax_enable_x64", True)
-    layout.join(int(os.environ["DEVICES"]))
+    join(int(os.environ["DEVICES"]))
     import numpy as np
     import bilevax as bx
     import test_layout as t
@@ -299,7 +300,7 @@ PROGRAM = textwrap.dedent(
     try:
         result = bx.solve(
             solver, problem, t.U, t.V, t.SOURCE, steps=int(os.environ["STEPS"]), every=3, key=jax.random.key(0),
-            mesh=bx.Layout(layout.over(int(os.environ["DEVICES"])).mesh, u=jax.sharding.PartitionSpec("data")),
+            mesh=bx.Layout(over(int(os.environ["DEVICES"])).mesh, u=jax.sharding.PartitionSpec("data")),
             callbacks=[Pause(), save], resume=save,
         )
         np.save(os.environ["HISTORY"] + str(jax.process_index()), result.history.upper_loss)

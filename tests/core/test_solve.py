@@ -9,7 +9,7 @@ import optax
 import pytest
 
 import bilevax as bx
-from bilevax.loop.stretch import stretch
+from bilevax.loop.stretch import Carry, stretch
 
 ADAM = optax.adam(1e-2)
 
@@ -52,7 +52,7 @@ def test_compiled_once(solver):
         return lower_loss(u, v, data)
 
     problem = bx.Problem(upper_loss, counted)
-    static = solver, problem, 10, None
+    static = solver, problem, 10, ()
     run(solver, problem, steps=25, every=10)  # 10 + 10 + 5: the short stretch needs no program of its own
     assert stretch.programs(*static) == 1
     run(solver, problem, steps=33, every=10, key=jax.random.key(5))
@@ -76,8 +76,6 @@ def test_data_are_arguments_not_constants(solver):
     problem = bx.Problem(upper_loss, lower_loss)
     batch = source.at(0, jax.random.key(0))
     state = solver.init(problem, jnp.zeros(n), jnp.zeros(4), batch)
-    from bilevax.loop.stretch import Carry
-
     text = (
         stretch.lower(solver, problem, 10, Carry(state, jnp.asarray(True)), source, jax.random.key(0), 0, 10)
         .compile()

@@ -14,7 +14,7 @@ from bilevax import _files
 from bilevax._checks import InputError, short_reason
 from bilevax.cli._printing import complain, quoted, say
 from bilevax.cli._writing import as_json, write_csv, write_json
-from bilevax.loop import placement as layouts
+from bilevax.loop import processes
 from bilevax.loop.checkpoint import SaveError
 from bilevax.loop.result import SolveError
 from bilevax.loop.signals import Asked
@@ -110,13 +110,13 @@ class Run:
     def stages(self) -> Iterator[Stages]:
         """Within, stages are kept, and are removed at the end; if an end comes too soon, how to go on is printed."""
         if jax.process_count() > 1:
-            layouts.require_agreement(settings=json.dumps(self._settings))  # all have looked for an interrupted run
+            processes.require_agreement(settings=json.dumps(self._settings))  # all have looked for an interrupted run
         unlock = _files.lock(self.folder, "--out") if self._first else None
         if self._first:
             inner = _files.Outputs(self.folder, [])
             inner.write(SETTINGS, lambda path: write_json(path, self._settings))
         if jax.process_count() > 1:
-            layouts.require_agreement(folder=str(self.folder))  # now it is there, for all to look into
+            processes.require_agreement(folder=str(self.folder))  # now it is there, for all to look into
         stages = Stages(self.folder, writes=self._first, heed=self._heed, notice=complain)
         try:
             yield stages
@@ -144,7 +144,7 @@ class Run:
     def _heed(self) -> None:
         asked = bool(self._asked)
         if jax.process_count() > 1:
-            (asked,) = layouts.any_process(asked)
+            (asked,) = processes.any_process(asked)
         if asked:
             raise Ended
 

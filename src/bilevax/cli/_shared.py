@@ -20,8 +20,8 @@ import bilevax
 from bilevax._checks import InputError, short_reason
 from bilevax._files import make_writable
 from bilevax.cli._printing import complain, failed
-from bilevax.loop import placement as layouts
-from bilevax.loop.placement import Layout
+from bilevax.loop.layout import Layout, over
+from bilevax.loop.processes import join
 from bilevax.loop.result import ProcessLostError, SolveError
 from bilevax.loop.signals import PREEMPTION, Asked, deferred
 
@@ -99,8 +99,8 @@ def laid_out(devices: int | None, out: Path) -> tuple[Layout | None, Path]:
     """
     if devices is None:
         return None, out
-    layouts.join(devices)
-    layout = layouts.over(devices)
+    join(devices)
+    layout = over(devices)
     if jax.process_index() > 0:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115  as long as the process lives
         out = Path(tempfile.mkdtemp(prefix="bilevax-"))

@@ -23,7 +23,7 @@ from bilevax.cli._shared import (
     laid_out,
     surroundings,
 )
-from bilevax.loop.placement import Layout
+from bilevax.loop.layout import Layout
 
 if TYPE_CHECKING:  # scikit-learn, which `--help` need not wait for
     from bilevax.applications.poisoning.jobs import Job

@@ -10,7 +10,7 @@ from bilevax._checks import InputError
 from bilevax.cli._printing import as_table, say, show
 from bilevax.cli._runs import Run
 from bilevax.cli._shared import figure, surroundings
-from bilevax.loop.placement import Layout
+from bilevax.loop.layout import Layout
 
 if TYPE_CHECKING:  # this pulls in pandas and scikit-learn, which `--help` need not wait for
     from bilevax.applications.tuning.lasso_comparison import LassoComparison

@@ -19,7 +19,7 @@ import numpy as np
 from bilevax import _files
 from bilevax._checks import InputError, require_count, short_reason
 from bilevax.loop.callbacks import require_writable, unused, unwritable, warn
-from bilevax.loop.placement import any_process, on_host
+from bilevax.loop.processes import any_process, on_host
 from bilevax.loop.result import Fingerprint, Result, Run, Saved, SolveError, Visit
 from bilevax.solvers.base import Info
 

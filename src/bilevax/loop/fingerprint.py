@@ -10,10 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bilevax._checks import (
-    PyTree,
-)
-from bilevax.loop import placement as layouts
+from bilevax._checks import PyTree
+from bilevax.loop.processes import on_host
 from bilevax.loop.result import Fingerprint
 from bilevax.problem import Batch, Problem
 from bilevax.solvers import base
@@ -56,14 +54,12 @@ def fingerprint_of(
             None if problem.lower_start is None else problem.lower_start(u, batch, key),
         )
 
-    if hasattr(state, "alive"):  # members of a Vectorized, which lead with an axis of their own
-        losses = jax.vmap(losses, in_axes=(0, 0, None))
-        problem_text = text(losses, state.member, batch, some)
-    else:
-        problem_text = text(losses, state, batch, some)
+    def of_members(state: Any, batch: Batch, key: Any) -> Any:
+        return base.over_members(solver, losses, state, batch, key)
+
     return Fingerprint(
         shapes="\n".join(shapes),
-        problem=problem_text,
+        problem=text(of_members, state, batch, some),
         solver=f"{type(solver).__name__}\n{text(functools.partial(solver.step, problem), state, batch, some)}",
         key=str(jax.random.key_data(key).tolist()),
         data="\n".join(
@@ -81,7 +77,7 @@ def _hashes(name: str, tree: PyTree) -> list[str]:
     lines = []
     for path, x in jax.tree_util.tree_leaves_with_path(tree):
         x = jax.random.key_data(x) if jnp.issubdtype(jnp.result_type(x), jax.dtypes.prng_key) else x
-        values = np.ascontiguousarray(np.asarray(layouts.on_host(x), jnp.result_type(x))).reshape(-1)
+        values = np.ascontiguousarray(np.asarray(on_host(x), jnp.result_type(x))).reshape(-1)
         digest = hashlib.sha256(values.view(np.uint8).data).hexdigest()
         lines.append(f"{name}{jax.tree_util.keystr(path)}: {digest}")
     return lines

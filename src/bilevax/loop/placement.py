@@ -1,195 +1,203 @@
-"""How a solve is laid out over several devices and processes.
+"""Where the arrays of a solve lie: on one device, or on a mesh of several, of one process or of many.
 
-Nothing is computed here: arrays are placed, and XLA partitions the one program of `solve` to match (GSPMD; Xu et al.
-2021, arXiv:2105.04663), with collectives by NCCL on GPUs and Gloo on CPUs. Every device takes its share of each
-batch; where a loss takes the mean over samples, XLA sums the devices' gradients.
+`OneDevice` and `OnMesh` have the same methods, so the loop is the same for both. Nothing is computed here: arrays are
+placed, and XLA partitions the one program of `solve` to match (GSPMD; Xu et al. 2021, arXiv:2105.04663), with
+collectives by NCCL on GPUs and Gloo on CPUs. Every device takes its share of each batch; where a loss takes the mean
+over samples, XLA sums the devices' gradients.
 """
 
-import atexit
 import contextlib
-import os
-import time
-import zlib
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental import multihost_utils
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from bilevax._checks import InputError, PyTree, require_count
+from bilevax._checks import InputError, PyTree
+from bilevax.loop.layout import Layout, is_key
+from bilevax.loop.processes import any_process, require_agreement, together
+from bilevax.loop.signals import Asked
 from bilevax.loop.sources import Fixed
-from bilevax.problem import Batch, PerMove
+from bilevax.problem import Batch
+
+
+class Placement(Protocol):
+    """What the loop asks of a placement."""
+
+    @property
+    def processes(self) -> int:
+        """How many processes take part."""
+        ...
+
+    def variables(self, u: PyTree, v: PyTree) -> tuple[PyTree, PyTree]:
+        """The start, placed."""
+        ...
+
+    def source(self, source: Any) -> Any:
+        """A device-resident source, placed."""
+        ...
+
+    def batch(self, batch: Batch) -> Batch:
+        """A host batch, placed; of several processes each holds its share of the samples."""
+        ...
+
+    def same(self, x: Any) -> Any:
+        """An array that is the same on all devices, such as the key."""
+        ...
+
+    def start(self, init: Callable[[PyTree, PyTree, Batch], Any], u: PyTree, v: PyTree, batch: Batch) -> Any:
+        """The state `init(u, v, batch)`, placed."""
+        ...
+
+    def like(self, tree: Any, state: Any) -> Any:
+        """Arrays on the host as new arrays, each placed as its counterpart in `state`."""
+        ...
+
+    def shardings(self, state: Any) -> tuple[NamedSharding, ...]:
+        """Those that a stretch must keep, for each array of the state; none on one device."""
+        ...
+
+    def any(self, *flags: bool) -> tuple[bool, ...]:
+        """Each flag, True if it is set in any process that takes part."""
+        ...
+
+    def agree(self, settings: Callable[[], dict[str, str]]) -> None:
+        """Raise InputError where processes that take part have different settings."""
+        ...
+
+    def ends(self, asked: Asked) -> bool:
+        """Whether a signal ends the solve at once; of several processes none ends without the others."""
+        ...
+
+    def together(self) -> AbstractContextManager[None]:
+        """Within, the loss of another process is raised as a ProcessLostError."""
+        ...
 
 
 @dataclass(frozen=True)
-class Layout:
-    """Which devices a solve uses, and what lies where.
+class OneDevice:
+    """JAX's default device."""
 
-    Args:
-        mesh: a `jax.sharding.Mesh`; `over(n)` makes the usual one. With several processes it spans all of them.
-        u, v: how these are laid out: a `PartitionSpec`, or a tree of them as u or v or a prefix of it. By default every
-            device holds all of both. Optimizer states, multipliers and whatever else of a solver's state has the
-            form of u or v is laid out like it.
-        data: the axis of the mesh over which the samples of a batch, its arrays' leading axis, are split.
+    processes: int = 1
 
-    A fixed Batch is stored split where the devices divide its samples. The data sets of `Minibatches` and `Epochs` lie
-    whole on every device, so that each gathers its own samples and no data travel; what is used whole is split where it
-    is used, padded if need be. Of a host iterable each process yields its own share of every batch.
+    def variables(self, u: PyTree, v: PyTree) -> tuple[PyTree, PyTree]:
+        """On the device; `start` copies them."""
+        return jax.tree.map(jnp.asarray, (u, v))
 
-    Raises:
-        InputError: no mesh, or one without this axis.
+    def source(self, source: Any) -> Any:
+        """Its NumPy arrays on the device."""
+        return jax.tree.map(lambda x: jnp.asarray(x) if isinstance(x, np.ndarray) else x, source)
 
-    Example:
-        >>> import jax, jax.numpy as jnp
-        >>> from jax.sharding import PartitionSpec
-        >>> from bilevax import Batch, Layout, Penalty, Problem, solve
-        >>> problem = Problem(
-        ...     upper_loss=lambda u, v, x: jnp.mean((v - x) ** 2),
-        ...     lower_loss=lambda u, v: jnp.sum((v - u) ** 2),
-        ... )
-        >>> mesh = jax.make_mesh((len(jax.devices()),), ("data",))
-        >>> layout = Layout(mesh, u=PartitionSpec("data"))
-        >>> batch = Batch(upper=jnp.ones((16, 8)))
-        >>> result = solve(
-        ...     Penalty(), problem, jnp.zeros(8), jnp.zeros(8), batch, steps=2000, key=jax.random.key(0), mesh=layout
-        ... )
-        >>> print(jnp.round(result.u, 1))
-        [1. 1. 1. 1. 1. 1. 1. 1.]
-    """
+    def batch(self, batch: Batch) -> Batch:
+        """On the device."""
+        return jax.device_put(batch)
 
-    mesh: Mesh
-    u: PyTree = field(default_factory=PartitionSpec)
-    v: PyTree = field(default_factory=PartitionSpec)
-    data: str = "data"
+    def same(self, x: Any) -> Any:
+        """As it is."""
+        return x
 
-    def __post_init__(self) -> None:
-        if not isinstance(self.mesh, Mesh):
-            raise InputError(
-                f"Layout: mesh is a {type(self.mesh).__name__}. Pass a jax.sharding.Mesh, such as "
-                'jax.make_mesh((4,), ("data",)).'
-            )
-        if self.data not in self.mesh.axis_names:
-            raise InputError(
-                f"Layout: the mesh has the axes {list(self.mesh.axis_names)}, and none named {self.data!r} to split "
-                "the samples over. Name one of them by Layout(mesh, data=...)."
-            )
-        automatic = (AxisType.Auto,) * len(self.mesh.axis_names)  # XLA finds the layouts that are not given
-        object.__setattr__(self, "mesh", Mesh(self.mesh.devices, self.mesh.axis_names, axis_types=automatic))
+    def start(self, init: Callable[[PyTree, PyTree, Batch], Any], u: PyTree, v: PyTree, batch: Batch) -> Any:
+        """The state."""
+        return init(u, v, batch)
+
+    def like(self, tree: Any, state: Any) -> Any:
+        """Copies on the device."""
+        return jax.tree.map(lambda x: jnp.array(x, copy=True), tree)
+
+    def shardings(self, state: Any) -> tuple[NamedSharding, ...]:
+        """None."""
+        return ()
+
+    def any(self, *flags: bool) -> tuple[bool, ...]:
+        """The flags."""
+        return flags
+
+    def agree(self, settings: Callable[[], dict[str, str]]) -> None:
+        """Nothing to compare."""
+
+    def ends(self, asked: Asked) -> bool:
+        """Whether a signal has come."""
+        asked.poll()
+        return bool(asked)
+
+    def together(self) -> AbstractContextManager[None]:
+        """Nothing to watch for."""
+        return contextlib.nullcontext()
+
+
+@dataclass(frozen=True)
+class OnMesh:
+    """The devices of a layout, which may belong to several processes."""
+
+    layout: Layout
 
     @property
-    def shares(self) -> int:
-        """Into how many shares a batch is split."""
-        return self.mesh.shape[self.data]
+    def processes(self) -> int:
+        """All that JAX knows."""
+        return jax.process_count()
 
-    def sharding(self, spec: PartitionSpec) -> NamedSharding:
-        """A spec on this mesh."""
-        return NamedSharding(self.mesh, spec)
+    def variables(self, u: PyTree, v: PyTree) -> tuple[PyTree, PyTree]:
+        """As the layout has them."""
+        return placed(u, self.layout.of_variable("u", u)), placed(v, self.layout.of_variable("v", v))
 
-    def of_variable(self, name: str, x: PyTree) -> PyTree:
-        """A sharding for each leaf of u or of v (`name`).
+    def source(self, source: Any) -> "Split":
+        """A fixed batch split over the devices, the data sets of any other source whole on every device."""
+        return placed_source(source, self.layout)
 
-        Raises:
-            InputError: the specs do not match its tree, or an axis of a leaf cannot be split as asked.
-        """
-        specs = getattr(self, name)
-        for leaf in jax.tree.leaves(specs, is_leaf=_is_spec):
-            if not _is_spec(leaf):
-                raise InputError(f"Layout: {name} holds {leaf!r}. Give a jax.sharding.PartitionSpec for each leaf.")
-        try:
-            full = jax.tree.map(lambda spec, part: jax.tree.map(lambda _: spec, part), specs, x, is_leaf=_is_spec)
-        except ValueError as error:
-            raise InputError(
-                f"Layout: the tree of PartitionSpecs for {name} does not match {name}: it is {specs!r}, and {name} has "
-                f"{jax.tree.structure(x)}. Give one spec for all of {name}, or a tree of them of its form."
-            ) from error
-        leaves = jax.tree_util.tree_leaves_with_path(x)
-        for (path, leaf), spec in zip(leaves, jax.tree.leaves(full, is_leaf=_is_spec), strict=True):
-            self._check(f"{name}{jax.tree_util.keystr(path)}", np.shape(leaf), spec)
-        return jax.tree.map(self.sharding, full, is_leaf=_is_spec)
+    def batch(self, batch: Batch) -> Batch:
+        """This process's share of the samples, split over its devices."""
+        layout = self.layout
+        layout.check_batch(batch, self.processes)
 
-    def _check(self, where: str, shape: tuple[int, ...], spec: PartitionSpec) -> None:
-        if len(spec) > len(shape):
-            raise InputError(
-                f"Layout: {where} has shape {shape}, and its spec {spec} names {len(spec)} axes. Give one entry per "
-                "axis at most."
-            )
-        for axis, names in enumerate(spec):
-            names = (names,) if isinstance(names, str) else tuple(names or ())
-            unknown = [n for n in names if n not in self.mesh.axis_names]
-            if unknown:
-                raise InputError(
-                    f"Layout: the spec {spec} of {where} names {unknown[0]!r}, and the mesh has the axes "
-                    f"{list(self.mesh.axis_names)}. Use one of them."
-                )
-            parts = int(np.prod([self.mesh.shape[n] for n in names], initial=1))
-            if shape[axis] % parts:
-                raise InputError(
-                    f"Layout: axis {axis} of {where} has {shape[axis]} entries, which {parts} devices do not divide. "
-                    "Leave this axis whole (None in the spec), or take a number of devices that divides it."
-                )
+        def place(x: Any, spec: PartitionSpec) -> Any:
+            return jax.make_array_from_process_local_data(layout.sharding(spec), np.asarray(x, jnp.result_type(x)))
 
-    def of_state(self, state: Any, u: PyTree, v: PyTree) -> Any:
-        """A sharding for each leaf of a solver's state (its shapes): where a part has the form of u or v, theirs."""
-        like_u, like_v = ((x, self.of_variable(name, x)) for name, x in (("u", u), ("v", v)))
-        whole = self.sharding(PartitionSpec())
+        return jax.tree.map(place, batch, layout.of_batch(batch))
 
-        def part(tree: Any, candidates: Any) -> Any:
-            def found(t: Any) -> Any:
-                return next((shardings for x, shardings in candidates if _same_form(t, x)), None)
+    def same(self, x: Any) -> Any:
+        """Whole on every device."""
+        return placed(x, self.layout.sharding(PartitionSpec()))
 
-            return jax.tree.map(
-                lambda t: whole if (shardings := found(t)) is None else shardings,
-                tree,
-                is_leaf=lambda t: found(t) is not None,
-            )
+    def start(self, init: Callable[[PyTree, PyTree, Batch], Any], u: PyTree, v: PyTree, batch: Batch) -> Any:
+        """The state, each part of the form of u or v laid out like it."""
+        # Of the batch `init` uses shapes only; as a constant of the program it must not be an array of all processes.
+        blank = jax.tree.map(lambda x: x if is_key(x) else np.zeros(x.shape, x.dtype), batch)
 
-        def fields(state: Any) -> Any:
-            if hasattr(state, "member"):  # of a Vectorized
-                return state._replace(member=fields(state.member), alive=whole)
-            return type(state)(
-                *(
-                    part(x, (like_u, like_v) if name in ("u", "upper_opt") else (like_v, like_u))
-                    for name, x in zip(state._fields, state, strict=True)
-                )
-            )
+        def start(u: PyTree, v: PyTree) -> Any:
+            return init(u, v, blank)
 
-        return fields(state)
+        form = self.layout.of_state(jax.eval_shape(start, u, v), u, v)
+        return jax.jit(start, out_shardings=form)(u, v)
 
-    def of_batch(self, batch: Batch) -> Batch:
-        """A spec for each array of a batch: its samples split, what has fewer of them than there are shares, whole."""
+    def like(self, tree: Any, state: Any) -> Any:
+        """Laid out like the state."""
+        return placed(tree, jax.tree.map(lambda x: x.sharding, state))
 
-        def specs(tree: PyTree, axis: int) -> PyTree:
-            def one(x: Any) -> PartitionSpec:
-                shape = np.shape(x)
-                if len(shape) <= axis or shape[axis] < self.shares or _is_key(x):
-                    return PartitionSpec()
-                return PartitionSpec(*[None] * axis, self.data)
+    def shardings(self, state: Any) -> tuple[NamedSharding, ...]:
+        """Those of its arrays."""
+        return tuple(x.sharding for x in jax.tree.leaves(state))
 
-            return jax.tree.map(one, tree)
+    def any(self, *flags: bool) -> tuple[bool, ...]:
+        """In any process."""
+        return any_process(*flags)
 
-        if isinstance(batch.lower, PerMove):
-            return Batch(specs(batch.upper, 0), PerMove(specs(batch.lower.data, 1)))
-        return Batch(specs(batch.upper, 0), specs(batch.lower, 0))
+    def agree(self, settings: Callable[[], dict[str, str]]) -> None:
+        """Compared with those of the first process."""
+        if self.processes > 1:
+            require_agreement(mesh=repr(self.layout), **settings())
 
-    def check_batch(self, batch: Batch, processes: int = 1) -> None:
-        """Refuse a batch whose samples cannot be split evenly; of `processes` processes, one's share of it.
+    def ends(self, asked: Asked) -> bool:
+        """Whether a signal has come, where this process is the only one."""
+        asked.poll()
+        return bool(asked) and self.processes == 1
 
-        Raises:
-            InputError: the data axis of the mesh does not divide it.
-        """
-        specs = jax.tree.leaves(self.of_batch(batch), is_leaf=_is_spec)
-        for (path, x), spec in zip(jax.tree_util.tree_leaves_with_path(batch), specs, strict=True):
-            n = np.shape(x)[len(spec) - 1] if len(spec) else 0
-            shares = max(1, self.shares // processes)
-            if n % shares:
-                raise InputError(
-                    f"The batch{jax.tree_util.keystr(path)} has {n} samples, which the mesh's axis {self.data!r} of "
-                    f"{shares} devices does not divide. Take a multiple of {shares} samples, say "
-                    f"{n - n % shares}, or fewer devices."
-                )
+    def together(self) -> AbstractContextManager[None]:
+        """An error that a lost process causes becomes a ProcessLostError."""
+        return together()
 
 
 @jax.tree_util.register_dataclass
@@ -212,97 +220,11 @@ class Split:
         )
 
 
-def over(devices: int | None) -> Layout | None:
-    """A layout over the first `devices` devices of all processes, samples split; None: no layout, one device.
-
-    Raises:
-        InputError: not a positive number, more than there are, or, with several processes, not all of them.
-
-    Example:
-        >>> from bilevax.loop.placement import over
-        >>> over(1).mesh.shape["data"]
-        1
-    """
-    if devices is None:
-        return None
-    require_count("over", "devices", devices)
-    found = jax.devices()
-    if devices > len(found):
-        raise InputError(
-            f"{devices} devices are asked for, and there are {len(found)} ({found[0].platform}). Ask for fewer. On a "
-            'CPU, jax.config.update("jax_num_cpu_devices", n) before anything else makes n of one.'
-        )
-    if jax.process_count() > 1 and devices != len(found):
-        raise InputError(
-            f"{devices} devices are asked for, and the {jax.process_count()} processes have {len(found)}, all of which "
-            f"must take part. Ask for {len(found)}."
-        )
-    return Layout(Mesh(np.asarray(found[:devices]), ("data",)))
-
-
-def join(devices: int) -> None:
-    """Make ready for `devices` devices, before JAX is used: join the processes that a cluster's launcher has started.
-
-    Slurm, Open MPI and others are known to JAX. Without one, JAX_COORDINATOR_ADDRESS (host:port of the first process),
-    JAX_NUM_PROCESSES and JAX_PROCESS_ID say who is who. On a CPU each process makes its part of the devices.
-
-    Raises:
-        InputError: the processes could not be joined, or they do not divide the devices.
-    """
-    counts = [int(os.environ.get(name, 1)) for name in ("JAX_NUM_PROCESSES", "SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE")]
-    processes, place = max(counts), os.environ.get("JAX_PROCESS_ID")
-    if devices % processes:
-        raise InputError(
-            f"{devices} devices are asked for, which {processes} processes do not divide. Ask for a multiple of them."
-        )
-    if processes > 1:
-        # A process that is killed is noticed in a minute, and those left may end by themselves.
-        jax.config.update("jax_enable_recoverability", True)
-        try:
-            jax.distributed.initialize(
-                num_processes=counts[0] if counts[0] > 1 else None,
-                process_id=None if place is None else int(place),
-                heartbeat_timeout_seconds=30,
-                shutdown_timeout_seconds=10,
-            )
-        except (ValueError, RuntimeError) as error:
-            raise InputError(
-                f"The processes could not be joined ({str(error).strip().splitlines()[0]}). Set "
-                "JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID in each, or start them by a launcher "
-                "that JAX knows, such as Slurm or Open MPI."
-            ) from error
-        atexit.register(_leave)
-    with contextlib.suppress(RuntimeError):  # JAX was used already: `over` says how many there are
-        jax.config.update("jax_num_cpu_devices", devices // processes)
-
-
-def _leave() -> None:
-    """At a process's end: the first one, over which the others keep in touch and without which they abort, is last.
-
-    With recoverability JAX leaves this to the program. It waits for half a minute at most: a process that is killed
-    says nothing, and one that waits for this one's share of a step never ends.
-    """
-    # jax.process_index() would start a backend where none was used.
-    from jax._src.distributed import global_state
-
-    client: Any = global_state.client
-    if client is None:  # the program has called jax.distributed.shutdown itself
-        return
-    mine, end = global_state.process_id, time.monotonic() + 30
-    with contextlib.suppress(jax.errors.JaxRuntimeError):
-        if mine:
-            client.key_value_set(f"bilevax/left/{mine}", "")
-            return
-        for other in range(1, global_state.num_processes):
-            client.blocking_key_value_get(f"bilevax/left/{other}", max(1, int(1e3 * (end - time.monotonic()))))
-        client.get_live_nodes(list(range(global_state.num_processes)))  # returns when all others have disconnected
-
-
 def placed(tree: PyTree, shardings: PyTree) -> PyTree:
-    """Copies of arrays that are the same in every process, laid out as `shardings`, a tree of the same form, say."""
+    """Copies of arrays that are the same in every process, laid out by `shardings`, a tree of the same form."""
 
     def place(x: Any, sharding: NamedSharding) -> Any:
-        if _is_key(x):
+        if is_key(x):
             return jax.random.wrap_key_data(place(jax.random.key_data(x), sharding), impl=jax.random.key_impl(x))
         if isinstance(x, jax.Array) and not x.is_fully_addressable:
             return jnp.array(jax.device_put(x, sharding), copy=True)
@@ -310,16 +232,6 @@ def placed(tree: PyTree, shardings: PyTree) -> PyTree:
         return jax.make_array_from_callback(host.shape, sharding, lambda part: host[part])
 
     return jax.tree.map(place, tree, shardings)
-
-
-def placed_share(batch: Batch, layout: Layout) -> Batch:
-    """A batch of which this process holds its share of the samples, laid out."""
-    layout.check_batch(batch, jax.process_count())
-
-    def place(x: Any, spec: PartitionSpec) -> Any:
-        return jax.make_array_from_process_local_data(layout.sharding(spec), np.asarray(x, jnp.result_type(x)))
-
-    return jax.tree.map(place, batch, layout.of_batch(batch))
 
 
 def placed_source(source: Any, layout: Layout) -> Split:
@@ -341,58 +253,3 @@ def placed_source(source: Any, layout: Layout) -> Split:
             )
     whole = layout.sharding(PartitionSpec())
     return Split(placed(source, jax.tree.map(lambda _: whole, source)), layout.mesh, layout.data)
-
-
-def on_host(tree: PyTree) -> PyTree:
-    """Arrays as numpy's, those that lie in several processes gathered; then every process must call this."""
-
-    def fetch(x: Any) -> Any:
-        if isinstance(x, jax.Array) and not x.is_fully_addressable and not x.is_fully_replicated:
-            return multihost_utils.process_allgather(x, tiled=True)
-        return jax.device_get(x)
-
-    return jax.tree.map(fetch, tree)
-
-
-def any_process(*flags: bool) -> tuple[bool, ...]:
-    """Each flag, if it is set in any process; every process must call this."""
-    if jax.process_count() == 1:
-        return flags
-    gathered = multihost_utils.process_allgather(np.array(flags, bool))
-    return tuple(bool(x) for x in gathered.any(0))
-
-
-def require_agreement(**settings: str) -> None:
-    """Refuse processes that were started with other settings; every process must call this.
-
-    Args:
-        **settings: text, of which checksums are compared.
-
-    Raises:
-        InputError: in every process, where one differs from the first.
-    """
-    if jax.process_count() == 1:
-        return
-    mine = np.array([zlib.crc32(x.encode()) for x in settings.values()], np.uint32)
-    everyone = multihost_utils.process_allgather(mine)
-    for i, name in enumerate(settings):
-        others = np.flatnonzero(everyone[:, i] != everyone[0, i])
-        if len(others):
-            raise InputError(
-                f"The processes disagree on {name.replace('_', ' ')}: process {others[0]} has another than process 0. "
-                "Start all of them with the same program, settings and data."
-            )
-
-
-def _is_key(x: Any) -> bool:
-    return jnp.issubdtype(getattr(x, "dtype", np.float32), jax.dtypes.prng_key)
-
-
-def _is_spec(x: Any) -> bool:
-    return isinstance(x, PartitionSpec)
-
-
-def _same_form(tree: Any, x: PyTree) -> bool:
-    return jax.tree.structure(tree) == jax.tree.structure(x) and all(
-        np.shape(a) == np.shape(b) for a, b in zip(jax.tree.leaves(tree), jax.tree.leaves(x), strict=True)
-    )

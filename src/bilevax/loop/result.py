@@ -3,13 +3,12 @@
 import enum
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
+import numpy as np
 
-from bilevax._checks import (
-    PyTree,
-)
+from bilevax._checks import PyTree
 from bilevax.solvers.base import Info
 
 
@@ -101,6 +100,22 @@ class Visit:
     history: Callable[[], Info]
 
 
+class History:
+    """The Info of all steps so far, on the host: arrays are joined when they are asked for."""
+
+    def __init__(self, first: Info):
+        self._parts = [first]
+
+    def add(self, info: Info) -> None:
+        """Append the Info of a stretch."""
+        self._parts.append(info)
+
+    def __call__(self) -> Info:
+        """All of it, an array per scalar."""
+        self._parts = [jax.tree.map(lambda *x: np.concatenate(x), *self._parts)]
+        return self._parts[0]
+
+
 class Fingerprint(NamedTuple):
     """What must agree for a saved state to be continued, as text.
 
@@ -145,6 +160,7 @@ class Saved(NamedTuple):
     history: Info
 
 
+@runtime_checkable
 class Callback(Protocol):
     """Something to do between stretches. Plain functions of a Visit will do, too."""
 
@@ -161,6 +177,7 @@ class Callback(Protocol):
         ...
 
 
+@runtime_checkable
 class Resumable(Protocol):
     """Where a solve can find what an earlier one saved."""
 

@@ -6,10 +6,13 @@ sets a flag.
 """
 
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
+
+from bilevax.loop.result import Result, SolveInterrupted, SolveTerminated, Status
 
 T = TypeVar("T")
 
@@ -61,6 +64,11 @@ class Asked:
     def insists(self) -> bool:
         """Whether Ctrl-C was pressed twice."""
         return self.received.count(INTERRUPT) > 1
+
+    @property
+    def status(self) -> Status:
+        """What a solve that the first signal ends has as its status."""
+        return Status.INTERRUPTED if self.interrupted else Status.TERMINATED
 
     def poll(self) -> None:
         """Raise KeyboardInterrupt after a second Ctrl-C, whose own exception may have been dropped."""
@@ -156,3 +164,31 @@ def unless(asked: Asked, work: Callable[[], T]) -> T:
     if outcome[1] is not None:
         raise outcome[1]
     return outcome[0]
+
+
+def ended(asked: Asked, saver: Any, sentence: str, result: Result | None = None) -> BaseException:
+    """What a solve that a signal has ended raises.
+
+    Args:
+        asked: the signals.
+        saver: the callback that has saved the state.
+        sentence: how far the solve came.
+        result: what it came to; None where it ended before there was a state.
+
+    Returns:
+        For Ctrl-C a SolveInterrupted (a KeyboardInterrupt without a result), for preemption a SolveTerminated. How to
+        go on is printed, unless a `deferred` around this one will say so.
+    """
+    interrupted = asked.interrupted
+    if result is not None and result.status in (Status.INTERRUPTED, Status.TERMINATED):
+        interrupted = result.status is Status.INTERRUPTED  # it may have come from another process
+    if interrupted:
+        return KeyboardInterrupt(sentence) if result is None else SolveInterrupted(sentence, result)
+    where = getattr(saver, "directory", None)
+    sentence += (
+        f" To go on from there, call solve again with the same arguments and with this {type(saver).__name__}"
+        f"{'' if where is None else f' ({str(where)!r})'} as resume= too."
+    )
+    if asked.outermost:
+        print(sentence, file=sys.stderr, flush=True)
+    return SolveTerminated(sentence, result)

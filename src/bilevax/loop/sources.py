@@ -3,12 +3,9 @@
 A *source* is a pytree with a method `at(step, key) -> Batch` that runs inside the compiled loop: its
 arrays live on the device and are arguments of the compiled call. It keeps no state, since step
 and key say which samples are due, so a resumed solve sees the same batches. A *stream* is any
-iterable of Batches on the host; `prefetch` puts them on the device ahead of their turn.
+iterable of Batches on the host, see `bilevax.loop.feed`.
 """
 
-import queue
-import threading
-from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -17,7 +14,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from bilevax._checks import InputError, PyTree, check_finite, described, require_arrays, settle_counts
-from bilevax.loop.signals import POLL_SECONDS, Asked
 from bilevax.problem import Batch, PerMove
 
 FEISTEL_ROUNDS = 6
@@ -338,70 +334,3 @@ def _shuffled(place: Any, epoch: Any, seed: Any, n: int) -> Any:
 
     # Walk on from images outside 0..n-1: the domain is less than 4 n, so a few rounds do.
     return jax.lax.while_loop(lambda x: jnp.any(x >= n), lambda x: jnp.where(x >= n, network(x), x), network(place))
-
-
-def require_batch(batch: Any) -> None:
-    """Refuse what a host iterable yields if it is no Batch of arrays."""
-    if not isinstance(batch, Batch):
-        raise InputError(
-            f"batches yields {type(batch).__name__}, and must yield bilevax.Batch(upper=..., lower=...). Pass the data "
-            "themselves as one Batch, or as a source such as bilevax.Minibatches."
-        )
-    require_arrays("batch", batch)
-
-
-def prefetch(
-    batches: Iterable[Batch],
-    place: Callable[[Batch], Batch] = jax.device_put,
-    depth: int = 2,
-    asked: Asked | None = None,
-) -> Iterator[Batch]:
-    """The same Batches, put on the device (or devices: `place`) by a thread that works `depth` batches ahead.
-
-    Where a signal has come (`asked`) and no batch is ready, they end. A thread that stalls in the user's iterable is
-    left behind.
-    """
-    ready: queue.Queue[Any] = queue.Queue(maxsize=depth)
-    stop = threading.Event()
-    end = object()
-
-    def put(item: Any) -> bool:
-        while not stop.is_set():
-            try:
-                ready.put(item, timeout=POLL_SECONDS)
-                return True
-            except queue.Full:
-                continue
-        return False
-
-    def work() -> None:
-        try:
-            for batch in batches:
-                require_batch(batch)
-                if not put(place(batch)):
-                    return
-            put(end)
-        except BaseException as error:  # handed to the consumer, whose error it is
-            put(error)
-
-    thread = threading.Thread(target=work, daemon=True, name="bilevax-prefetch")
-    thread.start()
-    try:
-        while True:
-            try:
-                item = ready.get(timeout=POLL_SECONDS)
-            except queue.Empty:
-                if asked is not None and asked:
-                    asked.poll()
-                    return
-                continue
-            if item is end:
-                return
-            if isinstance(item, BaseException):
-                if asked is not None and asked:  # Ctrl-C reaches the processes of a loader, too, which then fail
-                    return
-                raise item
-            yield item
-    finally:
-        stop.set()
-        thread.join(timeout=(5 if asked is not None and asked else 10) * POLL_SECONDS)

@@ -148,10 +148,30 @@ def all_finite(tree: PyTree) -> Any:
     return jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(tree)]))
 
 
-def still_alive(state: Any, info: Info) -> Any:
-    """Whether a step's iterates and losses are finite; of a stack of members, whether any still is."""
-    if hasattr(state, "alive"):
-        return jnp.any(state.alive)
+def keep_finite(solver: Solver, before: Any, after: Any, info: Info) -> tuple[Any, Any]:
+    """The state to go on from after a step, and whether to go on.
+
+    That is `after` and True where its iterates and losses are finite, else `before` and False. A solver of many
+    problems at once decides for each of them, by a method `keep_finite(before, after, info)` of its own.
+    """
+    of_its_own = getattr(solver, "keep_finite", None)
+    if of_its_own is not None:
+        return of_its_own(before, after, info)
+    alive = is_finite(after, info)
+    return jax.tree.map(lambda new, old: jnp.where(alive, new, old), after, before), alive
+
+
+def over_members(solver: Solver, function: Callable[..., Any], state: Any, *rest: Any) -> Any:
+    """function(state, *rest); for each member where a solver of many problems has a method `over_members`."""
+    return getattr(solver, "over_members", _once)(function, state, *rest)
+
+
+def _once(function: Callable[..., Any], *arguments: Any) -> Any:
+    return function(*arguments)
+
+
+def is_finite(state: Any, info: Info) -> Any:
+    """Whether a step's iterates and losses are finite."""
     return all_finite((state.u, state.v, info.upper_loss, info.lower_loss))
 
 

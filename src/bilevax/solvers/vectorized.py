@@ -1,5 +1,6 @@
 """A solver over a leading axis of problems."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -85,7 +86,7 @@ class Vectorized:
 
         def one(member: Any, alive: Any, batch: Batch, key: Any) -> Any:
             moved, info = self.solver.step(problem, member, batch, key)
-            alive &= base.still_alive(moved, info)
+            alive &= base.is_finite(moved, info)
             member = jax.tree.map(lambda new, old: jnp.where(alive, new, old), moved, member)
             info = jax.tree.map(
                 lambda x: jnp.where(alive, x, jnp.nan) if jnp.issubdtype(x.dtype, jnp.floating) else x, info
@@ -94,3 +95,11 @@ class Vectorized:
 
         keys = jax.random.split(key, state.alive.shape[0])
         return jax.vmap(one)(state.member, state.alive, batch, keys)
+
+    def keep_finite(self, before: VectorizedState, after: VectorizedState, info: base.Info) -> tuple[Any, Any]:
+        """`after`, in which each member that failed is at its last finite state; whether one is left."""
+        return after, jnp.any(after.alive)
+
+    def over_members(self, function: Callable[..., Any], state: VectorizedState, batch: Batch, *rest: Any) -> Any:
+        """function(member's state, member's batch, *rest) of every member, stacked."""
+        return jax.vmap(function, in_axes=(0, 0, *(None for _ in rest)))(state.member, batch, *rest)

@@ -1,0 +1,133 @@
+"""Several processes in one solve: how they start, agree and end together."""
+
+import atexit
+import contextlib
+import os
+import re
+import time
+import zlib
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from bilevax._checks import InputError, PyTree
+from bilevax.loop.result import ProcessLostError
+
+
+def join(devices: int) -> None:
+    """Make ready for `devices` devices, before JAX is used: join the processes that a cluster's launcher has started.
+
+    Slurm, Open MPI and others are known to JAX. Without one, JAX_COORDINATOR_ADDRESS (host:port of the first process),
+    JAX_NUM_PROCESSES and JAX_PROCESS_ID say who is who. On a CPU each process makes its part of the devices.
+
+    Raises:
+        InputError: the processes could not be joined, or they do not divide the devices.
+    """
+    counts = [int(os.environ.get(name, 1)) for name in ("JAX_NUM_PROCESSES", "SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE")]
+    processes, place = max(counts), os.environ.get("JAX_PROCESS_ID")
+    if devices % processes:
+        raise InputError(
+            f"{devices} devices are asked for, which {processes} processes do not divide. Ask for a multiple of them."
+        )
+    if processes > 1:
+        # A process that is killed is noticed in a minute, and those left may end by themselves.
+        jax.config.update("jax_enable_recoverability", True)
+        try:
+            jax.distributed.initialize(
+                num_processes=counts[0] if counts[0] > 1 else None,
+                process_id=None if place is None else int(place),
+                heartbeat_timeout_seconds=30,
+                shutdown_timeout_seconds=10,
+            )
+        except (ValueError, RuntimeError) as error:
+            raise InputError(
+                f"The processes could not be joined ({str(error).strip().splitlines()[0]}). Set "
+                "JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID in each, or start them by a launcher "
+                "that JAX knows, such as Slurm or Open MPI."
+            ) from error
+        atexit.register(_leave)
+    with contextlib.suppress(RuntimeError):  # JAX was used already: `over` says how many there are
+        jax.config.update("jax_num_cpu_devices", devices // processes)
+
+
+def _leave() -> None:
+    """At a process's end: the first one, over which the others keep in touch and without which they abort, is last.
+
+    With recoverability JAX leaves this to the program. It waits for half a minute at most: a process that is killed
+    says nothing, and one that waits for this one's share of a step never ends.
+    """
+    # jax.process_index() would start a backend where none was used.
+    from jax._src.distributed import global_state
+
+    client: Any = global_state.client
+    if client is None:  # the program has called jax.distributed.shutdown itself
+        return
+    mine, end = global_state.process_id, time.monotonic() + 30
+    with contextlib.suppress(jax.errors.JaxRuntimeError):
+        if mine:
+            client.key_value_set(f"bilevax/left/{mine}", "")
+            return
+        for other in range(1, global_state.num_processes):
+            client.blocking_key_value_get(f"bilevax/left/{other}", max(1, int(1e3 * (end - time.monotonic()))))
+        client.get_live_nodes(list(range(global_state.num_processes)))  # returns when all others have disconnected
+
+
+@contextlib.contextmanager
+def together() -> Iterator[None]:
+    """Within, an error of XLA that a lost process causes is raised as a ProcessLostError."""
+    try:
+        yield
+    except (jax.errors.JaxRuntimeError, ValueError) as error:
+        # XLA's errors begin with their kind; some of them reach Python as ValueError.
+        if jax.process_count() == 1 or not re.match("[A-Z_]+: ", str(error)):
+            raise
+        cause = str(error).strip().splitlines()[0][:200]
+        raise ProcessLostError(
+            f"Process {jax.process_index()} of {jax.process_count()}: a step that all processes take together failed "
+            f"({cause}). Another process was most likely killed or lost its connection. Start all of them again; with "
+            "a Checkpoint as callback and as resume= the solve goes on from the last save."
+        ) from error
+
+
+def on_host(tree: PyTree) -> PyTree:
+    """Arrays as numpy's, those that lie in several processes gathered; then every process must call this."""
+
+    def fetch(x: Any) -> Any:
+        if isinstance(x, jax.Array) and not x.is_fully_addressable and not x.is_fully_replicated:
+            return multihost_utils.process_allgather(x, tiled=True)
+        return jax.device_get(x)
+
+    return jax.tree.map(fetch, tree)
+
+
+def any_process(*flags: bool) -> tuple[bool, ...]:
+    """Each flag, if it is set in any process; every process must call this."""
+    if jax.process_count() == 1:
+        return flags
+    gathered = multihost_utils.process_allgather(np.array(flags, bool))
+    return tuple(bool(x) for x in gathered.any(0))
+
+
+def require_agreement(**settings: str) -> None:
+    """Refuse processes that were started with other settings; every process must call this.
+
+    Args:
+        **settings: text, of which checksums are compared.
+
+    Raises:
+        InputError: in every process, where one differs from the first.
+    """
+    if jax.process_count() == 1:
+        return
+    mine = np.array([zlib.crc32(x.encode()) for x in settings.values()], np.uint32)
+    everyone = multihost_utils.process_allgather(mine)
+    for i, name in enumerate(settings):
+        others = np.flatnonzero(everyone[:, i] != everyone[0, i])
+        if len(others):
+            raise InputError(
+                f"The processes disagree on {name.replace('_', ' ')}: process {others[0]} has another than process 0. "
+                "Start all of them with the same program, settings and data."
+            )
