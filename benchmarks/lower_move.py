@@ -201,10 +201,8 @@ def program(model: Any, moves: int, curvature: Any = None, *, loop: bool = True)
         return jax.lax.scan(lambda s, k: solver.step(problem, s, batch, k), state, keys)
 
     def plain(carry: Any, batch: Any, keys: Any) -> Any:
-        direction, (v, opt) = base.descend(problem, u, batch), carry
-        if loop:
-            return base.lower_moves(direction, adam, opt, v, problem, batch, moves, keys[0])
-        return base.move(adam, opt, v, direction(v, batch.lower, keys[0])[0], problem.project_lower)
+        descent = base.Descent(problem, u, adam)
+        return descent.moves(*carry, batch, moves, keys[0]) if loop else descent.move(*carry, batch.lower, keys[0])[0]
 
     if curvature is None:
         function, start = plain, (v, adam.init(v))

@@ -161,8 +161,7 @@ def descended(
     problem: bx.Problem, data: bx.Batch, u: Any, v: Any, optimizer: optax.GradientTransformation, moves: int
 ) -> Any:
     """V after so many moves down g."""
-    down = base.descend(problem, u, data)
-    return base.lower_moves(down, optimizer, optimizer.init(v), v, problem, data, moves, jax.random.key(0))[0]
+    return base.Descent(problem, u, optimizer).moves(v, optimizer.init(v), data, moves, jax.random.key(0))[0]
 
 
 @functools.cache

@@ -146,7 +146,7 @@ def one(trial: Trial, label: str, seed: int) -> Judged:
     if label == "Ren et al.":
         task = trial.task(reweighting_task, META_BATCH, META_BATCH, l2=TRAINING.l2)
         solved = run_solver(REWEIGHT, task, META_STEPS, seed)
-        ranking = -np.asarray(solved.state.mean_weight)
+        ranking = -np.asarray(solved.state.memory.mean_weight)
         return Judged(trial.accuracy(solved.v), None, roc_area(trial.right, ranking), solved.seconds)
     if label == "Meta-Weight-Net":
         task = trial.task(meta_weight_task, META_BATCH, META_BATCH, l2=TRAINING.l2)

@@ -19,7 +19,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from bilevax import derivatives
 from bilevax._checks import PyTree, check_key
 from bilevax.applications._inputs import (
     coded_samples,
@@ -240,11 +239,8 @@ def _heads_problem(
         batch, optimizer = Batch(None, samples), optax.sgd(HEAD_RATE)
         v = start(u, batch, None)
 
-        def direction(v: Any, data: Episode, key: Any) -> tuple[Any, tuple[()]]:
-            return derivatives.lower_gradient(problem, u, v, data, key)[1], ()
-
-        key = jax.random.key(0)
-        return base.lower_moves(direction, optimizer, optimizer.init(v), v, problem, batch, ADAPT_STEPS, key)[0]
+        descent = base.Descent(problem, u, optimizer)
+        return descent.moves(v, optimizer.init(v), batch, ADAPT_STEPS, jax.random.key(0))[0]
 
     return problem, adapt, scores
 

@@ -241,13 +241,12 @@ def _run(function: Compiled, argmin: Argmin, *args: Any) -> Any:
 def _descended(argmin: Argmin, u: PyTree, start: PyTree, data: PyTree, key: Any) -> PyTree:
     """The end of the descent."""
     problem, batch = argmin.problem(), Batch(lower=data)
-    direction = base.descend(problem, u, batch)
-    loss = jax.eval_shape(direction.problem.lower, u, start, base.lower_data(batch, 0), key)
-    objective = direction.objective(start, base.lower_data(batch, 0), key, loss)
+    descent = base.Descent(problem, u, argmin.optimizer)
+    loss = jax.eval_shape(problem.lower, u, start, base.lower_data(batch, 0), key)
+    objective = descent.objective(start, base.lower_data(batch, 0), key, loss)
     projected = argmin.project is not identity
     check_optimizer("Argmin", "optimizer", argmin.optimizer, "start", start, objective, projected)
-    state = argmin.optimizer.init(start)
-    return base.lower_moves(direction, argmin.optimizer, state, start, problem, batch, argmin.steps, key)[0]
+    return descent.moves(start, argmin.optimizer.init(start), batch, argmin.steps, key)[0]
 
 
 @compiled("argmin")

@@ -213,11 +213,10 @@ def trained(
     v = v if problem.lower_start is None else problem.lower_start(u, first, start_key)
 
     def one(carry: Any, t: Any) -> tuple[Any, Any]:
-        v, opt_state = carry
-        batch = source.at(t, batch_key)
-        descent, data = base.descend(problem, u, batch), base.lower_data(batch, 0)
-        return descent.move(optimizer, opt_state, v, data, jax.random.fold_in(move_key, t))
+        data = base.lower_data(source.at(t, batch_key), 0)
+        return descent.move(*carry, data, jax.random.fold_in(move_key, t))
 
+    descent = base.Descent(problem, u, optimizer)
     (v, _), (losses, norms) = jax.lax.scan(one, (v, optimizer.init(v)), jnp.arange(steps))
     return v, problem.upper(u, v, first.upper, start_key), losses[-1], norms[-1]
 
@@ -225,7 +224,7 @@ def trained(
 def check_trainer(owner: str, name: str, optimizer: Any, problem: Problem, u: PyTree, v: PyTree, batch: Batch) -> None:
     """Refuse, in a sentence, an optimizer with which `trained` cannot move v."""
     data, key = base.lower_data(batch, 0), jax.random.key(0)
-    descent = base.descend(problem, u, batch)
+    descent = base.Descent(problem, u, optimizer)
     objective = descent.objective(v, data, key, jax.eval_shape(problem.lower, u, v, data, key))
     check_optimizer(owner, name, optimizer, "v", v, objective, problem.project_lower is not identity)
 

@@ -302,7 +302,7 @@ def test_learning_to_reweight_finds_wrong_labels(digits, key):
     task = reweighting_task(softmax_regression(10), d.X, d.y, d.X_clean, d.y_clean, key=key, l2=1e-2, batch_size=50)
     solver = bx.LearningToReweight(optax.sgd(0.1))
     result = bx.solve(solver, task.problem, *task.start, task.batches, steps=100, key=key)
-    mean = np.asarray(result.state.mean_weight)
+    mean = np.asarray(result.state.memory.mean_weight)
     assert area_under_roc(-mean, wrong) > 0.92
     assert mean[wrong].mean() < 0.2 * mean[~wrong].mean()
     assert task.metrics(result.u, result.v)["clean_accuracy"] > 0.9

@@ -166,7 +166,7 @@ def test_penalty_reaches_the_known_point(name):
 
 @pytest.mark.parametrize("name", KNOWN)
 def test_multipliers_tend_to_the_true_ones(name):
-    for found, wanted in zip(solved(name).state.constraint_nu, KNOWN[name].multipliers, strict=True):
+    for found, wanted in zip(solved(name).state.memory.constraint_nu, KNOWN[name].multipliers, strict=True):
         np.testing.assert_allclose(found, wanted, atol=1e-3)
 
 

@@ -112,7 +112,8 @@ def test_a_given_state_brings_its_multipliers():
     u, v = np.array([0.75]), np.array([0.25])
     solver = bx.Penalty(lower_optimizer=KEEP, gamma=10.0)
     result = bx.solve(solver, PLANE, u, v, steps=3, key=jax.random.key(0))
-    state = result.state._replace(nu=jnp.array([-0.25]))  # -(grad2_vv g)^-1 grad_v f = -0.5 / 2
+    memory = result.state.memory._replace(nu=jnp.array([-0.25]))  # -(grad2_vv g)^-1 grad_v f = -0.5 / 2
+    state = result.state._replace(memory=memory)
     fresh, carried = report(PLANE, u, v, solver=solver), report(PLANE, u, v, solver=solver, state=state)
     np.testing.assert_allclose(fresh.direction, [1.5])
     np.testing.assert_allclose(carried.direction, [1.0])

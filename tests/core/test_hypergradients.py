@@ -215,7 +215,7 @@ def test_penalty_direction_with_multipliers_is_exact_at_a_finite_gamma():
     )
     result = bx.solve(solver, PROBLEM, pair().u, np.zeros(N_V), batch(), steps=60, key=KEY)
     np.testing.assert_array_equal(result.u, pair().u)
-    assert int(result.state.stage) == 60
+    assert int(result.state.memory.stage) == 60
     found = diagnostics.report(PROBLEM, result.u, result.v, batch(), solver, result.state)
     error = relative(found.direction, pair().hypergradient(pair().v))
     plain = relative(
@@ -227,7 +227,7 @@ def test_penalty_direction_with_multipliers_is_exact_at_a_finite_gamma():
     assert relative(result.v, pair().v) < 1e-6
     # The multipliers are those of the Lagrangian: nu = -(grad2_vv g)^-1 grad_v f.
     wanted = -np.linalg.solve(pair().H, pair().upper_grad_v(pair().v))
-    assert relative(result.state.nu, wanted) < 1e-6
+    assert relative(result.state.memory.nu, wanted) < 1e-6
 
 
 # A pair that is not quadratic, on pytrees.

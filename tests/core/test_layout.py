@@ -116,8 +116,8 @@ def test_u_and_v_may_lie_in_parts(alone):
     assert state.u.sharding.spec == PartitionSpec("data")
     assert state.upper_opt[0].mu.sharding.spec == PartitionSpec("data")
     assert state.lower_opt[0].nu["first"].sharding.spec == PartitionSpec(None, "data")
-    assert state.nu["first"].sharding.spec == PartitionSpec(None, "data")
-    assert state.nu["last"].sharding.is_fully_replicated
+    assert state.memory.nu["first"].sharding.spec == PartitionSpec(None, "data")
+    assert state.memory.nu["last"].sharding.is_fully_replicated
     assert state.u.addressable_shards[0].data.shape == (SAMPLES // 2,)
 
 

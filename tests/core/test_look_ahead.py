@@ -238,8 +238,8 @@ def test_reweighting_as_published(key):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-10), result.v, expected)
     drawn = np.isin(np.arange(12), index)
     np.testing.assert_array_equal(result.u[~drawn], 0.5)
-    np.testing.assert_array_equal(result.state.seen, drawn)
-    np.testing.assert_allclose(result.state.mean_weight, np.where(drawn, result.u, 0), rtol=1e-12)
+    np.testing.assert_array_equal(result.state.memory.seen, drawn)
+    np.testing.assert_allclose(result.state.memory.mean_weight, np.where(drawn, result.u, 0), rtol=1e-12)
     np.testing.assert_allclose(result.history.extra["used"], [np.mean(weight > 0)])
     assert 0 < np.mean(weight > 0) < 1
 
@@ -265,7 +265,7 @@ def test_weights_of_linear_regression(key):
         all_weights.append(weight)
     np.testing.assert_allclose(result.u, all_weights[-1], rtol=1e-10, atol=1e-12)
     np.testing.assert_allclose(result.v, v, rtol=1e-10)
-    np.testing.assert_allclose(result.state.mean_weight, np.mean(all_weights, 0), rtol=1e-10, atol=1e-12)
+    np.testing.assert_allclose(result.state.memory.mean_weight, np.mean(all_weights, 0), rtol=1e-10, atol=1e-12)
     assert result.u.min() == 0
     np.testing.assert_allclose(result.u.sum(), 8, rtol=1e-12)
 
@@ -294,10 +294,10 @@ def test_reweighting_finds_wrong_labels(key):
         clean, wrongly = weight[~wrong][:, None], weight[wrong]
         return np.mean((clean > wrongly) + (clean == wrongly) / 2)
 
-    assert auroc(state.mean_weight) > 0.95
-    assert auroc(state.mean_weight) > auroc(state.u) + 0.02
-    assert state.mean_weight.min() >= 0
-    assert state.seen.min() > 0
+    assert auroc(state.memory.mean_weight) > 0.95
+    assert auroc(state.memory.mean_weight) > auroc(state.u) + 0.02
+    assert state.memory.mean_weight.min() >= 0
+    assert state.memory.seen.min() > 0
     x_test, y_test, _ = two_classes(2000, 0.0, 4)
     assert np.mean((x_test @ state.v["w"] + state.v["b"] > 0) == y_test) > 0.95
 
@@ -343,7 +343,9 @@ def test_reweighting_protocol(key):
         u, v = jax.tree.map(lambda x, i=i: x[i], starts)
         alone = bx.solve(solver, WEIGHTED, u, v, batch, steps=20, every=20, key=key)
         np.testing.assert_allclose(together.u[i], alone.u, rtol=1e-9, atol=1e-11)
-        np.testing.assert_allclose(together.state.member.mean_weight[i], alone.state.mean_weight, rtol=1e-9, atol=1e-11)
+        np.testing.assert_allclose(
+            together.state.memory.memory.mean_weight[i], alone.state.memory.mean_weight, rtol=1e-9, atol=1e-11
+        )
 
 
 def test_reweighting_keeps_to_the_sets_and_starts_of_the_problem(key):

@@ -525,7 +525,7 @@ def test_a_checkpoint_can_be_pickled_and_copied_between_solves(tmp_path):
 
 HOLD = """
 import sys, time
-from bilevax.callbacks import Checkpoint
+from bilevax import Checkpoint
 from bilevax.solve import Fingerprint, Run
 save = Checkpoint(sys.argv[1])
 save.start(Run(0, 40, False, lambda: Fingerprint(*["same"] * len(Fingerprint._fields))))

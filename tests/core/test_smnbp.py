@@ -102,7 +102,7 @@ def test_a_strength_that_would_be_negative_ends_at_zero():
     result = solve(SMNBP(), problem, jnp.full(1, 0.5), jnp.ones(2), steps=60, key=KEY)
     assert float(result.u[0]) == 0
     np.testing.assert_allclose(result.v, 1, atol=1e-6)
-    assert int(result.state.stage) > 10
+    assert int(result.state.memory.stage) > 10
 
 
 def test_a_stage_ends_by_its_tolerance_alone():

@@ -204,7 +204,7 @@ def test_one_member_may_fail_alone():
         bx.Vectorized(bx.Implicit(ADAM, ADAM, 3)), diverging(0.4), starts, starts, steps=400, key=jax.random.key(0)
     )
     assert result.status is bx.Status.FINISHED
-    assert list(result.state.alive) == [True, False]
+    assert list(result.state.memory.alive) == [True, False]
     assert np.isfinite(result.u).all()
     assert np.isfinite(result.history.upper_loss[-1, 0])
     assert np.isnan(result.history.upper_loss[-1, 1])

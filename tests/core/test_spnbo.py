@@ -105,9 +105,11 @@ def test_with_all_rows_and_no_corner_a_step_is_that_of_penalty():
     results = [solve(s, problem, U, V, batch, steps=4, key=KEY) for s in (ours, theirs)]
     for a, b in zip(*(jax.tree.leaves((r.u, r.v)) for r in results), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-10)
-    for a, b in zip(jax.tree.leaves(results[0].state.alpha), jax.tree.leaves(results[1].state.nu), strict=True):
+    for a, b in zip(
+        jax.tree.leaves(results[0].state.memory.alpha), jax.tree.leaves(results[1].state.memory.nu), strict=True
+    ):
         np.testing.assert_allclose(a, b, rtol=1e-10)
-    assert int(results[0].state.stage) == 4
+    assert int(results[0].state.memory.stage) == 4
 
 
 @pytest.mark.parametrize("tight", ["eps_1", "eps_2", "eps_3"])
@@ -115,14 +117,14 @@ def test_each_of_the_three_conditions_holds_a_stage_back(tight):
     loose = dict.fromkeys(("eps_1", "eps_2", "eps_3"), 1e9)
     solver = SPNBO(optax.sgd(1e-3), optax.sgd(1e-3), 2, test_every=2, **{**loose, tight: 1e-9})
     state = solve(solver, PROBLEM, U, V, Batch(X, X), steps=6, key=KEY).state
-    assert int(state.stage) == 0
-    assert all((a == 0).all() for a in jax.tree.leaves(state.alpha))
+    assert int(state.memory.stage) == 0
+    assert all((a == 0).all() for a in jax.tree.leaves(state.memory.alpha))
 
 
 def test_stages_end_where_all_three_conditions_hold():
     loose = dict.fromkeys(("eps_1", "eps_2", "eps_3"), 1e9)
     solver = SPNBO(optax.sgd(1e-3), optax.sgd(1e-3), 2, test_every=2, **loose)
-    assert int(solve(solver, PROBLEM, U, V, Batch(X, X), steps=6, key=KEY).state.stage) == 3
+    assert int(solve(solver, PROBLEM, U, V, Batch(X, X), steps=6, key=KEY).state.memory.stage) == 3
 
 
 SOLVER = SPNBO(

@@ -134,17 +134,10 @@ class Layout:
                 is_leaf=lambda t: found(t) is not None,
             )
 
-        def fields(state: Any) -> Any:
-            return type(state)(
-                *(
-                    fields(x)
-                    if name == "member"
-                    else part(x, (like_u, like_v) if name in ("u", "upper_opt") else (like_v, like_u))
-                    for name, x in zip(state._fields, state, strict=True)
-                )
-            )
-
-        return fields(state)
+        of_u = {name: part(getattr(state, name), (like_u, like_v)) for name in ("u", "upper_opt")}
+        return state._replace(
+            **of_u, **{name: part(getattr(state, name), (like_v, like_u)) for name in ("v", "lower_opt", "memory")}
+        )
 
     def of_batch(self, batch: Batch) -> Batch:
         """A spec for each array of a batch: its samples split, what has fewer of them than there are shares, whole."""

@@ -122,16 +122,14 @@ def train(model: Model, training: Training, x: Any, y: Any, weight: Any, key: An
     v, u = initial(model, init_key, x[:1]), jnp.zeros(1)
     rate = training.rate if callable(training.rate) else optax.cosine_decay_schedule(training.rate, training.steps)
     optimizer = optax.adam(rate)
-    problem = Problem(_nothing, _WeightedLoss(model, training.l2))
+    descent = base.Descent(Problem(_nothing, _WeightedLoss(model, training.l2)), u, optimizer)
     # None where a batch would hold everything: the same samples without a gather.
     size = training.batch_size if training.batch_size is not None and training.batch_size < len(x) else None
     source = Epochs(jnp.zeros(1), (x, y, weight), lower_size=size)
 
     def one(carry: Any, step: Any) -> tuple[Any, None]:
-        v, opt_state = carry
         batch = source.at(step, order_key)
-        descent, key = base.descend(problem, u, batch), jax.random.fold_in(train_key, step)
-        return descent.move(optimizer, opt_state, v, batch.lower, key)[0], None
+        return descent.move(*carry, batch.lower, jax.random.fold_in(train_key, step))[0], None
 
     return jax.lax.scan(one, (v, optimizer.init(v)), jnp.arange(training.steps))[0][0]
 

@@ -1,8 +1,7 @@
-"""What a solver is, and the two moves that solvers share.
+"""What a solver is, and what solvers share: the state, the checks, the moves of v and of u.
 
-A solver is a frozen dataclass of hyperparameters with three methods: `check` refuses what it cannot
-treat, `init` makes the state, `step` takes one step: `lower_steps` moves of v, then one of u. Its state
-is a NamedTuple of arrays whose first four fields are `u, v, upper_opt, lower_opt`.
+A solver is a frozen dataclass of hyperparameters with three methods: `check` refuses what it cannot treat, `init`
+makes the state, `step` takes one step: `lower_steps` moves of v, then one of u.
 """
 
 import enum
@@ -20,8 +19,24 @@ from bilevax._optimizers import Objective, check_optimizer, update
 from bilevax.problem import Batch, PerMove, Problem, identity
 
 
+class State(NamedTuple):
+    """The state of a solver: what one step leaves for the next.
+
+    Attributes:
+        u, v: the iterates.
+        upper_opt, lower_opt: the states of their optimizers; empty where a solver has none.
+        memory: what else the method keeps, such as multipliers and the stage: any pytree of arrays.
+    """
+
+    u: PyTree
+    v: PyTree
+    upper_opt: Any
+    lower_opt: Any
+    memory: Any = ()
+
+
 class Info(NamedTuple):
-    """Scalars about one step: told, not carried.
+    """Scalars about one step, recorded in the history; the next step does not depend on them.
 
     The losses and `lower_grad_norm` = |grad_v g| are taken at the newest (u, v) that the step has
     evaluated anyway; `upper_grad_norm` is the norm of the direction that moved u.
@@ -35,17 +50,17 @@ class Info(NamedTuple):
 
 
 class Solver(Protocol):
-    """What `solve` asks of a solver. Both methods are pure."""
+    """What `solve` asks of a solver. `init` and `step` are pure."""
 
     def check(self, problem: Problem, u: PyTree, v: PyTree, batch: Batch) -> None:
         """Raise InputError for what this solver cannot treat."""
         ...
 
-    def init(self, problem: Problem, u: PyTree, v: PyTree, batch: Batch) -> Any:
+    def init(self, problem: Problem, u: PyTree, v: PyTree, batch: Batch) -> State:
         """The state at (u, v). Of `batch` only shapes are used."""
         ...
 
-    def step(self, problem: Problem, state: Any, batch: Batch, key: Any) -> tuple[Any, Info]:
+    def step(self, problem: Problem, state: State, batch: Batch, key: Any) -> tuple[State, Info]:
         """One step."""
         ...
 
@@ -143,12 +158,48 @@ def check_optimizers(
         check_optimizer(owner, name, getattr(solver, name), variable, x, objective, projected)
 
 
+def check(
+    solver: Any,
+    problem: Problem,
+    u: PyTree,
+    v: PyTree,
+    batch: Batch,
+    upper: Known = Known.NOTHING,
+    lower: Known = Known.NOTHING,
+    *,
+    constraints: bool = False,
+    lower_sets: bool = False,
+) -> None:
+    """`Solver.check` as most solvers need it.
+
+    Args:
+        solver, problem, u, v, batch: as for `Solver.check`.
+        upper, lower: as for `check_optimizers`.
+        constraints: whether the solver treats upper-level constraints.
+        lower_sets: whether the solver treats a v that lives in a set.
+
+    Raises:
+        InputError: no solver, or not this one, can treat the problem; an optimizer cannot move its variable.
+    """
+    if not constraints:
+        refuse_constraints(solver, problem)
+    if not lower_sets:
+        refuse_lower_sets(solver, problem)
+    problem.check(u, v, batch)
+    check_optimizers(solver, problem, u, v, batch, upper, lower)
+
+
+def start(solver: Any, u: PyTree, v: PyTree, memory: Any = ()) -> State:
+    """The state at (u, v) of a solver with an `upper_optimizer` and a `lower_optimizer`."""
+    return State(u, v, solver.upper_optimizer.init(u), solver.lower_optimizer.init(v), memory)
+
+
 def all_finite(tree: PyTree) -> Any:
     """Whether every entry of a tree of floating arrays is finite."""
     return jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(tree)]))
 
 
-def keep_finite(solver: Solver, before: Any, after: Any, info: Info) -> tuple[Any, Any]:
+def keep_finite(solver: Solver, before: State, after: State, info: Info) -> tuple[State, Any]:
     """The state to go on from after a step, and whether to go on.
 
     That is `after` and True where its iterates and losses are finite, else `before` and False. A solver of many
@@ -161,7 +212,7 @@ def keep_finite(solver: Solver, before: Any, after: Any, info: Info) -> tuple[An
     return jax.tree.map(lambda new, old: jnp.where(alive, new, old), after, before), alive
 
 
-def over_members(solver: Solver, function: Callable[..., Any], state: Any, *rest: Any) -> Any:
+def over_members(solver: Solver, function: Callable[..., Any], state: State, *rest: Any) -> Any:
     """function(state, *rest); for each member where a solver of many problems has a method `over_members`."""
     return getattr(solver, "over_members", _once)(function, state, *rest)
 
@@ -170,7 +221,7 @@ def _once(function: Callable[..., Any], *arguments: Any) -> Any:
     return function(*arguments)
 
 
-def is_finite(state: Any, info: Info) -> Any:
+def is_finite(state: State, info: Info) -> Any:
     """Whether a step's iterates and losses are finite."""
     return all_finite((state.u, state.v, info.upper_loss, info.lower_loss))
 
@@ -205,65 +256,68 @@ def lower_data(batch: Batch, move: Any) -> PyTree:
     return batch.lower
 
 
-def lower_moves(
-    direction: Callable[[PyTree, PyTree, Any], tuple[PyTree, Any]],
-    optimizer: optax.GradientTransformation,
-    opt_state: Any,
-    v: PyTree,
-    problem: Problem,
-    batch: Batch,
-    steps: int,
-    key: Any,
-    scale: Any = None,
-) -> tuple[PyTree, Any, Any]:
-    """`steps` moves of v along `direction(v, data, key) -> (gradient, told)`; the last `told` too."""
-
-    def one(carry: Any, t: Any) -> tuple[Any, Any]:
-        v, opt_state = carry
-        data, move_key = lower_data(batch, t), jax.random.fold_in(key, t)
-        gradient, told = direction(v, data, move_key)
-        objective = direction.objective(v, data, move_key, told[0]) if isinstance(direction, Descent) else None
-        return move(optimizer, opt_state, v, gradient, problem.project_lower, scale, objective), told
-
-    (v, opt_state), told = jax.lax.scan(one, (v, opt_state), jnp.arange(steps))
-    return v, opt_state, jax.tree.map(lambda x: x[-1], told)
-
-
 @dataclass(frozen=True)
 class Descent:
-    """The direction of plain descent on g at a fixed u, for `lower_moves`; tells (g, |grad_v g|)."""
+    """Moves of v at a fixed u: down g, or along a direction of the solver's own.
+
+    Args:
+        problem: whose v moves; each move ends with its `project_lower`.
+        u: fixed.
+        optimizer: any optax optimizer.
+        direction: (v, data, key) -> the gradient that the optimizer is given, shaped like v; None: grad_v g.
+        scale: factor on the optimizer's updates; None: 1.
+    """
 
     problem: Problem
     u: PyTree
+    optimizer: optax.GradientTransformation
+    direction: Callable[[PyTree, PyTree, Any], PyTree] | None = None
+    scale: Any = None
 
-    def __call__(self, v: PyTree, data: PyTree, key: Any) -> tuple[PyTree, tuple[Any, Any]]:
-        """grad_v g, and (g, |grad_v g|)."""
+    def moves(self, v: PyTree, opt_state: Any, batch: Batch, steps: int, key: Any) -> tuple[PyTree, Any, Any]:
+        """`steps` moves from v: the end, the optimizer's state, and (g, |grad_v g|) before the last move.
+
+        Where a direction is given, the last is () instead.
+        """
+
+        def one(carry: Any, t: Any) -> tuple[Any, Any]:
+            return self.move(*carry, lower_data(batch, t), jax.random.fold_in(key, t))
+
+        (v, opt_state), losses = jax.lax.scan(one, (v, opt_state), jnp.arange(steps))
+        return v, opt_state, jax.tree.map(lambda x: x[-1], losses)
+
+    def move(self, v: PyTree, opt_state: Any, data: PyTree, key: Any) -> tuple[tuple[PyTree, Any], Any]:
+        """One move: (v, the optimizer's state), and (g, |grad_v g|) before it; () where a direction is given."""
+        if self.direction is not None:
+            gradient = self.direction(v, data, key)
+            return move(self.optimizer, opt_state, v, gradient, self.problem.project_lower, self.scale), ()
         loss, gradient = derivatives.lower_gradient(self.problem, self.u, v, data, key)
-        return gradient, (loss, optax.tree.norm(gradient))
+        size, objective = optax.tree.norm(gradient), self.objective(v, data, key, loss)
+        moved = move(self.optimizer, opt_state, v, gradient, self.problem.project_lower, self.scale, objective)
+        return moved, (loss, size)
 
     def objective(self, v: PyTree, data: PyTree, key: Any, loss: Any) -> Objective:
-        """G on this batch as a function of v, `loss` at the present one."""
+        """The lower loss on this batch as a function of v; `loss` is its value at the present v."""
         return Objective(
             loss,
             lambda v: self.problem.lower(self.u, v, data, key),
             lambda v: derivatives.lower_gradient(self.problem, self.u, v, data, key)[1],
         )
 
-    def move(
-        self, optimizer: optax.GradientTransformation, opt_state: Any, v: PyTree, data: PyTree, key: Any
-    ) -> tuple[tuple[PyTree, Any], tuple[Any, Any]]:
-        """One move of v down g, with its optimizer's state; (g, |grad_v g|) before it."""
-        gradient, told = self(v, data, key)
-        objective = self.objective(v, data, key, told[0])
-        return move(optimizer, opt_state, v, gradient, self.problem.project_lower, objective=objective), told
+
+def move_upper(
+    solver: Any,
+    problem: Problem,
+    state: State,
+    direction: PyTree,
+    objective: Objective | None = None,
+    scale: Any = None,
+) -> tuple[PyTree, Any]:
+    """One move of u by the solver's `upper_optimizer`, projected: u and the optimizer's state."""
+    return move(solver.upper_optimizer, state.upper_opt, state.u, direction, problem.project_upper, scale, objective)
 
 
-def descend(problem: Problem, u: PyTree, batch: Batch) -> Descent:
-    """Plain descent on g at a fixed u."""
-    return Descent(problem, u)
-
-
-def start_of_step(problem: Problem, state: Any, batch: Batch, key: Any) -> PyTree:
+def start_of_step(problem: Problem, state: State, batch: Batch, key: Any) -> PyTree:
     """Where v starts: at `lower_start` where the problem has one, else where it stopped."""
     if problem.lower_start is None:
         return state.v

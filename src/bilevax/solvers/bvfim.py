@@ -14,13 +14,9 @@ from bilevax.schedules import Geometric, Schedule
 from bilevax.solvers import base
 
 
-class BVFIMState(NamedTuple):
-    """u, v, their optimizers' states, the minimiser z of g with its optimizer's state, and the count of steps."""
+class BVFIMMemory(NamedTuple):
+    """The minimiser z of g, its optimizer's state, and the number of steps taken."""
 
-    u: PyTree
-    v: PyTree
-    upper_opt: Any
-    lower_opt: Any
     z: PyTree
     z_opt: Any
     count: Any
@@ -74,31 +70,27 @@ class BVFIM:
 
     def check(self, problem: Problem, u: PyTree, v: PyTree, batch: Batch) -> None:
         """Refuse constraints, and what no solver can treat."""
-        base.refuse_constraints(self, problem)
-        problem.check(u, v, batch)
-        base.check_optimizers(self, problem, u, v, batch)
+        base.check(self, problem, u, v, batch, lower_sets=True)
 
-    def init(self, problem: Problem, u: PyTree, v: PyTree, batch: Batch) -> BVFIMState:
+    def init(self, problem: Problem, u: PyTree, v: PyTree, batch: Batch) -> base.State:
         """The state at (u, v), z = v."""
-        make = self.lower_optimizer.init
-        z = jax.tree.map(jnp.copy, v)
-        return BVFIMState(u, v, self.upper_optimizer.init(u), make(v), z, make(z), jnp.zeros((), jnp.int32))
+        return base.start(self, u, v, BVFIMMemory(v, self.lower_optimizer.init(v), jnp.zeros((), jnp.int32)))
 
-    def step(self, problem: Problem, state: BVFIMState, batch: Batch, key: Any) -> tuple[BVFIMState, base.Info]:
+    def step(self, problem: Problem, state: base.State, batch: Batch, key: Any) -> tuple[base.State, base.Info]:
         """T moves of z down g, T of v inside the barrier, one of u."""
         start_key, z_key, v_key, upper_key = jax.random.split(key, 4)
-        slack, damping, barrier = (schedules.at(x, state.count) for x in (self.slack, self.damping, self.barrier))
-        u = state.u
+        u, memory = state.u, state.memory
+        slack, damping, barrier = (schedules.at(x, memory.count) for x in (self.slack, self.damping, self.barrier))
 
         def damped(gradient: PyTree, x: PyTree) -> PyTree:
             return jax.tree.map(lambda d, a: (d + damping * a).astype(d.dtype), gradient, x)
 
-        def to_value(z: PyTree, data: PyTree, key: Any) -> tuple[PyTree, tuple[()]]:
-            return damped(derivatives.lower_gradient(problem, u, z, data, key)[1], z), ()
+        def to_value(z: PyTree, data: PyTree, key: Any) -> PyTree:
+            return damped(derivatives.lower_gradient(problem, u, z, data, key)[1], z)
 
-        moves = problem, batch, self.lower_steps
-        z = base.start_of_step(problem, state._replace(v=state.z), batch, start_key)
-        z, z_opt, _ = base.lower_moves(to_value, self.lower_optimizer, state.z_opt, z, *moves, z_key)
+        z = base.start_of_step(problem, state._replace(v=memory.z), batch, start_key)
+        descent = base.Descent(problem, u, self.lower_optimizer, to_value)
+        z, z_opt, _ = descent.moves(z, memory.z_opt, batch, self.lower_steps, z_key)
         data = base.lower_data(batch, self.lower_steps - 1)
         least, least_u, least_v = derivatives.lower_slopes(problem, u, z, data, upper_key)
         value = least + damping / 2 * optax.tree.norm(z, squared=True) + slack
@@ -106,22 +98,24 @@ class BVFIM:
         def weight(loss: Any) -> Any:
             return barrier / jnp.maximum(value - loss, 1e-2 * slack)
 
-        def inside(v: PyTree, data: PyTree, key: Any) -> tuple[PyTree, tuple[()]]:
+        def inside(v: PyTree, data: PyTree, key: Any) -> PyTree:
             f = derivatives.upper(problem, u, v, batch.upper, key)
             loss, slope = derivatives.lower_gradient(problem, u, v, data, key)
             w = weight(loss)
             # Over 1 + w, which leaves the minimiser where it is: a step that suits g suits the sum, too.
             pushed = jax.tree.map(lambda a, b, x: (a + w * b + damping * x) / (1 + w), f.grad_v, slope, v)
-            return jax.tree.map(lambda d, x: d.astype(x.dtype), pushed, v), ()
+            return optax.tree.cast_like(pushed, v)
 
         before = base.start_of_step(problem, state, batch, start_key)
         within = derivatives.lower_gradient(problem, u, before, data, upper_key)[0] < value
         v = jax.tree.map(lambda a, b: jnp.where(within, a, b), before, z)
-        v, lower_opt, _ = base.lower_moves(inside, self.lower_optimizer, state.lower_opt, v, *moves, v_key)
+        descent = base.Descent(problem, u, self.lower_optimizer, inside)
+        v, lower_opt, _ = descent.moves(v, state.lower_opt, batch, self.lower_steps, v_key)
         f = derivatives.upper(problem, u, v, batch.upper, upper_key)
         loss, at_v, _ = derivatives.lower_slopes(problem, u, v, data, upper_key)
         direction = jax.tree.map(lambda d, a, b: (d + weight(loss) * (a - b)).astype(d.dtype), f.grad_u, at_v, least_u)
-        moved, upper_opt = base.move(self.upper_optimizer, state.upper_opt, u, direction, problem.project_upper)
+        moved, upper_opt = base.move_upper(self, problem, state, direction)
         extra = {"gap": value - loss}
         info = base.Info(f.loss, loss, optax.tree.norm(direction), optax.tree.norm(least_v), extra)
-        return BVFIMState(moved, v, upper_opt, lower_opt, z, z_opt, state.count + 1), info
+        memory = BVFIMMemory(z, z_opt, memory.count + 1)
+        return base.State(moved, v, upper_opt, lower_opt, memory), info

@@ -1,7 +1,7 @@
 """Gradient matching: u moves until training on it looks, to first order, like training for the upper level's aim."""
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax.numpy as jnp
 import optax
@@ -10,15 +10,6 @@ from bilevax import derivatives
 from bilevax._checks import PyTree
 from bilevax.problem import Batch, Problem
 from bilevax.solvers import base
-
-
-class GradientMatchingState(NamedTuple):
-    """u and its optimizer's state; v, which stays where it is, and the empty state of its optimizer."""
-
-    u: PyTree
-    v: PyTree
-    upper_opt: Any
-    lower_opt: Any
 
 
 @dataclass(frozen=True)
@@ -58,18 +49,13 @@ class GradientMatching:
 
     def check(self, problem: Problem, u: PyTree, v: PyTree, batch: Batch) -> None:
         """Refuse constraints, a v that lives in a set, and what no solver can treat."""
-        base.refuse_constraints(self, problem)
-        base.refuse_lower_sets(self, problem)
-        problem.check(u, v, batch)
-        base.check_optimizers(self, problem, u, v, batch, upper=base.Known.VALUE)
+        base.check(self, problem, u, v, batch, upper=base.Known.VALUE)
 
-    def init(self, problem: Problem, u: PyTree, v: PyTree, batch: Batch) -> GradientMatchingState:
-        """The state at (u, v)."""
-        return GradientMatchingState(u, v, self.upper_optimizer.init(u), ())
+    def init(self, problem: Problem, u: PyTree, v: PyTree, batch: Batch) -> base.State:
+        """The state at (u, v), without an optimizer of v."""
+        return base.State(u, v, self.upper_optimizer.init(u), ())
 
-    def step(
-        self, problem: Problem, state: GradientMatchingState, batch: Batch, key: Any
-    ) -> tuple[GradientMatchingState, base.Info]:
+    def step(self, problem: Problem, state: base.State, batch: Batch, key: Any) -> tuple[base.State, base.Info]:
         """One move of u."""
         f = derivatives.upper(problem, state.u, state.v, batch.upper, key)
         data = base.lower_data(batch, 0)
@@ -83,9 +69,7 @@ class GradientMatching:
         p = optax.tree.cast_like(p, g.grad_v)
         direction = g.along(p)[0]
         objective = base.Objective(1 - alignment)
-        u, upper_opt = base.move(
-            self.upper_optimizer, state.upper_opt, state.u, direction, problem.project_upper, objective=objective
-        )
+        u, upper_opt = base.move_upper(self, problem, state, direction, objective)
         extra = {"alignment": alignment}
         info = base.Info(f.loss, g.loss, optax.tree.norm(direction), optax.tree.norm(g.grad_v), extra)
-        return GradientMatchingState(u, state.v, upper_opt, ()), info
+        return base.State(u, state.v, upper_opt, ()), info

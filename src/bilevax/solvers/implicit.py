@@ -1,7 +1,7 @@
 """Hypergradients by implicit differentiation: ApproxGrad, CG, Neumann, as the linear solve chosen."""
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import optax
@@ -11,16 +11,6 @@ from bilevax._checks import PyTree, settle_counts
 from bilevax.linear_solve import CG, LinearSolve
 from bilevax.problem import Batch, Problem
 from bilevax.solvers import base
-
-
-class ImplicitState(NamedTuple):
-    """u, v, their optimizers' states, and the linear solve's last answer q (p = -q)."""
-
-    u: PyTree
-    v: PyTree
-    upper_opt: Any
-    lower_opt: Any
-    q: PyTree
 
 
 @dataclass(frozen=True)
@@ -65,33 +55,23 @@ class Implicit:
         base.check_optimizers(self, problem, u, v, batch, upper=base.Known.VALUE, lower=base.Known.FUNCTION)
         derivatives.require_projection("Implicit", "project_lower", problem.project_lower, v)
 
-    def init(self, problem: Problem, u: PyTree, v: PyTree, batch: Batch) -> ImplicitState:
+    def init(self, problem: Problem, u: PyTree, v: PyTree, batch: Batch) -> base.State:
         """The state at (u, v), q zero."""
-        return ImplicitState(u, v, self.upper_optimizer.init(u), self.lower_optimizer.init(v), optax.tree.zeros_like(v))
+        return base.start(self, u, v, memory=optax.tree.zeros_like(v))
 
-    def step(self, problem: Problem, state: ImplicitState, batch: Batch, key: Any) -> tuple[ImplicitState, base.Info]:
+    def step(self, problem: Problem, state: base.State, batch: Batch, key: Any) -> tuple[base.State, base.Info]:
         """T moves of v along grad_v g, a linear solve for q, one move of u."""
         start_key, lower_key, upper_key = jax.random.split(key, 3)
-        v, lower_opt, _ = base.lower_moves(
-            base.descend(problem, state.u, batch),
-            self.lower_optimizer,
-            state.lower_opt,
-            base.start_of_step(problem, state, batch, start_key),
-            problem,
-            batch,
-            self.lower_steps,
-            lower_key,
-        )
+        v = base.start_of_step(problem, state, batch, start_key)
+        descent = base.Descent(problem, state.u, self.lower_optimizer)
+        v, lower_opt, _ = descent.moves(v, state.lower_opt, batch, self.lower_steps, lower_key)
         f = derivatives.upper(problem, state.u, v, batch.upper, upper_key)
         data = base.lower_data(batch, self.lower_steps - 1)
         g = derivatives.lower(problem, state.u, v, data, upper_key, curvature=self.curvature)
         along, b = derivatives.on_set(problem, state.u, v, g, f.grad_v)
-        q, cross, residual = self.linear_solve(along, b, state.q)
+        q, cross, residual = self.linear_solve(along, b, state.memory)
         direction = optax.tree.sub(f.grad_u, cross)
-        objective = base.Objective(f.loss)
-        u, upper_opt = base.move(
-            self.upper_optimizer, state.upper_opt, state.u, direction, problem.project_upper, objective=objective
-        )
+        u, upper_opt = base.move_upper(self, problem, state, direction, base.Objective(f.loss))
         extra = {"linear_residual": residual}
         info = base.Info(f.loss, g.loss, optax.tree.norm(direction), optax.tree.norm(g.grad_v), extra)
-        return ImplicitState(u, v, upper_opt, lower_opt, q), info
+        return base.State(u, v, upper_opt, lower_opt, q), info

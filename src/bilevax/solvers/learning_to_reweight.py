@@ -16,17 +16,15 @@ from bilevax.solvers import base
 LINEAR_WITHIN = 1e-3  # of the size of g: float32 keeps linearity to about 1e-6
 
 
-class LearningToReweightState(NamedTuple):
-    """u, the newest weight of each sample; v and its optimizer's state; and what ranks the samples.
+class Weights(NamedTuple):
+    """What ranks the samples.
 
-    `mean_weight` (n,) is the mean of all weights that a sample was given, less noisy than one minibatch's;
-    `seen` (n,) the number of batches it was in. Where that is 0 its mean is 0, too.
+    Attributes:
+        mean_weight: (n,) the mean of all weights that a sample was given, less noisy than one minibatch's; 0 where
+            `seen` is.
+        seen: (n,) integers, the number of batches that a sample was in.
     """
 
-    u: Any
-    v: PyTree
-    upper_opt: Any
-    lower_opt: Any
     mean_weight: Any
     seen: Any
 
@@ -55,8 +53,8 @@ class LearningToReweight:
     Args:
         lower_optimizer: any optax optimizer.
 
-    The start of u tells its shape and type, and stays where a sample was never drawn. Rank samples by
-    `result.state.mean_weight`, see `LearningToReweightState`.
+    The start of u gives its shape and type, and stays where a sample was never drawn. Rank samples by
+    `result.state.memory.mean_weight`, see `Weights`.
 
     Cost of a step: one gradient of f, one of g, and the tangent of g's forward pass (of g alone, not of its
     gradient, since g is linear in u). Memory: that of v, the optimizer and three vectors (n,).
@@ -72,7 +70,7 @@ class LearningToReweight:
         >>> batches = Minibatches(upper=jnp.full(2, 1.0), lower=jnp.array([1.0, 1.0, -1.0, -3.0]))
         >>> solver = LearningToReweight(optax.sgd(0.1))
         >>> result = solve(solver, problem, jnp.zeros(4), jnp.zeros(()), batches, steps=10, key=jax.random.key(0))
-        >>> print(jnp.round(result.u, 3), jnp.round(result.state.mean_weight, 3))
+        >>> print(jnp.round(result.u, 3), jnp.round(result.state.memory.mean_weight, 3))
         [2. 2. 0. 0.] [2. 2. 0. 0.]
     """
 
@@ -127,15 +125,13 @@ class LearningToReweight:
                 "and without dividing by the sum of the weights, or use LookAhead."
             )
 
-    def init(self, problem: Problem, u: PyTree, v: PyTree, batch: Batch) -> LearningToReweightState:
+    def init(self, problem: Problem, u: PyTree, v: PyTree, batch: Batch) -> base.State:
         """The state at (u, v), no sample seen."""
         u = jnp.asarray(u)
-        seen = jnp.zeros(u.shape, jnp.int32)
-        return LearningToReweightState(u, v, (), self.lower_optimizer.init(v), jnp.zeros_like(u), seen)
+        weights = Weights(jnp.zeros_like(u), jnp.zeros(u.shape, jnp.int32))
+        return base.State(u, v, (), self.lower_optimizer.init(v), weights)
 
-    def step(
-        self, problem: Problem, state: LearningToReweightState, batch: Batch, key: Any
-    ) -> tuple[LearningToReweightState, base.Info]:
+    def step(self, problem: Problem, state: base.State, batch: Batch, key: Any) -> tuple[base.State, base.Info]:
         """The batch's weights, then one move of v along grad_v g."""
         start_key, lower_key, upper_key = jax.random.split(key, 3)
         v = base.start_of_step(problem, state, batch, start_key)
@@ -145,18 +141,18 @@ class LearningToReweight:
         # One key for the weights and the move they are for: the same dropout, and the same forward pass.
         g = derivatives.lower(problem, zero, v, batch.lower, lower_key)
         slope = g.along(jax.tree.map(jnp.negative, f.grad_v))[0]
-        copies = jnp.zeros_like(state.seen).at[index].add(1)
+        copies = jnp.zeros_like(state.memory.seen).at[index].add(1)
         # along sums over the copies of a sample.
         positive = jnp.maximum(-slope[index], 0) / copies[index].astype(slope.dtype)
         total = jnp.sum(positive)
         weight = index.size * positive / jnp.where(total > 0, total, 1)
         u = problem.project_upper(state.u.at[index].set(weight))
 
-        descent = base.descend(problem, u, batch)
-        (v, lower_opt), (loss, size) = descent.move(self.lower_optimizer, state.lower_opt, v, batch.lower, lower_key)
+        descent = base.Descent(problem, u, self.lower_optimizer)
+        (v, lower_opt), (loss, size) = descent.move(v, state.lower_opt, batch.lower, lower_key)
         here = copies > 0
-        seen = state.seen + here
-        mean = state.mean_weight + jnp.where(here, (u - state.mean_weight) / jnp.maximum(seen, 1).astype(u.dtype), 0)
+        mean, seen = state.memory.mean_weight, state.memory.seen + here
+        mean += jnp.where(here, (u - mean) / jnp.maximum(seen, 1).astype(u.dtype), 0)
         extra = {"used": jnp.mean(weight > 0, dtype=weight.dtype)}
         info = base.Info(f.loss, loss, optax.tree.norm(slope), size, extra)
-        return LearningToReweightState(u, v, (), lower_opt, mean, seen), info
+        return base.State(u, v, (), lower_opt, Weights(mean, seen)), info

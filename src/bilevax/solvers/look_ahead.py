@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import optax
@@ -11,15 +11,6 @@ from bilevax import derivatives
 from bilevax._checks import InputError, PyTree, settle_counts
 from bilevax.problem import Batch, Problem
 from bilevax.solvers import base
-
-
-class LookAheadState(NamedTuple):
-    """u, v and their optimizers' states."""
-
-    u: PyTree
-    v: PyTree
-    upper_opt: Any
-    lower_opt: Any
 
 
 @dataclass(frozen=True)
@@ -73,16 +64,14 @@ class LookAhead:
 
     def check(self, problem: Problem, u: PyTree, v: PyTree, batch: Batch) -> None:
         """Refuse constraints, and what no solver can treat."""
-        base.refuse_constraints(self, problem)
-        problem.check(u, v, batch)
+        base.check(self, problem, u, v, batch, base.Known.VALUE, base.Known.FUNCTION, lower_sets=True)
         derivatives.require_start("LookAhead", problem, u, batch)
-        base.check_optimizers(self, problem, u, v, batch, upper=base.Known.VALUE, lower=base.Known.FUNCTION)
 
-    def init(self, problem: Problem, u: PyTree, v: PyTree, batch: Batch) -> LookAheadState:
+    def init(self, problem: Problem, u: PyTree, v: PyTree, batch: Batch) -> base.State:
         """The state at (u, v)."""
-        return LookAheadState(u, v, self.upper_optimizer.init(u), self.lower_optimizer.init(v))
+        return base.start(self, u, v)
 
-    def step(self, problem: Problem, state: LookAheadState, batch: Batch, key: Any) -> tuple[LookAheadState, base.Info]:
+    def step(self, problem: Problem, state: base.State, batch: Batch, key: Any) -> tuple[base.State, base.Info]:
         """A look-ahead, one move of u, T moves of v along grad_v g at the new u."""
         start_key, lower_key, upper_key = jax.random.split(key, 3)
 
@@ -100,19 +89,8 @@ class LookAhead:
         direction = optax.tree.add(f.grad_u, along_u)
         if to_u is not None:
             direction = optax.tree.add(direction, to_u(optax.tree.add(slope, along_v)))
-        objective = base.Objective(f.loss)
-        u, upper_opt = base.move(
-            self.upper_optimizer, state.upper_opt, state.u, direction, problem.project_upper, objective=objective
-        )
-        v, lower_opt, (lower_loss, lower_norm) = base.lower_moves(
-            base.descend(problem, u, batch),
-            self.lower_optimizer,
-            state.lower_opt,
-            v,
-            problem,
-            batch,
-            self.lower_steps,
-            lower_key,
-        )
+        u, upper_opt = base.move_upper(self, problem, state, direction, base.Objective(f.loss))
+        descent = base.Descent(problem, u, self.lower_optimizer)
+        v, lower_opt, (lower_loss, lower_norm) = descent.moves(v, state.lower_opt, batch, self.lower_steps, lower_key)
         info = base.Info(f.loss, lower_loss, optax.tree.norm(direction), lower_norm, {})
-        return LookAheadState(u, v, upper_opt, lower_opt), info
+        return base.State(u, v, upper_opt, lower_opt), info

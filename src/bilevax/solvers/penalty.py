@@ -14,13 +14,15 @@ from bilevax.schedules import Geometric, Schedule
 from bilevax.solvers import base
 
 
-class PenaltyState(NamedTuple):
-    """u, v, their optimizers' states, the stage, and the multipliers of grad_v g = 0 and of h."""
+class PenaltyMemory(NamedTuple):
+    """The stage (an integer), the steps taken in it, and the multipliers.
 
-    u: PyTree
-    v: PyTree
-    upper_opt: Any
-    lower_opt: Any
+    Attributes:
+        stage, stage_steps: integer scalars.
+        nu: of grad_v g = 0, shaped like v; None without multipliers.
+        constraint_nu: of the constraints, an array for each.
+    """
+
     stage: Any
     stage_steps: Any
     nu: PyTree
@@ -106,69 +108,56 @@ class Penalty:
 
     def check(self, problem: Problem, u: PyTree, v: PyTree, batch: Batch) -> None:
         """Refuse a v that lives in a set, and what no solver can treat."""
-        base.refuse_lower_sets(self, problem)
-        problem.check(u, v, batch)
-        base.check_optimizers(self, problem, u, v, batch)
+        base.check(self, problem, u, v, batch, constraints=True)
 
-    def init(self, problem: Problem, u: PyTree, v: PyTree, batch: Batch) -> PenaltyState:
+    def init(self, problem: Problem, u: PyTree, v: PyTree, batch: Batch) -> base.State:
         """The state at (u, v): stage 0, all multipliers zero."""
         values = jax.eval_shape(problem.constraint_values, u, v, batch.upper)
-        return PenaltyState(
-            u=u,
-            v=v,
-            upper_opt=self.upper_optimizer.init(u),
-            lower_opt=self.lower_optimizer.init(v),
+        memory = PenaltyMemory(
             stage=jnp.zeros((), jnp.int32),
             stage_steps=jnp.zeros((), jnp.int32),
-            nu=None if self.nu == 0 else jax.tree.map(jnp.zeros_like, v),
+            nu=None if self.nu == 0 else optax.tree.zeros_like(v),
             constraint_nu=tuple(jnp.zeros(h.shape, h.dtype) for h in values),
         )
+        return base.start(self, u, v, memory)
 
-    def step(self, problem: Problem, state: PenaltyState, batch: Batch, key: Any) -> tuple[PenaltyState, base.Info]:
+    def step(self, problem: Problem, state: base.State, batch: Batch, key: Any) -> tuple[base.State, base.Info]:
         """T moves of v and one of u on the penalty function, then the test that ends a stage."""
         start_key, lower_key, upper_key = jax.random.split(key, 3)
+        u, memory = state.u, state.memory
         gamma, lam, eps, scale = (
-            schedules.at(x, state.stage) for x in (self.gamma, self.lam, self.eps, self.step_scale)
+            schedules.at(x, memory.stage) for x in (self.gamma, self.lam, self.eps, self.step_scale)
         )
-        u = state.u
 
         def directions(
             v: PyTree, data: PyTree, key: Any
         ) -> tuple[PyTree, PyTree, derivatives.Upper, derivatives.Lower]:
             """The gradients in u and in v of the penalty function, and what they are made of."""
             f = derivatives.upper(
-                problem, u, v, batch.upper, key, lambda h: _constraint_term(problem, h, state.constraint_nu, gamma)
+                problem, u, v, batch.upper, key, lambda h: _constraint_term(problem, h, memory.constraint_nu, gamma)
             )
             g = derivatives.lower(problem, u, v, data, key, curvature=self.curvature)
             p = _weighted(gamma, g.grad_v)
-            if state.nu is not None:
-                p = optax.tree.add(p, state.nu)
+            if memory.nu is not None:
+                p = optax.tree.add(p, memory.nu)
             along_u, along_v = g.along(p)
             grad_u = optax.tree.add(f.grad_u, along_u)
             grad_v = optax.tree.add(optax.tree.add(f.grad_v, along_v), _weighted(lam, g.grad_v))
             return grad_u, grad_v, f, g
 
-        v, lower_opt, _ = base.lower_moves(
-            lambda v, data, key: (directions(v, data, key)[1], ()),
-            self.lower_optimizer,
-            state.lower_opt,
-            base.start_of_step(problem, state, batch, start_key),
-            problem,
-            batch,
-            self.lower_steps,
-            lower_key,
-            scale,
-        )
+        descent = base.Descent(problem, u, self.lower_optimizer, lambda *at: directions(*at)[1], scale)
+        v = base.start_of_step(problem, state, batch, start_key)
+        v, lower_opt, _ = descent.moves(v, state.lower_opt, batch, self.lower_steps, lower_key)
         grad_u, grad_v, f, g = directions(v, base.lower_data(batch, self.lower_steps - 1), upper_key)
-        moved_u, upper_opt = base.move(self.upper_optimizer, state.upper_opt, u, grad_u, problem.project_upper, scale)
+        moved_u, upper_opt = base.move_upper(self, problem, state, grad_u, scale=scale)
 
         stationarity = base.stationarity(u, grad_u, problem.project_upper) + base.stationarity(
             v, grad_v, problem.project_lower
         )
         done = stationarity <= eps**2
         if self.stage_steps is not None:
-            done |= state.stage_steps + 1 >= self.stage_steps
-        nu, constraint_nu = state.nu, state.constraint_nu
+            done |= memory.stage_steps + 1 >= self.stage_steps
+        nu, constraint_nu = memory.nu, memory.constraint_nu
         if self.nu > 0:
             rate = jnp.where(done, self.nu * gamma, 0.0)
             nu = optax.tree.add(nu, _weighted(rate, g.grad_v))
@@ -176,21 +165,12 @@ class Penalty:
                 jnp.where(done, _multiplier(c, m, h, self.nu * gamma), m)
                 for c, m, h in zip(problem.constraints, constraint_nu, f.constraints, strict=True)
             )
-        extra = {"stage": state.stage, "gamma": jnp.asarray(gamma), "stationarity": jnp.sqrt(stationarity)}
+        extra = {"stage": memory.stage, "gamma": jnp.asarray(gamma), "stationarity": jnp.sqrt(stationarity)}
         if problem.constraints:
             extra["constraint_violation"] = violation(problem, f.constraints)
         info = base.Info(f.loss, g.loss, optax.tree.norm(grad_u), optax.tree.norm(g.grad_v), extra)
-        state = PenaltyState(
-            moved_u,
-            v,
-            upper_opt,
-            lower_opt,
-            state.stage + done,
-            jnp.where(done, 0, state.stage_steps + 1),
-            nu,
-            constraint_nu,
-        )
-        return state, info
+        memory = PenaltyMemory(memory.stage + done, jnp.where(done, 0, memory.stage_steps + 1), nu, constraint_nu)
+        return base.State(moved_u, v, upper_opt, lower_opt, memory), info
 
 
 def violation(problem: Problem, values: tuple[Any, ...]) -> Any:

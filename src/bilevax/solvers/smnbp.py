@@ -18,16 +18,9 @@ SUFFICIENT = 1e-4
 LEAST_WEIGHT = 1e-3
 
 
-class SMNBPState(NamedTuple):
-    """u, v, the state of u's optimizer, nothing for v's, the multipliers -q, the last move of v, the stage, stuck.
+class SMNBPMemory(NamedTuple):
+    """The multipliers -q, the last move of v, the stage, and whether the last search ended at the shortest step."""
 
-    The last is whether the last search along a step ended at the shortest.
-    """
-
-    u: PyTree
-    v: PyTree
-    upper_opt: Any
-    lower_opt: Any
     q: PyTree
     moved_v: PyTree
     stage: Any
@@ -94,22 +87,19 @@ class SMNBP:
 
     def check(self, problem: Problem, u: PyTree, v: PyTree, batch: Batch) -> None:
         """Refuse constraints, a v that lives in a set, and what no solver can treat."""
-        base.refuse_constraints(self, problem)
-        base.refuse_lower_sets(self, problem)
-        problem.check(u, v, batch)
-        base.check_optimizers(self, problem, u, v, batch)
+        base.check(self, problem, u, v, batch)
 
-    def init(self, problem: Problem, u: PyTree, v: PyTree, batch: Batch) -> SMNBPState:
+    def init(self, problem: Problem, u: PyTree, v: PyTree, batch: Batch) -> base.State:
         """The state at (u, v): stage 0, multipliers zero."""
         q, moved = optax.tree.zeros_like(v), optax.tree.zeros_like(v)
-        return SMNBPState(
-            u, v, self.upper_optimizer.init(u), (), q, moved, jnp.zeros((), jnp.int32), jnp.zeros((), bool)
-        )
+        memory = SMNBPMemory(q, moved, jnp.zeros((), jnp.int32), jnp.zeros((), bool))
+        return base.State(u, v, self.upper_optimizer.init(u), (), memory)
 
-    def step(self, problem: Problem, state: SMNBPState, batch: Batch, key: Any) -> tuple[SMNBPState, base.Info]:
+    def step(self, problem: Problem, state: base.State, batch: Batch, key: Any) -> tuple[base.State, base.Info]:
         """Two linear solves, a search along the step, and the test that ends a stage."""
         start_key, key = jax.random.split(key)
-        mu, eps = (schedules.at(x, state.stage) for x in (self.mu, self.eps))
+        memory = state.memory
+        mu, eps = (schedules.at(x, memory.stage) for x in (self.mu, self.eps))
         u, v = state.u, base.start_of_step(problem, state, batch, start_key)
         data = base.lower_data(batch, 0)
 
@@ -117,7 +107,7 @@ class SMNBP:
             return derivatives.lower(problem, u, v, data, key, mu=mu)
 
         f, g = derivatives.upper(problem, u, v, batch.upper, key), lower(u, v)
-        q, cross, residual = self.linear_solve(g.along, f.grad_v, state.q)
+        q, cross, residual = self.linear_solve(g.along, f.grad_v, memory.q)
         reduced = optax.tree.sub(f.grad_u, cross)
         # Where f over u curves down, L-BFGS may point uphill: it then starts anew.
         kept, afresh = (
@@ -125,11 +115,11 @@ class SMNBP:
             for opt in (state.upper_opt, self.upper_optimizer.init(u))
         )
         descent: Any = optax.tree.vdot(reduced, optax.tree.sub(kept[0], u))
-        downhill = ~state.stuck & (descent < 0)
+        downhill = ~memory.stuck & (descent < 0)
         towards_u, upper_opt = jax.tree.map(lambda a, b: jnp.where(downhill, a, b), kept, afresh)
         d_u = optax.tree.sub(towards_u, u)
         off = jax.tree.map(jnp.negative, derivatives.lower_gradient(problem, towards_u, v, data, key, mu=mu)[1])
-        d_v, _, newton_residual = self.linear_solve(g.along, off, state.moved_v)
+        d_v, _, newton_residual = self.linear_solve(g.along, off, memory.moved_v)
 
         size = optax.tree.norm(g.grad_v)
         weight = 2 * optax.tree.norm(q) + LEAST_WEIGHT
@@ -154,11 +144,12 @@ class SMNBP:
         distance = jnp.sqrt(base.stationarity(u, reduced, problem.project_upper))
         done = jnp.maximum(distance, size) <= eps
         extra = {
-            "stage": state.stage,
+            "stage": memory.stage,
             "mu": jnp.asarray(mu),
             "step": t,
             "linear_residual": jnp.maximum(residual, newton_residual),
         }
         info = base.Info(f.loss, g.loss, optax.tree.norm(reduced), size, extra)
         stuck = tried >= self.halvings
-        return SMNBPState(moved_u, moved_v, upper_opt, (), q, d_v, state.stage + done, stuck), info
+        memory = SMNBPMemory(q, d_v, memory.stage + done, stuck)
+        return base.State(moved_u, moved_v, upper_opt, (), memory), info

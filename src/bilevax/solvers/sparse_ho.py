@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,16 +14,6 @@ from bilevax._programs import compiled
 from bilevax.linear_solve import CG, LinearSolve
 from bilevax.problem import Batch, Problem
 from bilevax.solvers import base
-
-
-class SparseHOState(NamedTuple):
-    """u, v, the state of u's optimizer, nothing for v's, and the linear solve's last answer q (p = -q)."""
-
-    u: PyTree
-    v: PyTree
-    upper_opt: Any
-    lower_opt: Any
-    q: PyTree
 
 
 @dataclass(frozen=True)
@@ -108,29 +98,21 @@ class SparseHO:
 
     def _moved(self, problem: Problem, u: PyTree, v: PyTree, batch: Batch, start_key: Any, key: Any) -> PyTree:
         """Where T proximal moves at u take v."""
-        smooth = Problem(problem.upper_loss, problem.lower_loss)
-        state = SparseHOState(u, v, (), (), ())
-        return base.lower_moves(
-            base.descend(smooth, u, batch),
-            optax.sgd(self.rate),
-            optax.sgd(self.rate).init(v),
-            base.start_of_step(problem, state, batch, start_key),
-            Problem(problem.upper_loss, problem.lower_loss, project_lower=lambda v: self._proximal(problem, u, v)),
-            batch,
-            self.lower_steps,
-            key,
-        )[0]
+        smooth = Problem(problem.upper_loss, problem.lower_loss, project_lower=lambda v: self._proximal(problem, u, v))
+        v = base.start_of_step(problem, base.State(u, v, (), ()), batch, start_key)
+        descent = base.Descent(smooth, u, optax.sgd(self.rate))
+        return descent.moves(v, descent.optimizer.init(v), batch, self.lower_steps, key)[0]
 
     def _proximal(self, problem: Problem, u: PyTree, v: PyTree) -> PyTree:
         """The proximal map and the projection of the problem, in the types of v."""
         moved = problem.project_lower(self.proximal(u, v, self.rate))
         return jax.tree.map(lambda new, old: new.astype(old.dtype), moved, v)
 
-    def init(self, problem: Problem, u: PyTree, v: PyTree, batch: Batch) -> SparseHOState:
+    def init(self, problem: Problem, u: PyTree, v: PyTree, batch: Batch) -> base.State:
         """The state at (u, v), q zero."""
-        return SparseHOState(u, v, self.upper_optimizer.init(u), (), optax.tree.zeros_like(v))
+        return base.State(u, v, self.upper_optimizer.init(u), (), optax.tree.zeros_like(v))
 
-    def step(self, problem: Problem, state: SparseHOState, batch: Batch, key: Any) -> tuple[SparseHOState, base.Info]:
+    def step(self, problem: Problem, state: base.State, batch: Batch, key: Any) -> tuple[base.State, base.Info]:
         """T proximal moves of v, a linear solve on the support, one move of u."""
         start_key, lower_key, upper_key = jax.random.split(key, 3)
         u = state.u
@@ -139,18 +121,16 @@ class SparseHO:
         data = base.lower_data(batch, self.lower_steps - 1)
         g = derivatives.lower(Problem(problem.upper_loss, problem.lower_loss), u, v, data, upper_key)
         fixed = derivatives.fixed_point(lambda u, v: self._proximal(problem, u, v), u, v, g, f.grad_v, self.rate)
-        q, cross, residual = self.linear_solve(fixed.along, fixed.b, state.q)
+        q, cross, residual = self.linear_solve(fixed.along, fixed.b, state.memory)
         direction = optax.tree.sub(optax.tree.add(f.grad_u, fixed.direct), cross)
-        moved, upper_opt = base.move(
-            self.upper_optimizer, state.upper_opt, u, direction, problem.project_upper, objective=base.Objective(f.loss)
-        )
+        moved, upper_opt = base.move_upper(self, problem, state, direction, base.Objective(f.loss))
         leaves = jax.tree.leaves(v)
         share = sum(jnp.sum(x != 0) for x in leaves) / sum(x.size for x in leaves)
         extra = {"support": share, "linear_residual": residual}
         size: Any = optax.tree.norm(optax.tree.sub(v, fixed.moved))
         loss = problem.lower(u, v, data, upper_key, jnp.finfo(size.dtype).tiny ** 0.5)
         info = base.Info(f.loss, loss, optax.tree.norm(direction), size / self.rate, extra)
-        return SparseHOState(moved, v, upper_opt, (), q), info
+        return base.State(moved, v, upper_opt, (), q), info
 
 
 @dataclass(frozen=True)

@@ -144,13 +144,9 @@ class Coordinates:
         return g.along(unravel(jnp.zeros_like(p).at[chosen].set(p.size / self.count * p[chosen])))
 
 
-class SPNBOState(NamedTuple):
-    """u, v, their optimizers' states, the stage, the multipliers, and what the last test of a stage's end found."""
+class SPNBOMemory(NamedTuple):
+    """The stage, the steps taken in it, the multipliers, and the values of the last test of a stage's end (4,)."""
 
-    u: PyTree
-    v: PyTree
-    upper_opt: Any
-    lower_opt: Any
     stage: Any
     stage_steps: Any
     alpha: PyTree
@@ -255,75 +251,63 @@ class SPNBO:
 
     def check(self, problem: Problem, u: PyTree, v: PyTree, batch: Batch) -> None:
         """Refuse constraints, a v that lives in a set, more rows than v has, and what no solver can treat."""
-        base.refuse_constraints(self, problem)
-        base.refuse_lower_sets(self, problem)
-        problem.check(u, v, batch)
-        base.check_optimizers(self, problem, u, v, batch)
+        base.check(self, problem, u, v, batch)
         self.rows.check(v)
 
-    def init(self, problem: Problem, u: PyTree, v: PyTree, batch: Batch) -> SPNBOState:
+    def init(self, problem: Problem, u: PyTree, v: PyTree, batch: Batch) -> base.State:
         """The state at (u, v): stage 0, multipliers zero."""
         counts = jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32)
-        opts = self.upper_optimizer.init(u), self.lower_optimizer.init(v)
-        return SPNBOState(u, v, *opts, *counts, optax.tree.zeros_like(v), jnp.full(4, jnp.inf))
+        return base.start(self, u, v, SPNBOMemory(*counts, optax.tree.zeros_like(v), jnp.full(4, jnp.inf)))
 
-    def step(self, problem: Problem, state: SPNBOState, batch: Batch, key: Any) -> tuple[SPNBOState, base.Info]:
+    def step(self, problem: Problem, state: base.State, batch: Batch, key: Any) -> tuple[base.State, base.Info]:
         """T moves of v and one of u by doubly stochastic gradients, and every so often the test that ends a stage."""
         start_key, lower_key, upper_key, row_key = jax.random.split(key, 4)
-        mu, beta, scale = (schedules.at(x, state.stage) for x in (self.mu, self.beta, self.step_scale))
-        u = state.u
+        u, memory = state.u, state.memory
+        mu, beta, scale = (schedules.at(x, memory.stage) for x in (self.mu, self.beta, self.step_scale))
 
         def constraint(v: PyTree, data: PyTree, key: Any) -> Constraint:
-            return Constraint(problem, u, v, data, key, mu, beta, state.alpha)
+            return Constraint(problem, u, v, data, key, mu, beta, memory.alpha)
 
-        def direction(v: PyTree, data: PyTree, key: Any) -> tuple[PyTree, tuple[()]]:
+        def direction(v: PyTree, data: PyTree, key: Any) -> PyTree:
             f = derivatives.upper(problem, u, v, batch.upper, key)
             along_v = self.rows.along(constraint(v, data, key), jax.random.fold_in(key, 1))[1]
-            return optax.tree.add(f.grad_v, along_v), ()
+            return optax.tree.add(f.grad_v, along_v)
 
-        v, lower_opt, _ = base.lower_moves(
-            direction,
-            self.lower_optimizer,
-            state.lower_opt,
-            base.start_of_step(problem, state, batch, start_key),
-            problem,
-            batch,
-            self.lower_steps,
-            lower_key,
-            scale,
-        )
+        v = base.start_of_step(problem, state, batch, start_key)
+        descent = base.Descent(problem, u, self.lower_optimizer, direction, scale)
+        v, lower_opt, _ = descent.moves(v, state.lower_opt, batch, self.lower_steps, lower_key)
         data = base.lower_data(batch, self.lower_steps - 1)
         here = constraint(v, data, upper_key)
         f = derivatives.upper(problem, u, v, batch.upper, upper_key)
         grad_u = optax.tree.add(f.grad_u, self.rows.along(here, row_key)[0])
-        moved_u, upper_opt = base.move(self.upper_optimizer, state.upper_opt, u, grad_u, problem.project_upper, scale)
+        moved_u, upper_opt = base.move_upper(self, problem, state, grad_u, scale=scale)
 
         def test() -> tuple[Any, PyTree]:
             """(stationarity, Psi, |c|^2, g) with all rows, and beta c."""
             g = here.full()
-            along_u, along_v = g.along(here.weights(g.grad_v, state.alpha))
+            along_u, along_v = g.along(here.weights(g.grad_v, memory.alpha))
             squares = [
                 optax.tree.norm(optax.tree.add(a, b), squared=True)
                 for a, b in ((f.grad_u, along_u), (f.grad_v, along_v))
             ]
             size = optax.tree.norm(g.grad_v, squared=True)
-            psi = optax.tree.vdot(state.alpha, g.grad_v) + beta / 2 * size
-            found = jnp.stack([jnp.sqrt(sum(squares)), psi, size, g.loss]).astype(state.found.dtype)
+            psi = optax.tree.vdot(memory.alpha, g.grad_v) + beta / 2 * size
+            found = jnp.stack([jnp.sqrt(sum(squares)), psi, size, g.loss]).astype(memory.found.dtype)
             return found, here.weights(g.grad_v, optax.tree.zeros_like(g.grad_v))
 
-        last = state.stage_steps + 1
+        last = memory.stage_steps + 1
         due = last % self.test_every == 0
         forced = jnp.zeros((), bool) if self.stage_steps is None else last >= self.stage_steps
         found, taken = jax.lax.cond(
-            due | forced | jnp.isinf(state.found[0]), test, lambda: (state.found, optax.tree.zeros_like(v))
+            due | forced | jnp.isinf(memory.found[0]), test, lambda: (memory.found, optax.tree.zeros_like(v))
         )
-        limits = (schedules.at(x, state.stage) for x in (self.eps_1, self.eps_2, self.eps_3))
+        limits = (schedules.at(x, memory.stage) for x in (self.eps_1, self.eps_2, self.eps_3))
         met = due
         for value, limit in zip(jnp.abs(found[:3]), limits, strict=True):
             met &= value <= limit
         done = met | forced
-        alpha = jax.tree.map(lambda a, c: jnp.where(done, a + c, a), state.alpha, taken)
-        extra = {"stage": state.stage, "mu": jnp.asarray(mu), "beta": jnp.asarray(beta), "stationarity": found[0]}
+        alpha = jax.tree.map(lambda a, c: jnp.where(done, a + c, a), memory.alpha, taken)
+        extra = {"stage": memory.stage, "mu": jnp.asarray(mu), "beta": jnp.asarray(beta), "stationarity": found[0]}
         info = base.Info(f.loss, found[3], optax.tree.norm(grad_u), jnp.sqrt(found[2]), extra)
-        after = SPNBOState(moved_u, v, upper_opt, lower_opt, state.stage + done, jnp.where(done, 0, last), alpha, found)
-        return after, info
+        memory = SPNBOMemory(memory.stage + done, jnp.where(done, 0, last), alpha, found)
+        return base.State(moved_u, v, upper_opt, lower_opt, memory), info

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,15 +15,6 @@ from bilevax._optimizers import first_line, update
 from bilevax.problem import Batch, Problem
 from bilevax.solvers import base
 from bilevax.solvers.hoisting import hoist
-
-
-class UnrolledState(NamedTuple):
-    """u, v and their optimizers' states."""
-
-    u: PyTree
-    v: PyTree
-    upper_opt: Any
-    lower_opt: Any
 
 
 @dataclass(frozen=True)
@@ -67,9 +58,7 @@ class ReverseMode:
 
     def check(self, problem: Problem, u: PyTree, v: PyTree, batch: Batch) -> None:
         """Refuse constraints, and what no solver can treat."""
-        base.refuse_constraints(self, problem)
-        problem.check(u, v, batch)
-        base.check_optimizers(self, problem, u, v, batch, upper=base.Known.VALUE, lower=base.Known.FUNCTION)
+        base.check(self, problem, u, v, batch, base.Known.VALUE, base.Known.FUNCTION, lower_sets=True)
         _require_differentiable(self, problem, u, v, batch)
         depends = derivatives.require_start("ReverseMode", problem, u, batch, self.last not in (None, self.lower_steps))
         if depends:
@@ -79,11 +68,11 @@ class ReverseMode:
                 "if the start is to count as given, let lower_start use jax.lax.stop_gradient(u)."
             )
 
-    def init(self, problem: Problem, u: PyTree, v: PyTree, batch: Batch) -> UnrolledState:
+    def init(self, problem: Problem, u: PyTree, v: PyTree, batch: Batch) -> base.State:
         """The state at (u, v)."""
-        return UnrolledState(u, v, self.upper_optimizer.init(u), self.lower_optimizer.init(v))
+        return base.start(self, u, v)
 
-    def step(self, problem: Problem, state: UnrolledState, batch: Batch, key: Any) -> tuple[UnrolledState, base.Info]:
+    def step(self, problem: Problem, state: base.State, batch: Batch, key: Any) -> tuple[base.State, base.Info]:
         """T moves of v; one of u along d f(u, v_T(u)) / du, by reverse mode."""
         start_key, lower_key, upper_key = jax.random.split(key, 3)
         last = self.lower_steps if self.last is None else self.last
@@ -98,14 +87,14 @@ class ReverseMode:
 
         def answer(u: PyTree) -> tuple[PyTree, Any]:
             carry = before if skipped else start(u)
-            (v, lower_opt), told = _moves(self, problem, u, carry, batch, skipped, last, lower_key, self.segment)
-            return v, (lower_opt, told)
+            (v, lower_opt), losses = _moves(self, problem, u, carry, batch, skipped, last, lower_key, self.segment)
+            return v, (lower_opt, losses)
 
-        v, pull_back, (lower_opt, told) = jax.vjp(answer, state.u, has_aux=True)
+        v, pull_back, (lower_opt, losses) = jax.vjp(answer, state.u, has_aux=True)
         f = derivatives.upper(problem, state.u, v, batch.upper, upper_key)
         (through,) = pull_back(f.grad_v)
         direction = optax.tree.add(f.grad_u, through)
-        return _finish(self, problem, state.u, v, state.upper_opt, lower_opt, direction, f, told)
+        return _finish(self, problem, state._replace(v=v, lower_opt=lower_opt), direction, f, losses)
 
 
 @dataclass(frozen=True)
@@ -130,17 +119,15 @@ class ForwardMode:
 
     def check(self, problem: Problem, u: PyTree, v: PyTree, batch: Batch) -> None:
         """Refuse constraints, and what no solver can treat."""
-        base.refuse_constraints(self, problem)
-        problem.check(u, v, batch)
-        base.check_optimizers(self, problem, u, v, batch, upper=base.Known.VALUE, lower=base.Known.FUNCTION)
+        base.check(self, problem, u, v, batch, base.Known.VALUE, base.Known.FUNCTION, lower_sets=True)
         derivatives.require_start("ForwardMode", problem, u, batch)
         _require_differentiable(self, problem, u, v, batch)
 
-    def init(self, problem: Problem, u: PyTree, v: PyTree, batch: Batch) -> UnrolledState:
+    def init(self, problem: Problem, u: PyTree, v: PyTree, batch: Batch) -> base.State:
         """The state at (u, v)."""
-        return UnrolledState(u, v, self.upper_optimizer.init(u), self.lower_optimizer.init(v))
+        return base.start(self, u, v)
 
-    def step(self, problem: Problem, state: UnrolledState, batch: Batch, key: Any) -> tuple[UnrolledState, base.Info]:
+    def step(self, problem: Problem, state: base.State, batch: Batch, key: Any) -> tuple[base.State, base.Info]:
         """T moves of v; one of u along d f(u, v_T(u)) / du, by forward mode."""
         start_key, lower_key, upper_key = jax.random.split(key, 3)
         flat_u, unravel = ravel_pytree(state.u)
@@ -148,19 +135,19 @@ class ForwardMode:
         def answer(flat_u: Any) -> tuple[PyTree, Any]:
             u = unravel(flat_u)
             start = base.start_of_step(problem, state._replace(u=u), batch, start_key)
-            (end, lower_opt), told = _moves(
+            (end, lower_opt), losses = _moves(
                 self, problem, u, (start, state.lower_opt), batch, 0, self.lower_steps, lower_key
             )
-            return end, (end, lower_opt, told)
+            return end, (end, lower_opt, losses)
 
         # Leaves of `jacobian` are shaped (*leaf of v, |u|).
-        jacobian, (v, lower_opt, told) = jax.jacfwd(answer, has_aux=True)(flat_u)
+        jacobian, (v, lower_opt, losses) = jax.jacfwd(answer, has_aux=True)(flat_u)
         f = derivatives.upper(problem, state.u, v, batch.upper, upper_key)
         through = jnp.zeros_like(flat_u)
         for d, j in zip(jax.tree.leaves(f.grad_v), jax.tree.leaves(jacobian), strict=True):
             through += jnp.tensordot(d, j, axes=d.ndim)
         direction = optax.tree.add(f.grad_u, unravel(through))
-        return _finish(self, problem, state.u, v, state.upper_opt, lower_opt, direction, f, told)
+        return _finish(self, problem, state._replace(v=v, lower_opt=lower_opt), direction, f, losses)
 
 
 def _require_differentiable(solver: Any, problem: Problem, u: PyTree, v: PyTree, batch: Batch) -> None:
@@ -168,7 +155,8 @@ def _require_differentiable(solver: Any, problem: Problem, u: PyTree, v: PyTree,
     optimizer, data, key = solver.lower_optimizer, base.lower_data(batch, 0), jax.random.key(0)
 
     def updated(v: PyTree) -> PyTree:
-        objective = base.descend(problem, u, batch).objective(v, data, key, problem.lower(u, v, data, key))
+        descent = base.Descent(problem, u, optimizer)
+        objective = descent.objective(v, data, key, problem.lower(u, v, data, key))
         gradient, state = v, optimizer.init(v)
         return jax.vjp(lambda d: update(optimizer, d, state, v, objective)[0], gradient)[1](v)
 
@@ -217,13 +205,12 @@ def _moves(
     key: Any,
     segment: int | None = None,
 ) -> tuple[tuple[PyTree, Any], tuple[Any, Any]]:
-    """Moves first, ..., first + count - 1 of v down g, as a function of u; tells (g, |grad_v g|)."""
+    """Moves first, ..., first + count - 1 of v down g, as a function of u; and (g, |grad_v g|) before the last."""
     ts = jnp.arange(first, first + count)
 
     def move(fixed: tuple[PyTree, Batch], carry: Any, t: Any) -> tuple[Any, Any]:
-        (u, batch), (v, opt_state) = fixed, carry
-        descent, data = base.descend(problem, u, batch), base.lower_data(batch, t)
-        return descent.move(optimizer, opt_state, v, data, jax.random.fold_in(key, t))
+        u, batch = fixed
+        return base.Descent(problem, u, optimizer).move(*carry, base.lower_data(batch, t), jax.random.fold_in(key, t))
 
     optimizer = _differentiable_at_zero(solver.lower_optimizer, carry[0], carry[1], carry[0])
     made, one = hoist(move, (u, batch), carry, ts[0])
@@ -231,30 +218,26 @@ def _moves(
     one = jax.checkpoint(partial(one, made), prevent_cse=False, policy=jax.checkpoint_policies.dots_saveable)
 
     def some(carry: Any, ts: Any) -> tuple[Any, Any]:
-        carry, told = jax.lax.scan(one, carry, ts)
-        return carry, jax.tree.map(lambda x: x[-1], told)
+        carry, losses = jax.lax.scan(one, carry, ts)
+        return carry, jax.tree.map(lambda x: x[-1], losses)
 
     if segment is None or segment >= count:
         return some(carry, ts)
     whole = count // segment * segment
-    carry, told = jax.lax.scan(jax.checkpoint(some), carry, ts[:whole].reshape(-1, segment))
-    told = jax.tree.map(lambda x: x[-1], told)
-    return (carry, told) if whole == count else jax.checkpoint(some)(carry, ts[whole:])
+    carry, losses = jax.lax.scan(jax.checkpoint(some), carry, ts[:whole].reshape(-1, segment))
+    losses = jax.tree.map(lambda x: x[-1], losses)
+    return (carry, losses) if whole == count else jax.checkpoint(some)(carry, ts[whole:])
 
 
 def _finish(
     solver: Any,
     problem: Problem,
-    u: PyTree,
-    v: PyTree,
-    upper_opt: Any,
-    lower_opt: Any,
+    state: base.State,
     direction: PyTree,
     f: derivatives.Upper,
-    told: tuple[Any, Any],
-) -> tuple[UnrolledState, base.Info]:
-    u, upper_opt = base.move(
-        solver.upper_optimizer, upper_opt, u, direction, problem.project_upper, objective=base.Objective(f.loss)
-    )
-    info = base.Info(f.loss, told[0], optax.tree.norm(direction), told[1], {})
-    return UnrolledState(u, v, upper_opt, lower_opt), info
+    losses: tuple[Any, Any],
+) -> tuple[base.State, base.Info]:
+    """The state after the moves of v, with u moved; `losses` are (g, |grad_v g|) of the last move of v."""
+    u, upper_opt = base.move_upper(solver, problem, state, direction, base.Objective(f.loss))
+    info = base.Info(f.loss, losses[0], optax.tree.norm(direction), losses[1], {})
+    return state._replace(u=u, upper_opt=upper_opt), info

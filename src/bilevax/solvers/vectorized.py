@@ -12,21 +12,11 @@ from bilevax.problem import Batch, Problem
 from bilevax.solvers import base
 
 
-class VectorizedState(NamedTuple):
-    """The members' states, stacked; `alive` (n,) is False for a member that met a non-finite value."""
+class Members(NamedTuple):
+    """The memories of the members, stacked; `alive` (n,) is False for a member that met a value that is not finite."""
 
-    member: Any
+    memory: Any
     alive: Any
-
-    @property
-    def u(self) -> PyTree:
-        """The members' u, stacked."""
-        return self.member.u
-
-    @property
-    def v(self) -> PyTree:
-        """The members' v, stacked."""
-        return self.member.v
 
 
 @dataclass(frozen=True)
@@ -74,32 +64,37 @@ class Vectorized:
         base.check_moves(self.solver, batch)
         self.solver.check(problem, u, v, batch)
 
-    def init(self, problem: Problem, u: PyTree, v: PyTree, batch: Batch) -> VectorizedState:
+    def init(self, problem: Problem, u: PyTree, v: PyTree, batch: Batch) -> base.State:
         """The members' states at (u, v)."""
-        member = jax.vmap(lambda u, v, batch: self.solver.init(problem, u, v, batch))(u, v, batch)
-        return VectorizedState(member, jnp.ones(jax.tree.leaves(u)[0].shape[0], bool))
+        members = jax.vmap(lambda u, v, batch: self.solver.init(problem, u, v, batch))(u, v, batch)
+        alive = jnp.ones(jax.tree.leaves(u)[0].shape[0], bool)
+        return members._replace(memory=Members(members.memory, alive))
 
-    def step(
-        self, problem: Problem, state: VectorizedState, batch: Batch, key: Any
-    ) -> tuple[VectorizedState, base.Info]:
+    def step(self, problem: Problem, state: base.State, batch: Batch, key: Any) -> tuple[base.State, base.Info]:
         """One step of every member, each with a key of its own."""
 
-        def one(member: Any, alive: Any, batch: Batch, key: Any) -> Any:
+        def one(state: base.State, batch: Batch, key: Any) -> tuple[base.State, base.Info]:
+            member, alive = _member(state), state.memory.alive
             moved, info = self.solver.step(problem, member, batch, key)
             alive &= base.is_finite(moved, info)
             member = jax.tree.map(lambda new, old: jnp.where(alive, new, old), moved, member)
             info = jax.tree.map(
                 lambda x: jnp.where(alive, x, jnp.nan) if jnp.issubdtype(x.dtype, jnp.floating) else x, info
             )
-            return VectorizedState(member, alive), info
+            return member._replace(memory=Members(member.memory, alive)), info
 
-        keys = jax.random.split(key, state.alive.shape[0])
-        return jax.vmap(one)(state.member, state.alive, batch, keys)
+        keys = jax.random.split(key, state.memory.alive.shape[0])
+        return jax.vmap(one)(state, batch, keys)
 
-    def keep_finite(self, before: VectorizedState, after: VectorizedState, info: base.Info) -> tuple[Any, Any]:
+    def keep_finite(self, before: base.State, after: base.State, info: base.Info) -> tuple[base.State, Any]:
         """`after`, in which each member that failed is at its last finite state; whether one is left."""
-        return after, jnp.any(after.alive)
+        return after, jnp.any(after.memory.alive)
 
-    def over_members(self, function: Callable[..., Any], state: VectorizedState, batch: Batch, *rest: Any) -> Any:
+    def over_members(self, function: Callable[..., Any], state: base.State, batch: Batch, *rest: Any) -> Any:
         """function(member's state, member's batch, *rest) of every member, stacked."""
-        return jax.vmap(function, in_axes=(0, 0, *(None for _ in rest)))(state.member, batch, *rest)
+        return jax.vmap(function, in_axes=(0, 0, *(None for _ in rest)))(_member(state), batch, *rest)
+
+
+def _member(state: base.State) -> base.State:
+    """The state of a member as its solver has it; of all members, where these are stacked."""
+    return state._replace(memory=state.memory.memory)

@@ -327,7 +327,7 @@ def reweighting_task(
         >>> result = solve(
         ...     LearningToReweight(optax.sgd(0.1)), task.problem, *task.start, task.batches, steps=5, key=key
         ... )
-        >>> result.state.mean_weight.shape
+        >>> result.state.memory.mean_weight.shape
         (200,)
     """
     data = _Data(X, y, X_clean, y_clean)

@@ -97,8 +97,8 @@ class _CosineHeads:
         batch, optimizer = Batch(None, samples), optax.sgd(HEAD_RATE)
         problem = self.problem()
         v = self.start(u, batch, None)
-        descend, key = base.descend(problem, u, batch), jax.random.key(0)
-        return base.lower_moves(descend, optimizer, optimizer.init(v), v, problem, batch, ADAPT_STEPS, key)[0]
+        descent = base.Descent(problem, u, optimizer)
+        return descent.moves(v, optimizer.init(v), batch, ADAPT_STEPS, jax.random.key(0))[0]
 
     def problem(self) -> Problem:
         upper, lower, start = (Method(self, name) for name in ("upper_loss", "lower_loss", "start"))
