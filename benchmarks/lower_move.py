@@ -201,8 +201,10 @@ def program(model: Any, moves: int, curvature: Any = None, *, loop: bool = True)
         return jax.lax.scan(lambda s, k: solver.step(problem, s, batch, k), state, keys)
 
     def plain(carry: Any, batch: Any, keys: Any) -> Any:
-        descent = base.Descent(problem, u, adam)
-        return descent.moves(*carry, batch, moves, keys[0]) if loop else descent.move(*carry, batch.lower, keys[0])[0]
+        descent, (v, opt) = base.Descent(problem, u, adam), carry
+        if loop:
+            return descent.moves(v, opt, batch, moves, keys[0])
+        return descent.move(carry, batch.lower, keys[0])[0]
 
     if curvature is None:
         function, start = plain, (v, adam.init(v))

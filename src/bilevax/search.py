@@ -214,7 +214,7 @@ def trained(
 
     def one(carry: Any, t: Any) -> tuple[Any, Any]:
         data = base.lower_data(source.at(t, batch_key), 0)
-        return descent.move(*carry, data, jax.random.fold_in(move_key, t))
+        return descent.move(carry, data, jax.random.fold_in(move_key, t))
 
     descent = base.Descent(problem, u, optimizer)
     (v, _), (losses, norms) = jax.lax.scan(one, (v, optimizer.init(v)), jnp.arange(steps))

@@ -8,7 +8,7 @@ import contextlib
 import itertools
 import queue
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Protocol
 
@@ -191,7 +191,7 @@ def prefetch(
     place: Callable[[Batch], Batch] = jax.device_put,
     depth: int = 2,
     asked: Asked | None = None,
-) -> Iterator[Batch]:
+) -> Generator[Batch, None, None]:
     """The same Batches, put on the device (or devices: `place`) by a thread that works `depth` batches ahead.
 
     Where a signal has come (`asked`) and no batch is ready, they end. A thread that stalls in the user's iterable is

@@ -129,7 +129,7 @@ def train(model: Model, training: Training, x: Any, y: Any, weight: Any, key: An
 
     def one(carry: Any, step: Any) -> tuple[Any, None]:
         batch = source.at(step, order_key)
-        return descent.move(*carry, batch.lower, jax.random.fold_in(train_key, step))[0], None
+        return descent.move(carry, batch.lower, jax.random.fold_in(train_key, step))[0], None
 
     return jax.lax.scan(one, (v, optimizer.init(v)), jnp.arange(training.steps))[0][0]
 

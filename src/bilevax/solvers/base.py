@@ -281,13 +281,14 @@ class Descent:
         """
 
         def one(carry: Any, t: Any) -> tuple[Any, Any]:
-            return self.move(*carry, lower_data(batch, t), jax.random.fold_in(key, t))
+            return self.move(carry, lower_data(batch, t), jax.random.fold_in(key, t))
 
         (v, opt_state), losses = jax.lax.scan(one, (v, opt_state), jnp.arange(steps))
         return v, opt_state, jax.tree.map(lambda x: x[-1], losses)
 
-    def move(self, v: PyTree, opt_state: Any, data: PyTree, key: Any) -> tuple[tuple[PyTree, Any], Any]:
-        """One move: (v, the optimizer's state), and (g, |grad_v g|) before it; () where a direction is given."""
+    def move(self, carry: tuple[PyTree, Any], data: PyTree, key: Any) -> tuple[tuple[PyTree, Any], Any]:
+        """One move of `carry`, v and its optimizer's state; with (g, |grad_v g|) before it, or () along a direction."""
+        v, opt_state = carry
         if self.direction is not None:
             gradient = self.direction(v, data, key)
             return move(self.optimizer, opt_state, v, gradient, self.problem.project_lower, self.scale), ()

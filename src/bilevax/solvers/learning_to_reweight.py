@@ -149,7 +149,7 @@ class LearningToReweight:
         u = problem.project_upper(state.u.at[index].set(weight))
 
         descent = base.Descent(problem, u, self.lower_optimizer)
-        (v, lower_opt), (loss, size) = descent.move(v, state.lower_opt, batch.lower, lower_key)
+        (v, lower_opt), (loss, size) = descent.move((v, state.lower_opt), batch.lower, lower_key)
         here = copies > 0
         mean, seen = state.memory.mean_weight, state.memory.seen + here
         mean += jnp.where(here, (u - mean) / jnp.maximum(seen, 1).astype(u.dtype), 0)

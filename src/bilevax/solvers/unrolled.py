@@ -210,7 +210,7 @@ def _moves(
 
     def move(fixed: tuple[PyTree, Batch], carry: Any, t: Any) -> tuple[Any, Any]:
         u, batch = fixed
-        return base.Descent(problem, u, optimizer).move(*carry, base.lower_data(batch, t), jax.random.fold_in(key, t))
+        return base.Descent(problem, u, optimizer).move(carry, base.lower_data(batch, t), jax.random.fold_in(key, t))
 
     optimizer = _differentiable_at_zero(solver.lower_optimizer, carry[0], carry[1], carry[0])
     made, one = hoist(move, (u, batch), carry, ts[0])
