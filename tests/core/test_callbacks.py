@@ -360,7 +360,7 @@ def test_an_unwritable_directory_is_refused(tmp_path):
 
 def test_nothing_is_imported_before_it_is_used():
     code = (
-        "import sys, bilevax.loop.callbacks as c; c.Progress(); c.Checkpoint('x'); c.TensorBoard('y'); "
+        "import sys, bilevax as c; c.Progress(); c.Checkpoint('x'); c.TensorBoard('y'); "
         "print([m for m in ('tqdm', 'tensorboardX') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -1,146 +1,123 @@
-"""What holds for every solver: a new method adds one entry to SOLVERS."""
+"""What holds for every solver: a new method adds one entry to CASES in tests/solvers.py."""
 
 import dataclasses
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 
 import bilevax as bx
-from bilevax import derivatives, linear_solve
+from bilevax.loop.stretch import stretch
 from bilevax.schedules import Geometric
 from bilevax.solvers.base import State
-
-UPPER, LOWER = optax.adam(2e-2), optax.sgd(5e-2)
-ADAM = optax.adam(2e-2)
-
-SOLVERS = [
-    bx.Alternating(UPPER, LOWER),
-    bx.Penalty(UPPER, ADAM),
-    bx.Penalty(UPPER, ADAM, nu=0.0),
-    bx.Penalty(UPPER, ADAM, lam=Geometric(1.0, 0.8)),
-    bx.Penalty(UPPER, ADAM, curvature=derivatives.finite_difference),
-    bx.Penalty(UPPER, ADAM, stage_steps=100),
-    bx.Implicit(UPPER, LOWER, 20, linear_solve.CG(20)),
-    bx.Implicit(UPPER, LOWER, 20, linear_solve.GMRES(3)),
-    bx.Implicit(UPPER, LOWER, 20, linear_solve.Neumann(60, 0.2)),
-    bx.Implicit(UPPER, LOWER, 20, linear_solve.ByOptimizer(optax.sgd(0.05), 20)),
-    bx.Implicit(UPPER, LOWER, 20, linear_solve.ByOptimizer(optax.sgd(0.2), 20, form=linear_solve.quadratic)),
-    bx.ReverseMode(UPPER, LOWER, 100),
-    bx.ReverseMode(UPPER, optax.sgd(2e-2, momentum=0.8), 100, segment=10),
-    bx.ReverseMode(UPPER, LOWER, 100, last=60, segment=7),
-    bx.ForwardMode(UPPER, LOWER, 100),
-    bx.SPNBO(UPPER, ADAM, 10, beta=Geometric(1.0, 1.1), step_scale=Geometric(1.0, 0.9), stage_steps=100),
-    bx.LookAhead(UPPER, LOWER, 5e-2),
-    bx.LookAhead(UPPER, LOWER, 5e-2, 10, derivatives.finite_difference),
-]
-FINDS_SOLUTIONS = [s for s in SOLVERS if not isinstance(s, bx.Alternating | bx.LookAhead)]
-
+from tests.solvers import ADAM, BATCH, CASES, LOWER, PROBLEM, START, UPPER, floats, solution
 
 EVERY = 50  # the same in all tests, so that they share a compiled program
+ON_PROBLEM = [name for name, case in CASES.items() if case.problem is PROBLEM]
+MOVES = [name for name in ON_PROBLEM if hasattr(CASES[name].solver, "lower_steps")]
 
 
-def run(solver, problem, u, v, batch, steps, key):
-    return bx.solve(solver, problem, u, v, batch, steps=steps, every=EVERY, key=key)
+def run(solver, problem, u, v, batch, steps, key, **more):
+    return bx.solve(solver, problem, u, v, batch, steps=steps, every=EVERY, key=key, **more)
 
 
-def name(solver):
-    return repr(type(solver).__name__) + str(SOLVERS.index(solver))
+def solved(case, steps, key, **more):
+    return run(case.solver, case.problem, *case.start, case.batch, steps, key, **more)
 
 
-# f pulls (u, v) to a target given as data; g couples v to u through a tree of two leaves.
-def upper_loss(u, v, target):
-    return jnp.sum((v["a"] - target) ** 2) + 0.1 * jnp.sum(u**2) + 0.1 * jnp.sum(v["b"] ** 2)
+def same(one, other):
+    for a, b in zip(*(jax.tree.leaves((r.state, r.history)) for r in (one, other)), strict=True):
+        np.testing.assert_array_equal(a, b)
 
 
-def lower_loss(u, v, weights):
-    return 0.5 * jnp.sum(weights * (v["a"] - 2 * u) ** 2) + 0.5 * jnp.sum((v["b"] - jnp.sum(u)) ** 2)
+@pytest.fixture(params=CASES)
+def case(request):
+    return CASES[request.param]
 
 
-PROBLEM = bx.Problem(upper_loss, lower_loss)
-TARGET = jnp.array([1.0, -2.0, 0.5])
-BATCH = bx.Batch(upper=TARGET, lower=jnp.array([1.0, 2.0, 3.0]))
-START = jnp.zeros(3), {"a": jnp.zeros(3), "b": jnp.zeros(())}
+def test_every_solver_is_here():
+    solvers = {x for x in vars(bx.solvers).values() if isinstance(x, type) and hasattr(x, "step")}
+    assert {type(case.solver) for case in CASES.values()} == solvers - {bx.Vectorized, bx.solvers.Solver}
 
 
-def solution():
-    """d/du [|2u - t|^2 + 0.1 |u|^2 + 0.1 (sum u)^2] = 0."""
-    matrix = (8 + 0.2) * np.eye(3) + 0.2 * np.ones((3, 3))
-    return np.linalg.solve(matrix, 4 * np.asarray(TARGET))
-
-
-@pytest.mark.parametrize("solver", FINDS_SOLUTIONS, ids=name)
-def test_reaches_the_bilevel_solution(solver, key):
-    result = run(solver, PROBLEM, *START, BATCH, 4000, key)
-    np.testing.assert_allclose(result.u, solution(), atol=2e-3)
-    np.testing.assert_allclose(result.v["a"], 2 * solution(), atol=4e-3)
+@pytest.mark.parametrize("name", [name for name in ON_PROBLEM if CASES[name].finds])
+def test_reaches_the_bilevel_solution(name, key):
+    case = CASES[name]
+    result = solved(case, 4000, key)
+    np.testing.assert_allclose(result.u, solution(), atol=case.finds)
+    np.testing.assert_allclose(result.v["a"], 2 * solution(), atol=2 * case.finds)
     assert result.status is bx.Status.FINISHED
 
 
 def test_alternating_descent_does_not(key):
-    result = bx.solve(SOLVERS[0], PROBLEM, *START, BATCH, steps=4000, key=key)
+    result = solved(CASES["Alternating"], 4000, key)
     assert np.linalg.norm(result.u - solution()) > 0.5  # it only sees grad_u f = 0.2 u
     np.testing.assert_allclose(result.u, 0, atol=1e-3)
 
 
-@pytest.mark.parametrize("solver", SOLVERS, ids=name)
-def test_protocol(solver, key):
+def test_protocol(case, key):
     """State and Info keep structure, shapes and dtypes."""
-    state = solver.init(PROBLEM, *START, BATCH)
+    solver = case.solver
+    state = solver.init(case.problem, *case.start, case.batch)
     assert isinstance(state, State)
-    moved, info = jax.jit(lambda s: solver.step(PROBLEM, s, BATCH, key))(state)
+    moved, info = jax.jit(lambda s: solver.step(case.problem, s, case.batch, key))(state)
     assert jax.tree.structure(moved) == jax.tree.structure(state)
     assert [(x.shape, x.dtype) for x in jax.tree.leaves(moved)] == [(x.shape, x.dtype) for x in jax.tree.leaves(state)]
     assert isinstance(info, bx.Info)
     assert all(x.shape == () for x in jax.tree.leaves(info))
-    assert isinstance(solver.lower_steps, int)
     hash(solver)
 
 
-@pytest.mark.parametrize("solver", SOLVERS, ids=name)
-def test_float32_stays_float32(solver, key):
-    small = jax.tree.map(lambda x: x.astype(jnp.float32), (*START, BATCH))
-    result = run(solver, PROBLEM, *small, 3, key)
+def test_float32_stays_float32(case, key):
+    small = floats(lambda x: x.astype(jnp.float32), (*case.start, case.batch))
+    result = run(case.solver, case.problem, *small, 3, key)
     assert {x.dtype for x in jax.tree.leaves((result.u, result.v))} == {jnp.dtype("float32")}
 
 
-@pytest.mark.parametrize("solver", SOLVERS, ids=name)
-def test_same_key_same_bits(solver, key):
-    runs = [run(solver, PROBLEM, *START, BATCH, 60, key) for _ in range(2)]
-    for a, b in zip(*(jax.tree.leaves((r.state, r.history)) for r in runs), strict=True):
-        np.testing.assert_array_equal(a, b)
+def test_same_key_same_bits_from_one_program(case, key):
+    one, other = (solved(case, 60, key) for _ in range(2))
+    same(one, other)
+    assert stretch.programs(case.solver, case.problem, EVERY, ()) == 1
+
+
+def test_resumed_it_gives_the_same_bits(case, key, tmp_path):
+    save = bx.Checkpoint(tmp_path)
+    solved(case, 50, key, callbacks=[save])
+    same(solved(case, 60, key, callbacks=[save], resume=save), solved(case, 60, key))
 
 
 def test_the_length_of_a_stretch_changes_no_bit(key):
-    runs = [bx.solve(SOLVERS[1], PROBLEM, *START, BATCH, steps=60, key=key, every=n) for n in (50, 7)]
-    for a, b in zip(*(jax.tree.leaves((r.state, r.history)) for r in runs), strict=True):
-        np.testing.assert_array_equal(a, b)
+    case = CASES["Penalty"]
+    options = {"steps": 60, "key": key}
+    runs = [bx.solve(case.solver, PROBLEM, *START, BATCH, every=n, **options) for n in (50, 7)]
+    same(*runs)
 
 
-@pytest.mark.parametrize("solver", SOLVERS, ids=name)
-def test_vectorized_members_equal_single_runs(solver, key):
-    starts = jax.tree.map(lambda x: jnp.stack([x, x + 0.3, x - 1.0]), START)
-    batch = jax.tree.map(lambda x: jnp.stack([x, 2 * x, x]), BATCH)
-    together = bx.solve(bx.Vectorized(solver), PROBLEM, *starts, batch, steps=40, key=key)
+def test_vectorized_members_equal_single_runs(case, key):
+    start, batch = case.start, case.batch
+    starts = jax.tree.map(lambda x: jnp.stack([x, x + 0.3, x - 1.0]), start)
+    batches = jax.tree.map(lambda *x: jnp.stack(x), batch, floats(lambda x: 2 * x, batch), batch)
+    together = bx.solve(bx.Vectorized(case.solver), case.problem, *starts, batches, steps=40, key=key)
     assert together.history.upper_loss.shape == (40, 3)
     for i in (0, 1):
-        one = jax.tree.map(lambda x, i=i: x[i], (*starts, batch))
-        alone = run(solver, PROBLEM, *one, 40, key)
+        one = jax.tree.map(lambda x, i=i: x[i], (*starts, batches))
+        alone = run(case.solver, case.problem, *one, 40, key)
         np.testing.assert_allclose(together.u[i], alone.u, rtol=1e-9, atol=1e-11)
 
 
-@pytest.mark.parametrize("solver", [s for s in SOLVERS if not isinstance(s, bx.Penalty)], ids=name)
-def test_constraints_are_refused_by_name(solver, key):
-    problem = dataclasses.replace(PROBLEM, constraints=(bx.Inequality(lambda u, v: u),))
-    with pytest.raises(bx.InputError, match=rf"{type(solver).__name__} cannot treat .* Use Penalty"):
-        run(solver, problem, *START, BATCH, 1, key)
+def test_constraints_are_refused_by_name(case, key):
+    if isinstance(case.solver, bx.Penalty):
+        return
+    problem = dataclasses.replace(case.problem, constraints=(bx.Inequality(lambda u, v: u),))
+    with pytest.raises(bx.InputError, match=rf"{type(case.solver).__name__} cannot treat .* Use Penalty"):
+        run(case.solver, problem, *case.start, case.batch, 1, key)
 
 
-@pytest.mark.parametrize("solver", SOLVERS, ids=name)
-def test_fresh_data_for_each_move(solver, key):
+@pytest.mark.parametrize("name", MOVES)
+def test_fresh_data_for_each_move(name, key):
     """PerMove hands move t its own slice; T copies of one batch change nothing."""
+    solver = CASES[name].solver
     copies = jnp.broadcast_to(BATCH.lower, (solver.lower_steps, 3))
     start = jnp.ones(3), START[1]
     one = run(solver, PROBLEM, *start, BATCH, 5, key)
@@ -152,9 +129,10 @@ def test_fresh_data_for_each_move(solver, key):
     assert not np.allclose(one.v["a"], other.v["a"], rtol=1e-6)
 
 
-@pytest.mark.parametrize("solver", SOLVERS, ids=name)
-def test_lower_start(solver, key):
+@pytest.mark.parametrize("name", ON_PROBLEM)
+def test_lower_start(name, key):
     """v starts where the problem says, in every step."""
+    solver = CASES[name].solver
     problem = dataclasses.replace(PROBLEM, lower_start=lambda u, batch, key: {"a": 2 * u, "b": jnp.sum(u)})
     u = jnp.ones(3)
     far = {"a": jnp.full(3, 1e6), "b": jnp.zeros(())}
