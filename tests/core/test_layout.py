@@ -277,7 +277,8 @@ PROGRAM = textwrap.dedent(
     import os, signal, sys, time
     sys.path.insert(0, os.environ["TESTS"])
     import jax
-    from bilevax.loop import placement as layout
+    from bilevax.loop.layout import over
+    from bilevax.loop.processes import join
     jax.config.update("jax_enable_x64", True)
     join(int(os.environ["DEVICES"]))
     import numpy as np
