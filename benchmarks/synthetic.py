@@ -40,7 +40,7 @@ SOLVER = bx.Penalty(ADAM, ADAM, T, lam=Geometric(10.0, 0.9))
 
 @functools.partial(jax.jit, static_argnames="steps")
 def by_hand(u: Any, v: Any, steps: int) -> Any:
-    """The same algorithm with hand-derived gradients: grad_v g = -2 r, along(p) = (2 p, 2 p), r = 1 - u - v."""
+    """The same algorithm with hand-derived gradients: grad_v g = -2 r with r = 1 - u - v, products (2 p, 2 p)."""
 
     def one(carry: Any, _: None) -> Any:
         u, v, upper_opt, lower_opt, stage, nu = carry

@@ -68,10 +68,10 @@ class Moves:
         self.optimizer.step()
 
     def double_backward(self) -> None:
-        """grad_v f + along(p)[1] + lam grad_v g, `along` by a second reverse pass."""
+        """grad_v f + second_products(p)[1] + lam grad_v g, `second_products` by a second reverse pass."""
         f = torch.autograd.grad(self.upper(self.params), self.params)
         g = torch.autograd.grad(self.lower(self.params), self.params, create_graph=True)
-        # One reverse pass for along(p) + lam grad_v g: the second seed of g itself costs nothing.
+        # One reverse pass for second_products(p) + lam grad_v g: the second seed of g itself costs nothing.
         p = [GAMMA * x.detach() for x in g]
         along = torch.autograd.grad(g, self.params, p)
         self.apply([a + b + LAM * c.detach() for a, b, c in zip(f, along, g, strict=True)])

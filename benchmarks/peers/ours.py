@@ -15,7 +15,7 @@ from benchmarks import lower_move
 from benchmarks.peers import jax_problems
 from benchmarks.peers.works import CLASSES, HIDDEN, SIDE, Arrays
 from bilevax import derivatives, linear_solve
-from bilevax.linear_solve import Answer
+from bilevax.linear_solve import LinearSolution
 from bilevax.loop.stretch import (
     Carry,
     initial_state,
@@ -31,9 +31,9 @@ PRODUCT = 1024
 class Itself:
     """The linear solve of one-step methods such as first-order look-ahead: q = b, as if the Hessian were I."""
 
-    def __call__(self, along: Any, b: Any, start: Any) -> Answer:
+    def __call__(self, second_products: Any, b: Any, start: Any) -> LinearSolution:
         """B, and no residual: it would take a product."""
-        return Answer(b, along(b)[0], jnp.zeros(()))
+        return LinearSolution(b, second_products(b)[0], jnp.zeros(()))
 
 
 @dataclass(frozen=True)
@@ -48,19 +48,19 @@ class PlainCG:
     late: bool = False
     damping: float = 0.0
 
-    def __call__(self, along: Any, b: Any, start: Any) -> Answer:
+    def __call__(self, second_products: Any, b: Any, start: Any) -> LinearSolution:
         """What the steps come to; the residual is not taken."""
 
         def one(carry: Any, _: None) -> tuple[Any, None]:
             x, r, p = carry
-            hp, size = optax.tree.add_scale(along(p)[1], self.damping, p), optax.tree.norm(r, squared=True)
+            hp, size = optax.tree.add_scale(second_products(p)[1], self.damping, p), optax.tree.norm(r, squared=True)
             alpha = size / optax.tree.vdot(p, hp)
             x, new = optax.tree.add_scale(x, alpha, p), optax.tree.add_scale(r, -alpha, hp)
             beta = optax.tree.norm(new, squared=True) / size
             return (x, new, optax.tree.add_scale(r if self.late else new, beta, p)), None
 
         q = jax.lax.scan(one, (optax.tree.zeros_like(b), b, b), None, length=self.steps)[0][0]
-        return Answer(q, along(q)[0], jnp.zeros(()))
+        return LinearSolution(q, second_products(q)[0], jnp.zeros(()))
 
 
 @dataclass(frozen=True)
@@ -70,16 +70,16 @@ class PlainSeries:
     terms: int
     scale: float
 
-    def __call__(self, along: Any, b: Any, start: Any) -> Answer:
+    def __call__(self, second_products: Any, b: Any, start: Any) -> LinearSolution:
         """What the terms come to; the residual is not taken."""
 
         def one(carry: Any, _: None) -> tuple[Any, None]:
             power, total = carry
-            power = optax.tree.add_scale(power, -self.scale, along(power)[1])
+            power = optax.tree.add_scale(power, -self.scale, second_products(power)[1])
             return (power, optax.tree.add(total, power)), None
 
         q = optax.tree.scale(self.scale, jax.lax.scan(one, (b, b), None, length=self.terms)[0][1])
-        return Answer(q, along(q)[0], jnp.zeros(()))
+        return LinearSolution(q, second_products(q)[0], jnp.zeros(()))
 
 
 def by_differences(g: Any, u: Any, v: Any) -> derivatives.Lower:
@@ -88,13 +88,13 @@ def by_differences(g: Any, u: Any, v: Any) -> derivatives.Lower:
     Here to check Betty against, as `PlainCG` is.
     """
 
-    def along(p: Any) -> Any:
+    def second_products(p: Any) -> Any:
         t = 0.01 / optax.tree.norm(p)
         ahead, back = (jax.grad(g, (0, 1))(u, optax.tree.add_scale(v, sign * t, p)) for sign in (1, -1))
         return jax.tree.map(lambda a, b: (a - b) / (2 * t), ahead, back)
 
     loss, grad_v = jax.value_and_grad(g, 1)(u, v)
-    return derivatives.Lower(loss, grad_v, along)
+    return derivatives.Lower(loss, grad_v, second_products)
 
 
 def lower_optimizer(settings: dict[str, Any]) -> optax.GradientTransformation:

@@ -1,4 +1,4 @@
-"""What callers hand over is checked here, and refused in a sentence."""
+"""Checks of arguments, each of which raises an InputError that says what was found and what is needed."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ PyTree = Any
 
 
 class InputError(ValueError):
-    """What the caller handed over cannot be used; the message says what was found and what to do."""
+    """An argument cannot be used; the message says what was found and what to do."""
 
 
 def require_count(owner: str, name: str, value: Any, least: int = 1) -> int:
@@ -25,7 +25,7 @@ def require_count(owner: str, name: str, value: Any, least: int = 1) -> int:
 def settle_counts(instance: Any, *names: str) -> None:
     """Refuse fields of a frozen dataclass that are no counts, and keep NumPy's integers as ints.
 
-    As constants of a program NumPy's would widen what they meet.
+    As constants of a program NumPy's integers would promote what they are combined with.
     """
     for name in names:
         object.__setattr__(instance, name, require_count(type(instance).__name__, name, getattr(instance, name)))
@@ -91,7 +91,7 @@ FROM_ELSEWHERE = {
 
 
 def require_arrays(name: str, tree: PyTree) -> None:
-    """Refuse what JAX would not take as an array, and numbers that it would change in silence.
+    """Refuse what JAX does not take as an array, and numbers that it would change without a warning.
 
     Raises:
         InputError: a leaf is not an array of numbers, is masked, or holds numbers that do not fit the type it gets:
@@ -168,7 +168,7 @@ def check_variable(name: str, x: PyTree) -> None:
 
 
 def check_finite(name: str, tree: PyTree) -> None:
-    """Refuse NaN and infinity in a tree of data or variables. Of traced arrays nothing is known."""
+    """Refuse NaN and infinity in a tree of data or variables. Traced arrays are not looked at."""
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         if isinstance(leaf, Tracer | jax.ShapeDtypeStruct):
             continue

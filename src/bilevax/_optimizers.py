@@ -114,7 +114,7 @@ def check_optimizer(
     objective: Objective | None = None,
     projected: bool = False,
 ) -> None:
-    """Refuse, in a sentence, an optimizer that cannot move a variable. Nothing is computed but shapes.
+    """Refuse an optimizer that cannot move a variable. Only shapes are computed.
 
     Args:
         owner: for the message, the solver or function that is to use the optimizer.

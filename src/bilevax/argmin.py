@@ -70,11 +70,11 @@ def hypergradient(
             a schedule for mu have 1e-3. Needed where the problem has a regularizer.
 
     Where the residual is above a thousandth of |grad_v f| it warns: the linear solve has stopped early, or the Hessian
-    is singular and the system has no solution. It may be called under jit and vmap, where it cannot warn: then look at
-    the `residual` that it returns.
+    is singular and the system has no solution. It may be called under jit and vmap, where it cannot warn: check the
+    `residual` that it returns.
 
     Raises:
-        InputError: the problem has constraints, which a hypergradient knows nothing of; it has a regularizer and mu is
+        InputError: the problem has constraints, which a hypergradient cannot treat; it has a regularizer and mu is
             missing, or mu is not positive; project_lower is not an orthogonal projection.
 
     Example:
@@ -100,12 +100,12 @@ def hypergradient(
     require_function("hypergradient", "linear_solve", linear_solve, "such as bilevax.linear_solve.CG(100)")
     if problem.constraints:
         raise InputError(
-            f"hypergradient: the problem has {len(problem.constraints)} constraints. Take Penalty, which treats them."
+            f"hypergradient: the problem has {len(problem.constraints)} constraints. Use Penalty, which treats them."
         )
     if problem.regularizer is not None and mu is None:
         raise InputError(
             "hypergradient: the problem has a regularizer, and mu is missing. Pass the mu at which v minimises the "
-            "lower level: 1e-3 for most solvers. For a v of the regularizer with its corners take SparseHO or "
+            "lower level: 1e-3 for most solvers. For a v of the non-smooth regularizer itself use SparseHO or "
             "diagnostics.nonsmooth_stationarity."
         )
     if mu is None:
@@ -117,8 +117,8 @@ def hypergradient(
     batch = Batch() if batch is None else batch
     f = derivatives.upper(problem, u, v, batch.upper, key)
     g = derivatives.lower(problem, u, v, base.lower_data(batch, 0), key, mu=mu)
-    along, b = derivatives.on_set(problem, u, v, g, f.grad_v)
-    found = linear_solve(along, b, optax.tree.zeros_like(v))
+    second_products, b = derivatives.on_set(problem, u, v, g, f.grad_v)
+    found = linear_solve(second_products, b, optax.tree.zeros_like(v))
     _warn_unsolved("hypergradient", found.residual, optax.tree.norm(b))
     return Hypergradient(f.loss, optax.tree.sub(f.grad_u, found.cross), found.residual)
 
@@ -266,8 +266,8 @@ def _pulled_back(argmin: Argmin, u: PyTree, v: PyTree, data: PyTree, key: Any, c
     floating = [x for x, m in zip(leaves, moving, strict=True) if m]
     problem = Problem(_nothing, lower_loss, project_lower=argmin.project)
     g = derivatives.lower(problem, floating, v, None, key)
-    along, b = derivatives.on_set(problem, floating, v, g, cotangent)
-    found = argmin.linear_solve(along, b, optax.tree.zeros_like(v))
+    second_products, b = derivatives.on_set(problem, floating, v, g, cotangent)
+    found = argmin.linear_solve(second_products, b, optax.tree.zeros_like(v))
     cross = iter(found.cross)
     found_leaves = [-next(cross) if m else None for m in moving]
     of_u, of_data = jax.tree.unflatten(form, found_leaves)

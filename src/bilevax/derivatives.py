@@ -1,16 +1,16 @@
-"""The derivatives of a problem, and the only file of the library that takes them.
+"""The derivatives of a problem: the only file of the library that takes them, beside solvers/unrolled.py.
 
 `lower(...)` gives g, its gradient in v, and
 
-    along(p) = (grad2_uv g . p, grad2_vv g . p) = d/dt grad_(u,v) g(u, v + t p) at t = 0,
+    second_products(p) = (grad2_uv g . p, grad2_vv g . p) = d/dt grad_(u,v) g(u, v + t p) at t = 0,
 
-from which every first-order method of the library is made (docs/design.md: the one idea). `exact` takes it by
-going back through the gradient, whose evaluation it shares: grad2_uv g . p is the derivative of <grad_v g, p> in u.
+from which every first-order method of the library is made (docs/design.md: the one idea). `exact` computes them by a reverse pass
+through the gradient, whose evaluation it shares: grad2_uv g . p is the derivative of <grad_v g, p> in u.
 Forward over that gradient (Pearlmutter 1994) has the same arithmetic and memory; compiled code of the backward form
 takes up to a fifth less time where there are convolutions. `finite_difference` takes two more gradients.
 
-Where v lives in a set, or has a regulariser with corners, v*(u) is the fixed point of a projected or proximal descent;
-`fixed_point` gives the `along` that takes the place of the above.
+Where v lives in a set, or has a non-smooth regulariser, v*(u) is the fixed point of a projected or proximal descent;
+`fixed_point` returns the products that take the place of the above.
 """
 
 from collections.abc import Callable, Sequence
@@ -25,12 +25,12 @@ from bilevax._checks import InputError, PyTree, first_line
 from bilevax._programs import compiled
 from bilevax.problem import Batch, Problem, identity
 
-Along = Callable[[PyTree], tuple[PyTree, PyTree]]
+SecondProducts = Callable[[PyTree], tuple[PyTree, PyTree]]
 Curvature = Callable[[Callable[[PyTree, PyTree], Any], PyTree, PyTree], "Lower"]  # g(u, v), u, v -> it
 
 
 class Upper(NamedTuple):
-    """f with its gradients; `grad_u` and `grad_v` include the penalty on the constraints, if any."""
+    """The upper loss with its gradients; `grad_u` and `grad_v` include the penalty on the constraints, if any."""
 
     loss: Any
     constraints: tuple[Any, ...]
@@ -39,11 +39,11 @@ class Upper(NamedTuple):
 
 
 class Lower(NamedTuple):
-    """g with its gradient in v, and `along`."""
+    """The lower loss with its gradient in v, and its second products."""
 
     loss: Any
     grad_v: PyTree
-    along: Along
+    second_products: SecondProducts
 
 
 def upper(
@@ -80,24 +80,24 @@ def constraint_gradients(problem: Problem, u: PyTree, v: PyTree, data: PyTree) -
 
 
 def exact(g: Callable[[PyTree, PyTree], Any], u: PyTree, v: PyTree) -> Lower:
-    """`along` by a reverse pass through the gradient in v: with it, two gradients' work, and two for each direction."""
+    """The products by a reverse pass through the gradient in v: the work of two gradients, and two more for each p."""
 
     def gradient(u: PyTree, v: PyTree) -> tuple[PyTree, Any]:
         loss, grad_v = jax.value_and_grad(g, 1)(u, v)
         return grad_v, loss
 
-    grad_v, along, loss = jax.vjp(gradient, u, v, has_aux=True)
-    return Lower(loss, grad_v, along)
+    grad_v, second_products, loss = jax.vjp(gradient, u, v, has_aux=True)
+    return Lower(loss, grad_v, second_products)
 
 
 def finite_difference(g: Callable[[PyTree, PyTree], Any], u: PyTree, v: PyTree) -> Lower:
-    """`along` by the central difference of two gradients: first-order only, and least memory.
+    """The products by the central difference of two gradients: first derivatives only, and the least memory.
 
     The step is eps^(1/3) (1 + |v|) / |p|, which balances rounding against truncation, so the
     result is good to about eps^(2/3): 1e-5 relative in float32, 1e-10 in float64.
     """
 
-    def along(p: PyTree) -> tuple[PyTree, PyTree]:
+    def second_products(p: PyTree) -> tuple[PyTree, PyTree]:
         size = optax.tree.norm(p)
         eps = jnp.finfo(size.dtype).eps
         t = eps ** (1 / 3) * (1 + optax.tree.norm(v)) / jnp.where(size > 0, size, 1.0)
@@ -108,7 +108,7 @@ def finite_difference(g: Callable[[PyTree, PyTree], Any], u: PyTree, v: PyTree) 
         return jax.tree.map(lambda a, b: (a - b) / (2 * t).astype(a.dtype), moved(1.0), moved(-1.0))
 
     loss, grad_v = jax.value_and_grad(g, 1)(u, v)
-    return Lower(loss, grad_v, along)
+    return Lower(loss, grad_v, second_products)
 
 
 def lower(
@@ -121,17 +121,17 @@ def lower(
     mu: Any = 1e-3,
     curvature: Curvature = exact,
 ) -> Lower:
-    """g(u, v), its gradient in v, and `along`; what the caller does not use is not computed."""
+    """g(u, v), its gradient in v, and `second_products`; what the caller does not use is not computed."""
     return curvature(lambda u, v: problem.lower(u, v, data, key, mu), u, v)
 
 
 def lower_rows(
     problem: Problem, u: PyTree, v: PyTree, data: PyTree, key: Any, places: Sequence[int], *, mu: Any = 1e-3
 ) -> Lower:
-    """As `lower`, of the rows of some leaves of v alone: `grad_v`, and the p that `along` takes, are lists of theirs.
+    """As `lower`, for the rows of some leaves of v alone: `grad_v`, and the argument of `second_products`, are lists.
 
     Only these rows are differentiated: backwards no further than to the first of the leaves, and along p from there
-    on, so the last layers' rows cost less than all of them; for p zero elsewhere `along` is that of `lower`.
+    on, so the last layers' rows cost less than all of them; for p zero elsewhere `second_products` is that of `lower`.
     """
     leaves, form = jax.tree.flatten(v)
     chosen = [leaves[i] for i in places]
@@ -144,14 +144,14 @@ def lower_rows(
 
     value, rows = jax.value_and_grad(loss, 2)(u, v, chosen)
 
-    def along(p: PyTree) -> PyTree:
+    def second_products(p: PyTree) -> PyTree:
         def slope(u: PyTree, v: PyTree) -> Any:
             at = [jax.tree.leaves(v)[i] for i in places]
             return jax.jvp(lambda x: loss(u, v, x), (at,), (p,))[1]
 
         return jax.grad(slope, (0, 1))(u, v)
 
-    return Lower(value, rows, along)
+    return Lower(value, rows, second_products)
 
 
 def lower_gradient(
@@ -172,7 +172,7 @@ def lower_slopes(
 class FixedPoint(NamedTuple):
     """The linear system of a hypergradient where v*(u) is the fixed point of a map, see `fixed_point`."""
 
-    along: Along
+    second_products: SecondProducts
     b: PyTree
     direct: PyTree
     moved: PyTree
@@ -181,7 +181,7 @@ class FixedPoint(NamedTuple):
 def fixed_point(
     move: Callable[[PyTree, PyTree], PyTree], u: PyTree, v: PyTree, g: Lower, b: PyTree, step: Any = None
 ) -> FixedPoint:
-    """The system along(q)[1] = b whose solution gives the derivative of v*(u) = move(u, v*(u) - step grad_v g).
+    """The system second_products(q)[1] = b for the derivative of v*(u) = move(u, v*(u) - step grad_v g).
 
     `move` is the projection onto the set that v lives in, or the proximal map of a regulariser, with step length
     `step`. Its derivative J in its second argument is symmetric. Differentiating the fixed point,
@@ -205,8 +205,8 @@ def fixed_point(
         step: positive; by default |grad_v g|^2 / <grad_v g, H grad_v g>, which depends on no unit.
 
     Returns:
-        A FixedPoint. The derivative is `direct - cross`, where (cross, _) = along(q) and along(q)[1] = b; for any of
-        `bilevax.linear_solve` that is `direct - answer.cross`. `moved` is move(u, v - step grad_v g).
+        A FixedPoint. The derivative is `direct - cross`, where second_products(q) = (cross, b); for any of
+        `bilevax.linear_solve` that is `direct - solution.cross`. `moved` is move(u, v - step grad_v g).
     """
     step = _cauchy_step(g, v) if step is None else step
     before = jax.tree.map(lambda x, d: (x - step * d).astype(x.dtype), v, g.grad_v)
@@ -219,23 +219,23 @@ def fixed_point(
             lambda d, old, new: jnp.where(jnp.isnan(d) & (old == 0) & (new == 0), 0, d), of_v, before, moved
         )
 
-    def along(q: PyTree) -> tuple[PyTree, PyTree]:
+    def second_products(q: PyTree) -> tuple[PyTree, PyTree]:
         p = pull(q)[1]
-        cross, image = g.along(p)
+        cross, image = g.second_products(p)
         rest = jax.tree.map(lambda p, h: (p / step - h).astype(p.dtype), p, image)
         bent = jax.tree.map(lambda q, p, h: (h + (q - p) / step).astype(q.dtype), q, p, image)
         return optax.tree.sub(cross, pull(rest)[0]), pull(bent)[1]
 
     direct, inner = pull(b)
-    return FixedPoint(along, inner, direct, moved)
+    return FixedPoint(second_products, inner, direct, moved)
 
 
-def on_set(problem: Problem, u: PyTree, v: PyTree, g: Lower, b: PyTree) -> tuple[Along, PyTree]:
-    """`along` and b of the system for d/du b . v*(u), where v*(u) minimises g on the set of `project_lower`."""
+def on_set(problem: Problem, u: PyTree, v: PyTree, g: Lower, b: PyTree) -> tuple[SecondProducts, PyTree]:
+    """The products and b of the system for d/du b . v*(u), v*(u) being the minimiser of g on the set of v."""
     if problem.project_lower is identity:
-        return g.along, b
+        return g.second_products, b
     found = fixed_point(lambda _, v: problem.project_lower(v), u, v, g, b)
-    return found.along, found.b
+    return found.second_products, found.b
 
 
 def transposed(function: Callable[[PyTree], PyTree], x: PyTree) -> tuple[PyTree, Callable[[PyTree], PyTree]]:
@@ -252,7 +252,7 @@ def _cauchy_step(g: Lower, v: PyTree) -> Any:
     largest: Any = optax.tree.max(jax.tree.map(lambda x: jnp.abs(x).astype(dtype), g.grad_v))
     largest = jnp.where(largest > 0, largest, 1)
     d = jax.tree.map(lambda x: (x.astype(dtype) / largest).astype(x.dtype), g.grad_v)
-    size, curvature = _dot(d, d, dtype), jnp.abs(_dot(d, g.along(d)[1], dtype))
+    size, curvature = _dot(d, d, dtype), jnp.abs(_dot(d, g.second_products(d)[1], dtype))
     flat = curvature <= jnp.finfo(dtype).tiny
     length = jnp.sqrt(_dot(v, v, dtype) / jnp.where(size > 0, size, 1)) / largest
     step = jnp.where(flat, length, size / jnp.where(flat, 1, curvature))

@@ -34,7 +34,7 @@ class Report:
         lower_grad_norm: |grad_v g|, zero where v is stationary for g.
         smallest_curvature, largest_curvature: the extreme eigenvalues of grad2_vv g: where the smallest is negative g
             curves down and v is a saddle or a maximum; where it is zero v*(u) is not unique. NaN if not found.
-        rounding: the size below which an eigenvalue cannot be told from zero, the rounding of the largest in size.
+        rounding: the size below which an eigenvalue is zero to rounding, the rounding of the largest in size.
         hypergradient: eq. (9), grad_u f - grad2_uv g (grad2_vv g)^-1 grad_v f, shaped like u. Where v lives in a set,
             that of the fixed point of a projected descent (`derivatives.fixed_point`).
         hypergradient_norm: its norm.
@@ -120,7 +120,7 @@ def report(
     tolerance: float = 1e-10,
     mu: float = 1e-3,
 ) -> Report:
-    """Tell how good (u, v) is: stationarity, curvature, hypergradient, KKT residual, a solver's direction.
+    """How good (u, v) is: stationarity, curvature, hypergradient, KKT residual, a solver's direction.
 
     The hypergradient is that of Mehra and Hamm (2021), eq. (9), taken at (u, v) as they are: it is the
     derivative of f(u, v*(u)) to the accuracy with which v is v*(u). The KKT residual is that of their (8),
@@ -249,9 +249,9 @@ class NonSmooth(NamedTuple):
     """What `nonsmooth_stationarity` found.
 
     Attributes:
-        lower: how far v is from stationary for the lower level with its corners.
+        lower: how far v is from stationary for the non-smooth lower level.
         upper: the norm of the hypergradient at the nearby point `v`.
-        v: v after one proximal move, which sits exactly on the corners that it is close to.
+        v: v after one proximal step, which is exactly where the regulariser is not smooth if v is close to there.
     """
 
     lower: float
@@ -270,7 +270,7 @@ def nonsmooth_stationarity(
     key: Any = None,
     limit: int = 5000,
 ) -> NonSmooth:
-    """Tell how far (u, v) is from stationary for a problem whose lower level has corners.
+    """How far (u, v) is from stationary for a problem whose lower level is not smooth.
 
     The two residuals are of the conditions (6) to (8) of the SPNBO text (ICLR 2022 submission), G = g + regulariser:
 
@@ -278,9 +278,10 @@ def nonsmooth_stationarity(
         upper = |grad_u f - grad2_uv G q|  at v+,  (grad2_vv G) q = grad_v f                          (6), (7)
 
     Where the regulariser is convex the first vanishes at minimisers alone. Where it is not (l_p), a small rate is
-    needed to see the local ones, at which the text's condition holds. At v+ the entries, groups or ties that rest on a
-    corner rest on it exactly; there the regulariser, smoothed by a tiny mu, has a curvature of about 1 / mu that takes
-    q to zero across the corner, and along it none, which is the system restricted to the active manifold up to O(mu).
+    needed to see the local ones, at which the text's condition holds. v+ is exactly on the manifold (of zeros, groups or
+    ties) where the regulariser is not smooth. There the regulariser, smoothed by a tiny mu, has a curvature of about
+    1 / mu across the manifold, which takes q to zero in these directions, and none along it: up to O(mu) this is the
+    system restricted to the manifold.
 
     Args:
         problem: with a `regularizer`, and without constraints.
@@ -310,9 +311,7 @@ def nonsmooth_stationarity(
         (0.0, 0.0)
     """
     if problem.regularizer is None:
-        raise InputError(
-            "nonsmooth_stationarity: the problem has no regularizer. Where nothing has corners use report."
-        )
+        raise InputError("nonsmooth_stationarity: the problem has no regularizer. For smooth problems use report.")
     if problem.constraints:
         raise InputError("nonsmooth_stationarity: the problem has constraints, which it cannot treat.")
     if not rate > 0:
@@ -347,7 +346,7 @@ def _require_finite(name: str, tree: PyTree) -> None:
     if not base.all_finite(jax.tree.map(jnp.asarray, tree)):
         raise InputError(
             f"{name} is not finite at this (u, v). Look for a log, a square root or a norm at zero, "
-            "or hand over an earlier iterate."
+            "or pass an earlier iterate."
         )
 
 
@@ -370,7 +369,7 @@ def _direction(solver: Any, problem: Problem, state: Any, u: PyTree, v: PyTree, 
     if "upper_optimizer" not in fields:
         raise InputError(
             f"report: solver is a {type(solver).__name__}, which has no upper_optimizer of its own to watch. "
-            "Hand over the solver of one member, with that member's u, v and batch."
+            "Pass the solver of one member, with that member's u, v and batch."
         )
     watched: Any = dataclasses.replace(
         solver,  # type: ignore[type-var]
@@ -415,15 +414,15 @@ def _values(problem: Problem, u: PyTree, v: PyTree, upper_data: PyTree, data: Py
 
 @compiled("problem")
 def _products(problem: Problem, u: PyTree, v: PyTree, data: PyTree, key: Any, rows: Any, mu: Any) -> tuple[Any, Any]:
-    """`along` of each row (k, |v|), on the set of v: flat, (k, |u|) and (k, |v|)."""
+    """`second_products` of each row (k, |v|), on the set of v: flat, (k, |u|) and (k, |v|)."""
     g, unravel = derivatives.lower(problem, u, v, data, key, mu=mu), ravel_pytree(v)[1]
-    along_set, _ = derivatives.on_set(problem, u, v, g, v)
+    products_on_set, _ = derivatives.on_set(problem, u, v, g, v)
 
-    def along(row: Any) -> tuple[Any, Any]:
-        along_u, along_v = along_set(unravel(row))
+    def second_products(row: Any) -> tuple[Any, Any]:
+        along_u, along_v = products_on_set(unravel(row))
         return ravel_pytree(along_u)[0], ravel_pytree(along_v)[0]
 
-    return jax.lax.map(along, rows, batch_size=PRODUCTS_AT_ONCE)
+    return jax.lax.map(second_products, rows, batch_size=PRODUCTS_AT_ONCE)
 
 
 @compiled("problem")
@@ -445,9 +444,9 @@ def _iterate(
 ) -> Any:
     """The solution of the system for each row, by products alone."""
     g, unravel = derivatives.lower(problem, u, v, data, key, mu=mu), ravel_pytree(v)[1]
-    along, _ = derivatives.on_set(problem, u, v, g, v)
+    second_products, _ = derivatives.on_set(problem, u, v, g, v)
     zero = optax.tree.zeros_like(v)
-    return jax.lax.map(lambda b: ravel_pytree(solve(along, unravel(b), zero).q)[0], rows)
+    return jax.lax.map(lambda b: ravel_pytree(solve(second_products, unravel(b), zero).q)[0], rows)
 
 
 def _extremes(hessian: np.ndarray) -> tuple[float, float]:
@@ -481,7 +480,7 @@ def _extreme_eigenvalues(
         found = scipy.sparse.linalg.eigsh(
             operator, k=2, which="BE", v0=start, tol=float(jnp.finfo(dtype).eps) ** 0.5, return_eigenvectors=False
         )
-    except scipy.sparse.linalg.ArpackError:  # no convergence (or a zero Hessian): told as not found
+    except scipy.sparse.linalg.ArpackError:  # no convergence (or a zero Hessian)
         return float("nan"), float("nan")
     return float(min(found)), float(max(found))
 
@@ -505,7 +504,7 @@ def _distance(x: PyTree, gradient: PyTree, project: Any) -> float:
     """|x - project(x - gradient)|, which is |gradient| where nothing is projected."""
     if project is identity:  # a difference would round
         return float(optax.tree.norm(gradient))
-    return float(optax.tree.norm(optax.tree.sub(x, project(optax.tree.sub(x, gradient)))))
+    return float(jnp.sqrt(base.stationarity(x, gradient, project)))
 
 
 def _compare(found: np.ndarray, wanted: np.ndarray) -> tuple[float, float]:

@@ -1,9 +1,9 @@
 """Approximate solutions q of H q = b, where H = grad2_vv g is known by its products alone.
 
-Each is a frozen dataclass called as `solve(along, b, start) -> Answer(q, cross, residual)`, where
-along(q) = (cross, H q) is that of `derivatives.lower`: cross = grad2_uv g . q, which the caller needs of the answer,
-comes with the product that its residual |(H + damping) q - b| takes. H is symmetric but need not be positive definite:
-the answer is always finite and its residual at most |b|, whatever the curvature. Where H is singular and H q = b has
+Each is a frozen dataclass called as `solve(second_products, b, start) -> LinearSolution(q, cross, residual)`, where
+second_products(q) = (cross, H q) is that of `derivatives.lower`. The caller needs
+cross = grad2_uv g . q of the solution; it comes with the product that the residual |(H + damping) q - b| takes. H is symmetric but need not be positive definite:
+the solution is always finite and its residual at most |b|, whatever the curvature. Where H is singular and H q = b has
 solutions, `CG`, `Neumann` and `Direct` return the one of least norm if they start from zero. Where it has none, the
 residual stays large.
 
@@ -22,13 +22,13 @@ from jax.flatten_util import ravel_pytree
 
 from bilevax._checks import InputError, PyTree, require_count
 from bilevax._optimizers import check_optimizer, require_optimizer, update
-from bilevax.derivatives import Along
+from bilevax.derivatives import SecondProducts
 
 Product = Callable[[PyTree], PyTree]
 
 
-class Answer(NamedTuple):
-    """q, what `along` gives for it beside H q, and |(H + damping) q - b|."""
+class LinearSolution(NamedTuple):
+    """q, what `second_products` gives for it beside H q, and |(H + damping) q - b|."""
 
     q: PyTree
     cross: PyTree
@@ -38,17 +38,19 @@ class Answer(NamedTuple):
 class LinearSolve(Protocol):
     """What `Implicit` asks of a linear solve."""
 
-    def __call__(self, along: Along, b: PyTree, start: PyTree) -> Answer:
-        """Q with H q near b."""
+    def __call__(self, second_products: SecondProducts, b: PyTree, start: PyTree) -> LinearSolution:
+        """A q with H q near b, of the structure of b."""
         ...
 
 
-def _in_one_type(along: Along, b: PyTree, start: PyTree) -> tuple[Along, PyTree, PyTree, Callable[[Answer], Answer]]:
-    """`along`, b and start in one type that holds all leaves, at least float32, and the way back."""
+def _in_one_type(
+    second_products: SecondProducts, b: PyTree, start: PyTree
+) -> tuple[SecondProducts, PyTree, PyTree, Callable[[LinearSolution], LinearSolution]]:
+    """The arguments in one type that holds all leaves, at least float32, and the function that undoes this."""
     types = [x.dtype for x in jax.tree.leaves(b)]
     wide = jnp.result_type(jnp.float32, *types)
     if all(t == wide for t in types):
-        return along, b, start, lambda answer: answer
+        return second_products, b, start, lambda found: found
 
     def cast(x: PyTree) -> PyTree:
         return jax.tree.map(lambda a: a.astype(wide), x)
@@ -56,29 +58,32 @@ def _in_one_type(along: Along, b: PyTree, start: PyTree) -> tuple[Along, PyTree,
     def back(x: PyTree) -> PyTree:
         return jax.tree.map(lambda a, like: a.astype(like.dtype), x, b)
 
-    def along_wide(q: PyTree) -> tuple[PyTree, PyTree]:
-        cross, image = along(back(q))
+    def wide_products(q: PyTree) -> tuple[PyTree, PyTree]:
+        cross, image = second_products(back(q))
         return cross, cast(image)
 
-    return along_wide, cast(b), cast(start), lambda answer: answer._replace(q=back(answer.q))
+    return wide_products, cast(b), cast(start), lambda found: found._replace(q=back(found.q))
 
 
-def _product(along: Along, damping: float) -> Product:
+def _product(second_products: SecondProducts, damping: float) -> Product:
     """The product with H + damping alone."""
-    return lambda q: _damped(along(q)[1], damping, q)
+    return lambda q: _damped(second_products(q)[1], damping, q)
 
 
 def _damped(image: PyTree, damping: float, q: PyTree) -> PyTree:
     return image if damping == 0 else jax.tree.map(lambda a, x: a + damping * x, image, q)
 
 
-def _answer(along: Along, damping: float, b: PyTree, q: PyTree, image: PyTree = None) -> Answer:
-    """What q comes to if its residual is below that of 0; if not, its multiple of least residual, or 0.
+def _solution(
+    second_products: SecondProducts, damping: float, b: PyTree, q: PyTree, image: PyTree = None
+) -> LinearSolution:
+    """Q if its residual is below that of 0; if not, its multiple of least residual, or 0.
 
-    `image` is (H + damping) q where that is known. So a breakdown (NaN) or a divergence never leaves here, and a
-    truncated answer under negative curvature keeps its direction, and is not longer than it can answer for.
+    `image` is (H + damping) q where that is known. So a breakdown (NaN) or a divergence is never
+    returned, and a truncated solution under negative curvature keeps its direction, at a length that lowers the
+    residual.
     """
-    cross, product = along(q)
+    cross, product = second_products(q)
     image = _damped(product, damping, q) if image is None else image
     size_b, size = optax.tree.norm(b), optax.tree.norm(optax.tree.sub(image, b))
     inner = optax.tree.vdot(image, b)
@@ -88,7 +93,7 @@ def _answer(along: Along, damping: float, b: PyTree, q: PyTree, image: PyTree = 
     factor, size = jnp.where(helps, 1, multiple), jnp.where(helps, size, short)
     take = size < size_b  # nothing that is not finite is
     q, cross = jax.tree.map(lambda x: jnp.where(take, factor * x, 0).astype(x.dtype), (q, cross))
-    return Answer(q, cross, jnp.where(take, size, size_b))
+    return LinearSolution(q, cross, jnp.where(take, size, size_b))
 
 
 def _check(owner: str, counts: dict[str, int], damping: float, tolerance: float = 1.0) -> None:
@@ -105,10 +110,10 @@ IN_DOUBT = 1e-2  # of |b|, by which rounding may have parted the residual from i
 
 
 class _Turn(NamedTuple):
-    """What a turn of conjugate gradients leaves: q, its residual r, the direction p, and what tells when to end.
+    """The state of conjugate gradients: q, its residual r, the direction p, and what decides when to end.
 
     `squared` is |r|^2, `squared_p` |p|^2; `top` is the largest curvature |p'Hp| / |p|^2 so far, `reach` an upper bound
-    of |q|. `checking` is whether the next turn takes the residual anew instead of a step.
+    of |q|. `checking`: the next turn computes the residual by a product instead of taking a step.
     """
 
     q: PyTree
@@ -126,10 +131,13 @@ class _Turn(NamedTuple):
 class CG:
     """Conjugate gradients (Hestenes and Stiefel 1952), warm-started.
 
-    They begin at `start` where that is better than 0, and return it where it is better than what they came to, as it
-    can be under negative curvature. They end, too, at a direction without curvature, as H has where it is singular, and
-    where the residual has come down to the rounding of H q. The residual is that of the recurrence, and is taken anew
-    by one more product where rounding may have parted the two (then jax.scipy's are off without a word).
+    The iteration begins at `start` where its residual is below that of 0, and returns `start` where that is still the
+    better one, as it can be under negative curvature. It also ends at a direction without curvature, which a singular H
+    has, and where the residual is down to the rounding of H q.
+
+    Why not `jax.scipy.sparse.linalg.cg` or lineax: a hypergradient needs a residual that is true, so where rounding may
+    have parted the residual of the recurrence from |H q - b|, it is computed again by one product; the iteration has to
+    stop at the rank of H, which may be singular; and it has to survive zero and negative curvature.
 
     Args:
         steps: at most this many products with H; one more is for the residual of `start`.
@@ -139,8 +147,8 @@ class CG:
     Example:
         >>> import jax.numpy as jnp
         >>> from bilevax.linear_solve import CG
-        >>> answer = CG(steps=5)(lambda q: (None, 2 * q), jnp.array([1.0, 4.0]), jnp.zeros(2))
-        >>> print(answer.q)
+        >>> solution = CG(steps=5)(lambda q: (None, 2 * q), jnp.array([1.0, 4.0]), jnp.zeros(2))
+        >>> print(solution.q)
         [0.5 2. ]
     """
 
@@ -151,10 +159,10 @@ class CG:
     def __post_init__(self) -> None:
         _check("CG", {"steps": self.steps}, self.damping, self.tolerance)
 
-    def __call__(self, along: Along, b: PyTree, start: PyTree) -> Answer:
-        """The answer."""
-        along, b, start, back = _in_one_type(along, b, start)
-        product = _product(along, self.damping)
+    def __call__(self, second_products: SecondProducts, b: PyTree, start: PyTree) -> LinearSolution:
+        """The solution."""
+        second_products, b, start, back = _in_one_type(second_products, b, start)
+        product = _product(second_products, self.damping)
         squared_b = optax.tree.norm(b, squared=True)
         eps = jnp.finfo(squared_b.dtype).eps
         r = optax.tree.sub(b, product(start))
@@ -170,14 +178,14 @@ class CG:
 
         def one(turn: _Turn) -> _Turn:
             checking = turn.checking
-            image = product(_where(checking, turn.q, turn.p))
+            image = product(optax.tree.where(checking, turn.q, turn.p))
             bend: Any = optax.tree.vdot(turn.p, image)
             curvature = jnp.abs(bend) / turn.squared_p
             top = jnp.where(checking, turn.top, jnp.maximum(turn.top, curvature))
             bent = (curvature > FLAT * eps * top) & ~checking
             rate = jnp.where(bent, turn.squared / jnp.where(bent, bend, 1), 0)
             q = optax.tree.add_scale(turn.q, rate, turn.p)
-            r = optax.tree.add_scale(_where(checking, b, turn.r), jnp.where(checking, -1, -rate), image)
+            r = optax.tree.add_scale(optax.tree.where(checking, b, turn.r), jnp.where(checking, -1, -rate), image)
             new = optax.tree.norm(r, squared=True)
             more = new / turn.squared
             p = optax.tree.add_scale(r, more, turn.p)
@@ -194,20 +202,16 @@ class CG:
         turn = jax.lax.while_loop(lambda turn: ~ended(turn) | turn.checking, one, turn)
         last = (turn.q, turn.r, turn.squared)
         keep = helps & ~(last[-1] < squared)
-        q, r, _ = _where(keep, first, last)
-        return back(_answer(along, self.damping, b, q, optax.tree.sub(b, r)))
-
-
-def _where(condition: Any, x: PyTree, y: PyTree) -> PyTree:
-    return jax.tree.map(lambda a, b: jnp.where(condition, a, b), x, y)
+        q, r, _ = optax.tree.where(keep, first, last)
+        return back(_solution(second_products, self.damping, b, q, optax.tree.sub(b, r)))
 
 
 @dataclass(frozen=True)
 class GMRES:
     """GMRES (Saad and Schultz 1986), by lineax, warm-started; for indefinite H.
 
-    Where H is singular its answer may hold any part of the null space; one so long that H q is rounding alone is
-    dropped. That test takes one more product.
+    Where H is singular its solution may hold any part of the null space; one so long that H q is rounding alone
+    is dropped. That test takes one more product.
 
     Args:
         steps: at most this many outer iterations.
@@ -224,20 +228,20 @@ class GMRES:
     def __post_init__(self) -> None:
         _check("GMRES", {"steps": self.steps, "restart": self.restart}, self.damping, self.tolerance)
 
-    def __call__(self, along: Along, b: PyTree, start: PyTree) -> Answer:
-        """The answer."""
+    def __call__(self, second_products: SecondProducts, b: PyTree, start: PyTree) -> LinearSolution:
+        """The solution."""
         import lineax  # imported when first used: it takes a third of the time that jax itself takes
 
-        along, b, start, back = _in_one_type(along, b, start)
+        second_products, b, start, back = _in_one_type(second_products, b, start)
 
         solver = lineax.GMRES(self.tolerance, self.tolerance * 1e-6, max_steps=self.steps, restart=self.restart)
-        operator = lineax.FunctionLinearOperator(_product(along, self.damping), jax.eval_shape(lambda: b))
-        # A zero right-hand side (or start) makes relative tests meaningless; _answer picks up the pieces.
+        operator = lineax.FunctionLinearOperator(_product(second_products, self.damping), jax.eval_shape(lambda: b))
+        # A zero right-hand side (or start) makes relative tests meaningless; _solution returns a finite value then.
         q = lineax.linear_solve(operator, b, solver, options={"y0": start}, throw=False).value
         size: Any = optax.tree.norm(b)
         longest = IN_DOUBT * size**2 / (jnp.finfo(size.dtype).eps * optax.tree.norm(operator.mv(b)))
-        q = _where(optax.tree.norm(q) > longest, optax.tree.zeros_like(q), q)
-        return back(_answer(along, self.damping, b, q))
+        q = optax.tree.where(optax.tree.norm(q) > longest, optax.tree.zeros_like(q), q)
+        return back(_solution(second_products, self.damping, b, q))
 
 
 @dataclass(frozen=True)
@@ -253,8 +257,8 @@ class Direct:
         >>> import jax.numpy as jnp
         >>> from bilevax.linear_solve import Direct
         >>> h = jnp.array([[2.0, 1.0], [1.0, -1.0]])
-        >>> answer = Direct()(lambda q: (None, h @ q), jnp.array([3.0, 0.0]), jnp.zeros(2))
-        >>> print(answer.q)
+        >>> solution = Direct()(lambda q: (None, h @ q), jnp.array([3.0, 0.0]), jnp.zeros(2))
+        >>> print(solution.q)
         [1. 1.]
     """
 
@@ -263,10 +267,10 @@ class Direct:
     def __post_init__(self) -> None:
         _check("Direct", {}, self.damping)
 
-    def __call__(self, along: Along, b: PyTree, start: PyTree) -> Answer:
-        """The answer; of a singular H that of least norm, and of least residual."""
-        along, b, start, back = _in_one_type(along, b, start)
-        product, (flat, unravel) = _product(along, self.damping), ravel_pytree(b)
+    def __call__(self, second_products: SecondProducts, b: PyTree, start: PyTree) -> LinearSolution:
+        """The solution; for a singular H that of least norm, and of least residual."""
+        second_products, b, start, back = _in_one_type(second_products, b, start)
+        product, (flat, unravel) = _product(second_products, self.damping), ravel_pytree(b)
         rows = jax.vmap(lambda row: ravel_pytree(product(unravel(row)))[0])(jnp.eye(flat.size, dtype=flat.dtype))
         matrix = (rows + rows.T) / 2
         factors, pivots = jax.scipy.linalg.lu_factor(matrix)
@@ -281,7 +285,7 @@ class Direct:
 
         regular = jnp.min(diagonal) > within * jnp.max(diagonal)
         q = jax.lax.cond(regular, lambda: jax.scipy.linalg.lu_solve((factors, pivots), flat), pseudo_inverse)
-        return back(_answer(along, self.damping, b, unravel(q)))
+        return back(_solution(second_products, self.damping, b, unravel(q)))
 
 
 @dataclass(frozen=True)
@@ -303,10 +307,10 @@ class Neumann:
         if not self.scale > 0:
             raise InputError(f"Neumann: scale is {self.scale}, and must be positive.")
 
-    def __call__(self, along: Along, b: PyTree, start: PyTree) -> Answer:
-        """The answer. The series starts from zero: `start` is not used."""
-        along, b, start, back = _in_one_type(along, b, start)
-        product = _product(along, self.damping)
+    def __call__(self, second_products: SecondProducts, b: PyTree, start: PyTree) -> LinearSolution:
+        """The solution. The series starts from zero: `start` is not used."""
+        second_products, b, start, back = _in_one_type(second_products, b, start)
+        product = _product(second_products, self.damping)
 
         def one(carry: Any, _: None) -> tuple[Any, None]:
             power, total = carry
@@ -314,7 +318,7 @@ class Neumann:
             return (power, optax.tree.add(total, power)), None
 
         (_, total), _ = jax.lax.scan(one, (b, b), None, length=self.terms)
-        return back(_answer(along, self.damping, b, optax.tree.scale(self.scale, total)))
+        return back(_solution(second_products, self.damping, b, optax.tree.scale(self.scale, total)))
 
 
 def least_squares(product: Product, b: PyTree, q: PyTree) -> PyTree:
@@ -350,11 +354,11 @@ class ByOptimizer:
         _check("ByOptimizer", {"steps": self.steps}, self.damping)
         require_optimizer("ByOptimizer", "optimizer", self.optimizer)
 
-    def __call__(self, along: Along, b: PyTree, start: PyTree) -> Answer:
-        """The answer."""
+    def __call__(self, second_products: SecondProducts, b: PyTree, start: PyTree) -> LinearSolution:
+        """The solution."""
         check_optimizer("ByOptimizer", "optimizer", self.optimizer, "q", start)
-        along, b, start, back = _in_one_type(along, b, start)
-        product = _product(along, self.damping)
+        second_products, b, start, back = _in_one_type(second_products, b, start)
+        product = _product(second_products, self.damping)
 
         def one(carry: Any, _: None) -> tuple[Any, None]:
             q, opt_state = carry
@@ -362,6 +366,6 @@ class ByOptimizer:
             return (optax.apply_updates(q, updates), opt_state), None
 
         (q, _), _ = jax.lax.scan(one, (start, self.optimizer.init(start)), None, length=self.steps)
-        # Near the end of a solve a move of fixed length, such as Adam's, leads away from the last answer.
-        new, last = (_answer(along, self.damping, b, x) for x in (q, start))
-        return back(_where(new.residual < last.residual, new, last))
+        # Near the end of a solve a move of fixed length, such as Adam's, leads away from the last solution.
+        new, last = (_solution(second_products, self.damping, b, x) for x in (q, start))
+        return back(optax.tree.where(new.residual < last.residual, new, last))

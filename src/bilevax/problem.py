@@ -65,7 +65,7 @@ class Equality:
 
 
 def identity(x: PyTree) -> PyTree:
-    """No set to project onto."""
+    """The projection onto the whole space."""
     return x
 
 
@@ -93,7 +93,7 @@ def evaluate(function: Callable[..., Any], u: PyTree, v: PyTree, data: PyTree, k
 
 
 def require_loss(owner: str, name: str, function: Any, key: bool = True) -> None:
-    """Refuse a loss or constraint that cannot be called as (u, v[, data][, key=]), or of which that is not certain.
+    """Refuse a loss or constraint that cannot be called as (u, v[, data][, key=]), or where that cannot be decided.
 
     Args:
         owner, name: what it is an argument of, and which.
@@ -112,8 +112,8 @@ def require_loss(owner: str, name: str, function: Any, key: bool = True) -> None
     for p in positional[2:]:
         if p.default is not p.empty:
             raise InputError(
-                f"{what} has the parameter {p.name}={described(p.default)}, which would be handed the batch in the "
-                f"place of its default. If it is a setting, make it keyword-only, as in lambda u, v, *, {p.name}=...: "
+                f"{what} has the parameter {p.name}={described(p.default)}, which would get the batch in place of "
+                f"its default. If it is a setting, make it keyword-only, as in lambda u, v, *, {p.name}=...: "
                 f"..., or bind it by functools.partial(loss, {p.name}=...); if it is the batch, leave out its default."
             )
     if len(positional) > 3 or (len(positional) < 2 and not takes_any):
@@ -125,7 +125,7 @@ def require_loss(owner: str, name: str, function: Any, key: bool = True) -> None
         known = key and p.name == "key"
         if not known and p.default is p.empty and (p.kind is p.KEYWORD_ONLY or p.name == "key"):
             raise InputError(
-                f"{what} needs the argument {p.name}=, which nobody hands to it. Bind it by "
+                f"{what} needs the argument {p.name}=, which is never passed. Bind it by "
                 f"functools.partial(loss, {p.name}=...)."
             )
 
@@ -188,20 +188,20 @@ class Problem:
         object.__setattr__(self, "constraints", tuple(self.constraints))
 
     def upper(self, u: PyTree, v: PyTree, data: PyTree, key: Any) -> Any:
-        """F at (u, v)."""
+        """The upper loss f at (u, v)."""
         return evaluate(self.upper_loss, u, v, data, key)
 
     def lower(self, u: PyTree, v: PyTree, data: PyTree, key: Any, mu: Any = 1e-3) -> Any:
-        """G at (u, v), the smoothed regularizer included."""
+        """The lower loss g at (u, v), with the smoothed regularizer."""
         loss = evaluate(self.lower_loss, u, v, data, key)
         return loss if self.regularizer is None else loss + self.regularizer(u, v, mu)
 
     def constraint_values(self, u: PyTree, v: PyTree, data: PyTree) -> tuple[Any, ...]:
-        """Every h at (u, v), in the order of `constraints`."""
+        """All constraints h at (u, v), in the order of `constraints`."""
         return tuple(evaluate(c.function, u, v, data, None, key_data=False) for c in self.constraints)
 
     def check(self, u: PyTree, v: PyTree, batch: Batch | None = None) -> None:
-        """Refuse, in a sentence, what no solver could treat.
+        """Refuse what no solver could treat.
 
         Raises:
             InputError: u or v is empty, not floating or not finite; the batch holds a NaN or an
@@ -226,7 +226,7 @@ class Problem:
         wanted = [n_u <= i < n_u + n_v for i in range(len(closed.jaxpr.invars))]
         if not any(_reached(closed.jaxpr, wanted)):
             raise InputError(
-                "lower_loss does not depend on v, so it has no minimiser to speak of. "
+                "lower_loss does not depend on v, so every v minimises it. "
                 "It is called as lower_loss(u, v, batch): check the order of its arguments."
             )
         held = sum(np.asarray(c).nbytes for c in closed.consts)

@@ -47,7 +47,7 @@ class Geometric:
 
 def at(schedule: Schedule | float, stage: Any) -> Any:
     """The value of a schedule, or of a plain number, at a stage."""
-    return schedule(stage) if callable(schedule) else float(schedule)  # one of NumPy's would widen what it meets
+    return schedule(stage) if callable(schedule) else float(schedule)  # a NumPy number would promote
 
 
 def _looked_at(owner: str, name: str, schedule: Schedule | float) -> list[float]:

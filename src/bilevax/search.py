@@ -34,7 +34,7 @@ MOST_ENTRIES = 10_000  # of u, for the samplers of Optuna
 
 
 class Proposals(NamedTuple):
-    """What a sampler answers with: `ask(n)` gives n points (n, d), `tell(points, losses)` takes their losses (n,)."""
+    """The proposals of a sampler: `ask(n)` returns n points (n, d), `tell(losses)` records their losses (n,)."""
 
     ask: Callable[[int], np.ndarray]
     tell: Callable[[np.ndarray], None]
@@ -85,7 +85,7 @@ class TPE:
     """Optuna's tree-structured Parzen estimator (Bergstra et al. 2011).
 
     Args:
-        together: trials asked for before the first of them is told. More are faster and learn less.
+        together: trials asked for before the loss of the first is known. More are faster and learn less.
     """
 
     together: int = 1
@@ -101,7 +101,7 @@ class GP:
     """Optuna's Gaussian process with expected improvement (Snoek et al. 2012). It needs torch.
 
     Args:
-        together: trials asked for before the first of them is told.
+        together: trials asked for before the loss of the first is known.
     """
 
     together: int = 1
@@ -161,7 +161,7 @@ def _by_optuna(sampler: Any, low: np.ndarray, high: np.ndarray, first: np.ndarra
             study.enqueue_trial(dict(zip(names, first.tolist(), strict=True)))
     asked: list[Any] = []
     found: list[float] = []
-    told = 0
+    reported = 0
 
     def ask(n: int) -> np.ndarray:
         with _quiet():
@@ -170,14 +170,14 @@ def _by_optuna(sampler: Any, low: np.ndarray, high: np.ndarray, first: np.ndarra
         return np.array([[trial.params[name] for name in names] for trial in new])
 
     def tell(losses: np.ndarray) -> None:
-        nonlocal told
+        nonlocal reported
         found.extend(losses.tolist())
         # Optuna draws its first trials at random, whatever they give: until then what is bad can wait to be known.
         if len(found) >= FIRST_TRIALS and np.isfinite(found).any():
             with _quiet():
-                for trial, loss in zip(asked[told:], _finite(np.array(found))[told:].tolist(), strict=True):
+                for trial, loss in zip(asked[reported:], _finite(np.array(found))[reported:].tolist(), strict=True):
                     study.tell(trial, loss)
-            told = len(found)
+            reported = len(found)
 
     return Proposals(ask, tell)
 
@@ -222,7 +222,7 @@ def trained(
 
 
 def check_trainer(owner: str, name: str, optimizer: Any, problem: Problem, u: PyTree, v: PyTree, batch: Batch) -> None:
-    """Refuse, in a sentence, an optimizer with which `trained` cannot move v."""
+    """Refuse an optimizer with which `trained` cannot move v."""
     data, key = base.lower_data(batch, 0), jax.random.key(0)
     descent = base.Descent(problem, u, optimizer)
     objective = descent.objective(v, data, key, jax.eval_shape(problem.lower, u, v, data, key))
@@ -318,7 +318,8 @@ def search(
     check_key("search", key)
     if problem.constraints:
         raise InputError(
-            f"search cannot treat upper-level constraints, and this problem has {len(problem.constraints)}."
+            f"search cannot treat upper-level constraints, and this problem has {len(problem.constraints)}. Use the "
+            "solver Penalty."
         )
     lowest, highest, unravel = _bounds(low, high)
     start = None if first is None else _inside(first, low, lowest, highest)
@@ -357,8 +358,8 @@ def search(
                 # The last, smaller group is filled up to the size that is compiled.
                 stack = jnp.asarray(np.concatenate([asked, np.repeat(asked[:1], together - count, axis=0)]))
                 tried = jax.vmap(unravel)(stack.astype(dtype))
-                end, *told = _trials(problem, lower_optimizer, lower_steps, tried, v, source, trial_key)
-                f, g, norm = (np.asarray(x, float)[:count] for x in told)
+                end, *losses = _trials(problem, lower_optimizer, lower_steps, tried, v, source, trial_key)
+                f, g, norm = (np.asarray(x, float)[:count] for x in losses)
                 proposals.tell(f)
                 passed = time.perf_counter() - began
                 if np.isfinite(f).any() and np.nanmin(f) < best:

@@ -262,7 +262,7 @@ def flat(tree):
 
 def test_along_is_the_difference_of_gradients():
     u, v, p, data = network()
-    found = derivatives.lower(NETWORK, u, v, data, KEY).along(p)
+    found = derivatives.lower(NETWORK, u, v, data, KEY).second_products(p)
     gradient = jax.grad(network_loss, (0, 1))
 
     def moved(t):
@@ -282,7 +282,7 @@ def test_along_is_the_explicit_second_derivative():
         return network_loss(unravel_u(x), unravel(y), data)
 
     x, y = flat_u, jax.flatten_util.ravel_pytree(v)[0]
-    found_u, found_v = derivatives.lower(NETWORK, u, v, data, KEY).along(p)
+    found_u, found_v = derivatives.lower(NETWORK, u, v, data, KEY).second_products(p)
     direction = jax.flatten_util.ravel_pytree(p)[0]
     mixed, hessian = jax.jacfwd(jax.grad(loss), 1)(x, y), jax.hessian(loss, 1)(x, y)
     np.testing.assert_allclose(flat(found_u), mixed @ direction, rtol=1e-10, atol=1e-12)
@@ -292,14 +292,16 @@ def test_along_is_the_explicit_second_derivative():
 @pytest.mark.parametrize(("dtype", "bound"), [(jnp.float64, 1e-8), (jnp.float32, 2e-3)])
 def test_finite_difference_curvature_agrees_with_exact(dtype, bound):
     u, v, p, data = jax.tree.map(lambda x: x.astype(dtype), network())
-    exact = derivatives.lower(NETWORK, u, v, data, KEY).along(p)
+    exact = derivatives.lower(NETWORK, u, v, data, KEY).second_products(p)
     for size in (1e-3, 1.0, 1e3):
         scaled = jax.tree.map(lambda x, size=size: (size * x).astype(dtype), p)
-        found = derivatives.lower(NETWORK, u, v, data, KEY, curvature=derivatives.finite_difference).along(scaled)
+        found = derivatives.lower(NETWORK, u, v, data, KEY, curvature=derivatives.finite_difference).second_products(
+            scaled
+        )
         for part, wanted in zip(found, exact, strict=True):
             error = relative(flat(part), size * flat(wanted))
             assert error < bound, f"|p| scaled by {size}: relative error {error:.1e}"
-    zero = derivatives.lower(NETWORK, u, v, data, KEY, curvature=derivatives.finite_difference).along(
+    zero = derivatives.lower(NETWORK, u, v, data, KEY, curvature=derivatives.finite_difference).second_products(
         jax.tree.map(jnp.zeros_like, p)
     )
     assert np.all(flat(zero) == 0)

@@ -226,15 +226,15 @@ def refused(message, mesh=None, source=SOURCE, u=U):
 
 def test_bad_layouts_are_refused_in_sentences():
     mesh = over(4).mesh
-    refused("lower_size is 42, which the mesh's axis 'data' of 4 devices does not divide. Take a multiple of 4, say 44",
+    refused("lower_size is 42, and cannot be split evenly over the 4 devices of .* 'data'. Take a multiple of 4, say 44",
             mesh, bx.Epochs((X_CLEAN, Y_CLEAN), (X, Y), lower_size=42))  # fmt: skip
     refused(
-        r"batch\.upper\.data\[0\] has 43 samples, which .* 4 devices does not divide",
+        r"batch\.upper\.data\[0\] has 43 samples, which cannot be split evenly over the 4 devices",
         mesh,
         [SOURCE.at(0, jax.random.key(0))],
     )
     refused("PartitionSpecs for v does not match v", bx.Layout(mesh, v={"first": PartitionSpec()}))
-    refused(r"axis 0 of v\['first'\] has 6 entries, which 4 devices do not divide",
+    refused(r"axis 0 of v\['first'\] has 6 entries, and cannot be split evenly over 4 devices",
             bx.Layout(mesh, v={"first": PartitionSpec("data"), "last": PartitionSpec()}))  # fmt: skip
     refused("u has shape .160,., and its spec .* names 2 axes", bx.Layout(mesh, u=PartitionSpec(None, "data")))
     refused("names 'model', and the mesh has the axes .'data'.", bx.Layout(mesh, u=PartitionSpec("model")))
@@ -385,5 +385,5 @@ def test_processes_that_disagree_are_refused_before_the_first_step(tmp_path):
     codes, outputs = together(tmp_path, 2, "differ", 6, GAMMA=["1", "2"])
     assert codes == [3, 3], outputs
     for output in outputs:
-        assert "The processes disagree on solver: process 1 has another than process 0" in output
+        assert "The processes disagree on solver: process 1 differs from process 0" in output
     assert not (tmp_path / "differ").exists()

@@ -220,11 +220,11 @@ def test_cg_takes_the_products_that_it_names_and_the_answers_cross_term():
     a, b = matrix()
     calls = []
 
-    def along(q):
+    def second_products(q):
         jax.debug.callback(lambda: calls.append(1))
         return None, a @ q
 
-    jax.jit(lambda b: ls.CG(steps=4)(along, b, 0.1 * b))(b)
+    jax.jit(lambda b: ls.CG(steps=4)(second_products, b, 0.1 * b))(b)
     jax.effects_barrier()
     assert len(calls) == 4 + 1 + 1
 
@@ -272,12 +272,12 @@ def test_leaves_of_several_types(solve):
     a, b = matrix(n=6)
     trees = {"w": jnp.asarray(b[:4], types[0]), "b": jnp.asarray(b[4:], types[1])}
 
-    def along(q):
+    def second_products(q):
         flat = jnp.concatenate([q["w"], q["b"]])
         image = jnp.asarray(a, flat.dtype) @ flat
         return None, {"w": image[:4].astype(types[0]), "b": image[4:].astype(types[1])}
 
-    q, _, residual = jax.jit(lambda b: solve(along, b, jax.tree.map(jnp.zeros_like, b)))(trees)
+    q, _, residual = jax.jit(lambda b: solve(second_products, b, jax.tree.map(jnp.zeros_like, b)))(trees)
     assert (q["w"].dtype, q["b"].dtype) == types
     wanted = np.linalg.solve(a + DAMPING * np.eye(6), b)
     coarsest = max(float(jnp.finfo(t).eps) for t in types)

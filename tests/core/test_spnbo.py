@@ -12,7 +12,7 @@ from bilevax.diagnostics import nonsmooth_stationarity
 from bilevax.nn import mlp
 from bilevax.penalties import L1, Given, GroupLasso, Lp, Oscar, removed_share, zero_share
 from bilevax.schedules import Geometric
-from bilevax.solvers.spnbo import AllRows, Constraint, Coordinates, Layers, layers_of
+from bilevax.solvers.spnbo import AllRows, Constraint, Layers, layers_of
 
 KEY = jax.random.key(0)
 X = jax.random.normal(jax.random.key(1), (12, 5))
@@ -46,8 +46,8 @@ def test_the_rows_of_some_leaves_are_the_full_products_of_a_p_that_is_zero_elsew
     for i, x, slope in zip(places, p, part.grad_v, strict=True):
         np.testing.assert_allclose(slope, jax.tree.leaves(full.grad_v)[i], rtol=1e-12)
         alone[i] = x
-    wanted = full.along(jax.tree.unflatten(form, alone))
-    for a, b in zip(*map(jax.tree.leaves, (part.along(p), wanted)), strict=True):
+    wanted = full.second_products(jax.tree.unflatten(form, alone))
+    for a, b in zip(*map(jax.tree.leaves, (part.second_products(p), wanted)), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-12)
 
 
@@ -57,10 +57,12 @@ def test_layers_are_the_leaves_under_one_name():
     assert layers_of(jnp.zeros(3)) == [[0]]
 
 
-@pytest.mark.parametrize("rows", [Layers(), Layers(2), Coordinates(5), Coordinates(1)])
+@pytest.mark.parametrize("rows", [Layers(), Layers(2)])
 def test_the_mean_over_ten_thousand_draws_is_the_full_direction(rows):
-    draws = jax.jit(jax.vmap(lambda key: rows.along(CONSTRAINT, key)))(jax.random.split(jax.random.key(3), 10_000))
-    full = AllRows().along(CONSTRAINT, KEY)
+    draws = jax.jit(jax.vmap(lambda key: rows.second_products(CONSTRAINT, key)))(
+        jax.random.split(jax.random.key(3), 10_000)
+    )
+    full = AllRows().second_products(CONSTRAINT, KEY)
     total = wide = 0
     for found, wanted in zip(*map(jax.tree.leaves, (draws, full)), strict=True):
         mean, error = found.mean(0), found.std(0, ddof=1) / 100
@@ -73,7 +75,8 @@ def test_the_mean_over_ten_thousand_draws_is_the_full_direction(rows):
 
 def test_all_layers_are_all_rows():
     for a, b in zip(
-        *map(jax.tree.leaves, (Layers(3).along(CONSTRAINT, KEY), AllRows().along(CONSTRAINT, KEY))), strict=True
+        *map(jax.tree.leaves, (Layers(3).second_products(CONSTRAINT, KEY), AllRows().second_products(CONSTRAINT, KEY))),
+        strict=True,
     ):
         np.testing.assert_allclose(a, b, rtol=1e-9)
 
@@ -87,7 +90,7 @@ def test_the_last_layers_rows_cost_less_than_all():
     def cost(places):
         def products(u, v, x):
             g = derivatives.lower_rows(problem, u, v, x, None, places)
-            return g.along(g.grad_v)
+            return g.second_products(g.grad_v)
 
         return jax.jit(products).lower(jnp.ones(1), v, x).compile().cost_analysis()["flops"]
 
@@ -215,8 +218,6 @@ def test_the_limit_is_stationary_for_the_problem_with_corners(kind):
         (lambda: SPNBO(mu=0.0), "mu is 0 at stage 0, and must be positive"),
         (lambda: SPNBO(beta=Geometric(1.0, 0.5)), "beta decreases"),
         (lambda: SPNBO(test_every=0), "test_every is 0"),
-        (lambda: Coordinates(0), "count is 0"),
-        (lambda: SPNBO(rows=Coordinates(10_000)).check(PROBLEM, U, V, Batch(X, X)), "asks for 10000 rows, and v has"),
     ],
 )
 def test_refusals(make, words):

@@ -1,8 +1,8 @@
 """What to do between stretches: a progress bar, logs, and checkpoints to resume from.
 
 `solve` asks little of a callback (`solve.Callback`), so any function of a Visit is one too. The
-packages that these lean on are imported when a solve starts, not with bilevax. Of a solve over several
-processes the first alone draws and writes.
+packages that these lean on are imported when a solve starts, not with bilevax. In a solve over several
+processes only the first draws and writes.
 
 A file that cannot be written does not end a solve: a warning names it, and the next visit tries again.
 """
@@ -62,10 +62,10 @@ class Progress:
         """Move the bar."""
         if self._bar is None:
             return
-        told = {name: _mean(value) for name, value in _last(visit.info).items()}
-        shown = {"upper": told["upper_loss"], "lower": told["lower_loss"]}
-        if "stage" in told:
-            shown["stage"] = told["stage"]
+        scalars = {name: _mean(value) for name, value in _last(visit.info).items()}
+        shown = {"upper": scalars["upper_loss"], "lower": scalars["lower_loss"]}
+        if "stage" in scalars:
+            shown["stage"] = scalars["stage"]
         try:
             self._bar.set_postfix({name: f"{value:.4g}" for name, value in shown.items()}, refresh=False)
             self._bar.update(visit.step - self._bar.n)

@@ -229,14 +229,14 @@ class Checkpoint:
                 continue
             _compare(f"resume: step {step} in {str(self.directory)!r}", about, _about(fingerprint))
             for other, fault in faults.items():
-                told = f"resume: {str(other)!r} {fault}. It is not used; the solve continues from step {step}."
-                warnings.warn(told, stacklevel=2)
+                text = f"resume: {str(other)!r} {fault}. It is not used; the solve continues from step {step}."
+                warnings.warn(text, stacklevel=2)
             history = jax.tree.map(lambda x, n=step: jax.ShapeDtypeStruct((n, *x.shape[1:]), x.dtype), info)
             return Saved(step, *_unpack(data, (state, history)))
         if faults:
-            told = "; ".join(f"{str(path)!r} {fault}" for path, fault in sorted(faults.items()))
+            found = "; ".join(f"{str(path)!r} {fault}" for path, fault in sorted(faults.items()))
             raise InputError(
-                f"resume: no save in {str(self.directory)!r} can be used: {told}. Move them away to start from the "
+                f"resume: no save in {str(self.directory)!r} can be used: {found}. Move them away to start from the "
                 "beginning, or name another directory."
             )
         return None
@@ -365,13 +365,13 @@ def _lock(directory: Path) -> Callable[[], None]:
 
 
 def _compare(where: str, found: dict[str, Any], wanted: dict[str, Any]) -> None:
-    """Refuse a save of another solve; what explains the rest is named first."""
+    """Refuse a save of another solve; differences that cause others are named first."""
     instead = "Resume with what it was saved with, or name another directory."
     if found.get("shapes") != wanted["shapes"]:
         pairs = zip(found.get("shapes", []), wanted["shapes"], strict=False)
         was, now = next((p for p in pairs if p[0] != p[1]), ("", ""))
-        told = f": it has {was!r}, and this solve {now!r}" if was else ""
-        raise InputError(f"{where} is of a solve with other shapes or another source of batches{told}. {instead}")
+        differs = f": it has {was!r}, and this solve {now!r}" if was else ""
+        raise InputError(f"{where} is of a solve with other shapes or another source of batches{differs}. {instead}")
     version = ""
     if found.get("jax") != wanted["jax"]:
         version = (

@@ -25,10 +25,10 @@ class Layout:
 
     A fixed Batch is stored split where the devices divide its samples. The data sets of `Minibatches` and `Epochs` lie
     whole on every device, so that each gathers its own samples and no data travel; what is used whole is split where it
-    is used, padded if need be. Of a host iterable each process yields its own share of every batch.
+    is used, padded if need be. With a host iterable each process yields its own share of every batch.
 
     Raises:
-        InputError: no mesh, or one without this axis.
+        InputError: mesh is not a Mesh, or has no such axis.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -69,7 +69,7 @@ class Layout:
 
     @property
     def shares(self) -> int:
-        """Into how many shares a batch is split."""
+        """The number of shares into which a batch is split."""
         return self.mesh.shape[self.data]
 
     def sharding(self, spec: PartitionSpec) -> NamedSharding:
@@ -115,8 +115,8 @@ class Layout:
             parts = int(np.prod([self.mesh.shape[n] for n in names], initial=1))
             if shape[axis] % parts:
                 raise InputError(
-                    f"Layout: axis {axis} of {where} has {shape[axis]} entries, which {parts} devices do not divide. "
-                    "Leave this axis whole (None in the spec), or take a number of devices that divides it."
+                    f"Layout: axis {axis} of {where} has {shape[axis]} entries, and cannot be split evenly over "
+                    f"{parts} devices. Leave this axis whole (None in the spec), or take a number of devices that divides it."
                 )
 
     def of_state(self, state: Any, u: PyTree, v: PyTree) -> Any:
@@ -140,7 +140,7 @@ class Layout:
         )
 
     def of_batch(self, batch: Batch) -> Batch:
-        """A spec for each array of a batch: its samples split, what has fewer of them than there are shares, whole."""
+        """A spec for each array of a batch: split by samples, or whole where there are fewer samples than shares."""
 
         def specs(tree: PyTree, axis: int) -> PyTree:
             def one(x: Any) -> PartitionSpec:
@@ -156,7 +156,7 @@ class Layout:
         return Batch(specs(batch.upper, 0), specs(batch.lower, 0))
 
     def check_batch(self, batch: Batch, processes: int = 1) -> None:
-        """Refuse a batch whose samples cannot be split evenly; of `processes` processes, one's share of it.
+        """Refuse a batch, or the share of it that one of `processes` processes holds, that cannot be split evenly.
 
         Raises:
             InputError: the data axis of the mesh does not divide it.
@@ -167,8 +167,8 @@ class Layout:
             shares = max(1, self.shares // processes)
             if n % shares:
                 raise InputError(
-                    f"The batch{jax.tree_util.keystr(path)} has {n} samples, which the mesh's axis {self.data!r} of "
-                    f"{shares} devices does not divide. Take a multiple of {shares} samples, say "
+                    f"The batch{jax.tree_util.keystr(path)} has {n} samples, which cannot be split evenly over the "
+                    f"{shares} devices of the mesh's axis {self.data!r}. Take a multiple of {shares} samples, say "
                     f"{n - n % shares}, or fewer devices."
                 )
 

@@ -18,10 +18,10 @@ from bilevax.loop.result import ProcessLostError
 
 
 def join(devices: int) -> None:
-    """Make ready for `devices` devices, before JAX is used: join the processes that a cluster's launcher has started.
+    """Prepare for `devices` devices, before JAX is used: join the processes that a cluster's launcher has started.
 
     Slurm, Open MPI and others are known to JAX. Without one, JAX_COORDINATOR_ADDRESS (host:port of the first process),
-    JAX_NUM_PROCESSES and JAX_PROCESS_ID say who is who. On a CPU each process makes its part of the devices.
+    JAX_NUM_PROCESSES and JAX_PROCESS_ID name them. On a CPU each process makes its part of the devices.
 
     Raises:
         InputError: the processes could not be joined, or they do not divide the devices.
@@ -30,7 +30,8 @@ def join(devices: int) -> None:
     processes, place = max(counts), os.environ.get("JAX_PROCESS_ID")
     if devices % processes:
         raise InputError(
-            f"{devices} devices are asked for, which {processes} processes do not divide. Ask for a multiple of them."
+            f"{devices} devices are asked for, and {processes} processes cannot share them evenly. Ask for a multiple of "
+            f"{processes}."
         )
     if processes > 1:
         # A process that is killed is noticed in a minute, and those left may end by themselves.
@@ -54,7 +55,7 @@ def join(devices: int) -> None:
 
 
 def _leave() -> None:
-    """At a process's end: the first one, over which the others keep in touch and without which they abort, is last.
+    """At a process's end: wait until the others have ended if this is the first one, without which they abort.
 
     With recoverability JAX leaves this to the program. It waits for half a minute at most: a process that is killed
     says nothing, and one that waits for this one's share of a step never ends.
@@ -128,6 +129,6 @@ def require_agreement(**settings: str) -> None:
         others = np.flatnonzero(everyone[:, i] != everyone[0, i])
         if len(others):
             raise InputError(
-                f"The processes disagree on {name.replace('_', ' ')}: process {others[0]} has another than process 0. "
+                f"The processes disagree on {name.replace('_', ' ')}: process {others[0]} differs from process 0. "
                 "Start all of them with the same program, settings and data."
             )

@@ -120,8 +120,8 @@ class Fingerprint(NamedTuple):
     """What must agree for a saved state to be continued, as text.
 
     `shapes` has a line for each array of the state, the first batch and the source. `problem` and
-    `solver` are traced programs: they tell functions and hyperparameters apart, and arrays that a
-    loss closes over, but not the values in the batches. They change with JAX's version. `data` has a
+    `solver` are traced programs: they differ where functions, hyperparameters or arrays that a loss closes over
+    differ, but not by the values in the batches. They change with JAX's version. `data` has a
     line for each array of the start and of the source, or of a host iterable's first batch: its name and
     the SHA-256 of its values.
     """
@@ -134,7 +134,7 @@ class Fingerprint(NamedTuple):
 
 
 class Run(NamedTuple):
-    """What a callback is told as a solve starts at `step`; `resumes`: whether it was given a `resume`.
+    """What a callback's `start` is given as a solve starts at `step`; `resumes`: whether it was given a `resume`.
 
     `several`: whether several processes take part, each of which calls its callbacks.
     `fingerprint` traces the step, so it takes a while: call it if needed, and before `start` returns.
@@ -148,7 +148,7 @@ class Run(NamedTuple):
 
     @property
     def writes(self) -> bool:
-        """Whether this process is to draw and to write files: of several the first is."""
+        """Whether this process draws and writes files: of several processes only the first does."""
         return not self.several or jax.process_index() == 0
 
 

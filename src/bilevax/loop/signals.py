@@ -1,6 +1,6 @@
 """Ctrl-C and preemption signals as a flag that is polled.
 
-An exception raised by a signal handler can come in the midst of a compiled call, which then loses the state that was
+An exception raised by a signal handler can interrupt a compiled call, which then loses the state that was
 donated to it, and Python drops it where a garbage collector's hook or a `__del__` is running. So the first signal only
 sets a flag.
 """

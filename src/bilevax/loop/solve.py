@@ -49,12 +49,12 @@ def solve(
         every: steps between two visits to the host; by default a hundredth of `steps`, at most 1,000. Fewer where
             the Info of so many would fill more than 256 MB.
         stop: called at each visit; True ends the solve.
-        callbacks: called at each visit, in order; such as `Checkpoint` and `Progress`.
+        callbacks: called at each visit, in order, such as `Checkpoint` and `Progress`.
         resume: where an earlier solve left its checkpoints, say the same `Checkpoint`;
             the solve continues bit for bit from the newest, or starts if there is none. A host
-            iterable is wound forward, so hand over one that starts from its beginning.
+            iterable is advanced to that step, so pass one that starts from its beginning.
         mesh: several devices (a `jax.sharding.Mesh`, whose axis "data" splits the batches) and, by a
-            `Layout`, what lies where. The history is that of one device but for the order of sums.
+            `Layout`, how u and v are laid out. The history differs from that of one device by rounding only.
         throw: raise SolveError if a value is not finite; False returns the Result with that status.
 
     Between two visits nothing is read back and the loop is one compiled call, compiled once for each
@@ -72,7 +72,7 @@ def solve(
     Raises:
         InputError: the arguments do not fit; nothing has run.
         ProcessLostError: another process has gone; a checkpoint of this solve can be resumed. (Without the first one,
-            which coordinates, JAX may be the sooner to end this process, with a sentence of its own.)
+            which coordinates, JAX may end this process before, with a message of its own.)
         SolveError: a value was not finite; `.result` holds the last finite state.
         SolveInterrupted: Ctrl-C; `.result` holds the state of the last finished step. (Before there is a state, a
             plain KeyboardInterrupt.)

@@ -159,7 +159,7 @@ class Minibatches:
 
     Args:
         upper, lower: data sets, pytrees whose leaves lead with the axis of samples.
-        upper_size, lower_size: samples per batch; None hands over all of them in order.
+        upper_size, lower_size: samples per batch; None: all of them, in order.
         per_move: draw this many lower batches per step, one for each lower move (give the solver's
             `lower_steps`); None: one for the whole step, as in the paper.
 

@@ -1,4 +1,4 @@
-"""A long job as a list of stages: those that are finished are kept in a folder, the solve in progress in a Checkpoint.
+"""A long job as a list of stages: results of finished stages are kept in a folder, the running solve in a Checkpoint.
 
 After an interruption the same job reads back what is finished, and continues the solve that was running bit for bit.
 """

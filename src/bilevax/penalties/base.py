@@ -16,7 +16,7 @@ def entries(v: PyTree) -> int:
 def check_mu(mu: Any) -> None:
     """Refuse a smoothing parameter that is not positive."""
     if isinstance(mu, int | float) and not mu > 0:  # inside a solve it is an array that a schedule made
-        raise InputError(f"mu is {mu}, and must be positive: with zero a penalty has its corners. `true` is its limit.")
+        raise InputError(f"mu is {mu}, and must be positive: with zero a penalty is not smooth. `true` is its limit.")
 
 
 def total_of(v: PyTree, entry: Any) -> Any:
@@ -29,8 +29,19 @@ def soft_threshold(x: Any, threshold: Any) -> Any:
     return jnp.sign(x) * jnp.maximum(jnp.abs(x) - threshold, 0)
 
 
+def block_factors(squares: Any, threshold: Any) -> Any:
+    """The factor by which block soft thresholding shortens each group, 0 where a group vanishes.
+
+    Args:
+        squares: the squared norm of each group.
+        threshold: by how much each is shortened: a number, or an array that broadcasts with `squares`.
+    """
+    kept = jnp.sqrt(squares) > threshold
+    return jnp.where(kept, 1 - threshold / jnp.sqrt(jnp.where(kept, squares, 1.0)), 0.0)
+
+
 class Smoothed(Protocol):
-    """What a penalty offers."""
+    """A smoothed penalty."""
 
     def __call__(self, v: PyTree, mu: Any) -> Any:
         """The smoothed value."""

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from bilevax._checks import InputError, PyTree, listed
-from bilevax.penalties.base import check_mu
+from bilevax.penalties.base import block_factors, check_mu
 from bilevax.penalties.separable import L1
 
 
@@ -136,7 +136,7 @@ class GroupLasso:
         return jnp.sum(jnp.sqrt(self.groups.squares(v)))
 
     def gap(self, v: PyTree, mu: Any) -> Any:
-        """Mu times the number of groups."""
+        """The number of groups times mu."""
         return len(self.groups.squares(v)) * mu
 
     def lipschitz(self, mu: Any) -> Any:
@@ -145,9 +145,7 @@ class GroupLasso:
 
     def proximal(self, v: PyTree, step: Any) -> PyTree:
         """Block soft thresholding."""
-        squares = self.groups.squares(v)
-        kept = jnp.sqrt(squares) > step
-        return self.groups.scaled(v, jnp.where(kept, 1 - step / jnp.sqrt(jnp.where(kept, squares, 1.0)), 0.0))
+        return self.groups.scaled(v, block_factors(self.groups.squares(v), step))
 
 
 @dataclass(frozen=True)

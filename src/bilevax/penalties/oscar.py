@@ -18,7 +18,7 @@ class Oscar:
     Sorted by size, the j-th smallest entry is the larger one of j - 1 pairs, so `true` costs O(d log d).
 
     The SPNBO text smooths max(a, b) = (a + b + |a - b|) / 2 by sqrt((a - b)^2 + mu^2) (without its factor 1/2), which
-    takes all d^2 pairs and keeps the corners of a = |w_j|. Here a_j = sqrt(w_j^2 + mu^2), and |t| is smoothed by a
+    takes all d^2 pairs and stays non-smooth at a = |w_j| = 0. Here a_j = sqrt(w_j^2 + mu^2), and |t| is smoothed by a
     function of Huber's, h(t) = |t| where |t| >= mu and (t^2 / mu + mu) / 2 below: it differs from |t| for pairs closer
     than mu alone, whose sums of t and t^2 come from running sums over the sorted entries. So the smoothed value, which
     is the sum over all pairs and no approximation of it, costs O(d log d) as well, as does its gradient. It is once

@@ -1,4 +1,4 @@
-"""Smooth stand-ins, with a parameter mu, of penalties that have corners: l1, l_p, group lasso, OSCAR and their kin.
+"""Smooth approximations, with a parameter mu, of the non-smooth separable penalties: l1, l_p and the elastic net.
 
 A penalty is called as `penalty(v, mu)`, differentiable for mu > 0; `true(v)` is what it tends to as mu falls to zero.
 For all v and mu > 0
@@ -51,7 +51,7 @@ class L1:
         return total_of(v, jnp.abs)
 
     def gap(self, v: PyTree, mu: Any) -> Any:
-        """Mu times the number of entries."""
+        """The number of entries times mu."""
         return entries(v) * mu
 
     def lipschitz(self, mu: Any) -> Any:
@@ -86,7 +86,7 @@ class Lp:
 
     def __post_init__(self) -> None:
         if not 0 < self.p <= 1:
-            raise InputError(f"Lp: p is {self.p}, and must be in (0, 1]. Above 1 there is no corner to smooth.")
+            raise InputError(f"Lp: p is {self.p}, and must be in (0, 1]. Above 1 it is smooth already.")
 
     def __call__(self, v: PyTree, mu: Any) -> Any:
         """The smoothed value."""
@@ -102,7 +102,7 @@ class Lp:
         return entries(v) * mu**self.p
 
     def lipschitz(self, mu: Any) -> Any:
-        """P mu^(p - 2)."""
+        """The bound p mu^(p - 2)."""
         return self.p * mu ** (self.p - 2)
 
     def proximal(self, v: PyTree, step: Any) -> PyTree:
@@ -146,7 +146,7 @@ class ElasticNet:
         return L1().true(v) + self._squares(v)
 
     def gap(self, v: PyTree, mu: Any) -> Any:
-        """That of L1."""
+        """As for L1."""
         return L1().gap(v, mu)
 
     def lipschitz(self, mu: Any) -> Any:

@@ -95,7 +95,7 @@ def check_moves(solver: Any, batch: Batch) -> None:
 
 
 def refuse_constraints(solver: Any, problem: Problem) -> None:
-    """Refuse a constrained problem, by name, before anything runs."""
+    """Refuse a constrained problem before anything runs; the message names the solver."""
     if problem.constraints:
         name, n = type(solver).__name__, len(problem.constraints)
         raise InputError(
@@ -105,18 +105,18 @@ def refuse_constraints(solver: Any, problem: Problem) -> None:
 
 
 def refuse_lower_sets(solver: Any, problem: Problem) -> None:
-    """Refuse, by name, a v that lives in a set, for a solver that would be wrong at the boundary of the set."""
+    """Refuse a v that lives in a set, for a solver that would be wrong at the boundary of the set."""
     if problem.project_lower is not identity:
         name = type(solver).__name__
         raise InputError(
-            f"{name} takes v for free (grad_v g = 0 at the lower solution), and this problem has a project_lower, at "
+            f"{name} assumes grad_v g = 0 at the lower solution, and this problem has a project_lower, at "
             "whose active bounds that fails. Use Implicit or ReverseMode, which are right there, too; or leave "
             "project_lower out, if the lower solutions lie inside of the set."
         )
 
 
 class Known(enum.Enum):
-    """What a solver knows of the function whose gradient moves a variable, beside that gradient."""
+    """What a solver can pass to an optimizer beside the gradient."""
 
     NOTHING = "nothing: the direction is not a function's gradient, or its weights change"
     VALUE = "its value"
@@ -132,9 +132,9 @@ def check_optimizers(
     upper: Known = Known.NOTHING,
     lower: Known = Known.NOTHING,
 ) -> None:
-    """Refuse, by name, an optimizer of the solver that cannot move u or v; see `check_optimizer`.
+    """Refuse an optimizer of the solver that cannot move u or v; see `check_optimizer`.
 
-    `upper` and `lower` are what the solver hands to `upper_optimizer` and `lower_optimizer`, of f and of g.
+    `upper` and `lower`: what the solver passes to `upper_optimizer` of f and to `lower_optimizer` of g.
     """
     key = jax.random.key(0)
 
@@ -209,7 +209,7 @@ def keep_finite(solver: Solver, before: State, after: State, info: Info) -> tupl
     if of_its_own is not None:
         return of_its_own(before, after, info)
     alive = is_finite(after, info)
-    return jax.tree.map(lambda new, old: jnp.where(alive, new, old), after, before), alive
+    return optax.tree.where(alive, after, before), alive
 
 
 def over_members(solver: Solver, function: Callable[..., Any], state: State, *rest: Any) -> Any:
@@ -245,7 +245,7 @@ def move(
 
 def stationarity(x: PyTree, gradient: PyTree, project: Any) -> Any:
     """|x - project(x - gradient)|^2, which is |gradient|^2 where nothing is projected."""
-    moved = project(jax.tree.map(lambda a, d: a - d, x, gradient))
+    moved = project(optax.tree.sub(x, gradient))
     return optax.tree.norm(optax.tree.sub(x, moved), squared=True)
 
 

@@ -108,7 +108,7 @@ class BVFIM:
 
         before = base.start_of_step(problem, state, batch, start_key)
         within = derivatives.lower_gradient(problem, u, before, data, upper_key)[0] < value
-        v = jax.tree.map(lambda a, b: jnp.where(within, a, b), before, z)
+        v = optax.tree.where(within, before, z)
         descent = base.Descent(problem, u, self.lower_optimizer, inside)
         v, lower_opt, _ = descent.moves(v, state.lower_opt, batch, self.lower_steps, v_key)
         f = derivatives.upper(problem, u, v, batch.upper, upper_key)

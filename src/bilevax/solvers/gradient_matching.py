@@ -18,7 +18,7 @@ class GradientMatching:
 
     u descends 1 - cos(grad_v f, grad_v g(u)): where the two point the same way, a step of training on g is a step down
     f. v is not moved, so the problem's g should be the loss of what u changes alone, not of a whole training set, whose
-    gradient is about zero at a trained model. With a = grad_v f and b = grad_v g, u moves along along(p)[0] with
+    gradient is about zero at a trained model. With a = grad_v f and b = grad_v g, u moves along second_products(p)[0],
 
         p = -(a - <a, b> b / |b|^2) / (|a| |b|),
 
@@ -28,8 +28,8 @@ class GradientMatching:
         upper_optimizer: any optax optimizer; the paper has Adam on the sign of the gradient.
         curvature: `derivatives.exact` or `derivatives.finite_difference`.
 
-    Cost of a step: one gradient of f, one of g and a pass back through the latter. `extra["alignment"]` tells the
-    cosine at the u before the move.
+    Cost of a step: one gradient of f, one of g and a pass back through the latter. `extra["alignment"]` is
+    the cosine at the u before the move.
 
     Example:
         >>> import jax, jax.numpy as jnp, optax
@@ -67,7 +67,7 @@ class GradientMatching:
         alignment = optax.tree.vdot(along_f, along_g)
         p = optax.tree.scale(-1 / size_g, optax.tree.sub(along_f, optax.tree.scale(alignment, along_g)))
         p = optax.tree.cast_like(p, g.grad_v)
-        direction = g.along(p)[0]
+        direction = g.second_products(p)[0]
         objective = base.Objective(1 - alignment)
         u, upper_opt = base.move_upper(self, problem, state, direction, objective)
         extra = {"alignment": alignment}

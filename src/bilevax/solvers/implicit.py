@@ -68,8 +68,8 @@ class Implicit:
         f = derivatives.upper(problem, state.u, v, batch.upper, upper_key)
         data = base.lower_data(batch, self.lower_steps - 1)
         g = derivatives.lower(problem, state.u, v, data, upper_key, curvature=self.curvature)
-        along, b = derivatives.on_set(problem, state.u, v, g, f.grad_v)
-        q, cross, residual = self.linear_solve(along, b, state.memory)
+        second_products, b = derivatives.on_set(problem, state.u, v, g, f.grad_v)
+        q, cross, residual = self.linear_solve(second_products, b, state.memory)
         direction = optax.tree.sub(f.grad_u, cross)
         u, upper_opt = base.move_upper(self, problem, state, direction, base.Objective(f.loss))
         extra = {"linear_residual": residual}

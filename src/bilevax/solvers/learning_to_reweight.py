@@ -46,7 +46,7 @@ class LearningToReweight:
     down the clean loss. The paper's weights sum to 1 under a sum; these sum to B under g's mean.
 
     As published, the look-ahead is that of the weighted losses alone (Ren et al., eqs. 5-8), without r: at u = 0
-    it stays at v, so e = along(p)[0] with p = -t grad_v f(v), and the step t drops out of w. There is
+    it stays at v, so e = second_products(p)[0] with p = -t grad_v f(v), and the step t drops out of w. There is
     no rate to choose; r has its part in the move of v alone. A sample that is in a batch several times has one
     weight, that of a single copy.
 
@@ -58,7 +58,7 @@ class LearningToReweight:
 
     Cost of a step: one gradient of f, one of g, and the tangent of g's forward pass (of g alone, not of its
     gradient, since g is linear in u). Memory: that of v, the optimizer and three vectors (n,).
-    `upper_loss` is told at the v before the move, `extra["used"]` the share of the batch with a positive weight.
+    `upper_loss` is that at the v before the move, `extra["used"]` the share of the batch with a positive weight.
 
     Example:
         >>> import jax, jax.numpy as jnp, optax
@@ -140,9 +140,9 @@ class LearningToReweight:
         f = derivatives.upper(problem, zero, v, batch.upper, upper_key)
         # One key for the weights and the move they are for: the same dropout, and the same forward pass.
         g = derivatives.lower(problem, zero, v, batch.lower, lower_key)
-        slope = g.along(jax.tree.map(jnp.negative, f.grad_v))[0]
+        slope = g.second_products(jax.tree.map(jnp.negative, f.grad_v))[0]
         copies = jnp.zeros_like(state.memory.seen).at[index].add(1)
-        # along sums over the copies of a sample.
+        # second_products sums over the copies of a sample.
         positive = jnp.maximum(-slope[index], 0) / copies[index].astype(slope.dtype)
         total = jnp.sum(positive)
         weight = index.size * positive / jnp.where(total > 0, total, 1)

@@ -17,7 +17,7 @@ from bilevax.solvers import base
 class LookAhead:
     """u moves along the derivative of f(u, v - rate grad_v g(u, v)); then v moves, from v, down g at the new u.
 
-    With v_hat = v - rate grad_v g(u, v) that derivative is grad_u f(u, v_hat) + along(p)[0],
+    With v_hat = v - rate grad_v g(u, v) that derivative is grad_u f(u, v_hat) + second_products(p)[0],
     p = -rate grad_v f(u, v_hat): one step of plain descent stands for v*(u). It is the update of
     Meta-Weight-Net (Shu et al., NeurIPS 2019, eqs. 3-9 and Algorithm 1) and of DARTS (Liu et al.,
     ICLR 2019, eq. 7). Also where v = v*(u) it is the hypergradient only as far as rate times the identity
@@ -36,7 +36,7 @@ class LookAhead:
     `PerMove` the look-ahead has the first move's.
 
     Cost of a step: T + 1 gradients of g, one pass back through one of them, one gradient of f. Memory: that
-    of u, v and the optimizers. `upper_loss` is told at v_hat.
+    of u, v and the optimizers. `upper_loss` is that at v_hat.
 
     Example:
         >>> import jax, jax.numpy as jnp, optax
@@ -85,7 +85,7 @@ class LookAhead:
         ahead, unprojected = derivatives.transposed(problem.project_lower, ahead)
         f = derivatives.upper(problem, state.u, ahead, batch.upper, upper_key)
         slope = unprojected(f.grad_v)
-        along_u, along_v = g.along(jax.tree.map(lambda d: (-self.rate * d).astype(d.dtype), slope))
+        along_u, along_v = g.second_products(jax.tree.map(lambda d: (-self.rate * d).astype(d.dtype), slope))
         direction = optax.tree.add(f.grad_u, along_u)
         if to_u is not None:
             direction = optax.tree.add(direction, to_u(optax.tree.add(slope, along_v)))

@@ -33,8 +33,8 @@ class PenaltyMemory(NamedTuple):
 class Penalty:
     """Penalty method of Mehra and Hamm (ACML 2021): Algorithm 1, and Algorithm 2 through `lam` and `nu`.
 
-    With p = gamma grad_v g + nu, u moves along grad_u f + along(p)[0] and v along
-    grad_v f + along(p)[1] + lam grad_v g: alternating descent on
+    With p = gamma grad_v g + nu, u moves along grad_u f + second_products(p)[0] and v along
+    grad_v f + second_products(p)[1] + lam grad_v g: alternating descent on
 
         f + gamma/2 (|grad_v g|^2 + Psi(h)) + nu . grad_v g        (+ lam g for v alone).
 
@@ -140,7 +140,7 @@ class Penalty:
             p = _weighted(gamma, g.grad_v)
             if memory.nu is not None:
                 p = optax.tree.add(p, memory.nu)
-            along_u, along_v = g.along(p)
+            along_u, along_v = g.second_products(p)
             grad_u = optax.tree.add(f.grad_u, along_u)
             grad_v = optax.tree.add(optax.tree.add(f.grad_v, along_v), _weighted(lam, g.grad_v))
             return grad_u, grad_v, f, g

@@ -58,7 +58,7 @@ class SMNBP:
         halvings: at most so many of t; then the shortest is taken.
 
     Cost of a step: a gradient of f, two of g, a Hessian product for each step of the two linear solves, and a gradient
-    of g with a loss for each t. `extra["step"]` tells t, `extra["linear_residual"]` the larger of the residuals.
+    of g with a loss for each t. `extra["step"]` is t, `extra["linear_residual"]` the larger of the residuals.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -107,7 +107,7 @@ class SMNBP:
             return derivatives.lower(problem, u, v, data, key, mu=mu)
 
         f, g = derivatives.upper(problem, u, v, batch.upper, key), lower(u, v)
-        q, cross, residual = self.linear_solve(g.along, f.grad_v, memory.q)
+        q, cross, residual = self.linear_solve(g.second_products, f.grad_v, memory.q)
         reduced = optax.tree.sub(f.grad_u, cross)
         # Where f over u curves down, L-BFGS may point uphill: it then starts anew.
         kept, afresh = (
@@ -116,10 +116,10 @@ class SMNBP:
         )
         descent: Any = optax.tree.vdot(reduced, optax.tree.sub(kept[0], u))
         downhill = ~memory.stuck & (descent < 0)
-        towards_u, upper_opt = jax.tree.map(lambda a, b: jnp.where(downhill, a, b), kept, afresh)
+        towards_u, upper_opt = optax.tree.where(downhill, kept, afresh)
         d_u = optax.tree.sub(towards_u, u)
         off = jax.tree.map(jnp.negative, derivatives.lower_gradient(problem, towards_u, v, data, key, mu=mu)[1])
-        d_v, _, newton_residual = self.linear_solve(g.along, off, memory.moved_v)
+        d_v, _, newton_residual = self.linear_solve(g.second_products, off, memory.moved_v)
 
         size = optax.tree.norm(g.grad_v)
         weight = 2 * optax.tree.norm(q) + LEAST_WEIGHT
@@ -127,10 +127,10 @@ class SMNBP:
         now = f.loss + weight * size
 
         def at(t: Any) -> tuple[PyTree, PyTree]:
-            def along(x: PyTree, d: PyTree) -> PyTree:
+            def ahead(x: PyTree, d: PyTree) -> PyTree:
                 return jax.tree.map(lambda a, b: (a + t * b).astype(a.dtype), x, d)
 
-            return problem.project_upper(along(u, d_u)), problem.project_lower(along(v, d_v))
+            return problem.project_upper(ahead(u, d_u)), problem.project_lower(ahead(v, d_v))
 
         def too_far(carry: tuple[Any, Any]) -> Any:
             t, tried = carry

@@ -121,7 +121,7 @@ class SparseHO:
         data = base.lower_data(batch, self.lower_steps - 1)
         g = derivatives.lower(Problem(problem.upper_loss, problem.lower_loss), u, v, data, upper_key)
         fixed = derivatives.fixed_point(lambda u, v: self._proximal(problem, u, v), u, v, g, f.grad_v, self.rate)
-        q, cross, residual = self.linear_solve(fixed.along, fixed.b, state.memory)
+        q, cross, residual = self.linear_solve(fixed.second_products, fixed.b, state.memory)
         direction = optax.tree.sub(optax.tree.add(f.grad_u, fixed.direct), cross)
         moved, upper_opt = base.move_upper(self, problem, state, direction, base.Objective(f.loss))
         leaves = jax.tree.leaves(v)

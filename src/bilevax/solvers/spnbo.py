@@ -7,7 +7,6 @@ from typing import Any, NamedTuple, Protocol
 import jax
 import jax.numpy as jnp
 import optax
-from jax.flatten_util import ravel_pytree
 
 from bilevax import derivatives, schedules
 from bilevax._checks import InputError, PyTree, settle_counts
@@ -20,10 +19,10 @@ class Rows(Protocol):
     """How the rows of the constraint grad_v g = 0 are sampled."""
 
     def check(self, v: PyTree) -> None:
-        """Refuse, in a sentence, a v with fewer rows than are asked for."""
+        """Raise InputError for a v with fewer rows than are asked for."""
         ...
 
-    def along(self, rows: "Constraint", key: Any) -> tuple[PyTree, PyTree]:
+    def second_products(self, rows: "Constraint", key: Any) -> tuple[PyTree, PyTree]:
         """An unbiased estimate of (grad2_uv g . p, grad2_vv g . p), p = beta grad_v g + alpha."""
         ...
 
@@ -45,7 +44,7 @@ class Constraint(NamedTuple):
         return derivatives.lower(self.problem, self.u, self.v, self.data, self.key, mu=self.mu)
 
     def weights(self, gradient: PyTree, alpha: PyTree) -> PyTree:
-        """P = beta grad_v g + alpha."""
+        """The p = beta grad_v g + alpha of the products."""
         return jax.tree.map(lambda c, a: (self.beta * c + a).astype(c.dtype), gradient, alpha)
 
 
@@ -56,10 +55,10 @@ class AllRows:
     def check(self, v: PyTree) -> None:
         """Nothing to refuse."""
 
-    def along(self, rows: Constraint, key: Any) -> tuple[PyTree, PyTree]:
+    def second_products(self, rows: Constraint, key: Any) -> tuple[PyTree, PyTree]:
         """The products themselves."""
         g = rows.full()
-        return g.along(rows.weights(g.grad_v, rows.alpha))
+        return g.second_products(rows.weights(g.grad_v, rows.alpha))
 
 
 @dataclass(frozen=True)
@@ -86,7 +85,7 @@ class Layers:
         if self.count > found:
             raise InputError(f"SPNBO: Layers asks for {self.count} layers, and v has {found}. Ask for fewer.")
 
-    def along(self, rows: Constraint, key: Any) -> tuple[PyTree, PyTree]:
+    def second_products(self, rows: Constraint, key: Any) -> tuple[PyTree, PyTree]:
         """The products of the drawn layers' rows."""
         layers, alphas = layers_of(rows.alpha), jax.tree.leaves(rows.alpha)
         order = jax.random.permutation(key, len(layers))
@@ -98,7 +97,7 @@ class Layers:
             shares = [drawn[layer] for layer in above for _ in layers[layer]]
             g = derivatives.lower_rows(rows.problem, rows.u, rows.v, rows.data, rows.key, places, mu=rows.mu)
             p = rows.weights(g.grad_v, [alphas[place] for place in places])
-            return g.along([(share * x).astype(x.dtype) for share, x in zip(shares, p, strict=True)])
+            return g.second_products([(share * x).astype(x.dtype) for share, x in zip(shares, p, strict=True)])
 
         branches = [functools.partial(from_layer, first) for first in range(len(layers) - self.count + 1)]
         return jax.lax.switch(jnp.min(order[: self.count]), branches)
@@ -112,38 +111,6 @@ def layers_of(v: PyTree) -> list[list[int]]:
     return list(found.values())
 
 
-@dataclass(frozen=True)
-class Coordinates:
-    """The rows of so many entries of v, drawn anew at each move, weighted by their share.
-
-    An entry's row alone is no cheaper than the gradient that it is part of: this saves nothing, and is for problems
-    whose v is one vector. To save there, cut the vector into named parts, and sample `Layers`.
-
-    Args:
-        count: entries; at most as many as v has.
-    """
-
-    count: int
-
-    def __post_init__(self) -> None:
-        settle_counts(self, "count")
-
-    def check(self, v: PyTree) -> None:
-        """Refuse fewer entries than are to be drawn."""
-        found = sum(jnp.size(x) for x in jax.tree.leaves(v))
-        if self.count > found:
-            raise InputError(
-                f"SPNBO: Coordinates asks for {self.count} rows, and v has {found} entries. Ask for fewer."
-            )
-
-    def along(self, rows: Constraint, key: Any) -> tuple[PyTree, PyTree]:
-        """The products of the drawn entries' rows."""
-        g = rows.full()
-        p, unravel = ravel_pytree(rows.weights(g.grad_v, rows.alpha))
-        chosen = jax.lax.top_k(jax.random.uniform(key, (p.size,)), self.count)[1]
-        return g.along(unravel(jnp.zeros_like(p).at[chosen].set(p.size / self.count * p[chosen])))
-
-
 class SPNBOMemory(NamedTuple):
     """The stage, the steps taken in it, the multipliers, and the values of the last test of a stage's end (4,)."""
 
@@ -155,20 +122,21 @@ class SPNBOMemory(NamedTuple):
 
 @dataclass(frozen=True)
 class SPNBO:
-    """SPNBO (ICLR 2022 submission), Algorithm 1: `Penalty`'s idea on a lower level whose corners are smoothed by stage.
+    """SPNBO (ICLR 2022 submission), Algorithm 1: `Penalty`'s idea on a non-smooth lower level, smoothed by stage.
 
     The regulariser of the problem is smoothed by mu_k (see `bilevax.penalties`), c = grad_v g = 0 is its first-order
     condition, and u and v descend, v T times and u once, on the augmented Lagrangian
 
         f + alpha . c + beta_k / 2 |c|^2,
 
-    whose gradient is that of f plus along(p), p = beta_k c + alpha. Both f and c are estimated: by the minibatches of
-    the source, and by some rows of c (`rows`), which leaves the direction unbiased. The stage ends when, with all rows,
+    whose gradient is that of f plus second_products(p), p = beta_k c + alpha. Both f and c are estimated: by the
+    minibatches of the source, and by some rows of c (`rows`), which leaves the direction unbiased. The stage ends when,
+    with all rows,
 
         |grad_u|^2 + |grad_v|^2 <= eps_1^2,   |alpha . c + beta / 2 |c|^2| <= eps_2,   |c|^2 <= eps_3      (3) to (5)
 
     and then alpha += beta c, mu and the tolerances are halved and beta is doubled. Their limit is a stationary point of
-    the problem with its corners (Theorem 1).
+    the non-smooth problem (Theorem 1).
 
     Where the text is ambiguous or wrong, this was decided:
     - its Psi is 1/d times the sum over the d rows; here it is the sum, as in `Penalty`, so that the multipliers tend to
@@ -182,7 +150,7 @@ class SPNBO:
     Args:
         upper_optimizer, lower_optimizer: any optax optimizers that need gradients alone; published: descent.
         lower_steps: T, moves of v per move of u.
-        rows: `AllRows()`, `Layers(count)` or `Coordinates(count)`.
+        rows: `AllRows()` or `Layers(count)`.
         mu, beta, eps_1, eps_2, eps_3: by stage; as published by default.
         step_scale: factor on both optimizers' updates, by stage: the problem grows stiffer with beta and 1 / mu.
         test_every: the conditions are tested on the batch at hand after every so many steps; a test costs one gradient
@@ -270,7 +238,7 @@ class SPNBO:
 
         def direction(v: PyTree, data: PyTree, key: Any) -> PyTree:
             f = derivatives.upper(problem, u, v, batch.upper, key)
-            along_v = self.rows.along(constraint(v, data, key), jax.random.fold_in(key, 1))[1]
+            along_v = self.rows.second_products(constraint(v, data, key), jax.random.fold_in(key, 1))[1]
             return optax.tree.add(f.grad_v, along_v)
 
         v = base.start_of_step(problem, state, batch, start_key)
@@ -279,13 +247,13 @@ class SPNBO:
         data = base.lower_data(batch, self.lower_steps - 1)
         here = constraint(v, data, upper_key)
         f = derivatives.upper(problem, u, v, batch.upper, upper_key)
-        grad_u = optax.tree.add(f.grad_u, self.rows.along(here, row_key)[0])
+        grad_u = optax.tree.add(f.grad_u, self.rows.second_products(here, row_key)[0])
         moved_u, upper_opt = base.move_upper(self, problem, state, grad_u, scale=scale)
 
         def test() -> tuple[Any, PyTree]:
             """(stationarity, Psi, |c|^2, g) with all rows, and beta c."""
             g = here.full()
-            along_u, along_v = g.along(here.weights(g.grad_v, memory.alpha))
+            along_u, along_v = g.second_products(here.weights(g.grad_v, memory.alpha))
             squares = [
                 optax.tree.norm(optax.tree.add(a, b), squared=True)
                 for a, b in ((f.grad_u, along_u), (f.grad_v, along_v))

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from bilevax._checks import InputError, PyTree, check_finite, check_variable, require_arrays
 from bilevax.problem import Batch, Problem
@@ -77,7 +78,7 @@ class Vectorized:
             member, alive = _member(state), state.memory.alive
             moved, info = self.solver.step(problem, member, batch, key)
             alive &= base.is_finite(moved, info)
-            member = jax.tree.map(lambda new, old: jnp.where(alive, new, old), moved, member)
+            member = optax.tree.where(alive, moved, member)
             info = jax.tree.map(
                 lambda x: jnp.where(alive, x, jnp.nan) if jnp.issubdtype(x.dtype, jnp.floating) else x, info
             )

@@ -18,6 +18,7 @@ from sklearn.model_selection import KFold
 from bilevax._checks import InputError
 from bilevax.applications._inputs import numeric, table
 from bilevax.applications._units import require_sizes, standard
+from bilevax.penalties.base import block_factors
 
 GRID = 100  # strengths tried for the start: the grid of scikit-learn's LassoCV
 DECADES = 3.0
@@ -96,8 +97,7 @@ class ProximalMap:
 
     def __call__(self, u: Any, v: Any, step: Any) -> Any:
         """The proximal map at v (folds, d) for a step."""
-        size = jnp.sqrt(self.penalty.squares(v))
-        kept = jnp.maximum(1 - step * self.penalty.weights(u, v.shape[1]) / jnp.where(size > 0, size, 1.0), 0.0)
+        kept = block_factors(self.penalty.squares(v), step * self.penalty.weights(u, v.shape[1]))
         return v * (kept if self.penalty.members is None else kept[:, np.array(self.penalty.members)])
 
 
