@@ -4,10 +4,10 @@
 
     second_products(p) = (grad2_uv g . p, grad2_vv g . p) = d/dt grad_(u,v) g(u, v + t p) at t = 0,
 
-from which every first-order method of the library is made (docs/design.md: the one idea). `exact` computes them by a reverse pass
-through the gradient, whose evaluation it shares: grad2_uv g . p is the derivative of <grad_v g, p> in u.
-Forward over that gradient (Pearlmutter 1994) has the same arithmetic and memory; compiled code of the backward form
-takes up to a fifth less time where there are convolutions. `finite_difference` takes two more gradients.
+of which the directions of most solvers are made. `exact` computes them by one reverse pass through the gradient, whose
+evaluation it shares: grad2_uv g . p is the derivative of <grad_v g, p> in u. A forward pass over that gradient
+(Pearlmutter 1994) has the same arithmetic and memory; the compiled reverse pass takes up to a fifth less time where
+there are convolutions. `finite_difference` takes two more gradients.
 
 Where v lives in a set, or has a non-smooth regulariser, v*(u) is the fixed point of a projected or proximal descent;
 `fixed_point` returns the products that take the place of the above.

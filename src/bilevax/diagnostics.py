@@ -278,8 +278,8 @@ def nonsmooth_stationarity(
         upper = |grad_u f - grad2_uv G q|  at v+,  (grad2_vv G) q = grad_v f                          (6), (7)
 
     Where the regulariser is convex the first vanishes at minimisers alone. Where it is not (l_p), a small rate is
-    needed to see the local ones, at which the text's condition holds. v+ is exactly on the manifold (of zeros, groups or
-    ties) where the regulariser is not smooth. There the regulariser, smoothed by a tiny mu, has a curvature of about
+    needed to see the local ones, at which the text's condition holds. v+ is exactly on the manifold (zeros, groups
+    or ties) where the regulariser is not smooth. There the regulariser, smoothed by a tiny mu, has a curvature of about
     1 / mu across the manifold, which takes q to zero in these directions, and none along it: up to O(mu) this is the
     system restricted to the manifold.
 

@@ -1,11 +1,12 @@
 """Approximate solutions q of H q = b, where H = grad2_vv g is known by its products alone.
 
 Each is a frozen dataclass called as `solve(second_products, b, start) -> LinearSolution(q, cross, residual)`, where
-second_products(q) = (cross, H q) is that of `derivatives.lower`. The caller needs
-cross = grad2_uv g . q of the solution; it comes with the product that the residual |(H + damping) q - b| takes. H is symmetric but need not be positive definite:
-the solution is always finite and its residual at most |b|, whatever the curvature. Where H is singular and H q = b has
-solutions, `CG`, `Neumann` and `Direct` return the one of least norm if they start from zero. Where it has none, the
-residual stays large.
+second_products(q) = (cross, H q) is that of `derivatives.lower`. The caller needs cross = grad2_uv g . q of the
+solution; it comes with the product that the residual |(H + damping) q - b| takes.
+
+H is symmetric but need not be positive definite: the solution is always finite and its residual at most |b|, whatever
+the curvature. Where H is singular and H q = b has solutions, `CG`, `Neumann` and `Direct` return the one of least norm
+if they start from zero. Where it has none, the residual stays large.
 
 Leaves of different types, and float16 and bfloat16, are computed in the type that holds them all, at least float32; q
 has the types of b.

@@ -226,7 +226,7 @@ def refused(message, mesh=None, source=SOURCE, u=U):
 
 def test_bad_layouts_are_refused_in_sentences():
     mesh = over(4).mesh
-    refused("lower_size is 42, and cannot be split evenly over the 4 devices of .* 'data'. Take a multiple of 4, say 44",
+    refused("lower_size is 42, and cannot be split evenly over the 4 devices of .* Take a multiple of 4, say 44",
             mesh, bx.Epochs((X_CLEAN, Y_CLEAN), (X, Y), lower_size=42))  # fmt: skip
     refused(
         r"batch\.upper\.data\[0\] has 43 samples, which cannot be split evenly over the 4 devices",

@@ -35,7 +35,7 @@ FREE = {
 @pytest.mark.parametrize("solver", FREE.values(), ids=FREE)
 def test_solvers_that_take_v_for_free_refuse_a_set(solver):
     name = type(solver).__name__
-    with pytest.raises(InputError, match=f"{name} takes v for free .* project_lower.* Use Implicit or ReverseMode"):
+    with pytest.raises(InputError, match=f"{name} assumes grad_v g = 0 .* project_lower.* Use Implicit or ReverseMode"):
         solver.check(SET, jnp.ones(1), jnp.ones(1), Batch())
 
 

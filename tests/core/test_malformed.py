@@ -502,7 +502,7 @@ def test_a_loss_whose_call_is_not_certain_is_refused(case):
 
 
 def test_the_refusal_shows_how_to_write_it():
-    told = refused("^Problem: lower_loss has the parameter c=3.0, which would be handed", Problem, f, with_setting)
+    told = refused("^Problem: lower_loss has the parameter c=3.0, which would get the batch", Problem, f, with_setting)
     assert "lambda u, v, *, c=...: ..." in told
     assert "functools.partial(loss, c=...)" in told
 

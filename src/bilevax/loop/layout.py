@@ -116,7 +116,8 @@ class Layout:
             if shape[axis] % parts:
                 raise InputError(
                     f"Layout: axis {axis} of {where} has {shape[axis]} entries, and cannot be split evenly over "
-                    f"{parts} devices. Leave this axis whole (None in the spec), or take a number of devices that divides it."
+                    f"{parts} devices. Leave this axis whole (None in the spec), or use a number of devices that "
+                    "divides it."
                 )
 
     def of_state(self, state: Any, u: PyTree, v: PyTree) -> Any:

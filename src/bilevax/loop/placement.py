@@ -249,7 +249,8 @@ def placed_source(source: Any, layout: Layout) -> Split:
         if size is not None and size % layout.shares:
             raise InputError(
                 f"{name} is {size}, and cannot be split evenly over the {layout.shares} devices of the mesh's axis "
-                f"{layout.data!r}. Take a multiple of {layout.shares}, say {size + -size % layout.shares}, or fewer devices."
+                f"{layout.data!r}. Take a multiple of {layout.shares}, say {size + -size % layout.shares}, or fewer "
+                "devices."
             )
     whole = layout.sharding(PartitionSpec())
     return Split(placed(source, jax.tree.map(lambda _: whole, source)), layout.mesh, layout.data)

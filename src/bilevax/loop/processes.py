@@ -30,8 +30,8 @@ def join(devices: int) -> None:
     processes, place = max(counts), os.environ.get("JAX_PROCESS_ID")
     if devices % processes:
         raise InputError(
-            f"{devices} devices are asked for, and {processes} processes cannot share them evenly. Ask for a multiple of "
-            f"{processes}."
+            f"{devices} devices are asked for, and {processes} processes cannot share them evenly. Ask for a "
+            f"multiple of {processes}."
         )
     if processes > 1:
         # A process that is killed is noticed in a minute, and those left may end by themselves.
