@@ -1,4 +1,4 @@
-"""What holds for every solver: a new method adds one entry to CASES in tests/solvers.py."""
+"""What holds for every solver: a new method adds one entry to CASES in tests/core/solvers.py."""
 
 import dataclasses
 
@@ -11,7 +11,7 @@ import bilevax as bx
 from bilevax.loop.stretch import stretch
 from bilevax.schedules import Geometric
 from bilevax.solvers.base import State
-from tests.solvers import ADAM, BATCH, CASES, LOWER, PROBLEM, START, UPPER, floats, solution
+from tests.core.solvers import ADAM, BATCH, CASES, LOWER, PROBLEM, START, UPPER, floats, solution
 
 EVERY = 50  # the same in all tests, so that they share a compiled program
 ON_PROBLEM = [name for name, case in CASES.items() if case.problem is PROBLEM]

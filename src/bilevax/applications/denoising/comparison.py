@@ -10,7 +10,7 @@ from bilevax.applications.denoising.jobs import Job
 from bilevax.applications.denoising.recipes import approxgrad_solver, penalty_solver
 from bilevax.loop.callbacks import Progress
 from bilevax.loop.checkpoint import Checkpoint
-from bilevax.loop.placement import Layout
+from bilevax.loop.layout import Layout
 from bilevax.loop.stages import Stages
 from bilevax.solvers.base import Info
 

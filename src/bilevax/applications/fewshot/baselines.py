@@ -148,8 +148,7 @@ class _Maml:
     def adapt(self, u: PyTree, samples: Episode) -> PyTree:
         batch, optimizer, key = Batch(None, samples), optax.sgd(self.rate), jax.random.key(0)
         v, problem = self.start(u, batch, None), self.problem()
-        direction = base.descend(problem, u, batch)
-        return base.lower_moves(direction, optimizer, optimizer.init(v), v, problem, batch, self.steps, key)[0]
+        return base.Descent(problem, u, optimizer).moves(v, optimizer.init(v), batch, self.steps, key)[0]
 
 
 def prototypical_task(

@@ -11,7 +11,7 @@ from bilevax.applications.fewshot.estimator import FewShotLearner
 from bilevax.applications.fewshot.jobs import Parts, Pictures
 from bilevax.applications.fewshot.tasks import statistics_of
 from bilevax.loop.callbacks import Progress
-from bilevax.loop.placement import Layout
+from bilevax.loop.layout import Layout
 from bilevax.loop.stages import Stages
 from bilevax.nn.representations import omniglot_network
 

@@ -15,7 +15,7 @@ from bilevax.applications.tuning.jobs import Job
 from bilevax.applications.tuning.logistic import LOGISTIC_RATE, LOGISTIC_STEPS, fit_logistic, logistic_task
 from bilevax.applications.tuning.recipes import penalty_solver
 from bilevax.loop.checkpoint import Checkpoint
-from bilevax.loop.placement import Layout
+from bilevax.loop.layout import Layout
 from bilevax.loop.solve import solve
 from bilevax.loop.stages import Keep, Stages, pack
 from bilevax.search import GP, TPE, Random, search

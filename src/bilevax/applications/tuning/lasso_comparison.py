@@ -19,7 +19,7 @@ from bilevax.data import tables
 from bilevax.data.readers import read_words
 from bilevax.data.splits import random_part
 from bilevax.loop.checkpoint import Checkpoint
-from bilevax.loop.placement import Layout
+from bilevax.loop.layout import Layout
 from bilevax.loop.stages import Stages
 
 FOLDS = 5
