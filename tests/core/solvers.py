@@ -105,7 +105,7 @@ CASES = {
         bx.SPNBO(UPPER, ADAM, 10, beta=Geometric(1.0, 1.1), step_scale=Geometric(1.0, 0.9), stage_steps=100)
     ),
     "SMNBP": common(bx.SMNBP()),
-    "BVFIM": common(bx.BVFIM(UPPER, LOWER, 20), 0.1),
+    "BVFIM": common(bx.BVFIM(UPPER, LOWER, 20), 0.15),
     "LookAhead": common(bx.LookAhead(UPPER, LOWER, 5e-2), None),
     "LookAhead, finite differences": common(bx.LookAhead(UPPER, LOWER, 5e-2, 10, derivatives.finite_difference), None),
     "SparseHO": Case(
