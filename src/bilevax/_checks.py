@@ -13,6 +13,8 @@ PyTree = Any
 class InputError(ValueError):
     """An argument cannot be used; the message says what was found and what to do."""
 
+    __module__ = "bilevax"  # where users import it from, as tracebacks show it
+
 
 def require_count(owner: str, name: str, value: Any, least: int = 1) -> int:
     """A count as an int, NumPy's integers too; refuse what is not a positive integer, or is less than `least`."""

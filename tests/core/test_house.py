@@ -34,7 +34,7 @@ ORDER = [
 DIFFERENTIATION = {"grad", "value_and_grad", "jvp", "vjp", "linearize", "jacfwd", "jacrev", "hessian"}
 MAY_DIFFERENTIATE = {"derivatives.py", "solvers/unrolled.py"}
 FILES = sorted(SOURCE.rglob("*.py"))
-PRIVATE_FILES = {path.stem for path in FILES}
+PRIVATE_FILES = {path.stem for path in FILES} | {path.parent.name for path in FILES}
 
 
 def room(path: Path) -> str:

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from bilevax import _files
+from bilevax._checks import InputError
 from bilevax.loop.checkpoint import Checkpoint, SaveError
 from bilevax.loop.result import Result, Run, Status, Visit
 
@@ -147,7 +148,7 @@ class Stages:
         try:
             outputs = _files.Outputs(self.folder, [])
             outputs.write(f"{name}.npz", lambda path: path.write_bytes(content))
-        except (OSError, _files.InputError) as error:
+        except (OSError, InputError) as error:
             self._notice(
                 f"The result of {name!r} could not be kept in {self.folder} ({error}). The run goes on; if it is "
                 "interrupted, this part is computed again."
