@@ -117,7 +117,7 @@ class Server(ThreadingHTTPServer):
 @pytest.fixture
 def web(tmp_path, monkeypatch):
     """A local server, an empty cache, and `put`, which has files served in the place of a data set's published ones."""
-    from bilevax.data import fetch, images
+    from bilevax.data import classes, fetch, images
 
     server = Server(("127.0.0.1", 0), Handler)
     server.files, server.log, server.released = {}, [], threading.Event()
@@ -128,14 +128,15 @@ def web(tmp_path, monkeypatch):
     monkeypatch.delenv("BILEVAX_DATA", raising=False)
 
     def put(constant, contents, *manners):
-        source = getattr(images, constant)
+        module = images if hasattr(images, constant) else classes
+        source = getattr(module, constant)
         folders = tuple(f"http://127.0.0.1:{server.server_port}/{manner}/" for manner in manners)
         server.files = {file.name: content for file, content in zip(source.files, contents, strict=True)}
         files = tuple(
             fetch.Published(name, folders, len(content), hashlib.md5(content).hexdigest())
             for name, content in server.files.items()
         )
-        monkeypatch.setattr(images, constant, dataclasses.replace(source, files=files))
+        monkeypatch.setattr(module, constant, dataclasses.replace(source, files=files))
 
     yield SimpleNamespace(put=put, server=server, cache=tmp_path / "bilevax", log=server.log)
     server.released.set()

@@ -65,7 +65,7 @@ BAD_Y = {
     "NaT": (pd.Series([pd.NaT] + ["a"] * 11, dtype=object), "1 missing label"),
     "mixed list": (["a", *Y[1:]], "mixes labels of several types"),
     "mixed objects": (np.array(["a", *Y[1:]], object), "mixes labels of several types"),
-    "ragged": ([[1], [1, 2]] * 6, "no array of labels|holds labels of type|mixes"),
+    "ragged": ([[1], [1, 2]] * 6, "not an array of labels|holds labels of type|mixes"),
     "complex": (Y + 1j, "holds labels of type complex"),
     "one class": (0 * Y, r"y has one class only \(0\)"),
     "sparse": (sparse.csr_matrix(Y), "is a sparse matrix"),
