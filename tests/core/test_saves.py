@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 
 from bilevax import Checkpoint, InputError, Result, SaveError, SolveError, Status
-from bilevax.loop import callbacks, checkpoint
+from bilevax.loop import callbacks
 from bilevax.loop.result import Fingerprint, Run, Visit
 from bilevax.solvers.base import Info
 
@@ -341,8 +341,8 @@ def test_the_wall_clock_does_not_matter(tmp_path, monkeypatch):
 
 
 def test_a_save_that_reads_back_otherwise_shows_at_once(tmp_path, monkeypatch):
-    real = checkpoint._read
-    monkeypatch.setattr(checkpoint, "_read", lambda path: (real(path)[0], real(path)[1][::-1]))
+    real = on_disk.read
+    monkeypatch.setattr(on_disk, "read", lambda path: (real(path)[0], real(path)[1][::-1]))
     with (
         pytest.warns(UserWarning, match="step 10 could not be saved .*reads back otherwise"),
         pytest.raises(SaveError),

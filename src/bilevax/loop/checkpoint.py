@@ -1,26 +1,20 @@
 """Saves of a running solve, from which a later one resumes."""
 
 import hashlib
-import json
 import os
 import threading
 import warnings
-from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
 from itertools import zip_longest
-from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 
 from bilevax import _files
 from bilevax._checks import InputError, require_count, short_reason
 from bilevax.loop.callbacks import require_writable, unused, unwritable, warn
-from bilevax.loop.processes import any_process, on_host
+from bilevax.loop.processes import any_process
 from bilevax.loop.result import Fingerprint, Result, Run, Saved, SolveError, Visit
+from bilevax.loop.saves import STATE, Writer, lock, pack, read, saves_in, step_of, unpack, was_a_save, what_it_is
 from bilevax.solvers.base import Info
 
 
@@ -83,7 +77,7 @@ class Checkpoint:
         self._due = 0
         self._damaged: set[int] = set()  # steps, as found by `load`
         self._refused: set[int] = set()  # threads whose solves were refused because another one is running
-        self._writer: _Writer | None = None  # of the first process
+        self._writer: Writer | None = None  # of the first process
 
     def start(self, run: Run) -> None:
         """Make the directory ready.
@@ -99,14 +93,14 @@ class Checkpoint:
                 "one for each, with a directory of its own."
             )
         require_writable("Checkpoint", self.directory)
-        unlock = _lock(self.directory) if run.writes else None
+        unlock = lock(self.directory) if run.writes else None
         try:
             self._check(run)
             about = _about(run.fingerprint())
             if unlock is not None:
                 self._clean()
-                kept = sorted(set(_saves(self.directory)) - self._damaged)
-                self._writer = _Writer(self.directory, self.keep, kept, unlock)
+                kept = sorted(set(saves_in(self.directory)) - self._damaged)
+                self._writer = Writer(self.directory, self.keep, kept, unlock)
         except BaseException as error:
             if unlock is not None:
                 unlock()
@@ -117,7 +111,7 @@ class Checkpoint:
         self._running, self._several = True, run.several
 
     def _check(self, run: Run) -> None:
-        saves = _saves(self.directory)
+        saves = saves_in(self.directory)
         newest = max(saves.keys() - self._damaged, default=0)
         if newest > run.step:
             raise InputError(
@@ -126,10 +120,10 @@ class Checkpoint:
                 "solve, or name another directory."
             )
         for path in self.directory.iterdir():
-            step = _step_of(path)
+            step = step_of(path)
             if step is not None and run.step < step <= run.steps and step not in saves:
                 raise InputError(
-                    f"Checkpoint: {str(path)!r} stands where step {step} would be saved, and it {_what_it_is(path)}. "
+                    f"Checkpoint: {str(path)!r} stands where step {step} would be saved, and it {what_it_is(path)}. "
                     "Move it away, or name another directory."
                 )
 
@@ -206,10 +200,10 @@ class Checkpoint:
         self._damaged = set()
         faults = {}
         try:
-            saves = _saves(self.directory)
+            saves = saves_in(self.directory)
             for path in self.directory.iterdir() if self.directory.is_dir() else ():
-                if _step_of(path) is not None and _step_of(path) not in saves and _was_a_save(path):
-                    faults[path] = _what_it_is(path)
+                if step_of(path) is not None and step_of(path) not in saves and was_a_save(path):
+                    faults[path] = what_it_is(path)
         except OSError as error:
             raise InputError(
                 f"Checkpoint: directory is {str(self.directory)!r}, which cannot be read ({_files.reason(error)})."
@@ -217,7 +211,7 @@ class Checkpoint:
         for step in sorted(saves, reverse=True):
             path = self.directory / str(step)
             try:
-                about, data = _read(path / STATE)
+                about, data = read(path / STATE)
                 shape = about["step"], about["rows"], about["bytes"]
             except Exception as error:  # zipfile, zlib, NumPy and json have many kinds for a damaged file
                 self._damaged.add(step)
@@ -232,7 +226,7 @@ class Checkpoint:
                 text = f"resume: {str(other)!r} {fault}. It is not used; the solve continues from step {step}."
                 warnings.warn(text, stacklevel=2)
             history = jax.tree.map(lambda x, n=step: jax.ShapeDtypeStruct((n, *x.shape[1:]), x.dtype), info)
-            return Saved(step, *_unpack(data, (state, history)))
+            return Saved(step, *unpack(data, (state, history)))
         if faults:
             found = "; ".join(f"{str(path)!r} {fault}" for path, fault in sorted(faults.items()))
             raise InputError(
@@ -243,125 +237,11 @@ class Checkpoint:
 
     def _save(self, step: int, state: Any, history: Info) -> None:
         """Start to write a save; every process of several must call this."""
-        data = _pack((state, history))
+        data = pack((state, history))
         self._saved, self._due = step, 0
         if self._writer is not None:
             rows = len(jax.tree.leaves(history)[0])
             self._writer.write(step, {**self._about, "step": step, "rows": rows, "bytes": data.size}, data)
-
-
-STATE = "state.npz"
-
-
-class _Writer:
-    """Writes saves in a thread, one at a time. `failure` says why the last save failed; empty where it did not."""
-
-    def __init__(self, directory: Path, keep: int, kept: list[int], unlock: Callable[[], None]):
-        self._directory, self._keep, self._kept, self._unlock = directory, keep, kept, unlock
-        self._thread = ThreadPoolExecutor(1, "bilevax-save")
-        self._writing: Future[None] | None = None
-        self._step = 0
-        self._checked = False
-        self.failure = ""
-
-    def busy(self) -> bool:
-        """Whether a save is being written."""
-        return self._writing is not None and not self._writing.done()
-
-    def write(self, step: int, about: dict[str, Any], data: np.ndarray) -> None:
-        """Start a save; the one before must have ended."""
-        self.wait()
-        self._step, self._writing = step, self._thread.submit(self._write, step, about, data)
-
-    def wait(self) -> str:
-        """Wait for the save that is being written, if one is. Returns `failure`."""
-        if self._writing is not None:
-            error = self._writing.exception()
-            self._writing, self.failure = None, ""
-            if error is not None:
-                reason = _files.reason(error) if isinstance(error, OSError) else short_reason(error)
-                where = repr(str(self._directory))
-                self.failure = f"Checkpoint: step {self._step} could not be saved to {where} ({reason})."
-        return self.failure
-
-    def close(self) -> None:
-        """End the thread, and unlock the directory."""
-        self._thread.shutdown()
-        self._unlock()
-
-    def _write(self, step: int, about: dict[str, Any], data: np.ndarray) -> None:
-        if not self._directory.is_dir():  # removed while the solve ran, the lock with it
-            _files.make(self._directory)
-            self._unlock()
-            self._unlock = _lock(self._directory)
-        final = self._directory / str(step)
-        if os.path.lexists(final):
-            raise FileExistsError(f"{str(final)!r} is in the way")
-        part = _files.scratch(self._directory, [STATE], step=step)
-        try:
-            text = np.frombuffer(json.dumps(about).encode(), np.uint8)
-            with (part / STATE).open("wb") as file:
-                np.savez(file, about=text, data=data)
-            _files.sync(part / STATE)
-            if not self._checked:  # a file system that alters what it is given shows at once
-                found, again = _read(part / STATE)
-                if found != about or again.tobytes() != data.tobytes():
-                    raise OSError("what was written reads back otherwise")
-                self._checked = True
-            with suppress(OSError):  # some file systems cannot
-                _files.sync(part)
-            part.rename(final)
-        except BaseException:
-            with suppress(OSError):
-                _files.remove_ours(part)
-            raise
-        with suppress(OSError):
-            _files.sync(self._directory)
-        self._kept.append(step)
-        for old in self._kept[: -self._keep]:
-            with suppress(OSError):
-                _files.remove_whole(self._directory / str(old))
-        del self._kept[: -self._keep]
-
-
-def _read(path: Path) -> tuple[dict[str, Any], np.ndarray]:
-    """What a save is about, and its bytes; their checksums are checked as they are read."""
-    with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
-        return json.loads(file["about"].tobytes()), file["data"]
-
-
-def _step_of(path: Path) -> int | None:
-    """The step that a file or folder is named after."""
-    return int(path.name) if path.name.isascii() and path.name.isdecimal() and path.name[:1] != "0" else None
-
-
-def _saves(directory: Path) -> dict[int, Path]:
-    """The saves by their steps: folders that this program made, named after the step that they were made for."""
-    if not directory.is_dir():
-        return {}
-    return {
-        step: path
-        for path in directory.iterdir()
-        if (step := _step_of(path)) is not None and (_files.read_mark(path) or {}).get("step") == step
-    }
-
-
-def _what_it_is(path: Path) -> str:
-    mark = _files.read_mark(path) or {}
-    if "step" in mark:
-        return f"holds the save of step {mark['step']}: it was renamed or copied"
-    return "has lost its owner file" if _was_a_save(path) else "was not made by bilevax"
-
-
-def _was_a_save(path: Path) -> bool:
-    return os.path.lexists(path / STATE)
-
-
-def _lock(directory: Path) -> Callable[[], None]:
-    try:
-        return _files.lock(directory, "Checkpoint: directory")
-    except OSError as error:
-        raise unwritable("Checkpoint", directory, error) from error
 
 
 def _compare(where: str, found: dict[str, Any], wanted: dict[str, Any]) -> None:
@@ -405,32 +285,3 @@ def _about(fingerprint: Fingerprint) -> dict[str, Any]:
         "key": fingerprint.key,
         "data": fingerprint.data.splitlines(),
     }
-
-
-def _is_key(x: Any) -> bool:
-    return jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
-
-
-def _pack(tree: Any) -> np.ndarray:
-    """All leaves as one row of bytes: any dtype, any size, one file to write, in half the time of many.
-
-    It is a real copy. An array on the CPU may be a view of the device's memory, which the next stretch,
-    to which the state is donated, overwrites while the bytes are being written out.
-    """
-    leaves = [jax.random.key_data(x) if _is_key(x) else x for x in jax.tree.leaves(tree)]
-    return np.concatenate([np.ascontiguousarray(x).reshape(-1).view(np.uint8) for x in on_host(leaves)])
-
-
-def _unpack(data: np.ndarray, like: Any) -> Any:
-    """The tree that `_pack` was given, from one of the same shapes and dtypes."""
-    place = 0
-
-    def take(x: Any) -> Any:
-        nonlocal place
-        plain = jax.eval_shape(jax.random.key_data, x) if _is_key(x) else x
-        end = place + int(np.prod(plain.shape)) * np.dtype(plain.dtype).itemsize
-        value = data[place:end].copy().view(plain.dtype).reshape(plain.shape)
-        place = end
-        return jax.random.wrap_key_data(jnp.asarray(value), impl=jax.random.key_impl(x)) if _is_key(x) else value
-
-    return jax.tree.map(take, like)

@@ -95,24 +95,16 @@ def solve(
     """
     given = checked(solver, problem, u, v, batches, steps, key, every, stop, callbacks, resume, mesh)
     steps, placement, saver = given.steps, given.placement, given.saver
-    with signals.deferred(INTERRUPT, *(PREEMPTION if saver else ())) as asked:
+    with signals.deferred(INTERRUPT, *(() if saver is None else PREEMPTION)) as asked:
         try:
-            ready = prepare(given, asked)
+            feed, program, longest, fingerprint, step, history, carry = prepare(given, asked)
         except signals.LeftError:
             raise signals.ended(asked, saver, "The solve was ended by a signal before its first step.") from None
-        feed, program, longest, step, history, carry = (
-            ready.feed,
-            ready.program,
-            ready.every,
-            ready.step,
-            ready.history,
-            ready.carry,
-        )
         status, final, began = Status.FINISHED, None, time.perf_counter()
         with ExitStack() as left, placement.together():
             for callback in given.callbacks:
                 left.callback(lambda callback=callback: callback.finish(final))
-                callback.start(Run(step, steps, resume is not None, ready.fingerprint, placement.processes > 1))
+                callback.start(Run(step, steps, resume is not None, fingerprint, placement.processes > 1))
             left.enter_context(feed.opened(step, steps, asked))
             if step < steps and not asked:
                 carry = feed.compiled(program, longest, carry)
