@@ -20,6 +20,7 @@ import pytest
 
 from bilevax import Checkpoint, InputError, Result, SaveError, SolveError, Status
 from bilevax.loop import callbacks
+from bilevax.loop import saves as on_disk
 from bilevax.loop.result import Fingerprint, Run, Visit
 from bilevax.solvers.base import Info
 
