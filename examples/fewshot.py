@@ -1,4 +1,4 @@
-"""New glyphs told apart by one picture of each, after learning from other glyphs.
+"""New glyphs recognised by one picture of each, after learning from other glyphs.
 
 A glyph is two random strokes; its pictures differ by shift, turn and size, so that pixels alone compare badly. A
 network learns from 400 glyphs what to look at, and is then shown glyphs that it has never seen.
@@ -63,7 +63,7 @@ def nearness(u: Any, v: Any, asked: Any) -> Any:
 
 
 def main(quick: bool, out: Path) -> dict[str, float]:
-    """Learn the network, and draw how well new glyphs are told apart."""
+    """Learn the network, and draw how well new glyphs are recognised."""
     rng = np.random.default_rng(0)
     old, new = glyphs(80 if quick else 400, rng), glyphs(40, rng)
     learner = FewShotLearner(
@@ -81,13 +81,13 @@ def main(quick: bool, out: Path) -> dict[str, float]:
         "the same network, untrained": (*learned, learner.method_.task.start[0]),
         "nearest mean of pixels": (means, nearness, ()),
     }
-    shots, asked = (1,) if quick else (1, 2, 3, 5, 10), {"way": WAY, "queries": 10, "episodes": 300}
+    shots, sizes = (1,) if quick else (1, 2, 3, 5, 10), {"way": WAY, "queries": 10, "episodes": 300}
     found = {
-        name: [evaluate(adapt, scores, u, new, shot=shot, key=jax.random.key(1), **asked) for shot in shots]
+        name: [evaluate(adapt, scores, u, new, shot=shot, key=jax.random.key(1), **sizes) for shot in shots]
         for name, (adapt, scores, u) in methods.items()
     }
-    told = [f"{100 * e[0].mean:.1f}% (+- {100 * e[0].half_width:.1f}) {name}" for name, e in found.items()]
-    print(f"Right answers on {WAY} new glyphs after one picture of each: {', '.join(told)}.")
+    accuracies = [f"{100 * e[0].mean:.1f}% (+- {100 * e[0].half_width:.1f}) {name}" for name, e in found.items()]
+    print(f"Right answers on {WAY} new glyphs after one picture of each: {', '.join(accuracies)}.")
 
     lines = {name: Line(shots, [100 * e.mean for e in each]) for name, each in found.items()}
     panel = LinePanel(
@@ -103,7 +103,7 @@ def main(quick: bool, out: Path) -> dict[str, float]:
     return {name: each[0].mean for name, each in zip(names, found.values(), strict=True)}
 
 
-PARSER = argparse.ArgumentParser(description="New glyphs told apart by one picture of each.")
+PARSER = argparse.ArgumentParser(description="New glyphs recognised by one picture of each.")
 PARSER.add_argument("--quick", action="store_true", help="a smaller form that takes seconds")
 PARSER.add_argument("--out", type=Path, default=Path(), help="the folder for the pictures")
 
