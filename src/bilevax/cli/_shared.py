@@ -74,6 +74,12 @@ def finite(value: float) -> float:
 
 
 Seed = Annotated[int, typer.Option("--seed", min=0, max=2**32 - 1, help="Seed of everything that is drawn at random.")]
+Target = Annotated[
+    str | None,
+    typer.Option(
+        "--target", metavar="COLUMN", help="The column of the labels; of an NPZ file the array, y by default."
+    ),
+]
 Resume = Annotated[bool, typer.Option("--resume", help="Continue the same command after an interruption.")]
 Overwrite = Annotated[
     bool, typer.Option("--overwrite", help="Overwrite files in --out that are not this program's unchanged outputs.")

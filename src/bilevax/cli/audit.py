@@ -17,6 +17,7 @@ from bilevax.cli._shared import (
     Overwrite,
     Resume,
     Seed,
+    Target,
     digest,
     finite,
     in_plain_words,
@@ -50,10 +51,7 @@ def audit(
             show_default="a third of DATA",
         ),
     ] = None,
-    target: Annotated[
-        str | None,
-        typer.Option(metavar="COLUMN", help="The column of the labels; of an NPZ file the array, y by default."),
-    ] = None,
+    target: Target = None,
     budget: Annotated[
         float,
         typer.Option(metavar="PART", help="The largest share of samples that someone could add.", callback=finite),

@@ -17,6 +17,7 @@ from bilevax.cli._shared import (
     Overwrite,
     Resume,
     Seed,
+    Target,
     digest,
     figure,
     finite,
@@ -44,10 +45,7 @@ def denoise(
     clean: Annotated[
         Path | None, typer.Option(metavar="FILE", help="A few samples with trusted labels, with the same columns.")
     ] = None,
-    target: Annotated[
-        str | None,
-        typer.Option(metavar="COLUMN", help="The column of the labels; of an NPZ file the array, y by default."),
-    ] = None,
+    target: Target = None,
     test: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Samples with trusted labels, for the test accuracy.")
     ] = None,

@@ -16,6 +16,7 @@ from bilevax.cli._shared import (
     Overwrite,
     Resume,
     Seed,
+    Target,
     digest,
     figure,
     finite,
@@ -39,10 +40,7 @@ def tune(
             show_default="scikit-learn's breast cancer, and its digits",
         ),
     ] = None,
-    target: Annotated[
-        str | None,
-        typer.Option(metavar="COLUMN", help="The column of the labels; of an NPZ file the array, y by default."),
-    ] = None,
+    target: Target = None,
     validation: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Samples to tune by, with the same columns.")
     ] = None,
