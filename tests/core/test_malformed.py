@@ -224,7 +224,8 @@ def test_a_stretch_takes_no_more_memory_than_its_steps_need(monkeypatch):
     assert call(steps=3, every=10**9).steps == 3
     refused("^solve: steps is 10000000000, and may be at most", call, steps=10**10)
     visits = []
-    monkeypatch.setattr(sys.modules["bilevax.solve"], "STRETCH_BYTES", 1 << 16)  # as published a test takes too long
+    small = 1 << 16  # as published a test takes too long
+    monkeypatch.setattr(sys.modules["bilevax.loop.prepare"], "STRETCH_BYTES", small)
     call(steps=10**9, every=10**9, callbacks=[visits.append], stop=lambda visit: True)
     assert 10**2 < visits[0].step < 10**4
 

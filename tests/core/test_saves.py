@@ -527,7 +527,7 @@ def test_a_checkpoint_can_be_pickled_and_copied_between_solves(tmp_path):
 HOLD = """
 import sys, time
 from bilevax import Checkpoint
-from bilevax.solve import Fingerprint, Run
+from bilevax.loop.result import Fingerprint, Run
 save = Checkpoint(sys.argv[1])
 save.start(Run(0, 40, False, lambda: Fingerprint(*["same"] * len(Fingerprint._fields))))
 print("started", flush=True)
