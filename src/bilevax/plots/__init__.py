@@ -13,6 +13,14 @@ from bilevax.plots.curves import convergence as convergence
 from bilevax.plots.curves import curve_panels as curve_panels
 from bilevax.plots.curves import line_panels as line_panels
 from bilevax.plots.curves import loss_against_time as loss_against_time
+from bilevax.plots.drawing import BLUE as BLUE
+from bilevax.plots.drawing import COLOURS as COLOURS
+from bilevax.plots.drawing import GREEN as GREEN
+from bilevax.plots.drawing import ORANGE as ORANGE
+from bilevax.plots.drawing import PURPLE as PURPLE
+from bilevax.plots.drawing import RED as RED
+from bilevax.plots.drawing import SKY as SKY
+from bilevax.plots.drawing import STYLE as STYLE
 from bilevax.plots.histograms import bars as bars
 from bilevax.plots.histograms import weight_histogram as weight_histogram
 from bilevax.plots.pictures import change_sheet as change_sheet
