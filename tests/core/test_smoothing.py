@@ -191,7 +191,7 @@ def test_measures_of_sparsity():
     ("make", "words"),
     [
         (lambda: Lp(0.0), r"p is 0.0, and must be in \(0, 1\]"),
-        (lambda: Lp(1.5), "Above 1 there is no corner"),
+        (lambda: Lp(1.5), "Above 1 it is smooth already"),
         (lambda: ElasticNet(-1.0), "ratio is -1.0"),
         (lambda: SparseGroupLasso(ByLeaf(), single=-0.1), "single is -0.1"),
         (lambda: Oscar(pair=-2.0), "pair is -2.0"),
