@@ -87,7 +87,7 @@ def test_refusals():
     with pytest.raises(InputError, match="lower_loss is 3"):
         Argmin(3)
     constrained = Problem(lambda u, v: jnp.sum(v), lambda u, v: jnp.sum(v * u), (Inequality(lambda u, v: v),))
-    with pytest.raises(InputError, match=r"has 1 constraints\. Take Penalty"):
+    with pytest.raises(InputError, match=r"has 1 constraints\. Use Penalty"):
         hypergradient(constrained, jnp.ones(2), jnp.ones(2))
 
 
