@@ -177,8 +177,8 @@ def test_networks_have_the_published_sizes(network, shape, parameters):
     published = {mnist_network: 1.4, cifar10_network: 1.2, svhn_network: 1.3, wide_resnet: 36}
     if network in published:
         assert round(parameters / 1e6, 1 if parameters < 1e7 else 0) == published[network]
-    assert network() is model
-    assert network(7) is not model
+    assert network() == model
+    assert network(7) != model
 
 
 @pytest.mark.parametrize(
@@ -418,7 +418,7 @@ def test_published_dropout_rates(network, rates, key, monkeypatch):
         asked.append((key is not None, rate))
         return drop(key, x, rate)
 
-    monkeypatch.setattr(layers, "drop_out", spy)
+    monkeypatch.setattr(networks, "drop_out", spy)
     model, images = network(), jnp.zeros((1, 32, 32, 3))
     params = jax.eval_shape(model.init, key, images)
     jax.eval_shape(lambda params: model.apply(params, images, key), params)
@@ -584,7 +584,7 @@ def test_images_that_are_too_small(network, side, key):
 
 def test_as_model_takes_the_networks(key):
     for network in (lenet5, wide_resnet):
-        assert as_model(network, 4) is network(4)
+        assert as_model(network, 4) == network(4)
 
 
 # Values: equal settings make equal models, which are compiled once, and all can be pickled.

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from bilevax import InputError
-from bilevax.nn import layers, mini_imagenet_network, omniglot_network
+from bilevax.nn import layers, mini_imagenet_network, omniglot_network, representations
 
 OMNIGLOT, MINI = (28, 28), (84, 84, 3)
 BOTH = [omniglot_network(5), mini_imagenet_network(6)]
@@ -245,7 +245,7 @@ def test_dropout_in_training_alone(key, monkeypatch):
         asked.append((key, rate, x.shape))
         return drop(key, x, rate)
 
-    monkeypatch.setattr(layers, "drop_out", spy)
+    monkeypatch.setattr(representations, "drop_out", spy)
     network, x = mini_imagenet_network(6), pictures(2, 16, 16)
     params = somewhere(network, x)
     jax.eval_shape(network.apply, params, x)
