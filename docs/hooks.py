@@ -1,4 +1,4 @@
-"""What mkdocs adds as it builds the site: MathJax, the papers' results."""
+"""Additions to the site as mkdocs builds it: MathJax, the papers' results."""
 
 import importlib.util
 import re
@@ -11,15 +11,15 @@ EXPERIMENTS = Path(__file__).parents[1] / "experiments"
 WRONG_LABELS = "%%wrong-labels%%"
 SOMETIMES = [
     ("gallery.md", "Gallery", "Results of the papers"),
-    ("peers.md", "Beside peers", "Coming from other libraries"),
+    ("peers.md", "Benchmark", "Coming from other libraries"),
 ]
 LEAD = """# Results of the papers
 
 This page is made from `experiments/RESULTS.md` when the site is built, and
-that file from what the commands wrote: no figure is typed in by hand. Each
-heading is the command. "Paper" is the figure that the paper prints, where it
-prints one, and **differs** marks a disagreement beyond noise.
-[Choosing a solver](solvers.md) tells what the methods are.
+that file from what the commands wrote: no number is typed in by hand. Each
+heading is the command. "Paper" is the number printed in the paper, if there
+is one, and **differs** marks a disagreement beyond noise.
+[Choosing a solver](solvers.md) describes the methods.
 """
 
 
