@@ -2,8 +2,9 @@
 
 python -m benchmarks.fewshot
 
-The representation depends on u and the meta-batch alone, so its passes belong outside of the loop over the moves; what
-T adds is the heads' own arithmetic. Beside it stands the floor: the representation's gradient of the same images.
+The representation depends only on u and the meta-batch, so its passes belong outside the loop over the moves. A larger
+T adds only the arithmetic of the heads. The floor, for comparison, is the gradient of the representation on the same
+images.
 """
 
 import functools

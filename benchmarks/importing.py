@@ -11,7 +11,7 @@ import time
 
 
 def seconds(code: str) -> float:
-    """Wall time of an interpreter that runs `code`, less nothing."""
+    """Wall time of an interpreter that runs `code`, with nothing subtracted."""
     started = time.perf_counter()
     subprocess.run([sys.executable, "-c", code], check=True)
     return time.perf_counter() - started

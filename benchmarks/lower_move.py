@@ -1,16 +1,16 @@
 """Seconds per lower move of Penalty on the MNIST network (Mehra and Hamm 2021, appendix E.2), on the CPU.
 
 A move is: the gradient of f on 200 validation samples; the gradient of g on 200 training samples, with dropout; one
-pass back through the latter along p = gamma grad_v g; an Adam update. It runs inside the library's compiled loop.
-Beside it, measured in the same run and interleaved: the move with `derivatives.finite_difference`; a plain gradient
-move of g; both written by hand in PyTorch, in a process of its own; and the floor of the machine's arithmetic, from the
-operations of all matrix products, counted by hand, and a rate measured on a product of 2048x2048. With --networks
-also plain moves of the network written in flax and in equinox, whose convolutions are XLA's own.
+reverse pass through the latter along p = gamma grad_v g; an Adam update. It runs inside the library's compiled loop.
+The same run also measures, interleaved: the move with `derivatives.finite_difference`; a plain gradient move of g; both
+written by hand in PyTorch, in a separate process; and the floor of the machine's arithmetic, from the operations of all
+matrix products, counted by hand, and a rate measured on a product of 2048x2048. With --networks it also measures plain
+moves of the network written in flax and in equinox, whose convolutions are XLA's own.
 
     python -m benchmarks.lower_move [--runs 7] [--moves 5] [--threads 2] [--torch-python PATH] [--networks] [--profile]
 
-PyTorch is no dependency: any Python that has it will do (pip install torch). Times are told by the clock and of the
-processor; the latter changes less where other programs share the machine.
+PyTorch is not a dependency: any Python that has it works (pip install torch). Both wall time and processor time are
+reported; the latter changes less when other programs share the machine.
 """
 
 import argparse
@@ -41,7 +41,7 @@ class Time(NamedTuple):
 
 
 class Torch:
-    """The process that runs benchmarks/torch_lower_move.py; without PyTorch it has no variants, and says why."""
+    """The process that runs benchmarks/torch_lower_move.py; without PyTorch it has no variants; `notes` says why."""
 
     def __init__(self, python: str, threads: int):
         self.variants: list[str] = []
@@ -51,20 +51,20 @@ class Torch:
                 [python, str(script), str(threads)], stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL, text=True
             )
         except OSError as error:
-            self.told = f"{python} cannot be run ({error.strerror})."
+            self.notes = f"{python} cannot be run ({error.strerror})."
             return
         line = self._line()
         if not line:
             self.process.wait()
-            self.told = (
+            self.notes = (
                 f"{python} has no PyTorch, or one that does not work. Install it there (pip install torch), or name a "
                 "Python that has it by --torch-python; the rest is measured without."
             )
             return
         first = json.loads(line)
-        self.variants, self.told = first["variants"], f"PyTorch {first['torch']}"
+        self.variants, self.notes = first["variants"], f"PyTorch {first['torch']}"
         for name, reason in first["failed"].items():
-            self.told += f"; it cannot take {name} ({reason})"
+            self.notes += f"; it cannot take {name} ({reason})"
 
     def _line(self) -> str:
         assert self.process.stdout is not None
@@ -75,8 +75,8 @@ class Torch:
         assert self.process.stdin is not None
         self.process.stdin.write(json.dumps({"variant": variant, "moves": moves}) + "\n")
         self.process.stdin.flush()
-        told = json.loads(self._line())
-        return Time(told["seconds"], told["cpu"])
+        reply = json.loads(self._line())
+        return Time(reply["seconds"], reply["cpu"])
 
     def end(self) -> None:
         """Let the process end."""
@@ -224,7 +224,7 @@ def timed(program: Program) -> Time:
 
 
 def product() -> Program:
-    """Large products, whose rate is taken for the machine's."""
+    """Large products, whose rate is used as the machine's rate."""
     import jax
     import jax.numpy as jnp
 
@@ -248,7 +248,7 @@ def row(name: str, times: list[Time], other: list[Time] | None, floor: Time) -> 
 
 
 def profile(program: Program) -> None:
-    """What the compiled program spends its time on, and how many operations of each kind it has."""
+    """Where the compiled program spends its time, and how many operations of each kind it has."""
     import jax
 
     program.call()
@@ -289,7 +289,7 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.moves < 3 or arguments.runs < 1 or arguments.threads < 1:
         parser.error("--moves must be at least 3, --runs and --threads at least 1.")
-    # Before jax is imported: it makes its threads for the cores it may use.
+    # Before jax is imported: it creates its threads for the cores it may use.
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: arguments.threads])
     import jax
@@ -329,7 +329,7 @@ def main() -> None:
     best = Time(*(2 * SIDE**3 / min(x) for x in zip(*times.pop("rate"), strict=True)))
     print(
         f"{platform.machine()}, {len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()} "
-        f"cores, jax {jax.__version__}; {torch.told}"
+        f"cores, jax {jax.__version__}; {torch.notes}"
     )
     print(
         f"{BATCH} + {BATCH} samples, float32; {arguments.runs} interleaved runs of {moves} moves; seconds per move. "

@@ -47,7 +47,7 @@ def temporary_bytes(solver: Any) -> int:
     state = solver.init(PROBLEM, jnp.zeros(n), v, batch)
     step = jax.jit(functools.partial(solver.step, PROBLEM), donate_argnums=0)
     analysis = step.lower(state, batch, jax.random.key(0)).compile().memory_analysis()
-    assert analysis is not None, "this backend tells nothing of its memory"
+    assert analysis is not None, "this backend reports nothing about its memory"
     return analysis.temp_size_in_bytes
 
 

@@ -1,8 +1,8 @@
-"""One upper iteration of the untargeted attack (T = 20, 60 points, 1,000 + 1,000 samples), beside its products' floor.
+"""One upper iteration of the untargeted attack (T = 20, 60 points, 1,000 + 1,000 samples), and its products' floor.
 
 python -m benchmarks.poisoning
 
-The floor is the time of the same matrix products alone, in the form that is fastest here, alternating with the solve:
+The floor is the time of the same matrix products alone, in the fastest form, alternating with the solve:
 per lower move and for the move of u, two of the validation samples (forward and back) and four of the training samples
 (the same, and their derivatives along p).
 """

@@ -2,12 +2,12 @@
 
     python -m benchmarks.scale [--runs 5] [--largest 100000000] [--rows Penalty,Implicit] [--out DIR]
 
-The losses are the cheapest there are: g = sum_i exp(u_i) sum_k (v_ik - 1)^2 / 2 and f = sum v^2 / 2, v of |u| rows. So
-a step costs the bytes that it moves. Each size is a process of its own: it compiles the stretch that `solve` runs,
-tells what XLA says of its memory, and leaves the size out where that is not free; then it takes the median time of a
-step and the peak of resident memory. The floor is the bytes that no way of doing the step can leave unmoved, over the
-rate of a <- a + s b on large arrays, measured in the same run. Slopes are of least squares in logarithms, from 10^5
-on: smaller states lie in the caches, and a call costs more than their step.
+The losses are very cheap: g = sum_i exp(u_i) sum_k (v_ik - 1)^2 / 2 and f = sum v^2 / 2, v of |u| rows. So the cost of
+a step is the bytes that it moves. Each size runs in a separate process. It compiles the stretch that `solve` runs,
+prints XLA's report of its memory, and skips the size if that memory is not free. Then it measures the median time of a
+step and the peak of resident memory. The floor is the least number of bytes that a step must move, over the rate of a
+<- a + s b on large arrays, measured in the same run. Slopes are fitted by least squares in logarithms, from 10^5 on:
+smaller states fit in the caches, and a call costs more than their step.
 """
 
 import argparse
@@ -30,16 +30,16 @@ SWEEPS = {  # which size varies, and what the other is
 }
 MOVES, SOLVE_STEPS = 1, 2
 LARGE = 10**5  # from where slopes are fitted
-AT_LEAST, STEPS = 0.1, 10  # seconds and steps of a run; its memory is asked of the system once
+AT_LEAST, STEPS = 0.1, 10  # seconds and steps of a run; its memory is requested from the system once
 CAPACITY = 10_000
 WORD = 4
-SPARE = 1.2  # of the memory that XLA asks for
+SPARE = 1.2  # of the memory that XLA requests
 LIMIT = 900  # seconds for one size
 
 
 @dataclass(frozen=True)
 class Found:
-    """What one size came to: seconds of a step per run, bytes by XLA's analysis, and the peak of the process."""
+    """Results for one size: seconds of a step per run, bytes by XLA's analysis, and the peak of the process."""
 
     row: str
     vary: str
@@ -61,9 +61,10 @@ def words(row: str, u: int, v: int) -> int:
     """Words that a step must move at the least, every pass fused.
 
     A move of v reads v and Adam's two moments and writes them: 6, and reads nu (Penalty). Then Penalty's direction of u
-    reads v and nu, and the multipliers, which wait for the norm of what that pass gives, read v and nu and write nu.
-    Implicit's reads v for the right-hand side of its system, and in each step of conjugate gradients p, and x, r and p
-    once more, whose three it writes: 7. u is read in each pass; its own move reads and writes it and its two moments.
+    reads v and nu. The multipliers, which need the norm of the result of that pass, read v and nu and write nu.
+    Implicit's direction reads v for the right-hand side of its system. Each step of conjugate gradients reads p, reads
+    x, r and p once more, and writes these three: 7. u is read in each pass; its own move reads and writes it and its
+    two moments.
     """
     if row == "Penalty":
         return v * (7 * MOVES + 2 + 3) + u * (MOVES + 2 + 6)
@@ -105,7 +106,7 @@ def measure(row: str, vary: str, u_size: int, v_size: int, runs: int) -> Found:
     lowered = stretch.lower(solver, problem, CAPACITY, jax.eval_shape(start), source, key, 0, 1)
     compiled = lowered.compile()
     analysis = compiled.memory_analysis()
-    assert analysis is not None, "this backend tells nothing of its memory"
+    assert analysis is not None, "this backend reports nothing about its memory"
     temporary, arguments = analysis.temp_size_in_bytes, analysis.argument_size_in_bytes
     needed = SPARE * (temporary + 2 * arguments)
     free = available()
@@ -173,7 +174,7 @@ def slope(sizes: Sequence[int], values: Sequence[float]) -> float | None:
 
 
 def in_a_process(row: str, vary: str, u: int, v: int, runs: int) -> Found:
-    """One size, in a process of its own; what goes wrong with it is told in the place of its figures."""
+    """One size, in a separate process; an error is reported in place of its numbers."""
     command = [sys.executable, "-m", "benchmarks.scale", "--one", json.dumps([row, vary, u, v, runs])]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT, check=False)
@@ -203,12 +204,12 @@ def print_sweep(row: str, vary: str, found: Sequence[Found], rate: float) -> Non
             f"{each.temporary / 2**20:>13.1f}{each.arguments / 2**20:>11.1f}{each.peak / 2**20:>11.1f}"
         )
     sizes = [each.size for each in measured]
-    told = {
+    columns = {
         "time": [statistics.median(each.seconds) for each in measured],
         "temporaries and arguments": [float(each.temporary + each.arguments) for each in measured],
         "peak": [float(each.peak) for each in measured],
     }
-    slopes = {name: slope(sizes, values) for name, values in told.items()}
+    slopes = {name: slope(sizes, values) for name, values in columns.items()}
     print("slopes: " + ", ".join(f"{name} {'-' if k is None else f'{k:.2f}'}" for name, k in slopes.items()))
 
 
@@ -281,8 +282,8 @@ def main() -> None:
             print_sweep(row, vary, some, rate)
             found += some
     arguments.out.mkdir(parents=True, exist_ok=True)
-    told = {"bandwidth": rate, "runs": arguments.runs, "found": [vars(each) for each in found]}
-    (arguments.out / "scale.json").write_text(json.dumps(told, indent=1) + "\n")
+    record = {"bandwidth": rate, "runs": arguments.runs, "found": [vars(each) for each in found]}
+    (arguments.out / "scale.json").write_text(json.dumps(record, indent=1) + "\n")
     draw(found, rate, arguments.out / "scale.png")
 
 

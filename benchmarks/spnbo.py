@@ -1,9 +1,9 @@
-"""A step of SPNBO against how many layers' constraints it samples, beside Penalty's, alternating.
+"""A step of SPNBO against how many layers' constraints it samples, compared with Penalty's, alternating.
 
 python -m benchmarks.spnbo
 
-Each set of layers is timed as it is drawn, so the spread over rounds is that of the draws, too: a set whose first layer
-lies deep costs little, one with the first layer nearly all.
+Each set of layers is timed as it is drawn, so the spread over rounds includes that of the draws: a set whose first
+layer is deep costs little, and a set with the first layer costs nearly as much as all layers.
 """
 
 import functools

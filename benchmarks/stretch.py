@@ -1,4 +1,4 @@
-"""The time of a stretch of a solve, compilation apart."""
+"""The time of a stretch of a solve, without compilation."""
 
 from typing import Any
 

@@ -1,8 +1,8 @@
 """Microseconds per upper iteration of Penalty on the paper's first synthetic example, T = 10.
 
-Beside it, measured in the same run and interleaved: the same moves with derivatives taken by hand in one
-`lax.scan`, which is what is left of the time if the library costs nothing; and the floor of the machine's
-arithmetic, from the compiled program's count of operations and a rate measured on products of 64x64.
+The same run also measures, interleaved: the same moves with derivatives taken by hand in one `lax.scan`, which is the
+time if the library has no overhead; and the floor of the machine's arithmetic, from the compiled program's count of
+operations and a rate measured on products of 64x64.
 
     python -m benchmarks.synthetic [--steps 40000] [--runs 7]
 """
@@ -60,9 +60,9 @@ def by_hand(u: Any, v: Any, steps: int) -> Any:
         grad_u, grad_v, grad_g = directions(v)
         update, upper_opt = ADAM.update(grad_u, upper_opt, u)
         done = jnp.sum(grad_u**2) + jnp.sum(grad_v**2) <= eps**2
-        told = (jnp.sum(u**2) + jnp.sum(v**2), jnp.sum(grad_u**2), jnp.sum(grad_g**2))
+        info = (jnp.sum(u**2) + jnp.sum(v**2), jnp.sum(grad_u**2), jnp.sum(grad_g**2))
         nu = nu + jnp.where(done, gamma, 0.0) * grad_g
-        return (BOX(u + scale * update), v, upper_opt, lower_opt, stage + done, nu), told
+        return (BOX(u + scale * update), v, upper_opt, lower_opt, stage + done, nu), info
 
     start = (u, v, ADAM.init(u), ADAM.init(v), jnp.zeros((), jnp.int32), jnp.zeros_like(v))
     return jax.lax.scan(one, start, None, length=steps)

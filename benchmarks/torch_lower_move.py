@@ -1,8 +1,8 @@
-"""The lower move of benchmarks/lower_move.py written by hand in PyTorch; it needs nothing but PyTorch.
+"""The lower move of benchmarks/lower_move.py written by hand in PyTorch; it needs only PyTorch.
 
-It is run by that benchmark, as a process of its own that lives as long as the measurement: on standard input it
-gets one JSON line {"variant": NAME, "moves": N} for each run, and it answers each with {"seconds": ..., "cpu": ...}
-on standard output, after a first line that tells its version and its variants.
+That benchmark runs it as a separate process for the whole measurement. On standard input it gets one JSON line
+{"variant": NAME, "moves": N} for each run, and it answers each with {"seconds": ..., "cpu": ...} on standard output.
+Its first line of output has its version and its variants.
 """
 
 import json
@@ -77,7 +77,7 @@ class Moves:
         self.apply([a + b + LAM * c.detach() for a, b, c in zip(f, along, g, strict=True)])
 
     def forward_over_reverse(self) -> None:
-        """The same by torch.func: p must be known before, so the gradient of g is taken twice."""
+        """The same by torch.func: p must be known beforehand, so the gradient of g is computed twice."""
         params = [x.detach() for x in self.params]
         f = torch.func.grad(self.upper)(params)
         state = torch.get_rng_state()
@@ -92,7 +92,7 @@ class Moves:
 
 
 def timed(move: Callable[[], None], moves: int) -> dict[str, float]:
-    """Seconds per move, by the clock and of the processor."""
+    """Wall and processor seconds per move."""
     wall, cpu = time.perf_counter(), time.process_time()
     for _ in range(moves):
         move()

@@ -1,20 +1,20 @@
-"""An audit of one's own training: five samples with right labels that change one prediction, under constraints.
+"""An audit of your own training: five samples with right labels that change one prediction, under constraints.
 
-Whoever trains on what others send in may ask what a few inconspicuous samples could do. Here five digits are added to
-200, all rightly labelled, so that a certain test digit is taken for another.
+If you train on samples that others send in, you may want to know what a few inconspicuous samples can do. Here five
+correctly labelled digits are added to 200, so that one chosen test digit is misclassified.
 
     u    (5, 64) the added digits, pixels in 0..1
     v    the weights of a softmax regression
     g    the cross-entropy of the 200 digits and of u, with an l2 penalty
-    f    the cross-entropy of the test digit, labelled as what it is to be taken for
+    f    the cross-entropy of the test digit, with the label that the attack wants
     h    |u_i - base_i| - 1 <= 0: each stays close to the real digit that it started from, and
-         the loss on validation data - that of the model without u <= 0: who watches it sees nothing
+         the loss on validation data - that of the model without u <= 0: the attack is not visible in it
 
-The second constraint depends on u through v*(u) alone, so no projection of u could hold it; Penalty takes both as they
-stand. It is set tighter by a margin, for the digits to which v*(u) is known. In the end scikit-learn trains the model
-anew with u, and that model is judged.
+The second constraint depends on u only through v*(u), so a projection of u cannot enforce it; Penalty handles both.
+The constraint is tightened by a margin, because v*(u) is known only to some digits. At the end scikit-learn trains the
+model from scratch with u, and this model is evaluated.
 
-What to look at: how little the added digits differ from real ones. Red pixels became darker, blue ones lighter.
+What to look at: the added digits differ little from real ones. Red pixels became darker, blue ones lighter.
 
     python examples/constrained_attack.py [--quick] [--out DIR]
 """
@@ -44,18 +44,18 @@ def cross_entropy(v: Any, x: Any, labels: Any) -> Any:
 
 
 def training_loss(u: Any, v: Any, batch: dict[str, Any]) -> Any:
-    """That of the digits and of those added."""
+    """The loss of the digits and of the added ones."""
     x, labels = jnp.concatenate([batch["x"], u]), jnp.concatenate([batch["labels"], batch["added"]])
     return cross_entropy(v, x, labels) + L2 / 2 * jnp.sum(v["weight"] ** 2)
 
 
 def too_far(u: Any, v: Any, batch: dict[str, Any]) -> Any:
-    """By how much each added digit is too far from its base."""
+    """How far each added digit exceeds its distance bound."""
     return jnp.sqrt(jnp.sum((u - batch["base"]) ** 2, 1) + 1e-12) - DISTANCE
 
 
 def too_visible(u: Any, v: Any, batch: dict[str, Any]) -> Any:
-    """By how much the validation loss is too high."""
+    """How far the validation loss exceeds its bound."""
     return cross_entropy(v, *batch["validation"]) - batch["allowed"] + MARGIN
 
 
@@ -80,7 +80,7 @@ def main(quick: bool, out: Path) -> dict[str, float]:
     y, y_val, y_test = np.split(np.asarray(y)[order], [200, 400])
     clean = trained(x, y)
 
-    # Of the test digits that the model gets right, one of which it is less sure than of 85 in 100.
+    # A test digit that the model classifies correctly, but less confidently than 85 of 100.
     p = clean.predict_proba(x_test)
     right = np.flatnonzero(p.argmax(1) == y_test)
     place = right[np.argsort(p[right].max(1))[int(0.15 * len(right))]]

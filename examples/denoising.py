@@ -1,14 +1,14 @@
 """Wrong labels found by a few right ones.
 
-Two labels in five of the training digits are wrong, and nobody knows which; 200 other digits have labels to be trusted.
+Two in five of the training labels are wrong, and it is not known which. 200 other digits have trusted labels.
 
     u    one weight for each training digit, w = (tanh u + 1) / 2
     v    the parameters of a small network
     g    the cross-entropy of the training digits by their given labels, weighted by w (and a little l2)
     f    the cross-entropy of the 200 trusted digits
 
-What to look at: the weights end at 0 or at 1, those of wrong labels at 0. The second picture shows the digits trusted
-least, with the label given and the one believed; a red frame is a label that is wrong indeed, a blue one is right.
+What to look at: the weights end at 0 or at 1, those of wrong labels at 0. The second picture shows the digits of least
+weight, with the given label and the predicted one. A red frame marks a wrong label, a blue frame a right one.
 
     python examples/denoising.py [--quick] [--out DIR]
 """

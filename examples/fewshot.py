@@ -1,15 +1,15 @@
 """New glyphs recognised by one picture of each, after learning from other glyphs.
 
-A glyph is two random strokes; its pictures differ by shift, turn and size, so that pixels alone compare badly. A
-network learns from 400 glyphs what to look at, and is then shown glyphs that it has never seen.
+A glyph is two random strokes. Its pictures differ by shift, rotation and size, so comparing pixels works badly. A
+network learns features from 400 glyphs, and is then tested on glyphs that it has never seen.
 
     u    the parameters of a network with one hidden layer, from pictures to 64 features
     v    for each task of 5 glyphs a small classifier of these features
     g    the cross-entropy of the pictures that a task learns from, one of each glyph
-    f    the cross-entropy of the others, which it is asked about
+    f    the cross-entropy of the other pictures, the queries
 
-What to look at: the share of right answers on new glyphs, beside the same network untrained and the nearest mean of
-pixels, on the same tasks. The second picture is one such task; a red frame is a wrong answer.
+What to look at: the accuracy on new glyphs, compared with the untrained network and with the nearest mean of pixels, on
+the same tasks. The second picture is one such task; a red frame is a wrong prediction.
 
     python examples/fewshot.py [--quick] [--out DIR]
 """
@@ -53,7 +53,7 @@ def features(u: dict[str, Any], x: Any, statistics: Any = None, key: Any = None)
 
 
 def means(u: Any, given: Any) -> Any:
-    """What the nearest mean of pixels learns from a task's pictures, (tasks, 5, 256)."""
+    """The class means of pixels of each task, (tasks, 5, 256)."""
     return class_means(given.x.reshape(*given.y.shape, -1) / 255, given.y, WAY)
 
 

@@ -1,20 +1,20 @@
 """The strengths of a group lasso, one for each group, chosen by gradient.
 
-Of 40 groups of 5 features 5 matter. A group lasso removes whole groups; but one strength that removes those of no use
-shrinks the others, too. With a strength for each group it need not.
+Of 40 groups of 5 features, 5 groups matter. A group lasso removes whole groups. But a single strength that removes the
+useless groups also shrinks the others. A strength for each group avoids this.
 
     u    (40,) log strengths
     v    (folds, 40, 5) coefficients, of each fold of a cross-validation
     g    over the folds, half the mean squared error of training samples + sum over groups of exp(u_j) |v_j|
     f    the mean squared error of the samples held out
 
-g has corners, where v has its zeros. SparseHO moves v by its proximal map, which ends with exact zeros, and u by the
-derivative on the entries that are not zero. A group that is zero has no slope and stays out, so the start is the best
-single strength of a grid, which keeps too many.
+g is not smooth where v has zeros. SparseHO moves v by a proximal map, which gives exact zeros, and u by the derivative
+on the non-zero entries. A zero group has no derivative and stays out, so the start is the best single strength of a
+grid, which keeps too many groups.
 
-What to look at: which groups survive, and by how much they are shrunk, beside the truth; above with the grid's best
-single strength, below with a strength for each. The few kept in vain there are shrunk less than above: 40 strengths fit
-the held-out samples a little too well.
+What to look at: which groups are kept, and how much they are shrunk compared with the true coefficients; above with the
+grid's best single strength, below with a strength for each group. The few useless groups kept below are shrunk less
+than above: 40 strengths overfit the held-out samples a little.
 
     python examples/group_lasso.py [--quick] [--out DIR]
 """
@@ -103,13 +103,13 @@ def main(quick: bool, out: Path) -> dict[str, float]:
             v = fit(u, jnp.full((1, n), 1 / n), data)[0]  # with all samples
             kept, error = np.asarray(norms(v) > 0), float(errors(v[None], jnp.full((1, 5000), 1 / 5000), test))
             found, vain = int(kept[:USEFUL].sum()), int(kept[USEFUL:].sum())
-            told = f"{found} of {USEFUL} useful groups kept, {vain} others; error {error:.2f}"
-            print(f"With {name}: {told} on other data, of which the noise is {NOISE**2:.2f}.")
+            summary = f"{found} of {USEFUL} useful groups kept, {vain} others; error {error:.2f}"
+            print(f"With {name}: {summary} on other data, of which the noise is {NOISE**2:.2f}.")
             figures |= {f"found, {name}": found, f"kept in vain, {name}": vain, f"error, {name}": error}
             axes.bar(range(GROUPS), norms(truth), color="#cccccc", label="truth")
             axes.plot(np.flatnonzero(kept), norms(v)[kept], "o", color=BLUE, label="kept")
             axes.plot(np.flatnonzero(~kept), norms(v)[~kept], "x", color=RED, markersize=5, label="removed")
-            axes.set(title=f"{name.capitalize()}: {told}", ylabel="norm")
+            axes.set(title=f"{name.capitalize()}: {summary}", ylabel="norm")
         panels[1].set_xlabel("group")
         panels[0].legend()
         figure.savefig(out / "group_lasso.png", dpi=110)

@@ -1,18 +1,19 @@
 """A layer that solves an optimisation problem, inside a network that is trained end to end.
 
-A task is a sine wave of some amplitude and phase, seen at ten points, of which about one in seven is far off. A network
-makes features of x; a layer fits a linear model of these to the ten points, robustly; the model is asked elsewhere.
+A task is a sine wave of random amplitude and phase, observed at ten points, of which about one in seven is an outlier.
+A network computes features of x. A layer fits a robust linear model on these features to the ten points. The model is
+evaluated at other points.
 
-    u    the features of the ten points, as the layers before make them, and the log strength of a penalty
+    u    the features of the ten points, from the layers before, and the log strength of a penalty
     v    the linear model
-    g    the pseudo-Huber loss at the ten points + exp(strength) |v|^2, which no formula minimises
-    f    the squared error elsewhere, whose gradient an optax optimizer follows, in all layers
+    g    the pseudo-Huber loss at the ten points + exp(strength) |v|^2, which has no closed-form minimiser
+    f    the squared error at other points, which an optax optimizer minimises over all layers
 
-`Argmin` makes g a layer: it has a derivative, by the implicit function theorem, and `jax.grad` goes through.
+`Argmin` turns g into a layer. The layer has a derivative, by the implicit function theorem, so `jax.grad` works.
 
-What to look at: on the left, a wave that had no part in the training. On the right, the error on such waves while
-the network is trained, with this layer, with the same one whose answer is taken for a constant, and with least squares,
-which has a formula and believes the points that are off.
+What to look at: on the left, a wave that was not used in training. On the right, the error on such waves while the
+network is trained: with this layer, with the same layer treated as a constant, and with least squares, which has a
+closed form and is not robust to outliers.
 
     python examples/implicit_layer.py [--quick] [--out DIR]
 """
@@ -38,7 +39,7 @@ WIDTH, SEEN, OFF, VISITS = 64, 10, 0.15, 20
 
 
 def draw(key: Any, tasks: int, asked: int) -> tuple[Any, Any, Any, Any]:
-    """Random waves: x and y of points seen (tasks, 10), and of points asked about (tasks, n)."""
+    """Random waves: x and y of observed points (tasks, 10), and of query points (tasks, n)."""
     keys = jax.random.split(key, 5)
     amplitude = jax.random.uniform(keys[0], (tasks, 1), minval=0.5, maxval=2)
     phase = jax.random.uniform(keys[1], (tasks, 1), maxval=2 * np.pi)
@@ -57,7 +58,7 @@ def start(key: Any) -> dict[str, Any]:
 
 
 def features(params: dict[str, Any], x: Any) -> Any:
-    """Of points (n,), (n, 64)."""
+    """Features (n, 64) of points (n,)."""
     x = x[:, None]
     for weight, bias in params["layers"]:
         x = jnp.tanh(x @ weight + bias)
@@ -87,20 +88,20 @@ LAYERS = {
 
 
 def predict(params: dict[str, Any], x: Any, y: Any, x_asked: Any, layer: Callable[..., Any]) -> Any:
-    """The wave through points (x, y), elsewhere."""
+    """The wave fitted to points (x, y), at other points."""
     v = layer({"features": features(params, x), "strength": params["strength"]}, jnp.zeros(WIDTH), y)
     return features(params, x_asked) @ v
 
 
 def loss(params: dict[str, Any], waves: Any, layer: Callable[..., Any]) -> Any:
-    """The mean squared error elsewhere."""
+    """The mean squared error at the query points."""
     x, y, at, truth = waves
     return jnp.mean((jax.vmap(lambda x, y, at: predict(params, x, y, at, layer))(x, y, at) - truth) ** 2)
 
 
 @functools.partial(jax.jit, static_argnames=("steps", "layer"))
 def train(steps: int, layer: Callable[..., Any], new: Any) -> tuple[Any, Any]:
-    """The trained parameters, and the error on new waves at 20 visits on the way."""
+    """The trained parameters, and the error on new waves at 20 times during training."""
     optimizer = optax.adam(optax.cosine_decay_schedule(3e-3, steps))
 
     def one(carry: Any, t: Any) -> Any:
@@ -125,10 +126,10 @@ def main(quick: bool, out: Path) -> dict[str, float]:
     trained = {name: train(steps, layer, new) for name, layer in LAYERS.items()}
     errors = {name: float(error[-1]) for name, (_, error) in trained.items()}
     errors["robust layer, untrained network"] = float(loss(start(jax.random.key(0)), new, ROBUST))
-    told = ", ".join(f"{error:.3f} ({name})" for name, error in errors.items())
-    print(f"Mean squared error on {waves} new waves: {told}.")
+    summary = ", ".join(f"{error:.3f} ({name})" for name, error in errors.items())
+    print(f"Mean squared error on {waves} new waves: {summary}.")
 
-    # The first wave of which two points are off.
+    # The first wave with two outliers.
     off = jnp.abs(jax.vmap(jnp.interp)(new[0], new[2], new[3]) - new[1]) > 1
     x, y, at, truth = (a[jnp.argmax(off.sum(1) == 2)] for a in new)
     with rc_context(STYLE):

@@ -1,18 +1,18 @@
 """A training loss whose shape is learned from a few trusted samples.
 
-Targets of the diabetes data are recorded too high, three in ten of them and by any amount. Least squares believes them.
-A robust loss distrusts large residuals, on both sides alike, since nobody has told it which side errs. Here the loss
-finds out: it is a mixture of Huber losses of several widths, on either side of zero.
+Three in ten targets of the diabetes data are recorded too high, by a random amount. Least squares is not robust to
+them. A robust loss gives large residuals less weight, equally on both sides, since it does not know which side is
+wrong. Here the loss learns this: it is a mixture of Huber losses of several widths, on either side of zero.
 
     u    (2, 4) the logarithms of the mixture's weights, by side and width
     v    (11,) a linear model
     g    the learned loss of the residuals of 250 samples, some of them wrong
-    f    the mean squared error of 60 samples that are right
+    f    the mean squared error of 60 correct samples
 
 g is convex in v whatever u is. Ten random splits of the data are solved at once, by Vectorized.
 
 What to look at: on the left, the learned loss rises slowly where targets lie above the prediction. On the right, the
-error on right samples that had no part in this, of each split and on average.
+error on correct samples that were not used for training, for each split and on average.
 
     python examples/learned_loss.py [--quick] [--out DIR]
 """
@@ -68,7 +68,7 @@ trained = jax.jit(jax.vmap(Argmin(training_loss, optax.adam(optax.cosine_decay_s
 
 
 def main(quick: bool, out: Path) -> dict[str, float]:
-    """Learn the loss on several splits at once, and draw it and what it is good for."""
+    """Learn the loss on several splits at once, and draw it and the errors."""
     splits = 3 if quick else 10
     x, y = (scale(a) for a in load_diabetes(return_X_y=True))
     rng = np.random.default_rng(0)

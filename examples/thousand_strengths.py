@@ -1,18 +1,17 @@
 """A thousand L2 strengths tuned by gradient.
 
-Of 1,000 features 20 matter. One L2 strength shrinks all of them alike; here each has its own.
+Of 1,000 features, 20 matter. One L2 strength shrinks all of them equally; here each has its own.
 
     u    (1000,) log strengths
     v    (folds, 1000) coefficients, of each fold of a cross-validation
     g    over the folds, the mean squared error of the training samples + sum over j of exp(u_j) v_j^2
     f    the mean squared error of the samples held out
 
-A thousand strengths could learn the held-out samples by heart. All start strong, so that a feature has to earn its
-freedom, and u moves by plain descent, whose steps are as large as the slopes. (Adam's are alike for all features.)
+A thousand strengths could overfit the held-out samples. Two things prevent it: all strengths start large, and u moves
+by plain descent, whose steps are proportional to the gradient. (Adam's steps have similar size for all features.)
 
-What to look at: on the left, the strengths of the 20 fall below those of the others. On the right, the error on data
-that had no part in this as the strengths move, beside one strength for all and the lasso, both chosen by
-cross-validation.
+What to look at: on the left, the strengths of the 20 fall below those of the others. On the right, the error on unseen
+data as the strengths move, compared with one strength for all and with the lasso, both chosen by cross-validation.
 
     python examples/thousand_strengths.py [--quick] [--out DIR]
 """
@@ -86,7 +85,7 @@ def main(quick: bool, out: Path) -> dict[str, float]:
     )
     u, curve = visited[-1], [test_error(ridge(np.exp(u), x, y)) for u in visited]
 
-    # One strength for all, by leave-one-out, and the lasso, by the same folds; all are fitted to all samples.
+    # One strength for all, by leave-one-out, and the lasso, by the same folds. Each model is fitted to all samples.
     single = RidgeCV(np.logspace(-1, 5, 40), fit_intercept=False).fit(x, y)
     lasso = LassoCV(cv=folds, fit_intercept=False).fit(x, y)
     levels = {"one strength": test_error(single.coef_), "lasso": test_error(lasso.coef_), "noise alone": NOISE**2}

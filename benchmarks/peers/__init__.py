@@ -1,1 +1,1 @@
-"""bilevax beside other libraries on the same work: `python -m benchmarks.peers`; docs/peers.md tells all of it."""
+"""bilevax compared with other libraries on the same work: `python -m benchmarks.peers`; see docs/peers.md."""

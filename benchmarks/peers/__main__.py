@@ -2,9 +2,9 @@
 
     python -m benchmarks.peers [--work NAMES] [--rows PATTERNS] [--runs 5] [--quick] [--check] [--out FILE]
 
-Each competitor is a process of its own with its threads pinned; all of a work run in turn. docs/peers.md tells what is
-compared, by which settings, and how to read the tables. PyTorch's libraries and JAXopt are installed in environments
-of their own, in --environments, when they are first needed: some 6 GB.
+Each competitor is a separate process with its threads pinned; all competitors of a work run in turn. docs/peers.md
+describes what is compared, with which settings, and how to read the tables. PyTorch's libraries and JAXopt are
+installed in separate environments, in --environments, when they are first needed: about 6 GB.
 """
 
 import argparse
@@ -27,7 +27,7 @@ QUICK_MOVES, CHECK_MOVES = (1, 2), 10  # settings are tuned for 10
 
 
 def machine() -> str:
-    """What it runs on."""
+    """The machine, in words."""
     name = platform.processor() or platform.machine()
     cpus = Path("/proc/cpuinfo")
     if cpus.is_file():
@@ -38,14 +38,14 @@ def machine() -> str:
 
 
 def arrays_of(work: works.Work) -> works.Arrays:
-    """Its arrays, v trained for a while where the work says so."""
+    """The arrays of a work, with v trained first if the work says so."""
     from benchmarks.peers import jax_problems
 
     return jax_problems.warmed(work.name, work.arrays(), work.warm)
 
 
 def check(work: works.Work, rows: list[Competitor], options: Options) -> bool:
-    """Print how far each direction is from that of bilevax's same method, at the same point; whether all are near."""
+    """Print how far each direction is from that of bilevax's same method, at the same point; are all near?"""
     peers = [row for row in rows if not row.key.startswith("bilevax:") and row.method != FLOOR]
     ours = [reference(method) for method in dict.fromkeys(row.method for row in peers)]
     good = True
@@ -101,7 +101,7 @@ def main() -> None:
     rows = chosen(given.rows)
     if unknown or not rows:
         parser.error(f"there is no work {unknown[0]!r}." if unknown else f"no row fits {given.rows!r}; see --list.")
-    # Before jax is imported, which it is by the works' starts and the judge.
+    # Before jax is imported, by the starts of the works and by the judge.
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: given.threads])
     os.environ["JAX_PLATFORMS"] = "cpu"
@@ -123,7 +123,7 @@ def main() -> None:
 
 
 def run(asked: list[works.Work], rows: list[Competitor], options: Options, out: Path | None) -> None:
-    """Measure, print, write."""
+    """Measure, print and write."""
     from benchmarks.peers import jax_problems
 
     began, found = time.time(), {}
@@ -132,11 +132,11 @@ def run(asked: list[works.Work], rows: list[Competitor], options: Options, out: 
     for work in asked:
         arrays = arrays_of(work)
         judge = None if options.reach is None else jax_problems.judge(work.name, arrays)
-        told = measure(work, arrays, judge, rows, options)
-        found[work.name] = work, told
-        for row in told:
+        measured = measure(work, arrays, judge, rows, options)
+        found[work.name] = work, measured
+        for row in measured:
             versions |= row.versions
-        print(table(work, told, options.moves, options.reach) + "\n", flush=True)
+        print(table(work, measured, options.moves, options.reach) + "\n", flush=True)
         if out is not None:
             more: dict[str, Any] = {"machine": machine(), "threads": options.threads, "runs": options.runs}
             more |= {"command": " ".join(["python -m benchmarks.peers", *sys.argv[1:]]), "versions": versions}

@@ -4,14 +4,14 @@ from typing import Any
 
 import torch  # pyright: ignore[reportMissingImports]
 
-from benchmarks.peers.torch_problems import Rival, Tensors, adam, detached, gradient, warm_up
+from benchmarks.peers.torch_problems import Runner, Tensors, adam, detached, gradient, warm_up
 from benchmarks.peers.works import Arrays
 
 __all__ = ["make", "warm_up"]
 
 
-class Penalty(Rival):
-    """What both ways share: weights, multipliers, the optimizer of v."""
+class Penalty(Runner):
+    """What both variants share: weights, multipliers, the optimizer of v."""
 
     def reset(self, moves: int) -> None:
         """Put v, its optimizer and the multipliers back."""
@@ -73,7 +73,7 @@ class DoubleBackward(Penalty):
 
 
 class ForwardOverReverse(Penalty):
-    """By torch.func: a forward pass through the gradient; p must be known before, so that of g is taken twice."""
+    """By torch.func: a forward pass through the gradient; p is needed beforehand, so g has its gradient taken twice."""
 
     def lower_direction(self, s: Tensors) -> Tensors:
         """The direction of v."""
@@ -97,7 +97,7 @@ class ForwardOverReverse(Penalty):
         return [a + b for a, b in zip(f, along, strict=True)], slope
 
 
-def make(work: str, arrays: Arrays, method: str, settings: dict[str, Any]) -> Rival:
+def make(work: str, arrays: Arrays, method: str, settings: dict[str, Any]) -> Runner:
     """A row."""
     ways = {"double backward": DoubleBackward, "forward over reverse": ForwardOverReverse}
     return ways[settings["variant"]](work, arrays, method, settings)

@@ -1,4 +1,4 @@
-"""The rows of the tables: who computes what, where it runs, and which of bilevax's methods it stands beside."""
+"""The rows of the tables: what each computes, where it runs, and which of bilevax's methods it is compared with."""
 
 import dataclasses
 import fnmatch
@@ -24,11 +24,11 @@ class Competitor:
         key: as in --rows.
         name: as in the table.
         module: where its `make` is.
-        method: which settings it has, and what bilevax's row of the same method computes.
+        method: selects its settings, and bilevax's row of the same method.
         environment: where it runs.
         requirements: what pip installs there for it.
         options: for that pip.
-        beside: method of bilevax's row that its time is divided by, where that is not its own method.
+        beside: method of bilevax's row that its time is divided by, if that is not its own method.
         variant: which of several ways to compute the same.
         tolerance: of --check.
     """
@@ -106,12 +106,12 @@ COMPETITORS = (
 
 
 def reference(method: str) -> Competitor:
-    """The side of bilevax in --check; of some methods it has no row, and of three it is what others do instead."""
+    """The side of bilevax in --check; some methods have no row of it, and for three it is what others compute."""
     variants = {"cg": "plain", "neumann": "plain", "one-step": "differences"}
     return dataclasses.replace(_ours(method, method), variant=variants.get(method, ""))
 
 
 def chosen(patterns: str, competitors: Sequence[Competitor] = COMPETITORS) -> list[Competitor]:
-    """Those whose keys fit one of the patterns, which commas part."""
+    """The rows whose keys match one of the patterns, which are separated by commas."""
     wanted = [pattern.strip() for pattern in patterns.split(",")]
     return [c for c in competitors if any(fnmatch.fnmatch(c.key, pattern) for pattern in wanted)]

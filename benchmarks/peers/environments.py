@@ -1,4 +1,4 @@
-"""The Python environments of the other libraries: made by venv, filled by pip, kept for the next time."""
+"""The Python environments of the other libraries: created by venv, filled by pip, and kept for the next run."""
 
 import importlib.metadata
 import os
@@ -22,7 +22,7 @@ class Environment:
 
     Attributes:
         name: of its folder; "" is that of bilevax itself, which is running.
-        base: what is installed first. Its first package stays as it then is, whatever is installed afterwards.
+        base: what is installed first. The version of its first package is kept when others are installed afterwards.
         paths: what else is importable there.
     """
 
@@ -33,8 +33,8 @@ class Environment:
 
 OWN = Environment("")
 TORCH = Environment("torch", ("torch", "numpy"))
-# The jax that runs here, so that both have the same compiler; scikit-learn is asked for by the works' own modules.
-# The works' losses are bilevax's own, and so its source is seen there.
+# The jax that runs here, so that both have the same compiler; scikit-learn is needed by the modules of the works.
+# The works use bilevax's losses, so its source is importable there.
 JAXOPT = Environment(
     "jaxopt",
     (f"jax=={importlib.metadata.version('jax')}", "jaxopt", "optax", "scikit-learn"),
@@ -56,7 +56,7 @@ def python_of(folder: Path, environment: Environment) -> Path:
 
 
 def ensure(folder: Path, environment: Environment, requirements: Sequence[str], options: Sequence[str]) -> Path:
-    """The interpreter of an environment that has what is required; made and filled where it is not yet.
+    """The interpreter of an environment that has the requirements; the environment is created if it does not exist.
 
     Raises:
         NotInstalledError: pip or venv failed.
@@ -78,8 +78,8 @@ def ensure(folder: Path, environment: Environment, requirements: Sequence[str], 
         if wanted is environment.base:
             first = environment.base[0].split("=")[0]
             code = f"import importlib.metadata as m; print('{first}==' + m.version('{first}'))"
-            told = subprocess.run([str(python), "-c", code], capture_output=True, text=True, check=True)
-            pins.write_text(told.stdout)
+            listed = subprocess.run([str(python), "-c", code], capture_output=True, text=True, check=True)
+            pins.write_text(listed.stdout)
         with done.open("a") as file:
             file.write(line + "\n")
     return python
@@ -96,14 +96,14 @@ def _run(command: list[str], failure: str) -> None:
             env=os.environ | {"PIP_DISABLE_PIP_VERSION_CHECK": "1"},
         )
     except subprocess.CalledProcessError as error:
-        told = [line for line in error.stderr.splitlines() if line.startswith("ERROR")] or error.stderr.splitlines()
-        raise NotInstalledError(f"{failure}: {(told or ['it does not say why'])[-1][:300]}") from None
+        lines = [line for line in error.stderr.splitlines() if line.startswith("ERROR")] or error.stderr.splitlines()
+        raise NotInstalledError(f"{failure}: {(lines or ['it does not say why'])[-1][:300]}") from None
     except subprocess.TimeoutExpired:
         raise NotInstalledError(f"{failure} within {SECONDS} s.") from None
 
 
 def variables(environment: Environment, threads: int) -> dict[str, str]:
-    """The environment variables of a worker: threads pinned, the processor alone, the repository importable."""
+    """The environment variables of a worker: threads pinned, CPU only, the repository importable."""
     pinned = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), str(threads))
     paths = os.pathsep.join((str(ROOT), *environment.paths))
     return os.environ | pinned | {"CUDA_VISIBLE_DEVICES": "", "JAX_PLATFORMS": "cpu", "PYTHONPATH": paths}

@@ -1,4 +1,4 @@
-"""The works in JAX, from the library's own applications; for bilevax's rows, for JAXopt's and for the judge."""
+"""The works in JAX, from the library's applications; for bilevax's rows, for JAXopt's and for the judge."""
 
 import functools
 from collections.abc import Callable
@@ -26,7 +26,7 @@ class Setup(NamedTuple):
     Attributes:
         problem, source, u, v: what `solve` takes.
         data: the batch of every iteration.
-        shared: (u, data) -> what both losses make of u alone; u itself but for few-shot learning, where it is features.
+        shared: (u, data) -> what both losses compute from u alone; u itself, except features in few-shot learning.
         f, g: (shared, v, data) -> loss.
         restart: (shared, data) -> where v starts in each upper iteration; None: where it stopped.
     """
@@ -43,11 +43,11 @@ class Setup(NamedTuple):
 
 
 class Pool(NamedTuple):
-    """Batches on the device, of which a step takes one by its number, as `Episodes` draws them; here all are the same.
+    """Batches on the device, of which a step takes one by number, as `Episodes` draws them; here all are the same.
 
-    A batch that is fixed for the whole loop would have XLA move what the first layer makes of the images out of it,
-    once for each time that the features are asked for, and no longer see that these are the same features: a third
-    more arithmetic. Where a batch is drawn anew, as in few-shot learning it is, they are computed once.
+    If the batch were fixed for the whole loop, XLA would move the first layer's output out of the loop, once for each
+    use of the features, and no longer detect that these are the same features: a third more arithmetic. If a batch is
+    drawn in each step, as in few-shot learning, the features are computed once.
     """
 
     batches: bx.Batch
@@ -75,7 +75,7 @@ def _synthetic(arrays: Arrays) -> Setup:
 
 
 def _plain(problem: bx.Problem, source: Any, u: Any, v: Any) -> Setup:
-    """A problem in which nothing is made of u alone."""
+    """A problem in which nothing is computed from u alone."""
 
     def f(u: Any, v: Any, data: bx.Batch) -> Any:
         return problem.upper(u, v, data.upper, None)
@@ -183,7 +183,7 @@ def warmed(work: str, arrays: Arrays, moves: int) -> Arrays:
 
 
 def judge(work: str, arrays: Arrays) -> Callable[[list[np.ndarray]], float]:
-    """(u as a list of arrays) -> what `Work.measure` says. It trains v anew, so nobody gains by a v far from v*(u)."""
+    """(u as a list of arrays) -> what `Work.measure` names. It retrains v, so a v far from v*(u) is no gain."""
     if work == "synthetic":
         return lambda u: float(np.linalg.norm(u[0] - 0.5))
     if work in ("mlp", "mnist"):

@@ -23,7 +23,7 @@ from bilevax.loop.stretch import (
 )
 from bilevax.solvers import Solver
 
-CAPACITY = {"synthetic": 1000}  # iterations of one compiled call at most, as `solve` has it; few elsewhere, and slow
+CAPACITY = {"synthetic": 1000}  # iterations of one compiled call at most, as in `solve`; others have few, slow ones
 PRODUCT = 1024
 
 
@@ -38,10 +38,10 @@ class Itself:
 
 @dataclass(frozen=True)
 class PlainCG:
-    """So many steps of conjugate gradients from zero, without bilevax's start and safeguards.
+    """A number of steps of conjugate gradients from zero, without bilevax's start and safeguards.
 
-    `late` has the next direction take the residual from before the step, which is no method of conjugate gradients,
-    but what Betty 0.2.1 computes (its hypergradient/cg.py). Both are here to check others against.
+    With `late` the next direction uses the residual from before the step. This is not a conjugate gradient method, but
+    what Betty 0.2.1 computes (its hypergradient/cg.py). Both variants serve to check other libraries.
     """
 
     steps: int
@@ -49,7 +49,7 @@ class PlainCG:
     damping: float = 0.0
 
     def __call__(self, second_products: Any, b: Any, start: Any) -> LinearSolution:
-        """What the steps come to; the residual is not taken."""
+        """The result of the steps; the residual is not computed."""
 
         def one(carry: Any, _: None) -> tuple[Any, None]:
             x, r, p = carry
@@ -65,13 +65,13 @@ class PlainCG:
 
 @dataclass(frozen=True)
 class PlainSeries:
-    """So many terms of Neumann's series beyond the first, without bilevax's safeguard; to check Betty against."""
+    """A number of terms of the Neumann series beyond the first, without bilevax's safeguard; used to check Betty."""
 
     terms: int
     scale: float
 
     def __call__(self, second_products: Any, b: Any, start: Any) -> LinearSolution:
-        """What the terms come to; the residual is not taken."""
+        """The sum of the terms; the residual is not computed."""
 
         def one(carry: Any, _: None) -> tuple[Any, None]:
             power, total = carry
@@ -83,9 +83,9 @@ class PlainSeries:
 
 
 def by_differences(g: Any, u: Any, v: Any) -> derivatives.Lower:
-    """The curvature of Betty 0.2.1's "darts": a central difference whose step has the length 0.01, whatever v.
+    """The curvature of Betty 0.2.1's "darts": a central difference whose step has length 0.01 for every v.
 
-    Here to check Betty against, as `PlainCG` is.
+    Used to check Betty, as `PlainCG` is.
     """
 
     def second_products(p: Any) -> Any:
@@ -110,7 +110,7 @@ def solver(
     upper: optax.GradientTransformation | None = None,
     lower: optax.GradientTransformation | None = None,
 ) -> Any:
-    """The solver of a method; `upper` and `lower` in the place of the optimizers of the settings."""
+    """The solver of a method; `upper` and `lower` replace the optimizers of the settings."""
     upper, lower = upper or optax.adam(settings["upper_rate"]), lower or lower_optimizer(settings)
     plain = settings.get("variant") == "plain"
     match method:
@@ -152,7 +152,7 @@ class Ours:
         self.capacity, self.key = CAPACITY.get(work, 64), jax.random.key(0)
 
     def start(self, moves: int) -> None:
-        """A solver with so many lower moves, at the start."""
+        """A solver with this many lower moves, at the start."""
         self.begin(solver(self.method, self.settings, moves))
         self.moves = moves
 
@@ -163,14 +163,14 @@ class Ours:
         self.solver, self.carry, self.done = solver, Carry(state, jnp.asarray(True)), 0
 
     def advance(self, iterations: int) -> None:
-        """Stretches, as `solve` does them; what is told of the iterations is read back, as there."""
+        """Stretches, as in `solve`; the records of the iterations are read back, as there."""
         problem, source = self.setup.problem, self.setup.source
         while iterations > 0:
             count = min(self.capacity, iterations)
-            self.carry, told, taken = stretch(
+            self.carry, infos, taken = stretch(
                 self.solver, problem, self.capacity, self.carry, source, self.key, self.done, count
             )
-            told, taken = jax.device_get((told, taken))
+            infos, taken = jax.device_get((infos, taken))
             if taken < count:
                 raise FloatingPointError(f"not finite after {self.done + int(taken)} upper iterations")
             iterations, self.done = iterations - count, self.done + count
@@ -199,7 +199,7 @@ def _operations(work: str, arrays: Arrays) -> float:
 
 
 class Floor:
-    """What Penalty's products take alone: those of the work's own shapes, or as many operations in large ones."""
+    """The time of Penalty's products alone: those of the work's own shapes, or as many operations in large products."""
 
     def __init__(self, work: str, arrays: Arrays):
         self.versions = {"jax": jax.__version__}
@@ -210,11 +210,11 @@ class Floor:
             self.square = jnp.ones((PRODUCT, PRODUCT))
 
     def start(self, moves: int) -> None:
-        """So many moves, and one evaluation more for u."""
+        """This many moves, and one more evaluation for u."""
         self.moves = moves
 
     def advance(self, iterations: int) -> None:
-        """The products of so many upper iterations."""
+        """The products of this many upper iterations."""
         for _ in range(iterations):
             if self.work == "poisoning":
                 samples = self.setup.source.source
@@ -225,14 +225,14 @@ class Floor:
                 jax.block_until_ready(_squares(self.square, max(1, round(self.share * (self.moves + 1)))))
 
     def timed(self, iterations: int) -> dict[str, float]:
-        """As told by the clock; large products are counted whole and the time is scaled to the operations."""
+        """Wall and processor seconds; large products are counted whole and the time is scaled to the operations."""
         wall, cpu = time.perf_counter(), time.process_time()
         self.advance(iterations)
-        told = {"seconds": time.perf_counter() - wall, "cpu": time.process_time() - cpu}
+        times = {"seconds": time.perf_counter() - wall, "cpu": time.process_time() - cpu}
         if self.work in ("mlp", "mnist"):
             exact = self.share * (self.moves + 1)
-            told = {name: value * exact / max(1, round(exact)) for name, value in told.items()}
-        return told
+            times = {name: value * exact / max(1, round(exact)) for name, value in times.items()}
+        return times
 
     def upper(self) -> list[np.ndarray]:
         """There is no u."""

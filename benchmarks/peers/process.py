@@ -1,4 +1,4 @@
-"""The driver's side of a worker: a process that is asked JSON lines, may crash, hang or lack its library."""
+"""The driver's side of a worker: a process that answers JSON lines, and may crash, hang or lack its library."""
 
 import contextlib
 import json
@@ -15,15 +15,15 @@ from benchmarks.peers.environments import ROOT
 
 
 class LostError(RuntimeError):
-    """A worker that is gone, or was ended because it did not answer; the message says which."""
+    """A worker has ended, or was ended because it did not answer; the message says which."""
 
 
 class FailedError(RuntimeError):
-    """A worker that could not do what it was asked for, and can be asked for something else."""
+    """A worker could not do what was asked, and can take another request."""
 
 
 class Process:
-    """A worker. The first answer, which it gives without being asked, is `hello`."""
+    """A worker. Its first answer, which needs no question, is `hello`."""
 
     def __init__(self, command: Sequence[str], variables: Mapping[str, str]):
         # Closed by `end`.
@@ -41,11 +41,11 @@ class Process:
         return self._hear(limit)
 
     def ask(self, question: dict[str, Any], limit: float) -> dict[str, Any]:
-        """The answer to a question, within so many seconds.
+        """The answer to a question, within `limit` seconds.
 
         Raises:
-            LostError: the process is gone.
-            FailedError: it answers that it cannot.
+            LostError: the process has ended.
+            FailedError: it answers that it failed.
         """
         if self.lost is not None:
             raise LostError(self.lost)
@@ -70,10 +70,10 @@ class Process:
                 self._lose(self._end_in_words())
             self._buffer += piece
         line, self._buffer = self._buffer.split(b"\n", 1)
-        told = json.loads(line)
-        if "failed" in told:
-            raise FailedError(told["failed"])
-        return told
+        reply = json.loads(line)
+        if "failed" in reply:
+            raise FailedError(reply["failed"])
+        return reply
 
     def _lose(self, why: str) -> None:
         self.lost = why
@@ -92,7 +92,7 @@ class Process:
         return f"the process ended with {code}: {lines[-1][:300] if lines else 'it said nothing'}"
 
     def end(self) -> None:
-        """Let it end; if it does not, kill it."""
+        """Ask the process to end; if it does not, kill it."""
         assert self.process.stdin is not None
         assert self.process.stdout is not None
         with contextlib.suppress(OSError):

@@ -49,7 +49,7 @@ def _line(cells: Sequence[str]) -> str:
 
 
 def table(work: Work, rows: Sequence[Row], moves: Sequence[int], reach: int | None) -> str:
-    """The table of a work, with notes below it on what failed. The least of a column is bold."""
+    """The table of a work, with notes below it on failures. The smallest value of a column is bold."""
     at = reach if reach is not None and reach in moves else moves[-1]
     heads = ["", *(f"ms, T = {T}" for T in moves), f"/ bilevax, T = {at}", f"/ floor, T = {at}"]
     heads += [f"MiB, T = {'; '.join(map(str, moves))}", "first, s"]
@@ -147,13 +147,13 @@ def _mebibytes(cell: Cell) -> str:
 
 
 def as_json(works: dict[str, tuple[Work, Sequence[Row]]], **more: Any) -> dict[str, Any]:
-    """Everything, for --out."""
+    """The whole record, for --out."""
     found = {
         name: {
             "title": work.title,
             "measure": work.measure,
             "target": work.target,
-            "rows": [row.told() for row in rows],
+            "rows": [row.record() for row in rows],
         }
         for name, (work, rows) in works.items()
     }
@@ -163,9 +163,9 @@ def as_json(works: dict[str, tuple[Work, Sequence[Row]]], **more: Any) -> dict[s
 def from_json(kept: Mapping[str, Any]) -> dict[str, tuple[Work, list[Row]]]:
     """The reverse of `as_json`."""
     found = {}
-    for name, told in kept["works"].items():
+    for name, entry in kept["works"].items():
         rows = []
-        for row in told["rows"]:
+        for row in entry["rows"]:
             cells = {int(moves): Cell(**cell) for moves, cell in row["cells"].items()}
             rows.append(Row(**(row | {"cells": cells})))
         found[name] = WORKS[name], rows

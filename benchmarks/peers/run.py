@@ -1,4 +1,4 @@
-"""One work, all competitors: interleaved times at each T, memory, and the iterations that a stated accuracy takes."""
+"""One work, all competitors: interleaved times at each T, memory, and the iterations to a stated accuracy."""
 
 import json
 import math
@@ -23,18 +23,18 @@ Judge = Callable[[list[np.ndarray]], float]
 
 @dataclass(frozen=True)
 class Options:
-    """How it is measured.
+    """Settings of the measurement.
 
     Attributes:
         environments: folder of the other libraries' environments.
         threads: of each worker.
         runs: interleaved, of each competitor at each T.
-        moves: the T's, rising: the peak of memory is told of each in turn.
-        at_least: seconds of a run; as many upper iterations as that takes.
+        moves: the values of T, in rising order: the peak of memory is measured for each in turn.
+        at_least: seconds of a run, which sets its number of upper iterations.
         limit: seconds for an answer, after which a worker is ended.
-        reach: T with which the target is sought; None: it is not.
-        patience: seconds of a worker's own time that it has for that.
-        most: upper iterations at most, in the place of the work's own number.
+        reach: T for the run to the target; None: no such run.
+        patience: seconds of a worker's own time for that run.
+        most: upper iterations at most, instead of the work's own number.
     """
 
     environments: Path
@@ -50,10 +50,10 @@ class Options:
 
 @dataclass
 class Cell:
-    """What a competitor came to at one T: seconds of an upper iteration, by the clock and of the processor, per run.
+    """A competitor's results at one T: wall and processor seconds of an upper iteration, per run.
 
-    `memory` is the peak of resident memory in bytes during an upper iteration, less what the process held after its
-    imports and its data; `first` is what the first iteration took, compilation and all.
+    `memory` is the peak of resident memory in bytes during an upper iteration, minus the memory of the process after
+    its imports and its data; `first` is the time of the first iteration, including compilation.
     """
 
     seconds: list[float] = field(default_factory=list)
@@ -65,7 +65,7 @@ class Cell:
 
 @dataclass
 class Row:
-    """A competitor on a work. `cells` by T; `iterations` that the target took, or `unreached`, which says why not."""
+    """A competitor on a work. `cells` by T; `iterations` to the target, or `unreached`, why there are none."""
 
     key: str
     name: str
@@ -78,18 +78,18 @@ class Row:
     iterations: int | None = None
     unreached: str | None = None
 
-    def told(self) -> dict[str, Any]:
-        """For JSON."""
+    def record(self) -> dict[str, Any]:
+        """A dictionary for JSON."""
         return asdict(self)
 
 
 def say(text: str) -> None:
-    """Tell how far it has come, and when."""
+    """Print the progress and the time."""
     print(f"{time.strftime('%H:%M:%S')} {text}", file=sys.stderr, flush=True)
 
 
 class Field:
-    """The competitors of a work as running processes; what goes wrong with one is kept in its row."""
+    """The competitors of a work as running processes; an error of one is kept in its row."""
 
     def __init__(self, work: Work, arrays: Path, competitors: Sequence[Competitor], options: Options):
         self.work, self.options = work, options
@@ -139,13 +139,13 @@ class Field:
         for key, process in self.processes.items():
             cell = self.rows[key].cells[moves]
             try:
-                told = process.ask({"ask": "prepare", "moves": moves}, self.options.limit)
+                reply = process.ask({"ask": "prepare", "moves": moves}, self.options.limit)
             except (LostError, FailedError) as error:
                 cell.failed = str(error)
                 continue
-            cell.first, cell.memory = told["first"], told["memory"]
+            cell.first, cell.memory = reply["first"], reply["memory"]
             try:
-                iterations[key] = self._enough(process, told["seconds"])
+                iterations[key] = self._enough(process, reply["seconds"])
             except (LostError, FailedError) as error:
                 cell.failed = str(error)
         for _ in range(self.options.runs):
@@ -154,24 +154,24 @@ class Field:
                 if cell.failed is not None:
                     continue
                 try:
-                    told = self.processes[key].ask({"ask": "run", "iterations": count}, self.options.limit)
+                    reply = self.processes[key].ask({"ask": "run", "iterations": count}, self.options.limit)
                 except (LostError, FailedError) as error:
                     cell.failed = str(error)
                     continue
-                cell.seconds.append(told["seconds"] / count)
-                cell.cpu.append(told["cpu"] / count)
+                cell.seconds.append(reply["seconds"] / count)
+                cell.cpu.append(reply["cpu"] / count)
 
     def _enough(self, process: Process, seconds: float) -> int:
-        """Upper iterations that take `at_least`; told again by a run of several, as a call has a cost of its own."""
+        """Upper iterations that take `at_least`; estimated again from a run of several, as a call has its own cost."""
         count, seconds = 1, max(seconds, 1e-6)
         while seconds < self.options.at_least / 2 and count < MOST_OF_A_RUN:
             count = min(MOST_OF_A_RUN, max(2 * count, math.ceil(count * self.options.at_least / seconds)))
-            told = process.ask({"ask": "run", "iterations": count}, self.options.limit)
-            seconds = max(told["seconds"], 1e-6)
+            reply = process.ask({"ask": "run", "iterations": count}, self.options.limit)
+            seconds = max(reply["seconds"], 1e-6)
         return count
 
     def reach(self, judge: Judge, folder: Path) -> None:
-        """How many upper iterations each takes to the target; the judge looks off the clock."""
+        """How many upper iterations each takes to the target; the judge is not timed."""
         work, options = self.work, self.options
         most = work.most if options.most is None else min(options.most, work.most)
         file = folder / "u.npz"

@@ -1,7 +1,7 @@
-"""The works in PyTorch, for those who write by hand and for its libraries; it needs nothing but PyTorch.
+"""The works in PyTorch, for the hand-written rows and for PyTorch's libraries; it needs only PyTorch.
 
-f and g take what they make of u alone, by `shared`, so that features are computed once in an upper iteration and not in
-each lower move, wherever a library lets them be handed over.
+f and g take as argument what depends on u alone, from `shared`. So features are computed once in an upper iteration and
+not in each lower move, if a library allows them to be passed.
 """
 
 from typing import Any
@@ -16,7 +16,7 @@ Tensors = list[Any]
 
 
 def warm_up(threads: int) -> None:
-    """Pin the threads and start them; and have PyTorch load what it loads when it is first used."""
+    """Pin the threads and start them, and make PyTorch load what it loads at first use."""
     torch.set_num_threads(threads)
     torch.set_num_interop_threads(1)
     x = torch.ones(512, 512, requires_grad=True)
@@ -26,18 +26,18 @@ def warm_up(threads: int) -> None:
 
 
 def versions(**others: str) -> dict[str, str]:
-    """What runs."""
+    """The versions that run."""
     return {"torch": torch.__version__} | others
 
 
 def tensor(x: np.ndarray) -> Any:
-    """A tensor of an array; convolutions as PyTorch has them, (out, in, height, width)."""
+    """A tensor of an array; convolutions in PyTorch's layout, (out, in, height, width)."""
     found = torch.from_numpy(x.transpose(3, 2, 0, 1).copy() if is_convolution(x) else x.copy())
     return found
 
 
 def is_convolution(x: Any) -> bool:
-    """Whether these are a convolution's weights; the heads have three axes, pictures are no variables."""
+    """Whether these are a convolution's weights; the heads have three axes, and pictures are not variables."""
     return x.ndim == 4
 
 
@@ -52,7 +52,7 @@ class Problem:
 
     Attributes:
         u, v: lists of tensors, where they start.
-        restarts: whether v starts anew in each upper iteration, at `start`.
+        restarts: whether v starts again in each upper iteration, at `start`.
     """
 
     restarts = False
@@ -61,7 +61,7 @@ class Problem:
         self.u, self.v = ([tensor(x) for x in leaves(arrays, name)] for name in "uv")
 
     def shared(self, u: Tensors, losses: str = "fg") -> Tensors:
-        """What the losses asked for make of u alone."""
+        """What the requested losses compute from u alone."""
         return list(u)
 
     def f(self, s: Tensors, v: Tensors) -> Any:
@@ -158,7 +158,7 @@ class MNIST(Denoising):
         for bias, weight in (v[:2], v[2:4]):
             pooled = functional.max_pool2d(functional.conv2d(x, weight), 2)
             x = functional.relu(pooled + bias[:, None, None])
-        x = x.permute(0, 2, 3, 1).flatten(1)  # the order in which the work's weights take them: little, and no sum
+        x = x.permute(0, 2, 3, 1).flatten(1)  # the order that the work's weights expect: cheap, and without arithmetic
         for bias, weight in (v[4:6], v[6:8]):
             x = functional.relu(torch.addmm(bias, x, weight))
         return torch.addmm(v[8], x, v[9])
@@ -186,12 +186,12 @@ class FewShot(Problem):
         return x.reshape(*pictures.shape[:2], -1)
 
     def shared(self, u: Tensors, losses: str = "fg") -> Tensors:
-        """The features of the samples to learn from, for g, and of those that are asked about, for f."""
+        """The features of the support samples, for g, and of the queries, for f."""
         pictures = {"g": self.support, "f": self.queries}
         return [self.features(u, x) if loss in losses else None for loss, x in pictures.items()]
 
     def _scores(self, v: Tensors, features: Any) -> Any:
-        # Heads first: their gradient then lies in memory as they do, which BOAT asks for.
+        # Heads first: their gradient then has their memory layout, which BOAT needs.
         return torch.bmm(unit(v[0]), (SCALE * unit(features)).transpose(1, 2)).transpose(1, 2)
 
     def f(self, s: Tensors, v: Tensors) -> Any:
@@ -217,7 +217,7 @@ PROBLEMS = {"synthetic": Problem, "poisoning": Poisoning, "mlp": MLP, "mnist": M
 
 
 class Lower(torch.nn.Module):
-    """v as the parameters of a module, for libraries that want one; called with "f" or "g" it gives that loss."""
+    """v as the parameters of a module, for libraries that need one; called with "f" or "g" it returns that loss."""
 
     def __init__(self, problem: Problem):
         super().__init__()
@@ -227,11 +227,11 @@ class Lower(torch.nn.Module):
             self.register_parameter(name, torch.nn.Parameter(x.clone()))
 
     def forward(self, loss: str, s: Tensors) -> Any:
-        """F or g at what `shared` gives."""
+        """F or g at the result of `shared`."""
         return getattr(self.problem, loss)(s, [getattr(self, name) for name in self.names])
 
     def put(self, v: Tensors) -> None:
-        """Have v start here."""
+        """Set the start of v."""
         with torch.no_grad():
             for name, x in zip(self.names, v, strict=True):
                 getattr(self, name).copy_(x)
@@ -255,8 +255,8 @@ def detached(tensors: Tensors) -> Tensors:
     return [x.detach() for x in tensors]
 
 
-class Rival:
-    """What all that run in PyTorch have in common: u, its optimizer, and its last gradient.
+class Runner:
+    """What all PyTorch rows have in common: u, its optimizer, and its last gradient.
 
     A subclass gives `reset(moves)` and `iteration()`, which moves v and returns the gradient in u.
     """
@@ -298,6 +298,6 @@ class Rival:
 
 
 def gradient(outputs: Any, inputs: Tensors, weights: Any = None) -> Tensors:
-    """Torch.autograd.grad; zeros where an input has no part in it."""
+    """Torch.autograd.grad, with zeros for inputs that are not used."""
     found = torch.autograd.grad(outputs, inputs, weights, allow_unused=True)
     return [torch.zeros_like(x) if d is None else d for x, d in zip(inputs, found, strict=True)]

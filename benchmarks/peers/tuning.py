@@ -1,16 +1,16 @@
-"""Chooses the settings of settings.json: for each work and method the fewest upper iterations to the target, T = 10.
+"""Chooses the settings in settings.json: for each work and method the fewest upper iterations to the target, T = 10.
 
-One choice for a method serves everyone who computes it, as --check shows that they compute the same; it is made with
-bilevax, being the quickest. Every method has the same grid of rates and as many values of one setting of its own:
+All libraries that compute a method use the same settings, as --check shows that they compute the same. The choice is
+made with bilevax, the fastest. Every method has the same grid of rates and as many values of one setting of its own:
 
     rates of u    the three of UPPER
     rates of v    the three of LOWER, plain descent; for Penalty, whose lower problem has the square of the condition
-                  number, those of PENALTYS, by Adam but on the two works where descent does
+                  number, those of PENALTYS, by Adam except on the two works where descent is enough
     its own       the three of OWN: Penalty's lam, CG's damping (its steps where a library has no damping), the scale of
-                  Neumann's series; unrolling and one-step methods have none, and take the rates three times as fine
+                  the Neumann series; unrolling and one-step methods have none, and take rates three times as fine
 
-First all pairs of rates at the middle one of its own, then the other two at the best pair. Among equals the first
-wins, that of smaller rates; where none comes there, the one that ends nearest.
+First all pairs of rates are tried at the middle value of its own setting, then the other two values at the best pair.
+Among equals the first wins, which has smaller rates; if none reaches the target, the one that ends nearest wins.
 """
 
 import itertools
@@ -52,7 +52,7 @@ PENALTYS = {  # rates of v
     "mnist": (3e-5, 1e-4, 3e-4),
     "fewshot": (0.01, 0.03, 0.1),
 }
-PENALTY = {  # what is not tuned of it; without multipliers in few-shot learning, where v starts anew each time
+PENALTY = {  # settings that are not tuned; no multipliers in few-shot learning, where v starts again each time
     "synthetic": {"lower": "sgd", "gamma": 1.0, "nu": 1.0},
     "poisoning": {"lower": "adam", "gamma": 1.0, "nu": 1.0},
     "mlp": {"lower": "adam", "gamma": 1.0, "nu": 1.0},
@@ -85,7 +85,7 @@ PATIENCE = {"mlp": 30, "mnist": 20, "fewshot": 40, "poisoning": 80, "synthetic":
 
 
 def fixed(work: str, method: str) -> dict[str, Any]:
-    """What is not tuned."""
+    """The settings that are not tuned."""
     if method == "penalty":
         return PENALTY[work]
     if method in ("cg", "neumann"):
@@ -103,7 +103,7 @@ def candidates(work: str, method: str) -> Iterable[dict[str, Any]]:
 
 
 def others(work: str, method: str, best: dict[str, Any]) -> Iterable[dict[str, Any]]:
-    """The best pair with the other values of its own setting; where it has none, rates between those of the grid."""
+    """The best pair with the other values of its own setting; if it has none, rates between those of the grid."""
     own = OWN.get(method, {}).get(work)
     if own is not None:
         name, values = own
@@ -114,7 +114,7 @@ def others(work: str, method: str, best: dict[str, Any]) -> Iterable[dict[str, A
 
 
 class Adjustable(Ours):
-    """A method whose rates can be set anew without compiling anew; the rest of its settings stays."""
+    """A method whose rates can be changed without recompilation; its other settings are fixed."""
 
     def __init__(self, work: str, arrays: Arrays, method: str, tried: dict[str, Any]):
         super().__init__(work, arrays, method, tried)
@@ -136,16 +136,16 @@ class Adjustable(Ours):
         self.carry = self.carry._replace(state=state)
 
 
-def score(work: Work, rival: Adjustable, judge: Judge, tried: dict[str, Any], most: int) -> tuple[float, float]:
-    """(upper iterations to the target, or infinity; how far from it at the end): less is better."""
+def score(work: Work, adjustable: Adjustable, judge: Judge, tried: dict[str, Any], most: int) -> tuple[float, float]:
+    """(upper iterations to the target, or infinity; distance from it at the end): less is better."""
     value = math.nan
-    rival.at(tried["upper_rate"], tried["lower_rate"])
+    adjustable.at(tried["upper_rate"], tried["lower_rate"])
     done = 0
     try:
         while done < most:
-            rival.advance(work.every)
+            adjustable.advance(work.every)
             done += work.every
-            value = judge(rival.upper())
+            value = judge(adjustable.upper())
             if work.done(value):
                 return done, 0.0
     except FloatingPointError:
@@ -155,19 +155,19 @@ def score(work: Work, rival: Adjustable, judge: Judge, tried: dict[str, Any], mo
 
 
 def best_of(work: Work, arrays: Arrays, judge: Judge, method: str) -> tuple[dict[str, Any], tuple[float, float]]:
-    """The best settings of a method, and what they came to."""
+    """The best settings of a method, and their score."""
     found: dict[str, Any] = {}
     least, most = (math.inf, math.inf), PATIENCE[work.name]
-    rivals: dict[str, Adjustable] = {}
+    adjustables: dict[str, Adjustable] = {}
 
     def look(tried: dict[str, Any]) -> None:
         nonlocal found, least
-        # Nothing is gained by going on past the best so far.
+        # There is no need to run longer than the best so far.
         limit = most if math.isinf(least[0]) else int(least[0])
         rest = json.dumps({name: value for name, value in tried.items() if not name.endswith("_rate")})
-        if rest not in rivals:
-            rivals[rest] = Adjustable(work.name, arrays, method, tried)
-        came = score(work, rivals[rest], judge, tried, limit)
+        if rest not in adjustables:
+            adjustables[rest] = Adjustable(work.name, arrays, method, tried)
+        came = score(work, adjustables[rest], judge, tried, limit)
         say(f"{work.name} {method} {tried}: {came[0]:g} iterations" + (f", off by {came[1]:.3g}" if came[1] else ""))
         if not found or came < least:
             found, least = tried, came
@@ -180,7 +180,7 @@ def best_of(work: Work, arrays: Arrays, judge: Judge, method: str) -> tuple[dict
 
 
 def tune(works: Iterable[Work], methods: Iterable[str] = METHODS) -> None:
-    """Write the settings of these works anew."""
+    """Tune these works and write their settings."""
     for work in works:
         arrays = jax_problems.warmed(work.name, work.arrays(), work.warm)
         judge = jax_problems.judge(work.name, arrays)

@@ -1,6 +1,6 @@
 """Betty: an `ImplicitProblem` for each level under its `Engine`; `Config(type=...)` names the hypergradient.
 
-Its package declares Python below 3.11, which nothing in it needs; the environment is told to install it all the same.
+Its package declares Python below 3.11, which nothing in it needs; pip is called so that it installs it anyway.
 """
 
 import logging
@@ -24,13 +24,13 @@ NEVER = 10**9
 
 
 class UpperLevel(ImplicitProblem):
-    """f, at the features of u as it stands."""
+    """f, at the features of the current u."""
 
     work: torch_problems.Problem
     seen: list[np.ndarray] | None = None
 
     def training_step(self, batch: Any) -> Any:
-        """The upper loss; what follows asks the lower loss for derivatives in u."""
+        """The upper loss; afterwards the lower loss is differentiated in u."""
         if not self.lower.once:
             self.lower.kept = None
         return self.lower.module("f", self.lower.made_of_u("f"))
@@ -40,7 +40,7 @@ class UpperLevel(ImplicitProblem):
         return ()
 
     def grad_callback(self) -> None:
-        """Keep the first gradient where it is asked for."""
+        """Keep the first gradient if it is requested."""
         if self.seen is not None and not self.seen:
             self.seen += [array(x.grad) for x in self.module.values]
 
@@ -50,10 +50,10 @@ class UpperLevel(ImplicitProblem):
 
 
 class LowerLevel(ImplicitProblem):
-    """g. What u gives is made once for all moves of v.
+    """g. What depends on u alone is computed once for all moves of v.
 
-    Where `once`, it is kept with its history for the derivatives in u, too; "darts" goes through that history twice,
-    and has it made anew.
+    With `once`, it is kept with its history, also for the derivatives in u. "darts" uses that history twice, so there
+    it is recomputed.
     """
 
     work: torch_problems.Problem
@@ -61,13 +61,13 @@ class LowerLevel(ImplicitProblem):
     once = True
 
     def made_of_u(self, loss: str = "g") -> Tensors:
-        """What a loss makes of u alone; what both do, where it is made but once."""
+        """What a loss computes from u alone; what both losses do, if it is computed only once."""
         if self.kept is not None:
             return self.kept
         return self.work.shared(list(self.upper.module.values), "fg" if self.once else loss)
 
     def on_inner_loop_start(self) -> None:
-        """Make it; and put v where it starts."""
+        """Compute it, and set v to its start."""
         self.kept = None
         with torch.set_grad_enabled(self.once):
             self.kept = self.made_of_u()
@@ -83,7 +83,7 @@ class LowerLevel(ImplicitProblem):
         return ()
 
 
-class Rival:
+class Runner:
     """An engine."""
 
     def __init__(self, work: str, arrays: Arrays, method: str, settings: dict[str, Any]):
@@ -124,7 +124,7 @@ class Rival:
         self.moves = moves
 
     def advance(self, iterations: int) -> None:
-        """T steps of the engine each, of which the last moves u, too."""
+        """T steps of the engine each, of which the last also moves u."""
         self.engine.train_iters = iterations * self.moves
         self.engine.run()
 
@@ -140,6 +140,6 @@ class Rival:
         return seen
 
 
-def make(work: str, arrays: Arrays, method: str, settings: dict[str, Any]) -> Rival:
+def make(work: str, arrays: Arrays, method: str, settings: dict[str, Any]) -> Runner:
     """A row."""
-    return Rival(work, arrays, method, settings)
+    return Runner(work, arrays, method, settings)

@@ -1,6 +1,6 @@
 """BOAT: `Problem` with gradient mapping NGD, and as hypergradient RAD (reverse mode) or CG.
 
-Its losses are found by their dotted names, and what is made of u alone is handed over with the data.
+Its losses are found by their dotted names, and what is computed from u alone is passed with the data.
 """
 
 import tempfile
@@ -33,7 +33,7 @@ def lower_loss(feed: dict[str, Any], upper: Any, lower: Any, params: Tensors | N
     return _loss("g", feed, lower, params)
 
 
-class Rival:
+class Runner:
     """A problem of BOAT's."""
 
     def __init__(self, work: str, arrays: Arrays, method: str, settings: dict[str, Any]):
@@ -92,13 +92,13 @@ class Rival:
         return [array(x) for x in self.upper_module.values]
 
     def direction(self) -> list[np.ndarray]:
-        """The gradient that it returns when it is asked to."""
+        """The gradient, which it returns on request."""
         self.config["return_grad"] = True
         gradients, _ = self._iteration()
         self.config["return_grad"] = False
         return [array(x) for x in gradients]
 
 
-def make(work: str, arrays: Arrays, method: str, settings: dict[str, Any]) -> Rival:
+def make(work: str, arrays: Arrays, method: str, settings: dict[str, Any]) -> Runner:
     """A row."""
-    return Rival(work, arrays, method, settings)
+    return Runner(work, arrays, method, settings)

@@ -6,13 +6,13 @@ from typing import Any
 import higher  # pyright: ignore[reportMissingImports]
 import torch  # pyright: ignore[reportMissingImports]
 
-from benchmarks.peers.torch_problems import Lower, Rival, Tensors, gradient, versions, warm_up
+from benchmarks.peers.torch_problems import Lower, Runner, Tensors, gradient, versions, warm_up
 from benchmarks.peers.works import Arrays
 
 __all__ = ["make", "warm_up"]
 
 
-class Unrolled(Rival):
+class Unrolled(Runner):
     """T moves of SGD, then the reverse pass through all of them."""
 
     def reset(self, moves: int) -> None:
@@ -33,8 +33,8 @@ class Unrolled(Rival):
         return found
 
 
-def make(work: str, arrays: Arrays, method: str, settings: dict[str, Any]) -> Rival:
+def make(work: str, arrays: Arrays, method: str, settings: dict[str, Any]) -> Runner:
     """A row."""
-    rival = Unrolled(work, arrays, method, settings)
-    rival.versions = versions(higher=version("higher"))
-    return rival
+    runner = Unrolled(work, arrays, method, settings)
+    runner.versions = versions(higher=version("higher"))
+    return runner

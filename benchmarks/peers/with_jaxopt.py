@@ -1,7 +1,7 @@
 """JAXopt: `GradientDescent`, differentiated implicitly (its `solve_cg`) or through its unrolled iterations.
 
 One upper iteration is one jitted function, called from a loop in Python as in JAXopt's documentation. It runs on the
-same jax as bilevax, and is given the same networks.
+same jax as bilevax, and uses the same networks.
 """
 
 import functools
@@ -18,15 +18,15 @@ from benchmarks.peers import jax_problems
 from benchmarks.peers.works import Arrays
 
 
-class Rival:
-    """A solver of the lower level inside of a gradient in u."""
+class Runner:
+    """A solver of the lower level inside a gradient in u."""
 
     def __init__(self, work: str, arrays: Arrays, method: str, settings: dict[str, Any]):
         self.setup, self.method, self.settings = jax_problems.setup(work, arrays), method, settings
         self.versions = {"jax": jax.__version__, "jaxopt": version("jaxopt")}
 
     def start(self, moves: int) -> None:
-        """A solver with so many iterations, at the start."""
+        """A solver with this many iterations, at the start."""
         made, settings, implicit = self.setup, self.settings, self.method != "unrolled"
         options: dict[str, Any] = {}
         if implicit:
@@ -85,6 +85,6 @@ def warm_up(threads: int) -> None:
     jax.block_until_ready(jnp.ones(8) + 1)
 
 
-def make(work: str, arrays: Arrays, method: str, settings: dict[str, Any]) -> Rival:
+def make(work: str, arrays: Arrays, method: str, settings: dict[str, Any]) -> Runner:
     """A row."""
-    return Rival(work, arrays, method, settings)
+    return Runner(work, arrays, method, settings)

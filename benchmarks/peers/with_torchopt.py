@@ -6,13 +6,13 @@ import torch  # pyright: ignore[reportMissingImports]
 import torchopt  # pyright: ignore[reportMissingImports]
 from torchopt.diff.implicit import custom_root  # pyright: ignore[reportMissingImports]
 
-from benchmarks.peers.torch_problems import Lower, Rival, Tensors, detached, gradient, versions, warm_up
+from benchmarks.peers.torch_problems import Lower, Runner, Tensors, detached, gradient, versions, warm_up
 from benchmarks.peers.works import Arrays
 
 __all__ = ["make", "warm_up"]
 
 
-class Unrolled(Rival):
+class Unrolled(Runner):
     """T moves by MetaSGD, then the reverse pass through all of them."""
 
     def reset(self, moves: int) -> None:
@@ -33,7 +33,7 @@ class Unrolled(Rival):
         return found
 
 
-class Implicit(Rival):
+class Implicit(Runner):
     """T moves by torchopt.sgd under `custom_root`, whose backward pass solves the linear system by `solve_cg`."""
 
     def reset(self, moves: int) -> None:
@@ -69,8 +69,8 @@ class Implicit(Rival):
         return found
 
 
-def make(work: str, arrays: Arrays, method: str, settings: dict[str, Any]) -> Rival:
+def make(work: str, arrays: Arrays, method: str, settings: dict[str, Any]) -> Runner:
     """A row."""
-    rival = {"unrolled": Unrolled, "cg": Implicit}[method](work, arrays, method, settings)
-    rival.versions = versions(torchopt=torchopt.__version__)
-    return rival
+    runner = {"unrolled": Unrolled, "cg": Implicit}[method](work, arrays, method, settings)
+    runner.versions = versions(torchopt=torchopt.__version__)
+    return runner

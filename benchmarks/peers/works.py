@@ -1,7 +1,7 @@
-"""The works that everyone is given: data and starts as numpy arrays made from a seed, sizes, and what counts as done.
+"""The works: data and starts as numpy arrays generated from a seed, sizes, and targets.
 
-Nothing here needs more than numpy, so that every environment reads the same. u and v are lists of arrays, in the
-order and the layout of bilevax's models: dense weights (in, out), convolutions (height, width, in, out).
+This module needs only numpy, so that every environment reads the same data. u and v are lists of arrays, in the order
+and the layout of bilevax's models: dense weights (in, out), convolutions (height, width, in, out).
 """
 
 import itertools
@@ -31,10 +31,10 @@ class Work:
         name: as in --work.
         title: as in the table.
         make: rng -> the data, and where u and v start, u_0, u_1, ..., v_0, ...
-        measure: what the judge tells of u, in words.
-        target: what it must come to; `rising`: at least that, else at most.
-        every: upper iterations between two looks of the judge.
-        most: upper iterations after which it is given up.
+        measure: what the judge computes from u, in words.
+        target: the value to reach; `rising`: at least that, otherwise at most.
+        every: upper iterations between two evaluations by the judge.
+        most: upper iterations after which the run is stopped.
         warm: moves of v by Adam before anything starts: down g, in denoising down the loss on the clean samples.
     """
 
@@ -53,7 +53,7 @@ class Work:
         return {name: as_stored(x) for name, x in self.make(np.random.default_rng(0)).items()}
 
     def done(self, value: float) -> bool:
-        """Whether the judge is content."""
+        """Whether a value reaches the target."""
         return value >= self.target if self.rising else value <= self.target
 
 
@@ -84,7 +84,7 @@ def _he(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def _pictures(rng: np.random.Generator, prototypes: np.ndarray, y: np.ndarray, contrast: float) -> np.ndarray:
-    """Pictures (n, SIDE, SIDE), each its class's coarse prototype (7, 7), faint, under noise."""
+    """Pictures (n, SIDE, SIDE): the coarse prototype (7, 7) of the class, faint, with noise."""
     coarse = np.kron(prototypes, np.ones((1, SIDE // 7, SIDE // 7)))
     return 0.5 + contrast * coarse[y] + 0.3 * rng.normal(size=(len(y), SIDE, SIDE))
 
