@@ -1,1 +1,1 @@
-"""The tables and figures of the papers, by study: `python -m experiments --list` names them."""
+"""The tables and figures of the papers, by study: `python -m experiments --list` lists them."""

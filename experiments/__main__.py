@@ -34,7 +34,7 @@ def reproduce(
     way: Annotated[
         int | None, typer.Option(min=2, help="Only tasks of this many classes, of an experiment on several.")
     ] = None,
-    shot: Annotated[int | None, typer.Option(min=1, help="Only tasks of this many samples a class, likewise.")] = None,
+    shot: Annotated[int | None, typer.Option(min=1, help="Only tasks of this many samples a class.")] = None,
     features: Annotated[
         Path | None, typer.Option(metavar="FILE.npz", help="Your images and feature map, for figure3.")
     ] = None,
@@ -49,7 +49,7 @@ def reproduce(
             table.add_row(key, experiment.title)
         Console().print(table)
         return
-    # Imported here: --list and --help need no JAX.
+    # Imported here, because --list and --help need no JAX.
     from bilevax import InputError
     from bilevax.cli._shared import check_writable, in_plain_words
     from experiments.common.settings import Settings

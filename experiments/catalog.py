@@ -1,6 +1,6 @@
 """The experiments by name: what each reproduces, and the module that runs it.
 
-Nothing is imported here, so that `python -m experiments --list` answers at once.
+No experiment is imported here, so that `python -m experiments --list` is fast.
 """
 
 from typing import NamedTuple

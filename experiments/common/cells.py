@@ -10,7 +10,7 @@ Rows = dict[str, dict[str, Any]]  # a cell's figures by row label
 
 
 def kept_cell(path: Path, labels: Sequence[str], run: Callable[[list[str]], Rows]) -> Rows:
-    """A cell's rows, from its file; `run(missing labels)` returns those that the file lacks, and they are added to it.
+    """A cell's rows, from its file. `run(missing labels)` computes the rows that the file lacks; they are added to it.
 
     Args:
         path: the cell's file; it need not exist yet.
@@ -28,7 +28,7 @@ def kept_cell(path: Path, labels: Sequence[str], run: Callable[[list[str]], Rows
 def kept_cells(
     paths: Mapping[Key, Path], labels: Sequence[str], run: Callable[[str, list[Key]], Sequence[dict[str, Any]]]
 ) -> dict[Key, Rows]:
-    """The rows of many cells, where one run computes a row of all cells that lack it.
+    """The rows of many cells, if one run computes a row of all cells that lack it.
 
     Args:
         paths: the cells' files by key.
@@ -46,12 +46,12 @@ def kept_cells(
 
 
 def read_cell(path: Path) -> Rows:
-    """The rows in a cell's file; empty where there is no file."""
+    """The rows in a cell's file; empty if there is no file."""
     return json.loads(path.read_text()) if path.is_file() else {}
 
 
 def write_cell(path: Path, kept: Rows) -> None:
-    """Replace a cell's file in one move: a run that is stopped while it writes loses no finished row."""
+    """Replace a cell's file atomically: a run that is stopped while it writes loses no finished row."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_suffix(".part")
     part.write_text(json.dumps(kept, indent=1) + "\n")

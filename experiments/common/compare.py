@@ -21,7 +21,7 @@ DEVIATIONS = 2.0
 
 
 class Published(NamedTuple):
-    """A number of the paper: mean and, where it is printed, standard deviation."""
+    """A number in the paper: mean and, if it is printed, standard deviation."""
 
     mean: float
     sd: float | None = None
@@ -32,10 +32,10 @@ class Row(NamedTuple):
 
     Attributes:
         where: what is compared, one text for each heading of the table.
-        paper: the paper's number; True or False where it says only that a method converges or does not;
-            None where it says nothing.
+        paper: the paper's number; True or False if the paper states only whether a method converges;
+            None if it states nothing.
         ours: one value for each seed.
-        agrees: whether the two agree within noise; None where nothing can be said.
+        agrees: whether the two agree within noise; None if this cannot be determined.
     """
 
     where: tuple[str, ...]
@@ -58,13 +58,13 @@ def within_noise(paper: Published, ours: np.ndarray) -> bool:
 
 
 def beside_paper(where: tuple[str, ...], paper: Published | None, ours: Any, small: bool = False) -> Row:
-    """A row with the paper's number, where there is one.
+    """A row with the paper's number, if there is one.
 
     Args:
         where: one text for each heading of the table.
         paper: the paper's number, or None.
         ours: one value for each seed.
-        small: a run of reduced size, of which agreement with the paper is not asked.
+        small: a run of reduced size, which is not expected to agree with the paper.
 
     Example:
         >>> from experiments.common.compare import Published, beside_paper
@@ -78,7 +78,7 @@ def beside_paper(where: tuple[str, ...], paper: Published | None, ours: Any, sma
 def show(
     title: str, headings: Sequence[str], rows: Sequence[Row], footnotes: Sequence[str] = (), unit: str = ""
 ) -> None:
-    """Print the comparison, paper beside ours."""
+    """Print the comparison of the paper's numbers with ours."""
     table = Table(*headings, title=title, title_justify="left")
     table.add_column("paper", justify="right")
     table.add_column(f"ours{f' ({unit})' if unit else ''}, mean +- s.d.", justify="right")
@@ -118,17 +118,17 @@ def write_results(
     footnotes: Sequence[str],
     **more: Any,
 ) -> Path:
-    """Write `results.json` into settings.out: what was run, where, and what came out of it.
+    """Write `results.json` into settings.out: what was run, where, and the results.
 
     Args:
         name: the experiment's.
         settings: as the user gave them.
         seeds: of the trials.
-        seconds: wall time of the computation, compilation included, drawing not.
-        solvers: by label, how each was set, in a form that JSON takes or whose `str` says it.
-        gradient_evaluations: by label, how many of each kind all trials of a run took.
+        seconds: wall time of the computation, with compilation and without drawing.
+        solvers: by label, the settings of each, as JSON values or as objects with a meaningful `str`.
+        gradient_evaluations: by label, the number of each kind in all trials of a run.
         tables: the comparisons by the name of the settings they were run with.
-        footnotes: where our protocol departs from the paper's.
+        footnotes: differences between our protocol and the paper's.
         more: further numbers of this experiment.
     """
     record = {
@@ -199,7 +199,7 @@ def _agrees_text(agrees: bool | None) -> str:
 
 
 def _processor() -> str:
-    """The processor's name, as Linux gives it where it does."""
+    """The processor's name, as given by Linux if available."""
     path = Path("/proc/cpuinfo")
     if path.is_file():
         for line in path.read_text().splitlines():

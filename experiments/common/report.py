@@ -1,6 +1,6 @@
 """RESULTS.md from the results.json of the experiments: `python -m experiments.common.report RECORD [RECORD ...]`.
 
-Every figure in RESULTS.md comes through here: none is typed in by hand.
+Every number in RESULTS.md is written by this module: none is typed in by hand.
 """
 
 import argparse
@@ -20,7 +20,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m experiments.common.report", description=__doc__)
     parser.add_argument("records", nargs="+", type=Path, help="results.json files, or directories that hold one")
     parser.add_argument("--benchmarks", type=Path, help="what `make bench` printed, taken over as it stands")
-    parser.add_argument("--scale", type=Path, help="what `python -m benchmarks.scale` printed, taken over likewise")
+    parser.add_argument("--scale", type=Path, help="what `python -m benchmarks.scale` printed, copied in the same way")
     parser.add_argument("--peers", type=Path, help="what `python -m benchmarks.peers --out` wrote")
     parser.add_argument("--out", type=Path, default=EXPERIMENTS / "RESULTS.md")
     options = parser.parse_args()
@@ -85,7 +85,7 @@ def compared(found: dict[str, Any]) -> str:
 
 
 def cell(row: dict[str, Any]) -> str:
-    """Ours, mean ± s.d., and what the paper has."""
+    """Our mean ± s.d., and the paper's number."""
     ours, paper = row["ours"], row["paper"]
     text = f"{ours['mean']:.4f} ± {ours['sd']:.4f}"
     if paper is None:

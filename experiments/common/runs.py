@@ -1,4 +1,4 @@
-"""Solves with their wall time, and what `results.json` records of a solver."""
+"""Timed solves, and what `results.json` records of a solver."""
 
 import re
 import time
@@ -21,7 +21,7 @@ class Solved(NamedTuple):
 
 
 def run_solver(solver: Any, task: Task, steps: int, seed: int) -> Solved:
-    """Solve a task and take the time."""
+    """Solve a task and measure the time."""
     began = time.perf_counter()
     result = solve(solver, task.problem, *task.start, task.batches, steps=steps, key=jax.random.key(seed))
     jax.block_until_ready(result.v)
@@ -29,7 +29,7 @@ def run_solver(solver: Any, task: Task, steps: int, seed: int) -> Solved:
 
 
 class Look(NamedTuple):
-    """Figures of a solve on its way, after some steps and seconds; compiling and looking are not counted."""
+    """Figures during a solve, with the steps and seconds so far; compilation and evaluation are not counted."""
 
     step: int
     seconds: float
@@ -39,7 +39,7 @@ class Look(NamedTuple):
 def watched_solve(
     solver: Any, task: Task, steps: int, every: int, seed: int, look: Callable[[Any, Any], dict[str, float]]
 ) -> list[Look]:
-    """Solve a task and call `look(u, v)` after each `every` steps; the clock stops for it."""
+    """Solve a task and call `look(u, v)` after each `every` steps; these calls are not timed."""
     key = jax.random.key(seed)
     solve(solver, task.problem, *task.start, task.batches, steps=1, every=every, key=key)  # compiles the stretch
     looks: list[Look] = []
@@ -56,7 +56,7 @@ def watched_solve(
 
 
 def readable(solver: Any) -> dict[str, Any]:
-    """A solver's fields in a form that JSON takes, without its optimizers, which are closures."""
+    """A solver's fields as JSON values, without its optimizers, which are closures."""
     fields = {name: value for name, value in vars(solver).items() if not hasattr(value, "update")}
     shown = {
         n: x if isinstance(x, int | float | None) else getattr(x, "__name__", re.sub(r" at 0x\w+", "", repr(x)))

@@ -9,17 +9,17 @@ from bilevax import InputError
 
 @dataclass(frozen=True)
 class Settings:
-    """What the user asks of an experiment.
+    """The options of an experiment.
 
     Args:
         quick: under two minutes on two CPU cores.
-        medium: between quick and full size, where an experiment has such a size.
+        medium: between quick and full size, if an experiment has such a size.
         seeds: the number of trials; None for the experiment's own.
         solver: restrict the run to the method with this label.
-        dataset: restrict the run to this data set, where an experiment has several.
-        noise: restrict the run to this percentage of wrong labels, where an experiment has several.
-        way, shot: restrict the run to tasks of this many classes, and samples of each, where an experiment has several.
-        features: a file of images and a feature map, where an experiment takes one.
+        dataset: restrict the run to this data set, if an experiment has several.
+        noise: restrict the run to this percentage of wrong labels, if an experiment has several.
+        way, shot: restrict the run to tasks of this many classes, and samples of each, if an experiment has several.
+        features: a file of images and a feature map, if an experiment takes one.
         out: the directory that results.json and the figures go to.
     """
 
@@ -36,7 +36,7 @@ class Settings:
 
 
 def pick(labels: Sequence[str], solver: str | None) -> list[str]:
-    """All labels, or the one that --solver asks for.
+    """All labels, or the one given by --solver.
 
     Raises:
         InputError: there is no such label.
@@ -50,7 +50,7 @@ def pick(labels: Sequence[str], solver: str | None) -> list[str]:
 
 
 def pick_data_sets(names: Sequence[str], wanted: str | None) -> list[str]:
-    """All names, or the one that --dataset asks for.
+    """All names, or the one given by --dataset.
 
     Raises:
         InputError: the experiment has no such data set.
@@ -65,7 +65,7 @@ def pick_data_sets(names: Sequence[str], wanted: str | None) -> list[str]:
 
 
 def pick_noise(levels: Sequence[int], wanted: int | None) -> list[int]:
-    """All percentages of wrong labels, or the one that --noise asks for.
+    """All percentages of wrong labels, or the one given by --noise.
 
     Raises:
         InputError: the experiment has no such percentage.

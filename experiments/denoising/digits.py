@@ -1,18 +1,18 @@
 """Wrong labels among handwritten digits: `python -m experiments.denoising.digits [--seeds 10] [--out DIR]`.
 
-scikit-learn's digits: 1,000 training samples of which 40% have a uniformly drawn WRONG label, 200 clean ones,
-597 for the test; another split and other noise for each seed. Every row ends with the same classifier,
-trained in the same way; rows differ in what it is trained on:
+scikit-learn's digits: 1,000 training samples of which 40% have a uniformly drawn WRONG label, 200 clean samples,
+597 test samples; each seed has its own split and noise. Every row ends with the same classifier,
+trained in the same way; rows differ in the training samples:
 
 - all as given: the training set with its noisy labels, and the clean set;
 - clean only: the clean set;
 - agreement alone: the start of the bilevel methods, with no bilevel solve (see `denoising_task`);
-- Penalty, ApproxGrad: the training set by the weights they learn, and the clean set;
+- Penalty, ApproxGrad: the training set with the weights they learn, and the clean set;
 - oracle: the rightly labelled part of the training set, and the clean set (as in Mehra and Hamm 2021, section 3.2);
 - all labels right: the whole training set with its true labels, and the clean set, which no selection can reach.
 
-Settings were chosen on seeds 100 to 109. Precision and recall are those of the wrong labels found; the
-share is how much of the gap in test accuracy between clean only and the oracle is closed, of the means.
+Settings were chosen on seeds 100 to 109. Precision and recall are those of the wrong labels found. The share is the
+part of the gap in test accuracy between clean only and the oracle that is closed, computed from the means.
 """
 
 import argparse
@@ -42,7 +42,7 @@ CLASSES = 10
 
 
 def one_seed(seed: int) -> dict[str, dict[str, float]]:
-    """Every row's figures for one split: accuracy, precision and recall in percent, seconds."""
+    """The figures of every row for one split: accuracy, precision and recall in percent, seconds."""
     d = noisy_digits(seed)
     both = np.concatenate([d.X, d.X_clean])
     labels = np.concatenate([d.y_true, d.y_clean])
@@ -72,7 +72,7 @@ def one_seed(seed: int) -> dict[str, dict[str, float]]:
 
 def _agreement_alone(d: NoisyDigits, seed: int) -> dict[str, float]:
     began = time.perf_counter()
-    model, key = mlp(CLASSES), jax.random.split(jax.random.key(seed))[0]  # the key that the estimator's start has
+    model, key = mlp(CLASSES), jax.random.split(jax.random.key(seed))[0]  # the key of the estimator's start
     u, v = denoising_task(model, d.X, d.y, d.X_clean, d.y_clean, key=key).start
     predicted = np.asarray(logits(model, v, d.X_test)).argmax(1)
     accuracy = 100 * float((predicted == d.y_test).mean())
@@ -122,7 +122,7 @@ def table(rows: dict[str, dict[str, Any]]) -> str:
 
 
 def main() -> None:
-    """Run, print the table, write results.json."""
+    """Run, print the table, and write results.json."""
     parser = argparse.ArgumentParser(prog="python -m experiments.denoising.digits", description=__doc__)
     parser.add_argument("--seeds", type=int, default=10, help="how many splits, from --first on (default 10)")
     parser.add_argument("--first", type=int, default=0, help="the first seed (default 0)")

@@ -1,8 +1,8 @@
-"""Figure 4(a): accuracy against wall time while data are denoised, MNIST with 25% wrong labels.
+"""Figure 4(a): accuracy against wall time during denoising, MNIST with 25% wrong labels.
 
-Both methods start as in appendix E.2, from a model of the clean set. Three accuracies of the model being trained: on
-the training labels as given, of which a quarter is wrong, so that three quarters are best; on the clean set; on the
-test set. Compilation is apart, and the clock stands still while accuracies are taken.
+Both methods start as in appendix E.2, from a model of the clean set. Three accuracies of the trained model are
+measured: on the training labels as given, of which a quarter is wrong, so that 75% is the best value; on the clean set;
+and on the test set. The times do not include compilation and the evaluation of accuracies.
 """
 
 import time
@@ -21,7 +21,7 @@ from experiments.denoising.trial import Trial
 
 TITLE = EXPERIMENTS["figure4a"].title
 LOOKS = 20
-LOOKED_AT = 5000  # training samples whose accuracy is taken at each look
+LOOKED_AT = 5000  # training samples for the accuracy at each evaluation
 KINDS = ("labels as given", "clean set", "test set")
 
 
@@ -35,7 +35,7 @@ def plan_of(settings: Settings) -> Plan:
 
 
 def watch(trial: Trial, v: Any, plan: Plan, label: str, seed: int) -> list[Look]:
-    """A method's accuracies on its way, from a model v of the clean set."""
+    """A method's accuracies during the solve, from a model v of the clean set."""
     task = task_from(trial, v, plan)
     x, y = trial.x[:LOOKED_AT], np.asarray(trial.y)[:LOOKED_AT]
     y_clean = np.asarray(trial.y_clean)
@@ -124,5 +124,5 @@ def run(settings: Settings) -> None:
 
 
 def first(looks: list[Look], level: float) -> float:
-    """The seconds of the first look at which the test accuracy is above a level; infinite where none is."""
+    """The seconds of the first evaluation with a test accuracy above a level; infinite if there is none."""
     return next((one.seconds for one in looks if one.seen["test set"] > level), np.inf)

@@ -1,7 +1,7 @@
-"""Figure 5(a): what more lower moves (T) bring while data are denoised, and what they cost, MNIST, 25% wrong labels.
+"""Figure 5(a): the benefit and the cost of more lower moves (T) in denoising, MNIST, 25% wrong labels.
 
-Final test accuracy, how well wrong labels are found, and wall seconds of one upper iteration. ApproxGrad has as many
-steps of its linear system as moves. Compilation is apart.
+It shows final test accuracy, how well wrong labels are found, and wall seconds of one upper iteration, without
+compilation. ApproxGrad has as many steps of its linear system as moves.
 """
 
 import time

@@ -1,4 +1,4 @@
-"""What Table 2, Figures 4(a) and 5(a), D.1.2 and the comparison with cleanlab share: sizes and solvers."""
+"""Shared by Table 2, Figures 4(a) and 5(a), D.1.2 and the comparison with cleanlab: sizes and solvers."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -28,12 +28,12 @@ class Plan:
     Args:
         model: the network.
         clean: samples set aside with right labels.
-        train: of the others, how many; None for all.
-        passes: of each row's training, through the data; in Table 2 at a fixed rate, as in E.2.
-        solve_passes: of the bilevel methods themselves, a step for each minibatch.
+        train: the number of other samples; None for all.
+        passes: through the data, in the training of each row; in Table 2 at a fixed rate, as in E.2.
+        solve_passes: of the bilevel methods themselves, one step for each minibatch.
         lower_steps: T; also the steps of ApproxGrad's linear solve.
-        start_passes: of the model that the bilevel methods start from, on all labels as given; Table 2 alone has them.
-        batch: samples of a minibatch, noisy and clean alike.
+        start_passes: of the model that the bilevel methods start from, on all labels as given; only in Table 2.
+        batch: samples of a minibatch, both noisy and clean.
         rate: Adam's in plain training.
         seeds: how many trials.
     """
@@ -50,7 +50,7 @@ class Plan:
     seeds: int = 5
 
     def solve_steps(self, samples: int) -> int:
-        """Steps of a bilevel method on this many training samples."""
+        """Steps of a bilevel method for this many training samples."""
         return self.solve_passes * -(-samples // self.batch)
 
     def training(self, passes: int, samples: int) -> Training:
@@ -60,12 +60,13 @@ class Plan:
 
 
 def penalty(lower_steps: int, steps: int, lam: float = 1.0, u_rate: float = U_RATE) -> Penalty:
-    """Penalty for networks: v moves down f + lam g with a light penalty, its rate falling as in the reference rows.
+    """Penalty for networks: v moves down f + lam g with a light penalty, with a falling rate as in the reference rows.
 
-    A minibatch's gamma grad_v g is mostly noise, and its |grad_v g|^2 holds that noise's variance. So gamma is small,
-    and the multipliers add gamma grad_v g at each step: they sum it over all minibatches so far, and they decide
-    where u moves. Where v has settled, lam grad_v g = -(grad_v f + H nu) with H the second derivatives of
-    g, so the multipliers move by -gamma/lam of the residual of H nu = -grad_v f: a linear solver's step, NU_STEP long.
+    A minibatch's gamma grad_v g is mostly noise, and its |grad_v g|^2 includes the variance of that noise. So gamma is
+    small, and the multipliers add gamma grad_v g at each step: they sum it over all minibatches so far, and they
+    determine the direction of u. Once v has converged, lam grad_v g = -(grad_v f + H nu) with H the second derivatives
+    of g. So the multipliers move by -gamma/lam times the residual of H nu = -grad_v f: a step of a linear solver, of
+    length NU_STEP.
     """
     moves = optax.adam(optax.cosine_decay_schedule(LOWER_RATE, steps * lower_steps))
     return Penalty(
@@ -81,9 +82,9 @@ def penalty(lower_steps: int, steps: int, lam: float = 1.0, u_rate: float = U_RA
 
 
 def approxgrad(lower_steps: int, steps: int) -> Implicit:
-    """ApproxGrad with the same number of lower moves, and of steps of the linear solve, which is warm-started.
+    """ApproxGrad with the same number of lower moves and of steps of the linear solve, which is warm-started.
 
-    Its rate is small enough that a step lowers the residual; at 1e-2 none did with T = 1, and u did not move.
+    Its rate is small enough that a step lowers the residual; with 1e-2 and T = 1 no step did, and u did not move.
     """
     moves = optax.adam(optax.cosine_decay_schedule(LOWER_RATE, steps * lower_steps))
     linear = ByOptimizer(optax.adam(1e-4), steps=lower_steps)

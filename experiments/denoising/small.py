@@ -1,14 +1,15 @@
-"""Appendix D.1.1: denoising a small MNIST by softmax regression, and how a full-length u should be moved.
+"""Appendix D.1.1: denoising a small MNIST by softmax regression, and how to move a full-length u.
 
-5,000 training samples of which half have a uniformly drawn wrong label, 5,000 clean ones, 10,000 for the test.
+5,000 training samples of which half have a uniformly drawn wrong label, 5,000 clean samples, 10,000 test samples.
 Settings were chosen on seeds 100 and 101 (about 40 for Penalty, 5 for ApproxGrad and Meta-Weight-Net, 4 for Ren et al.,
-fewer for RMD); reported are seeds from 0.
+fewer for RMD). The reported seeds start from 0.
 
-How u is moved. u has an entry per sample and a minibatch gives a gradient to a few of them. The authors' scripts move
-a u of the size of a minibatch, refilled for each minibatch, so that Adam's moments mix samples, and rescale all
-weights to mean 1/2 after each epoch. A full-length u under plain Adam has moments of its own for each sample, but
-moves the idle ones on by momentum. `per_sample` keeps them still and counts Adam's steps by the sample's own visits.
-The second table compares the three on minibatches of a fifth of the samples, with the same solver and start.
+How u is moved. u has an entry per sample, and a minibatch gives a gradient to a few of them. The authors' scripts move
+a u of the size of a minibatch, refilled for each minibatch, so that Adam's moments mix samples. They rescale all
+weights to mean 1/2 after each epoch. A full-length u under plain Adam has separate moments for each sample, but samples
+outside the minibatch also move, by momentum. `per_sample` keeps these fixed and counts Adam's steps by the visits of
+each sample. The second table compares the three on minibatches of a fifth of the samples, with the same solver and
+start.
 """
 
 import functools
@@ -38,7 +39,7 @@ TITLE = EXPERIMENTS["denoising-small"].title
 SEEDS, NOISE = 5, 0.5
 SIZE, QUICK_SIZE = 5000, 1000  # of the training set, and of the clean set
 TRAINING = Training(steps=200, rate=1e-2, l2=1e-3)
-KEPT = 0.9  # D.1.1: the final classifier is trained on the samples of a larger weight, and the clean set
+KEPT = 0.9  # D.1.1: the final classifier is trained on the samples with a larger weight, and the clean set
 STEPS, PASSES, PER_PASS = 60, 8, 5
 LOWER = optax.adam(1e-3)
 
@@ -121,7 +122,7 @@ def draw(images: Images, seed: int, size: int) -> Trial:
     """One trial of the protocol."""
     data = corrupted(images, clean=size, train=size, noise=NOISE, key=jax.random.key(seed))
 
-    def flat(x: np.ndarray) -> np.ndarray:  # softmax regression takes pixels as they come
+    def flat(x: np.ndarray) -> np.ndarray:  # softmax regression takes pixels unchanged
         return x.reshape(len(x), -1).astype(np.float32) / 255
 
     data = data._replace(x=flat(data.x), x_clean=flat(data.x_clean), x_test=flat(data.x_test))
@@ -173,7 +174,7 @@ def by_weights(trial: Trial, u: Any, seconds: float) -> Judged:
 
 
 def as_the_authors(rate: float, size: int, per_pass: int) -> optax.GradientTransformation:
-    """Moves of u as in the authors' scripts: one Adam state of a minibatch's size, whichever samples are in it.
+    """Moves of u as in the authors' scripts: one Adam state of a minibatch's size, shared by all minibatches.
 
     After each pass the weights are rescaled to mean 1/2 and clipped to 1e-5..1 - 1e-5.
 
@@ -210,7 +211,7 @@ def moves_of_u(size: int) -> dict[str, optax.GradientTransformation]:
 
 
 def moved(trial: Trial, label: str, seed: int) -> Judged:
-    """The figures of Penalty on minibatches, u moved as the label says."""
+    """The figures of Penalty on minibatches, with u moved by the method of the label."""
     size = len(trial.right) // PER_PASS
     task = trial.task(denoising_task, size, None, training=TRAINING, warm_rounds=0)
     solver = replace(PENALTY, upper_optimizer=moves_of_u(size)[label])

@@ -1,10 +1,10 @@
 """Table 2: test accuracy of classifiers trained on noisy labels, with importance weights learned from a clean set.
 
-Full size follows appendix E.2 in networks, sizes and passes, and is meant for a GPU; `--medium` trains LeNet-5 on the
-whole of MNIST and Fashion-MNIST; `--quick` a part of MNIST. Every finished cell is kept in `cells/` under the output
-directory, and a run that was stopped resumes with the others.
+Full size follows appendix E.2 in networks, sizes and passes, and is meant for a GPU. `--medium` trains LeNet-5 on all
+of MNIST and Fashion-MNIST, `--quick` on a part of MNIST. Every finished cell is kept in `cells/` under the output
+directory, and a run that was stopped resumes with the missing cells.
 
-How u, of full length, is moved by minibatches, and why: see `experiments.denoising.small`.
+See `experiments.denoising.small` for how a full-length u is moved by minibatches, and why.
 """
 
 import functools
@@ -59,14 +59,14 @@ def plans(settings: Settings) -> dict[str, Plan]:
 
 @functools.cache
 def fixed(rate: float) -> optax.Schedule:
-    """The one schedule object of a rate, so that an equal training is not compiled again."""
+    """The schedule object of a rate, cached so that an equal training is not compiled again."""
     return optax.constant_schedule(rate)
 
 
 def run_cell(
     name: str, plan: Plan, noise: int, seed: int, known: dict[str, dict[str, float]], labels: list[str]
 ) -> dict[str, dict[str, float]]:
-    """Accuracy, seconds and, of methods that learn weights, how well wrong labels are found, by row, in one trial.
+    """Accuracy, seconds and, for methods that learn weights, how well wrong labels are found, by row, in one trial.
 
     Rows that are `known` from another noise rate are copied.
     """
@@ -120,7 +120,7 @@ def run_cell(
 
 
 def run(settings: Settings) -> None:
-    """Run every cell that is not there yet, compare, write `results.json`."""
+    """Run every missing cell, compare, and write `results.json`."""
     labels = list(PRINTED if settings.solver is None else pick(LABELS, settings.solver))
     all_plans = plans(settings)
     names = pick_data_sets(list(all_plans), settings.dataset)
@@ -177,14 +177,14 @@ def run(settings: Settings) -> None:
 
 
 def compared(name: str, noise: int, label: str, field: str, ours: list[float]) -> Row:
-    """A row of the table; the paper has accuracies of its own networks at full size only."""
+    """A row of the table; the paper's accuracies are of its networks at full size only."""
     printed = field == "accuracy" and (name, noise) in PAPER and label in PRINTED
     paper = Published(*PAPER[name, noise][PRINTED.index(label)]) if printed else None
     return beside_paper((name, f"{noise}%", label), paper, ours)
 
 
 def footnotes(settings: Settings, plan: Plan) -> list[str]:
-    """Where our protocol departs from the paper's."""
+    """Differences between our protocol and the paper's."""
     notes = [
         f"Every row's model is trained in one and the same way: {plan.passes} passes by Adam at {plan.rate:g} "
         "throughout, at a fixed rate as in E.2, on the training samples by that row's weights and on the clean ones; "

@@ -1,4 +1,4 @@
-"""One draw of noisy data with what every method is run on, and how learned weights and rankings are scored."""
+"""One draw of noisy data, on which every method is run, and the scores of learned weights and rankings."""
 
 import dataclasses
 from collections.abc import Callable
@@ -20,9 +20,9 @@ class Judged(NamedTuple):
 
     Attributes:
         accuracy: percent of the test samples.
-        f1: of the right labels among the samples kept, the hyper-cleaning measure; None where nothing was selected.
-        area: under the ROC curve of wrong against right labels, ranked by suspicion; None where nothing was ranked.
-        seconds: wall time of what the method adds to the data, compilation included.
+        f1: of the right labels among the samples kept, the hyper-cleaning measure; None if nothing was selected.
+        area: under the ROC curve of wrong against right labels, ranked by suspicion; None if nothing was ranked.
+        seconds: wall time of the method, without the preparation of the data, compilation included.
     """
 
     accuracy: float
@@ -48,12 +48,12 @@ class Trial:
         return jax.block_until_ready(train(self.model, self.training, *self._both, weight, self.key))
 
     def fit_clean(self) -> Any:
-        """Parameters of a new model, trained on the clean samples alone, in as many moves."""
+        """Parameters of a new model, trained on the clean samples alone, with the same number of moves."""
         ones = jnp.ones(len(self.y_clean))
         return jax.block_until_ready(train(self.model, self.training, self.x_clean, self.y_clean, ones, self.key))
 
     def accuracy(self, v: Any) -> float:
-        """Percent of the test samples that parameters v get right."""
+        """Percent of the test samples that parameters v classify correctly."""
         p = probabilities(self.model, v, jnp.asarray(self.data.x_test))
         return 100 * float((p.argmax(1) == self.data.y_test).mean())
 

@@ -1,7 +1,7 @@
 """Appendix D.1.2: CIFAR-10 with 36% wrong labels, a wide residual network and T = 1, against methods by look-ahead.
 
 The setting of Ren et al. (2018): 44,000 training samples whose labels are uniformly wrong at a rate of 36%, 1,000
-clean ones, WRN-28-10. Penalty has T = 1 there: more moves of so large a network were not affordable.
+clean ones, WRN-28-10. Penalty has T = 1 there, because more moves of so large a network were too expensive.
 """
 
 import functools
@@ -43,9 +43,9 @@ class Size:
 
     Args:
         model: the network.
-        clean, train: samples set aside, and of the others how many.
+        clean, train: the number of samples set aside, and of the other samples.
         batch: of noisy and of clean samples.
-        passes: through the data, of each method; Penalty has half of them for its start and half for itself.
+        passes: through the data, of each method; Penalty uses half of them for its start and half for the solve.
         seeds: how many trials.
         test: how many of the test samples; None for all.
     """
@@ -60,7 +60,7 @@ class Size:
 
 
 def size_of(settings: Settings) -> Size:
-    """WRN-28-10 with augmentation at full size; narrow and shallow ones without it below."""
+    """WRN-28-10 with augmentation at full size; narrow and shallow networks without it at smaller sizes."""
     if settings.quick:
         return Size(wide_resnet(depth=10, width=1), 200, 500, 25, 2, 1, test=2000)
     if settings.medium:
@@ -69,7 +69,7 @@ def size_of(settings: Settings) -> Size:
 
 
 def momentum(steps: int, rate: float) -> optax.GradientTransformation:
-    """Descent with momentum, its rate falling to zero by a cosine: what wide residual networks are trained with."""
+    """Descent with momentum and a cosine schedule to zero, as usual for wide residual networks."""
     return optax.sgd(optax.cosine_decay_schedule(rate, steps), momentum=0.9)
 
 
@@ -126,7 +126,7 @@ def penalty_of(steps: int) -> Any:
 
 
 def run(settings: Settings) -> None:
-    """Run every trial that is not there yet, compare, write `results.json`."""
+    """Run every missing trial, compare, and write `results.json`."""
     labels = pick(LABELS, settings.solver)
     size = size_of(settings)
     seeds = list(range(settings.seeds or size.seeds))

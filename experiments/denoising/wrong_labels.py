@@ -1,9 +1,9 @@
 """How well wrong labels are found: importance weights learned by Penalty against confident learning (cleanlab).
 
-Both are given the same samples, the same clean set and the same network, trained in the same way. cleanlab ranks a
-sample by out-of-sample probabilities: five models, each trained on four fifths of the samples and the clean set.
-Penalty starts from one model of everything and learns the weights; it ranks by the cross-entropy of the given label,
-the mean of that under the solve's own model and that under five models as cleanlab's, trained by the weights.
+Both get the same samples, the same clean set and the same network, trained in the same way. cleanlab ranks a sample by
+out-of-sample probabilities, from five models, each trained on four fifths of the samples and the clean set. Penalty
+starts from one model of all samples and learns the weights. It ranks by the cross-entropy of the given label, averaged
+over the model of the solve and five models as for cleanlab, trained with the weights.
 
 Sources: Northcutt, Jiang and Chuang, "Confident learning: estimating uncertainty in dataset labels", JAIR 2021;
 Mehra and Hamm, ACML 2021, eq. 3.
@@ -39,7 +39,7 @@ NOISE = (10, 25, 50)
 MANY, FEW = 1000, (50, 200)
 FOLDS = 5
 CLEANLAB, BEST, PENALTY = "cleanlab", "cleanlab, best score", "Penalty"
-# cleanlab's scores by their names there; the first is its default.
+# cleanlab's scores by their names in cleanlab; the first is its default.
 SCORES: tuple[dict[str, Any], ...] = (
     {"method": "self_confidence"},
     {"method": "normalized_margin"},
@@ -52,7 +52,7 @@ LABELS = ("Val-Only", "Train+Val", CLEANLAB, BEST, PENALTY)
 
 @dataclass(frozen=True)
 class Cell:
-    """One draw: a data set, the kind and percentage of its wrong labels, and the size of the clean set."""
+    """One draw: a data set, the kind and percentage of wrong labels, and the size of the clean set."""
 
     name: str
     flips: str
@@ -73,12 +73,12 @@ def plans(settings: Settings) -> dict[str, Plan]:
 
 
 def solver_of(plan: Plan, steps: int) -> Penalty:
-    """Table 2's Penalty with more of g in the moves of v: v is what ranks here, and f alone fits the clean set."""
+    """Table 2's Penalty with more of g in the moves of v: v gives the ranking here, and f alone fits the clean set."""
     return penalty(plan.lower_steps, steps, lam=10.0, u_rate=0.4)
 
 
 def cells(names: list[str], levels: list[int], quick: bool) -> list[Cell]:
-    """Every kind and rate of wrong labels with the larger clean set, and a rate in the middle with the smaller ones."""
+    """Every kind and rate of wrong labels with the larger clean set, and a middle rate with the smaller clean sets."""
     flips = ["uniform"] if quick else list(FLIPS)
     found = [Cell(name, kind, level, MANY) for name in names for kind in flips for level in levels]
     return found + [Cell(name, kind, 25, few) for name in names for kind in flips if 25 in levels for few in FEW]
@@ -108,7 +108,7 @@ def out_of_sample(trial: Trial, weight: np.ndarray, seed: int) -> np.ndarray:
 
 
 def quality(given: np.ndarray, p: np.ndarray, **score: Any) -> np.ndarray:
-    """Cleanlab's score (n,) of given labels, the lower the more suspect, from probabilities (n, classes).
+    """Cleanlab's score (n,) of given labels, lower is more suspect, from probabilities (n, classes).
 
     Raises:
         InputError: cleanlab is not installed.
@@ -167,7 +167,7 @@ def run_cell(cell: Cell, plan: Plan, seed: int, labels: list[str]) -> dict[str, 
 
 
 def run(settings: Settings) -> None:
-    """Run every cell that is not there yet, compare, write `results.json`."""
+    """Run every missing cell, compare, and write `results.json`."""
     labels = pick(LABELS, settings.solver)
     all_plans = plans(settings)
     names = pick_data_sets(list(all_plans), settings.dataset)
@@ -225,7 +225,7 @@ def ahead(found: Mapping[Cell, list[dict[str, Any]]], label: str) -> list[str]:
 
 
 def footnotes(settings: Settings, plan: Plan, found: Mapping[Cell, list[dict[str, Any]]]) -> list[str]:
-    """What was compared, and where cleanlab is ahead."""
+    """What was compared, and the cells in which cleanlab is ahead."""
     size = "the whole data set" if plan.train is None else f"{plan.train} samples"
     notes = [
         f"All rankings are of the training samples ({size}); every model is trained for {plan.passes} passes by "

@@ -1,7 +1,7 @@
 """Figure 4(b): accuracy on new classes against wall time, few-shot learning.
 
-From the runs of table3, which are made where they are not there: give both one --out. Compilation is apart, and the
-clock stands still while accuracies are taken.
+It uses the runs of table3, and makes the missing ones: give both the same --out. The times do not include compilation
+and the evaluation of accuracies.
 """
 
 import time

@@ -1,6 +1,6 @@
 """Figure 5(b): accuracy on new classes, and the time of an upper iteration, against T, few-shot learning.
 
-The runs with T = 20 are those of table3 and figure4b, where all have one --out.
+The runs with T = 20 are those of table3 and figure4b, if all have the same --out.
 """
 
 import time
@@ -22,7 +22,7 @@ MOVES = (1, 5, 10, 20)
 
 
 def fastest(row: dict[str, Any]) -> float:
-    """Seconds of an upper iteration in the fastest stretch between two looks: other programs only ever slow it down."""
+    """Seconds of an upper iteration in the fastest stretch between two evaluations: others only slow it down."""
     steps, seconds, _ = np.array([[0.0, 0.0, 0.0], *row["looks"]]).T
     return float(np.min(np.diff(seconds) / np.diff(steps)))
 

@@ -1,7 +1,7 @@
-"""What the few-shot experiments share: sizes, methods, and what is kept of a run.
+"""Shared by the few-shot experiments: sizes, methods, and what is kept of a run.
 
-A run is one method on one kind of task; what came out of it stays in `cells/` under the output directory, so that one
-directory given to table3, figure4b and figure5b has each run once.
+A run is one method on one kind of task. Its results are kept in `cells/` under the output directory, so that with the
+same directory table3, figure4b and figure5b make each run only once.
 """
 
 import functools
@@ -76,8 +76,8 @@ class Size:
         tasks, queries: of a meta-batch.
         steps: upper iterations.
         episodes: test tasks; each has 15 queries of each class.
-        labels: rows that are run unless --solver asks for one.
-        looks: how often accuracies are taken on the way.
+        labels: rows that are run unless --solver selects one.
+        looks: how often accuracies are evaluated during a run.
     """
 
     network: Representation
@@ -90,7 +90,7 @@ class Size:
 
 
 def sizes(settings: Settings) -> dict[str, Size]:
-    """By data set. Below full size mini-ImageNet is out of reach of two cores."""
+    """By data set. Below full size there is no mini-ImageNet, which is too large for two cores."""
     few = (PIXELS, "Penalty", "ApproxGrad", PROTOTYPICAL)
     if settings.quick:
         return {OMNIGLOT: Size(omniglot_network(16), 4, 5, 120, 200, few, 3)}
@@ -106,7 +106,7 @@ def sizes(settings: Settings) -> dict[str, Size]:
 def run_cell(
     name: str, size: Size, way: int, shot: int, lower_steps: int, seed: int, labels: list[str]
 ) -> dict[str, dict[str, Any]]:
-    """Of each method its test accuracy in percent with its 95% interval, seconds, and what was seen on the way."""
+    """For each method the test accuracy in percent, its 95% interval, seconds, and the evaluations during the run."""
     split, key = split_of(name), jax.random.key(seed)
     keys = jax.random.split(key, 3)
     images, test = jnp.asarray(split.train), jnp.asarray(split.test)
@@ -147,7 +147,7 @@ def run_cell(
 def cell_of(
     settings: Settings, name: str, size: Size, way: int, shot: int, lower_steps: int, seed: int, labels: list[str]
 ) -> dict[str, dict[str, Any]]:
-    """A cell's rows, run where they are not there yet."""
+    """A cell's rows; the missing ones are run."""
     path = settings.out / "cells" / f"{name}-{way}-{shot}-T{lower_steps}-{seed}.json"
     return kept_cell(path, labels, functools.partial(run_cell, name, size, way, shot, lower_steps, seed))
 
@@ -155,7 +155,7 @@ def cell_of(
 def cells_of(
     settings: Settings, cells: list[tuple[str, int, int]], seeds: list[int], labels: list[str]
 ) -> dict[tuple[str, int, int], list[dict[str, dict[str, Any]]]]:
-    """The rows of each cell (data set, way, shot) and seed, at the usual T, run where they are not there yet."""
+    """The rows of each cell (data set, way, shot) and seed, at the usual T; the missing ones are run."""
     of_name = sizes(settings)
     return {
         (name, way, shot): [
@@ -171,7 +171,7 @@ def readable(label: str, lower_steps: int = LOWER_STEPS) -> dict[str, Any]:
 
 
 def footnotes(settings: Settings, size: Size) -> list[str]:
-    """Where our protocol departs from the paper's."""
+    """Differences between our protocol and the paper's."""
     notes = [
         f"{size.steps} upper iterations on meta-batches of {size.tasks} tasks with {size.queries} queries of each "
         f"class; tested on {size.episodes} tasks with 15, heads trained for 100 moves.",

@@ -15,7 +15,7 @@ from experiments.fewshot.protocol import BILEVEL, OTHERS, PIXELS
 
 TITLE = EXPERIMENTS["table3"].title
 CELLS = {OMNIGLOT: ((5, 1), (5, 5), (20, 1), (20, 5)), MINI: ((5, 1), (5, 5))}
-# As the paper's Table 3 prints them; of Penalty and ApproxGrad s.d. on Omniglot, 95% intervals on mini-ImageNet.
+# As in the paper's Table 3; for Penalty and ApproxGrad s.d. on Omniglot, 95% intervals on mini-ImageNet.
 PAPER: dict[str, dict[tuple[str, int, int], Published]] = {
     "Penalty": {
         (OMNIGLOT, 5, 1): Published(97.83, 0.35),
@@ -48,7 +48,7 @@ def cells(settings: Settings) -> list[tuple[str, int, int]]:
     """Data set, way and shot of each cell.
 
     Raises:
-        InputError: no cell is as asked for.
+        InputError: no cell matches the settings.
     """
     names = pick_data_sets(tuple(protocol.sizes(settings)), settings.dataset)
     way_asked = 5 if settings.way is None and (settings.quick or settings.medium) else settings.way
@@ -67,7 +67,7 @@ def cells(settings: Settings) -> list[tuple[str, int, int]]:
 
 
 def run(settings: Settings) -> None:
-    """Run every cell that is not there yet, compare, write `results.json`."""
+    """Run every missing cell, compare, and write `results.json`."""
     wanted, all_sizes = cells(settings), protocol.sizes(settings)
     seeds = list(range(settings.seeds or (1 if settings.quick or settings.medium else 5)))
     labels = (
@@ -117,7 +117,7 @@ def run(settings: Settings) -> None:
 
 
 def compared(cell: tuple[str, int, int], label: str, field: str, ours: list[Any], settings: Settings) -> Row:
-    """A row of the table, beside the paper's number where there is one; a small run is not measured by it."""
+    """A row of the table, with the paper's number if there is one; a small run is not compared with it."""
     paper = PAPER.get(label, {}).get(cell) if field == "accuracy" else None
     where = cell[0], f"{cell[1]}-way {cell[2]}-shot", label
     return beside_paper(where, paper, ours, small=settings.quick or settings.medium)

@@ -1,4 +1,4 @@
-"""Images of two classes and a feature map for them: what the clean-label attack works on.
+"""Images of two classes and a feature map for them: the data of the clean-label attack.
 
 Either two classes of CIFAR-10, with a network trained here on the other eight, or a file that `write` made.
 """
@@ -22,7 +22,7 @@ from experiments.common.images import CLASSES, images_of
 
 DOG, SHIP = 5, 8  # CIFAR-10 has no fish
 ARRAYS = ("images", "labels", "test", "features", "feature_map")
-CLOSE = 1e-2  # relative: devices and compilers round apart
+CLOSE = 1e-2  # relative: devices and compilers round differently
 
 
 class TwoClasses(NamedTuple):
@@ -45,12 +45,12 @@ class TwoClasses(NamedTuple):
 
 
 def of_cifar10(network: Model, passes: int, images: int | None, each: int, each_test: int) -> TwoClasses:
-    """Dogs and ships, with the convolutions of a network that was trained on the other eight classes.
+    """Dogs and ships, with the convolutions of a network trained on the other eight classes.
 
     Args:
         network: with logits for eight classes, made of convolutions and dense layers.
         passes: through the images of the other classes.
-        images: how many of those; None for all.
+        images: the number of those; None for all.
         each, each_test: samples of each of the two classes, for the head and for targets and bases.
     """
     data = images_of("cifar10")
@@ -61,7 +61,7 @@ def of_cifar10(network: Model, passes: int, images: int | None, each: int, each_
     training = Training(steps=passes * len(place) // batch, rate=1e-3, batch_size=batch, l2=5e-4)
     found = train(network, training, x, y, jnp.ones(len(place)), jax.random.key(0))
     wide = len(found["dense"][0]["weight"])
-    identity = {"weight": jnp.eye(wide), "bias": jnp.zeros(wide)}  # in the place of the dense layers
+    identity = {"weight": jnp.eye(wide), "bias": jnp.zeros(wide)}  # instead of the dense layers
     features = FeatureMap(network.apply, {**found, "dense": (identity,)})
 
     def some(x: np.ndarray, y: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
@@ -73,7 +73,7 @@ def of_cifar10(network: Model, passes: int, images: int | None, each: int, each_
 
 
 def write(path: Path, images: Any, labels: Any, test: Any, features: FeatureMap) -> None:
-    """Write what `read` reads: any differentiable map, of flax, of equinox or of plain JAX, is exported whole.
+    """Write what `read` reads: any differentiable map, in flax, equinox or plain JAX, is exported whole.
 
     Args:
         path: the NPZ to write.
@@ -152,17 +152,17 @@ def read(path: Path) -> TwoClasses:
 
 
 def _imported(path: Path, blob: np.ndarray) -> FeatureMap:
-    """The exported map, with its derivative, and with that of the derivative in what it is multiplied by.
+    """The exported map, with its derivative, and with the derivative of its transposed product.
 
-    An exported function has a transposed product and nothing else. The curvature of a lower loss asks for that
-    product's derivative along v, in which it is linear: the same product once more.
+    An exported function has only a transposed product. The curvature of a lower loss needs that product's derivative
+    along v, in which it is linear: the same product once more.
     """
     try:
         forward = export.deserialize(bytearray(blob.tobytes()))
         backward = forward.vjp()
     except ImportError as error:
         raise _needs_flatbuffers() from error
-    except Exception as error:  # flatbuffers raises whatever it trips over
+    except Exception as error:  # flatbuffers raises errors of many types
         raise InputError(
             f"{path} has a feature_map that is not an exported JAX function. Write the file again."
         ) from error
@@ -180,7 +180,7 @@ def _imported(path: Path, blob: np.ndarray) -> FeatureMap:
         return backward.call(x, along)[0]
 
     @pull.defjvp
-    def pull_forward(primals: Any, tangents: Any) -> Any:  # `call` has refused what moves x
+    def pull_forward(primals: Any, tangents: Any) -> Any:  # `call` has refused derivatives in x
         return pull(*primals), pull(primals[0], tangents[1])
 
     features = jax.custom_vjp(call)

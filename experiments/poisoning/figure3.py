@@ -1,8 +1,8 @@
 """Figure 3: clean-label attacks, success against distortion (section 3.4, appendix E.4), and part (a) of Figure 6.
 
-One added sample with its right label is to have one test sample misclassified. For each target the least bound of a
-grid is searched for with which that happens, after the head is retrained. Every finished target is kept in `cells/`
-under the output directory, and a run that was stopped resumes with the others.
+One added sample with its right label should cause one test sample to be misclassified. For each target the experiment
+searches a grid for the smallest bound with which this happens after the head is retrained. Every finished target is
+kept in `cells/` under the output directory, and a run that was stopped resumes with the missing targets.
 """
 
 import functools
@@ -58,7 +58,7 @@ TRAINING = Training(steps=2000, rate=2e-2, l2=L2)
 COLLISION = 0.1
 TOLERANCE = 1e-3  # relative, of the bound
 SHOWN = 8
-GRID = tuple(float(k) for k in range(1, 17))  # the paper's, where its images are at hand
+GRID = tuple(float(k) for k in range(1, 17))  # the paper's, if its images are available
 MISCLASSIFIED = "one added sample"
 
 
@@ -68,9 +68,9 @@ class Size:
 
     Args:
         network: what the feature map is made of.
-        passes, images: through how many images of the other eight classes.
+        passes, images: passes through this many images of the other eight classes.
         each, each_test: samples of each of the two classes.
-        targets: how many test samples are attacked; None for all that the head gets right.
+        targets: the number of test samples that are attacked; None for all that the head classifies correctly.
         eps: the bounds that are tried, in rising order.
         steps: K of the solvers.
     """
@@ -86,7 +86,7 @@ class Size:
 
 
 def size_of(settings: Settings) -> Size:
-    """Full size attacks every sample that is classified rightly, as the paper does; --medium attacks 50."""
+    """Full size attacks every correctly classified sample, as the paper does; --medium attacks 50."""
     grid = tuple(0.5 * k for k in range(1, 17))
     if settings.quick:
         return Size(lenet5(8), 1, 20000, 100, 100, 4, (1.0, 2.0, 4.0, 8.0))
@@ -96,7 +96,7 @@ def size_of(settings: Settings) -> Size:
 
 
 def settled(steps: int) -> Penalty:
-    """Penalty where the bound is held by projection: plain descent, since Adam under a projection does not rest."""
+    """Penalty with the bound as a projection: plain descent, since Adam with a projection does not converge."""
     descent = optax.sgd(optax.cosine_decay_schedule(5.0, steps))
     return replace(clean_label_solver(steps), upper_optimizer=descent)
 
@@ -107,7 +107,7 @@ def matching(steps: int) -> GradientMatching:
 
 
 class Attack:
-    """What all targets share: the samples, the head trained on the clean ones, and the solvers."""
+    """Shared by all targets: the samples, the head trained on the clean samples, and the solvers."""
 
     def __init__(self, pair: TwoClasses, steps: int):
         self.pair, self.steps = pair, steps
@@ -124,11 +124,11 @@ class Attack:
         }
 
     def accuracy(self) -> float:
-        """Percent of the test samples that the clean head gets right."""
+        """Percent of the test samples that the clean head classifies correctly."""
         return 100 * float((probabilities(HEAD, self.head, self.f_test).argmax(1) == self.pair.y_test).mean())
 
     def targets(self, count: int | None) -> list[int]:
-        """Test samples that the head gets right, drawn at random."""
+        """Test samples that the head classifies correctly, drawn at random."""
         right = well_classified(HEAD, self.pair.features, self.head, self.pair.x_test, self.pair.y_test)
         return np.random.default_rng(0).permutation(right)[:count].tolist()
 
@@ -186,7 +186,7 @@ class Attack:
         return int(probabilities(HEAD, v, self.f_test[[target]]).argmax()) == label
 
     def search(self, label: str, target: int, grid: tuple[float, ...]) -> dict[str, Any]:
-        """The least bound with which a method succeeds; a point beyond its bound by more than 1e-3 does not count."""
+        """The smallest bound with which a method succeeds; a point more than 1e-3 beyond its bound does not count."""
         began, violation, tried = time.perf_counter(), 0.0, 0
         base = self.pair.x_test[[self.base_of(target)]]
         for eps in grid:
@@ -203,7 +203,7 @@ class Attack:
 
 
 def run(settings: Settings) -> None:
-    """Attack every target that is not there yet, draw, write `results.json`."""
+    """Attack every missing target, draw, and write `results.json`."""
     labels = pick(LABELS, settings.solver)
     size = size_of(settings)
     began = time.perf_counter()
@@ -277,7 +277,7 @@ def run(settings: Settings) -> None:
 
 
 def success(cells: list[dict[str, Any]], label: str, grid: tuple[float, ...]) -> np.ndarray:
-    """The share of targets for which some bound of at most eps is enough, for each eps of the grid."""
+    """The share of targets for which a bound of at most eps is enough, for each eps of the grid."""
     least = np.array([np.inf if cell[label]["eps"] is None else cell[label]["eps"] for cell in cells])
     return np.array([(least <= eps).mean() for eps in grid])
 
@@ -288,7 +288,7 @@ def rows_of(values: dict[str, list[float]]) -> list[Row]:
 
 
 def draw_points(settings: Settings, attack: Attack, targets: list[int], cells: list[dict[str, Any]]) -> None:
-    """Figure 6 (a): Penalty's points, computed again at the bounds in the cells, beside their bases and targets."""
+    """Figure 6 (a): Penalty's points, computed again at the bounds in the cells, with their bases and targets."""
     won = [(target, cell[PENALTY]["eps"]) for target, cell in zip(targets, cells, strict=True) if cell[PENALTY]["eps"]]
     pair, won = attack.pair, won[:SHOWN]
     if not won or pair.x_test.ndim != 4:
@@ -305,7 +305,7 @@ def draw_points(settings: Settings, attack: Attack, targets: list[int], cells: l
 
 
 def footnotes(settings: Settings, attack: Attack, targets: int) -> list[str]:
-    """Where our protocol departs from the paper's."""
+    """Differences between our protocol and the paper's."""
     pair, wide = attack.pair, attack.f.shape[1]
     notes = [
         f"{targets} targets, test samples that the clean head gets right ({attack.accuracy():.1f}% of the test samples "

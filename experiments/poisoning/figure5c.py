@@ -1,7 +1,7 @@
-"""Figure 5(c): what more lower moves (T) bring to an untargeted attack with 6% points, and what they cost.
+"""Figure 5(c): the benefit and the cost of more lower moves (T) in an untargeted attack with 6% points.
 
-Test accuracy after retraining, and wall seconds of one upper iteration; ApproxGrad has as many steps of its linear
-system as moves. Compilation is apart.
+It shows test accuracy after retraining, and wall seconds of one upper iteration, without compilation. ApproxGrad has as
+many steps of its linear system as moves.
 """
 
 import functools
@@ -31,7 +31,7 @@ TIMED, STRETCHES = 40, 5
 
 
 def one(solver: Any, task: Task, labels: Any, size: Size, d: protocol.Draw) -> dict[str, float]:
-    """Accuracy after retraining, and the median seconds of an upper iteration over stretches of some."""
+    """Accuracy after retraining, and the median seconds of an upper iteration over several stretches."""
     key = jax.random.key(0)
     seconds: list[float] = []
     solve(
@@ -63,7 +63,7 @@ def run_cell(size: Size, moves: tuple[int, ...], seed: int, labels: list[str]) -
 
 
 def run(settings: Settings) -> None:
-    """Run every cell that is not there yet, draw, write `results.json`."""
+    """Run every missing cell, draw, and write `results.json`."""
     size = protocol.shorter(settings)[UNTARGETED]
     moves = QUICK_MOVES if settings.quick else MOVES
     methods = pick(LABELS, settings.solver)

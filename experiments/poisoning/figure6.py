@@ -1,4 +1,4 @@
-"""Figure 6 (b) and (c): the points of the untargeted and of the targeted attack, beside where they started, MNIST.
+"""Figure 6 (b) and (c): the points of the untargeted and the targeted attack, with their starts, MNIST.
 
 Part (a), clean labels, is drawn by `figure3`.
 """
@@ -29,7 +29,7 @@ def shown(kind: str, d: Draw) -> np.ndarray:
 
 
 def run(settings: Settings) -> None:
-    """Run both attacks once, draw, write `results.json`."""
+    """Run both attacks once, draw, and write `results.json`."""
     (label,) = pick(("Penalty",), settings.solver)
     rows, started = [], time.perf_counter()
     drawn: list[tuple[str, Draw, np.ndarray, Any]] = []

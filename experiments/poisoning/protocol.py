@@ -1,4 +1,4 @@
-"""What the attacks on softmax regression share: their draws of MNIST, their methods, and how an attack is scored."""
+"""Shared by the attacks on softmax regression: their draws of MNIST, their methods, and the score of an attack."""
 
 import hashlib
 import itertools
@@ -31,7 +31,7 @@ from experiments.common.images import CLASSES, images_of
 from experiments.common.settings import Settings
 
 UNTARGETED, TARGETED = "untargeted", "targeted"
-SOURCE, AS = 8, 3  # the paper has eights taken for threes
+SOURCE, AS = 8, 3  # in the paper, eights are classified as threes
 MODEL = softmax_head(CLASSES)
 TRAINING = Training(steps=2000, rate=2e-2, l2=5e-3)
 SOLVERS: dict[str, Callable[[int, int], Any]] = {
@@ -43,7 +43,7 @@ SOLVERS: dict[str, Callable[[int, int], Any]] = {
 
 @dataclass(frozen=True)
 class Size:
-    """How many samples there are, and how long methods run.
+    """The number of samples, and how long methods run.
 
     Args:
         train, val, test: samples of each part.
@@ -66,13 +66,13 @@ def sizes(settings: Settings) -> dict[str, Size]:
 
 
 def shorter(settings: Settings) -> dict[str, Size]:
-    """Those of the other experiments: --medium has fewer steps (1,000 end within 0.1% of 5,000 on a draw)."""
+    """The protocol of the other experiments: --medium has fewer steps (1,000 end within 0.1% of 5,000 on a draw)."""
     steps = 1500 if settings.medium else None
     return {kind: replace(size, steps=steps or size.steps) for kind, size in sizes(settings).items()}
 
 
 class Draw(NamedTuple):
-    """One trial's samples, as floats of 0..1 on the host, and the points that are added."""
+    """One trial's samples, as floats in 0..1 on the host, and the points that are added."""
 
     x: np.ndarray
     y: np.ndarray
@@ -85,11 +85,11 @@ class Draw(NamedTuple):
 
 
 def draw(kind: str, size: Size, percent: int, seed: int) -> Draw:
-    """Samples of D.2: at random for the untargeted attack, as many of each class for the targeted one.
+    """Samples of D.2: random for the untargeted attack, the same number of each class for the targeted one.
 
     `points` start from training samples, `flipped`, the baseline, are validation samples; both carry wrong labels.
-    Those of the targeted attack are eights that are labelled three. D.2 says that threes are labelled eight, too, but
-    then 6% flipped labels have 12% of the eights taken for threes; the paper has 33%, which is what eights alone give.
+    Those of the targeted attack are eights that are labelled three. D.2 states that threes are also labelled eight, but
+    then with 6% flipped labels 12% of the eights are classified as threes. The paper has 33%, as with eights alone.
     """
     mnist = images_of("mnist")
     x = np.concatenate([mnist.x_train, mnist.x_test])
@@ -131,7 +131,7 @@ def task_of(kind: str, d: Draw) -> Task:
 
 
 def judged(kind: str, d: Draw, points: Points | None) -> float:
-    """Percent, after retraining: test samples that are right; of a targeted attack eights that are taken for threes."""
+    """Percent, after retraining: correct test samples; for a targeted attack, eights that are classified as threes."""
     v = retrained(MODEL, TRAINING, d.x, d.y, points, key=jax.random.key(0))
     if kind == TARGETED:
         return 100 * float((probabilities(MODEL, v, d.x_test[d.y_test == SOURCE]).argmax(1) == AS).mean())
@@ -154,7 +154,7 @@ def attacked(solver: Any, task: Task, labels: Any, steps: int) -> Attacked:
 
 @contextmanager
 def saves(out: Path, *about: Any) -> Iterator[Path]:
-    """A directory for the checkpoints of one solve, named after `about`; it is removed once the results are kept."""
+    """A directory for the checkpoints of one solve, named after `about`; it is removed once the results are saved."""
     directory = out / "checkpoints" / hashlib.sha256(repr(about).encode()).hexdigest()[:16]
     yield directory
     shutil.rmtree(directory, ignore_errors=True)
@@ -182,7 +182,7 @@ def attacked_together(
 def _padded(task: Task, count: int) -> Task:
     """The same task with `count` points: the added ones have no label, so they are in neither loss.
 
-    The loss is a mean over points that is linear in their labels, so the labels of the others are scaled up.
+    The loss is a mean over points that is linear in their labels, so the labels of the other points are scaled up.
     """
     (u, v), source = task.start, cast(Any, task.batches)
     added = count - len(u)

@@ -1,8 +1,8 @@
 """Table 5: data-augmentation attacks on softmax regression, MNIST, with 1 to 6% added points (appendix D.2).
 
-Untargeted: test accuracy after retraining, lower is a stronger attack. Targeted: share of eights taken for threes.
+Untargeted: test accuracy after retraining; lower is a stronger attack. Targeted: share of eights classified as threes.
 All trials of a method are one solve. It saves checkpoints, its cells are kept in `cells/` under the output directory,
-and a run that was stopped resumes there.
+and a run that was stopped resumes from there.
 """
 
 import functools
@@ -24,7 +24,7 @@ TITLE = EXPERIMENTS["table5"].title
 CLEAN, FLIPPED = "No attack", "Label flipping"
 LABELS = (CLEAN, FLIPPED, *SOLVERS)
 PERCENTS = (1, 2, 3, 4, 5, 6)
-CLOSER = (2, 6)  # --medium has more trials of these
+CLOSER = (2, 6)  # --medium has more trials for these
 PAPER: dict[str, dict[str, tuple[tuple[float, float | None], ...]]] = {
     UNTARGETED: {
         FLIPPED: ((86.71, 0.32), (86.23, 0.98), (85.17, 0.96), (84.93, 0.55), (84.39, 1.06), (84.64, 0.69)),
@@ -53,7 +53,7 @@ def cells(settings: Settings) -> list[tuple[str, int, int]]:
 
 
 def run_cells(kind: str, size: Size, out: Path, label: str, wanted: list[tuple[int, int]]) -> list[dict[str, float]]:
-    """Of each (percent, seed) what a method reaches, its seconds, and how far its points moved (mean l2)."""
+    """For each (percent, seed) the score of a method, its seconds, and how far its points moved (mean l2)."""
     draws = [protocol.draw(kind, size, *cell) for cell in wanted]
     if label not in SOLVERS:
         return [{"reached": protocol.judged(kind, d, d.flipped if label == FLIPPED else None)} for d in draws]
@@ -72,7 +72,7 @@ def run_cells(kind: str, size: Size, out: Path, label: str, wanted: list[tuple[i
 
 
 def run(settings: Settings) -> None:
-    """Run what is not there yet, compare, write `results.json`."""
+    """Run what is missing, compare, and write `results.json`."""
     labels = pick(LABELS, settings.solver)
     all_sizes = protocol.sizes(settings)
     began = time.perf_counter()
@@ -129,14 +129,14 @@ def run(settings: Settings) -> None:
 
 
 def compared(kind: str, percent: int, label: str, field: str, ours: list[float], quick: bool = False) -> Row:
-    """A row of the table; the paper has results, of most cells, that a small run is not measured by."""
+    """A row of the table; the paper has results for most cells, with which a small run is not compared."""
     printed = PAPER[kind].get(label, ()) if field == "reached" else ()
     paper = Published(*printed[percent - 1]) if percent <= len(printed) else None
     return beside_paper((kind, f"{percent}%", label), paper, ours, small=quick)
 
 
 def footnotes(settings: Settings, all_sizes: dict[str, Size]) -> list[str]:
-    """Where our protocol departs from the paper's."""
+    """Differences between our protocol and the paper's."""
     size = all_sizes[UNTARGETED]
     notes = [
         "Untargeted: test accuracy, lower is a stronger attack. Targeted: share of eights taken for threes, higher is "

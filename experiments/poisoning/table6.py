@@ -1,7 +1,7 @@
-"""Table 6: what lam, the multipliers and gamma do to Penalty, untargeted attack with 6% added points (D.4).
+"""Table 6: the effect of lam, the multipliers and gamma on Penalty, untargeted attack with 6% added points (D.4).
 
-Two sets of settings: ours of Table 5, whose lam, nu and gamma are varied one at a time; and the paper's, with stages
-ended by tolerance, gamma growing and lam decaying.
+There are two sets of settings: ours of Table 5, whose lam, nu and gamma are varied one at a time; and the paper's, in
+which stages end by tolerance, gamma grows and lam decays.
 """
 
 import functools
@@ -41,9 +41,9 @@ PAPER_LAM = [published for what, published in PAPER.items() if what.startswith("
 
 
 def papers(lower_steps: int, lam: float = 100.0, gamma: float = 10.0, nu: float = 1.0) -> Penalty:
-    """The settings of D.2: stages end by tolerance; gamma grows by 1.1, lam and eps fall by 0.9, steps shrink with it.
+    """The settings of D.2: stages end by tolerance; gamma grows by 1.1, lam and eps fall by 0.9, and steps shrink too.
 
-    The paper prints the first values and not the factors; these are those of its synthetic experiments (E.1).
+    The paper gives the first values but not the factors; these are the factors of its synthetic experiments (E.1).
     """
     return Penalty(
         optax.adam(0.1),
@@ -58,7 +58,7 @@ def papers(lower_steps: int, lam: float = 100.0, gamma: float = 10.0, nu: float 
 
 
 def variants(size: Size) -> dict[tuple[str, str], Callable[[], Penalty]]:
-    """Solvers by set of settings and what is varied."""
+    """Solvers by set of settings and by variant."""
     ours = functools.partial(penalty_solver, size.steps, size.lower_steps)
     as_paper = functools.partial(papers, size.lower_steps)
     found: dict[tuple[str, str], Callable[[], Penalty]] = {
@@ -94,7 +94,7 @@ def run_seeds(
 
 
 def run(settings: Settings) -> None:
-    """Run every cell that is not there yet, compare, write `results.json`."""
+    """Run every missing cell, compare, and write `results.json`."""
     size = protocol.shorter(settings)[UNTARGETED]
     made = variants(size)
     labels = pick([f"{kind}, {what}" for kind, what in made], settings.solver)
@@ -132,7 +132,7 @@ def run(settings: Settings) -> None:
 
 
 def _spread(kind: str, rows: list[Row]) -> str:
-    """How far apart the accuracies of all lam are, beside the paper's."""
+    """The range of the accuracies over all lam, compared with the paper's."""
     of_lam = [row for row in rows if row.where[0] == kind and row.where[1].startswith("lam")]
     if len(of_lam) < 2:
         return f"'{kind}': too few values of lam were run to tell how much it matters."

@@ -3,14 +3,15 @@
     min over theta of  sum over tasks t of |y'_t - X'_t w_t|^2 / 2  on validation samples,
     w_t = argmin over w of |y_t - X_t w|^2 / 2 + ridge / 2 |w|^2 + strength * sum over groups l of |theta_l w|
 
-theta (features, groups) says how much of a feature belongs to each group; its rows lie on the simplex. The method,
+theta (features, groups) is how much of a feature belongs to each group; its rows lie on the simplex. The method,
 FBBGLasso, solves the dual of the lower level by forward-backward steps with a Bregman distance,
 
     z_l <- z_l + rate theta_l w(u),   u_l = strength z_l / sqrt(1 + |z_l|^2),
     w(u) = (X'X + ridge I)^-1 (X'y - sum over l of theta_l u_l),
 
-which are smooth, unlike those with a projection on the ball |u_l| <= strength, and differentiates a number of them in
-reverse. Here z is the lower variable, `bregman` makes descent in z of these steps, and `ReverseMode` the rest.
+which are smooth, unlike those with a projection on the ball |u_l| <= strength. It differentiates a number of these
+steps in reverse mode. Here z is the lower variable, `bregman` turns the steps into descent in z, and `ReverseMode` does
+the rest.
 """
 
 import functools
@@ -38,8 +39,8 @@ class Regressions(NamedTuple):
         moment: (tasks, d), X'y.
         x_val, y_val: (tasks, n, d) and (tasks, n).
         strength: of the group lasso.
-        rate: of forward-backward steps, by which the dual objective is multiplied: so descent takes steps of 1.
-        spread: of the validation targets, the sum of their squares, in units of which the upper loss is.
+        rate: of forward-backward steps. It multiplies the dual objective, so descent takes steps of 1.
+        spread: the sum of squares of the validation targets, which is the unit of the upper loss.
     """
 
     inverse: Any
@@ -70,7 +71,7 @@ def coefficients(theta: Any, z: Any, data: Regressions) -> Any:
 
 
 def bregman() -> optax.GradientTransformation:
-    """The gradient in z turned into that in u, over 1 / strength: descent in it by 1 is the published iteration.
+    """The gradient in z converted to that in u, over 1 / strength: descent in it by 1 is the published iteration.
 
     With du/dz = strength (I - z z' / (1 + |z|^2)) / sqrt(1 + |z|^2) for each group, its inverse times strength is
     sqrt(1 + |z|^2) (I + z z').
@@ -127,7 +128,7 @@ def group_structure(
     Args:
         X, y: training samples of each task, (tasks, n, d) and (tasks, n).
         X_val, y_val: the same, to choose by.
-        groups: at most how many there are; those that are not needed stay empty.
+        groups: the largest number of groups; those that are not needed stay empty.
         strength: of the group lasso, positive.
         key: a jax.random key, for the noise.
         ridge: positive: the dual is smooth by it.
@@ -208,7 +209,7 @@ def group_structure(
 
 @functools.cache
 def _solver(upper_rate: float, lower_steps: int) -> ReverseMode:
-    # Of a row's gradient what points off the simplex would be projected away again, after Adam has been led by it.
+    # The part of a row's gradient that points off the simplex would be projected away, but would first affect Adam.
     along = optax.stateless(lambda updates, params: jax.tree.map(lambda x: x - jnp.mean(x, -1, keepdims=True), updates))
     upper = optax.chain(along, optax.adam(upper_rate, eps=1e-15))  # of a relative error, whose slopes may be small
     return ReverseMode(upper, optax.chain(bregman(), optax.sgd(1.0)), lower_steps)

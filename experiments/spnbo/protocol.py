@@ -1,4 +1,4 @@
-"""What the tables of the SPNBO text share: its methods, how each is run, and what is kept of a run.
+"""Shared by the tables of the SPNBO text: its methods, how each is run, and what is kept of a run.
 
 All methods have the same start, data and number of upper iterations, except the two searches, which have trials. The
 regulariser is smoothed by mu = 1e-3 for all but SMNBP and SPNBO, which lower mu from there by stage.
@@ -69,7 +69,7 @@ class Rates(NamedTuple):
 
 
 class Run(NamedTuple):
-    """The end of a run: u, v, and the looks on the way as (seconds, figures)."""
+    """The end of a run: u, v, and the evaluations during the run as (seconds, figures)."""
 
     u: Any
     v: Any
@@ -107,10 +107,10 @@ class Cell(NamedTuple):
     Attributes:
         task: for all of them.
         rates: how fast variables move.
-        bounds: of u, for the searches; where there is a `space`, of what it takes.
-        look: (u, v) -> the figures that are taken on the way, `FIGURE` among them.
+        bounds: of u, for the searches; with a `space`, of its argument.
+        look: (u, v) -> the figures during a run, including `FIGURE`.
         judge: (u, v) -> the figures at the end.
-        space: from what the searches draw to u, where u has more entries than they can treat.
+        space: maps what the searches draw to u, if u has more entries than they can handle.
     """
 
     task: Task
@@ -126,12 +126,12 @@ class Size:
     """How long methods run.
 
     Args:
-        cells: the data set of each cell, and what else identifies it, as texts.
+        cells: the data set of each cell, and what else identifies it, as strings.
         steps, lower_steps: upper iterations, and T.
         layers: sampled by SPNBO at each move.
         trials, trial_steps: of the searches.
         seeds: how many trials.
-        looks: on the way.
+        looks: evaluations during a run.
     """
 
     cells: tuple[tuple[str, ...], ...]
@@ -151,13 +151,13 @@ class Kind:
     Args:
         name: of the experiment.
         title: what it is.
-        figure: what is compared with the paper and watched, in words.
-        lower_is_better: whether it is good for the figure to be low.
+        figure: what is compared with the paper and followed during a run, in words.
+        lower_is_better: whether a low figure is better.
         paper: the paper's numbers, by row and cell.
-        size: of the run asked for.
+        size: of the requested run.
         draw: (settings, cell, seed) -> Cell.
         rates: of its cells.
-        notes: where the protocol departs from the paper's.
+        notes: differences between the protocol and the paper's.
     """
 
     name: str
@@ -192,7 +192,7 @@ def run_cell(kind: Kind, settings: Settings, cell: tuple[str, ...], seed: int, l
 
 
 def run_method(label: str, cell: Cell, size: Size, seed: int) -> Run:
-    """Run one method. Its seconds count neither compilation nor the figures taken on the way."""
+    """Run one method. Its seconds include neither compilation nor the evaluations during the run."""
     task = cell.task
     if label in SEARCHES:
         found = search(
@@ -225,7 +225,7 @@ def drawn_from(problem: Problem, space: Callable[[Any], Any]) -> Problem:
     """The problem in z, where u = space(z)."""
 
     def of_z(function: Callable[..., Any]) -> Callable[..., Any]:
-        @functools.wraps(function)  # losses are given what their signature asks for
+        @functools.wraps(function)  # losses get the arguments in their signature
         def wrapped(z: Any, *rest: Any, **more: Any) -> Any:
             return function(space(z), *rest, **more)
 
@@ -242,7 +242,7 @@ def drawn_from(problem: Problem, space: Callable[[Any], Any]) -> Problem:
 
 
 def run(kind: Kind, settings: Settings) -> None:
-    """Run every cell that is not there yet, compare, draw, write `results.json`."""
+    """Run every missing cell, compare, draw, and write `results.json`."""
     labels, size = pick(LABELS, settings.solver), kind.size(settings)
     names = pick_data_sets(list(dict.fromkeys(cell[0] for cell in size.cells)), settings.dataset)
     wanted = [cell for cell in size.cells if cell[0] in names]
@@ -295,7 +295,7 @@ def run(kind: Kind, settings: Settings) -> None:
 
 
 def figures_of(kind: Kind, label: str, trials: list[dict[str, Any]]) -> dict[str, np.ndarray]:
-    """A row's values by table, with the seconds to Penalty's last figure where all seeds reach it."""
+    """A row's values by table, with the seconds to Penalty's last figure if all seeds reach it."""
     tables = {
         kind.figure: np.array([trial[label]["figure"] for trial in trials]),
         "zeros %": np.array([trial[label]["zeros"] for trial in trials]),
@@ -310,7 +310,7 @@ def figures_of(kind: Kind, label: str, trials: list[dict[str, Any]]) -> dict[str
 
 
 def line_of(trials: list[dict[str, Any]], label: str) -> Line:
-    """A method's figure on its way: mean seconds, and a value for each trial."""
+    """A method's figure during the run: mean seconds, and a value for each trial."""
     looks = [trial[label]["looks"] for trial in trials]
     count = min(map(len, looks))
     return Line(
@@ -320,7 +320,7 @@ def line_of(trials: list[dict[str, Any]], label: str) -> Line:
 
 
 def order_of(kind: Kind, found: Mapping[Any, list[dict[str, Any]]], labels: list[str]) -> list[str]:
-    """Where the paper's claim, SPNBO before all others, does not hold, and by how much."""
+    """Where the paper's claim, that SPNBO is better than all others, does not hold, and by how much."""
     if SPNBO_ROW not in labels or len(labels) == 1:
         return []
     sign, behind = (-1 if kind.lower_is_better else 1), []
@@ -339,7 +339,7 @@ def order_of(kind: Kind, found: Mapping[Any, list[dict[str, Any]]], labels: list
 
 
 def reached_by(kind: Kind, found: Mapping[Any, list[dict[str, Any]]], labels: list[str]) -> list[str]:
-    """In how many trials SPNBO reaches Penalty's last figure, and after how many seconds, beside Penalty's own."""
+    """In how many trials SPNBO reaches Penalty's last figure, and after how many seconds, compared with Penalty's."""
     if SPNBO_ROW not in labels or PENALTY not in labels:
         return []
     lines = []
@@ -360,7 +360,7 @@ def readable(label: str, rates: Rates, lower_steps: int) -> dict[str, Any]:
 
 
 def seconds_to(looks: list[Any], level: float, lower: bool) -> float | None:
-    """The seconds of the first look at which the figure is at a level or beyond it; None where there is none."""
+    """The seconds of the first evaluation with the figure at a level or beyond it; None if there is none."""
     for seconds, seen in looks:
         if (seen["figure"] <= level) if lower else (seen["figure"] >= level):
             return float(seconds)
@@ -368,7 +368,7 @@ def seconds_to(looks: list[Any], level: float, lower: bool) -> float | None:
 
 
 def seconds_to_penalty(kind: Kind, label: str, trials: list[dict[str, Any]]) -> list[float | None]:
-    """For each trial, the seconds after which a method was at Penalty's last figure; None where it never was."""
+    """For each trial, the seconds after which a method reached Penalty's last figure; None if it never did."""
     return [
         seconds_to(trial[label]["looks"], trial[PENALTY]["looks"][-1][1]["figure"], kind.lower_is_better)
         for trial in trials

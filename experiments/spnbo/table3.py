@@ -20,7 +20,7 @@ from experiments.spnbo.tasks import LOG_RANGE, log_adam, sparse_reweighting_task
 TITLE = EXPERIMENTS["spnbo-table3"].title
 NAMES = ("svhn", "cifar10", "fashion_mnist", "mnist")
 FIGURE = "test accuracy %"
-# As the text's Table 3 prints them, in the order of `NAMES`.
+# As in the text's Table 3, in the order of `NAMES`.
 PRINTED = {
     "Random": ((3.32, 0.43), (10.53, 0.13), (14.12, 0.24), (13.79, 0.32)),
     "Robo": ((18.61, 0.16), (18.52, 0.22), (36.98, 0.67), (55.61, 0.28)),
@@ -34,7 +34,7 @@ PAPER = protocol.published([(name,) for name in NAMES], PRINTED)
 
 
 def upper() -> optax.GradientTransformation:
-    """Each sample's weight with moments of its own."""
+    """Adam with separate moments for each sample's weight."""
     return log_adam(0.05)
 
 
@@ -51,18 +51,18 @@ def size(settings: Settings) -> Size:
 
 
 def network(settings: Settings) -> Model:
-    """The text's network at full size, a small one below."""
+    """The text's network at full size, a small one at smaller sizes."""
     return mlp(10, (64, 32)) if settings.quick or settings.medium else six_and_four()
 
 
 def samples(settings: Settings) -> int | None:
-    """How many there are in all; None for all of the data set."""
+    """The total number of samples; None for the whole data set."""
     return 1500 if settings.quick else 10000 if settings.medium else None
 
 
 @functools.cache
 def split(name: str, count: int | None, seed: int) -> tuple[np.ndarray, ...]:
-    """40% to train on, 40% to choose by, 20% to test on, of a data set's samples or of `count` of them, as 0..1."""
+    """40% for training, 40% for validation, 20% for testing, of a data set's samples or of `count` of them, as 0..1."""
     images = images_of(name)
     x = np.concatenate([images.x_train, images.x_test])
     y = np.concatenate([images.y_train, images.y_test]).astype(np.int32)
@@ -103,7 +103,7 @@ def draw(settings: Settings, cell: tuple[str, ...], seed: int) -> Cell:
 
 
 def notes(settings: Settings) -> list[str]:
-    """Where the protocol departs from the text's."""
+    """Differences between the protocol and the text's."""
     found = [
         "All start from the network that is trained with equal weights and strengths of 1e-5. Test accuracy of v as it "
         "is at the end.",

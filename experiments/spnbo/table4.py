@@ -22,7 +22,7 @@ from experiments.spnbo.tasks import sparse_poisoning_task, sparsity
 TITLE = EXPERIMENTS["spnbo-table4"].title
 FIGURE = "test accuracy % after retraining"
 POISON, P, STRENGTH = 0.05, 0.6, 1e-6
-# As the text's Table 4 prints them, in the order of `NAMES`.
+# As in the text's Table 4, in the order of `NAMES`.
 PRINTED = {
     "Random": ((50.98, 0.22), (83.19, 0.15), (95.99, 0.35), (81.15, 0.45)),
     "Robo": ((55.29, 0.42), (82.73, 0.21), (96.08, 0.21), (79.17, 0.72)),
@@ -44,7 +44,7 @@ RATES = Rates(upper, 1e-3, 0.05, lam=10.0)
 
 
 def size(settings: Settings) -> Size:
-    """As Table 3's; a look trains a network from scratch, so at the middle size there are fewer, and fewer steps."""
+    """As in Table 3, but with fewer evaluations and steps at the middle size: each evaluation trains a network."""
     whole = table3.size(settings)
     return replace(whole, steps=300, looks=5) if settings.medium else whole
 
@@ -95,7 +95,7 @@ def draw(settings: Settings, cell: tuple[str, ...], seed: int) -> Cell:
 
 
 def notes(settings: Settings) -> list[str]:
-    """Where the protocol departs from the text's."""
+    """Differences between the protocol and the text's."""
     found = [
         f"{100 * POISON:g}% added samples, from training samples with wrong labels, pixels within 0..1; p = {P}, the "
         f"sum of |w|^p times {STRENGTH:g}, of which the text says nothing. Accuracy and zeros of a network trained "

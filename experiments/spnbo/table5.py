@@ -23,7 +23,7 @@ TITLE = EXPERIMENTS["spnbo-table5"].title
 FIGURE = "accuracy on new classes %"
 P, STRENGTH, AROUND = 0.6, 1e-4, 0.1
 CELLS = ((MINI, "5-way 1-shot"), (MINI, "5-way 5-shot"), (OMNIGLOT, "5-way 1-shot"), (OMNIGLOT, "5-way 5-shot"))
-# As the text's Table 5 prints them, in the order of `CELLS`.
+# As in the text's Table 5, in the order of `CELLS`.
 PRINTED = {
     "Random": ((35.25, 0.11), (45.52, 0.39), (75.12, 0.89), (77.28, 0.18)),
     "Robo": ((36.23, 0.08), (46.39, 0.25), (78.26, 0.43), (78.33, 0.26)),
@@ -42,7 +42,7 @@ def cells(settings: Settings) -> tuple[tuple[str, str], ...]:
     """Data set, way and shot of each cell.
 
     Raises:
-        InputError: no cell is as asked for.
+        InputError: no cell matches the settings.
     """
     small = settings.quick or settings.medium
     shot = 5 if small and settings.shot is None else settings.shot
@@ -105,7 +105,7 @@ def draw(settings: Settings, cell: tuple[str, ...], seed: int) -> Cell:
 
 
 def notes(settings: Settings) -> list[str]:
-    """Where the protocol departs from the text's."""
+    """Differences between the protocol and the text's."""
     found = [
         f"p = {P}, the sum of |w|^p times {STRENGTH:g}; heads are linear in features of length one and start at class "
         "means; a head is one array, so SPNBO's sampled layer is all of it. The searches draw the representation's "

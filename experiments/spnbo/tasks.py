@@ -1,4 +1,4 @@
-"""Networks kept sparse by regularisers with corners: the three applications of the SPNBO text (section 5.1), as Tasks.
+"""Networks with non-smooth, sparse regularisers: the three applications of the SPNBO text (section 5.1), as Tasks.
 
 | task | u | lower loss | regulariser |
 |---|---|---|---|
@@ -59,7 +59,7 @@ ZERO = 1e-3  # smoothed, a zero is about mu in size
 
 
 def log_adam(rate: float) -> optax.GradientTransformation:
-    """Adam for the u of `sparse_reweighting_task`: each sample's weight has moments of its own."""
+    """Adam for the u of `sparse_reweighting_task`, with separate moments for each sample's weight."""
     parts: dict[Any, Any] = {"sample": per_sample(optax.adam(rate)), "strength": optax.adam(rate)}
     return optax.partition(parts, {"sample": "sample", "single": "strength", "group": "strength"})
 
@@ -103,7 +103,7 @@ def sparse_reweighting_task(
     Args:
         model: maps X to logits (n, classes).
         X, y: samples (n, ...) and integer labels 0..classes-1 (n,).
-        X_val, y_val: the same, to choose by.
+        X_val, y_val: the same, for validation.
         key: a jax.random key, for the model's initialisation and its dropout.
         single, group: the strengths at the start, positive.
         batch_size, val_batch_size: samples per lower and upper minibatch; None for all. Move u by `log_adam` then.
@@ -186,15 +186,15 @@ def sparse_poisoning_task(
     start: PyTree | None = None,
     **more: Any,
 ) -> Task:
-    """Added samples that make an l_p-regularised model worst: the audit of a pipeline that prunes its network.
+    """Added samples that do most harm to an l_p-regularised model: the audit of a pipeline that prunes its network.
 
-    `untargeted_task` with strength times the sum of |w|^p in the lower loss, in place of its l2.
+    `untargeted_task` with strength times the sum of |w|^p in the lower loss, instead of its l2.
 
     Args:
         model, X, y, X_val, y_val, points, key, training, start, more: as for `untargeted_task`; training's l2 is
-            for the start alone.
+            for the start only.
         p: in (0, 1].
-        strength: positive. The text has 1, and no word of how many parameters it is for.
+        strength: positive. The text has 1, and does not state the number of parameters.
 
     Raises:
         InputError: p or strength is none of these; as for `untargeted_task`.
@@ -216,7 +216,7 @@ def sparse_poisoning_task(
 def _heads_problem(
     representation: Representation, way: int, p: float, strength: float
 ) -> tuple[Problem, Adapt, Scores]:
-    """The one problem object of a representation: an equal one is not compiled again."""
+    """The problem object of a representation, cached so that an equal one is not compiled again."""
     penalty = Lp(p)
 
     def scores(u: PyTree, v: Any, samples: Episode) -> Any:
@@ -229,7 +229,7 @@ def _heads_problem(
         return jnp.sum(cross_entropies(scores(u, v, samples), samples.y))
 
     def start(u: PyTree, batch: Batch, key: Any) -> Any:
-        # The start counts as given: methods that differentiate the moves do not go back through it.
+        # The start is treated as a constant: methods that differentiate the moves do not differentiate it.
         found = class_means(unit(features_of(representation, u, batch.lower)), batch.lower.y, way)
         return SCALE * jax.lax.stop_gradient(unit(found))
 
@@ -259,7 +259,7 @@ def sparse_fewshot_task(
 ) -> FewShot:
     """A representation under heads that are linear in features of length one, and sparse by strength * sum of |w|^p.
 
-    As `fewshot_task`, whose cosine heads have no scale that a penalty could act on.
+    Similar to `fewshot_task`, whose cosine heads have no scale that a penalty could act on.
 
     Args:
         representation, images, way, shot, key, queries, tasks: as for `fewshot_task`.

@@ -58,12 +58,12 @@ def upper_loss(u: Any, v: Any, data: Data) -> Any:
 
 box = partial(optax.projections.projection_box, lower=-BOUND, upper=BOUND)
 PROBLEM = Problem(upper_loss, lower_loss, project_upper=box, project_lower=box)
-# For Penalty, which takes v for free: the solutions lie inside of the box, and its optimizer keeps v there till then.
+# For Penalty, which needs an unconstrained v: the solutions lie inside the box, and its optimizer keeps v in it.
 FREE = Problem(upper_loss, lower_loss, project_upper=box)
 
 
 def problem_for(solver: Solver) -> Problem:
-    """With v held in the box by the problem, but for Penalty, whose optimizer holds it."""
+    """The problem that keeps v in the box, except for Penalty, whose optimizer does it."""
     return FREE if isinstance(solver, Penalty) else PROBLEM
 
 

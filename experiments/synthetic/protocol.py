@@ -1,4 +1,4 @@
-"""What the figures and the table of the synthetic problems share: methods and their settings, solves and verdicts."""
+"""Shared by the figures and the table of the synthetic problems: methods and their settings, solves and verdicts."""
 
 import os
 import time
@@ -26,7 +26,7 @@ from experiments.synthetic.problems import BOUND, SIZE, Trials, box, distances, 
 STEPS, TRIALS, LOWER_STEPS = 40_000, 20, (1, 5, 10)
 QUICK_STEPS, QUICK_TRIALS = 20_000, 5
 VISITS = 100
-CLOSE = 0.05  # a method counts as converged where its mean distance ends below
+CLOSE = 0.05  # a method counts as converged if its mean distance ends below
 THREADS = 2
 FLOOR = 1e-6  # of the logarithmic axes; float32 reaches no further
 HEADINGS = ("problem", "method", "T", f"mean < {CLOSE}")
@@ -42,7 +42,7 @@ FOOTNOTES = (
 
 
 def held_in_box(optimizer: optax.GradientTransformation) -> optax.GradientTransformation:
-    """The optimizer, its moves shortened where they would leave the box."""
+    """The optimizer, with moves shortened if they would leave the box."""
 
     def shortened(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
         return optax.tree.sub(box(optax.tree.add(params, updates)), params), state
@@ -61,7 +61,7 @@ class Evaluations(NamedTuple):
 EVALUATIONS: dict[str, Callable[[int], Evaluations]] = {
     "GD": lambda T: Evaluations(1, T, 0),
     "RMD": lambda T: Evaluations(1, T, T),
-    # The residuals of the linear solve's answer and of its start, and the direction itself, take three products more.
+    # The residuals of the linear solve's answer and of its start, and the direction itself, take three more products.
     "ApproxGrad": lambda T: Evaluations(1, T + 1, 2 * T + 3),
     "Penalty": lambda T: Evaluations(T + 1, T + 1, T + 1),
     "FMD": lambda T: Evaluations(1, T, SIZE * T),
@@ -72,7 +72,7 @@ METHODS = tuple(EVALUATIONS)
 
 
 class Rates(NamedTuple):
-    """Step sizes: of Adam for u; for v of Adam, or of plain descent in RMD and FMD."""
+    """Step sizes: for u of Adam; for v of Adam, or of plain descent in RMD and FMD."""
 
     upper: float
     lower: float
@@ -84,11 +84,11 @@ class Setup:
 
     Args:
         name: what tables call it.
-        suffix: what its figure's file name ends in.
-        rates: by method; a method without is left out.
+        suffix: the end of its figure's file name.
+        rates: by method; methods without rates are left out.
         falling: Adam's rates fall to zero over the solve, by half a cosine.
         step_factor: of Penalty's step scale, by stage.
-        greatest_gamma: gamma grows by 1.1 a stage up to here.
+        greatest_gamma: gamma grows by 1.1 per stage up to this value.
         stages: the least number of Penalty's stages in a solve; None: stages end by tolerance only.
         lam, nu: of Penalty.
         damping: of the linear solves. Adam's rate in ApproxGrad's is that of v.
@@ -140,7 +140,7 @@ class Setup:
         return optax.adam(optax.cosine_decay_schedule(rate, moves) if self.falling else rate)
 
 
-# Appendix E.1, which does not give how Penalty's steps fall by stage, ApproxGrad's damping and RMD's step.
+# Appendix E.1, which does not state how Penalty's steps fall by stage, ApproxGrad's damping and RMD's step.
 PAPER = Setup("E.1's settings", "_paper_settings", dict.fromkeys(METHODS[:4], Rates(1e-3, 1e-4)))
 # Each method's rates were chosen from one grid (u: 1e-3, 1e-2; v: 2e-3, 2e-2, by plain descent 1e-3, 1e-2), run whole
 # at T = 1 and in part at 10. With multipliers gamma can stay small, and the penalty's lower problem, which has
@@ -173,7 +173,7 @@ class Job(NamedTuple):
 
 
 class Curves(NamedTuple):
-    """Distances (trials, k) after `steps` (k,) steps, and the seconds it took, compilation included."""
+    """Distances (trials, k) after `steps` (k,) steps, and the seconds, compilation included."""
 
     steps: np.ndarray
     distances: np.ndarray
@@ -181,7 +181,7 @@ class Curves(NamedTuple):
 
 
 def follow(solver: Solver, trials: Trials, steps: int) -> Curves:
-    """Solve all trials at once, and keep their distances along the way."""
+    """Solve all trials at once, and record their distances during the solve."""
     started = time.perf_counter()
     at, seen = [0], [np.asarray(distances(*trials))]
 
@@ -204,10 +204,10 @@ def follow(solver: Solver, trials: Trials, steps: int) -> Curves:
 
 
 def keep_products_on_one_thread() -> None:
-    """Ask XLA not to spread a product of matrices over threads; heeded if nothing has run in this process yet.
+    """Ask XLA not to split a matrix product over threads; this works only if nothing has run in this process yet.
 
-    Handing a product of 5x10 numbers to another thread takes longer than the product: with it, forward mode
-    took twice the time.
+    Passing a product of 5x10 numbers to another thread takes longer than the product: with threads, forward mode
+    took twice as long.
     """
     flags = os.environ.get("XLA_FLAGS", "")
     if "xla_cpu_multi_thread_eigen" not in flags:
@@ -218,7 +218,7 @@ def follow_all(jobs: Sequence[Job], steps: int) -> dict[tuple[str, str, int], Cu
     """All solves, two at a time: one of these small problems does not keep two cores busy."""
     pool = ThreadPoolExecutor(THREADS)
     try:
-        # The longest first, so that the cores end together.
+        # The longest first, so that the cores finish together.
         order = sorted(jobs, key=lambda job: -job.name[2])
         futures = {job.name: pool.submit(follow, job.solver, job.trials, steps) for job in order}
         return {name: future.result() for name, future in tqdm(futures.items(), unit="solve")}
@@ -227,7 +227,7 @@ def follow_all(jobs: Sequence[Job], steps: int) -> dict[tuple[str, str, int], Cu
 
 
 def converges(ends: np.ndarray) -> bool:
-    """Whether the mean distance over the trials has come below `CLOSE`."""
+    """Whether the mean distance over the trials is below `CLOSE`."""
     return bool(np.mean(ends) < CLOSE)
 
 
@@ -256,7 +256,7 @@ class Plan(NamedTuple):
     Attributes:
         name, title: the experiment's.
         examples: the two examples it shows.
-        paper: by (example, method, T), whether the paper says that it converges; absent where it does not say.
+        paper: by (example, method, T), whether the paper states that it converges; absent if it does not say.
     """
 
     name: str

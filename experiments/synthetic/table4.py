@@ -83,7 +83,7 @@ def run(settings: Settings) -> None:
 
 
 def published(example: int, method: str, i: int) -> Published | None:
-    """The paper's time, for the methods it timed."""
+    """The paper's time, for the methods that it timed."""
     return Published(*PAPER[example, method][i]) if (example, method) in PAPER else None
 
 
@@ -101,7 +101,7 @@ def runner(solver: Any, example: int) -> Callable[[], None]:
 
 
 def timed(call: Callable[[], None], repeats: int) -> np.ndarray:
-    """Seconds of each of several calls (repeats,), after one that compiles."""
+    """Seconds of each of several calls (repeats,), after a call that compiles."""
     call()
     times = []
     for _ in range(repeats):
