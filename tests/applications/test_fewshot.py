@@ -986,7 +986,10 @@ LEARNER_REFUSED = {
     "fit: no whole steps": (lambda: fit(noise(), steps=1.5), "steps is 1.5, and must be a positive integer"),
     "fit: complex": (lambda: fit(noise() * 1j), "images holds complex numbers"),
     "fit: words": (lambda: fit(np.full((10, 8, 2, 2), "a")), "images holds values that are no numbers"),
-    "fit: no network": (lambda: fit(noise(), representation=omniglot_network), "representation is <functools"),
+    "fit: no network": (
+        lambda: fit(noise(), representation=omniglot_network),
+        "representation is <function omniglot_network",
+    ),
     "fit: a solver's class": (lambda: fit(noise(), solver=Penalty), "solver is the class Penalty"),
     "fit: seed": (lambda: fit(noise(), seed=None), "seed is None"),
     "complex": (lambda: learned().adapt(X5 * 1j, Y5), "X holds complex numbers"),

@@ -22,7 +22,8 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 from typer.testing import CliRunner
 
 from bilevax import Checkpoint, InputError, cli, solve
-from bilevax.applications.tuning import TunedLasso, fit_lasso, lasso, lasso_task
+from bilevax.applications.tuning import TunedLasso, fit_lasso, lasso_task
+from bilevax.applications.tuning import path as lasso_path
 
 RNG = np.random.default_rng(0)
 N, D = 120, 24
@@ -272,7 +273,7 @@ def test_data_that_make_all_strengths_alike_are_refused(x, y):
 
 def test_wide_data_take_no_matrix_of_features_by_features(monkeypatch):
     sizes = []
-    monkeypatch.setattr(lasso, "eigh", lambda a, **more: sizes.append(a.shape) or scipy.linalg.eigh(a, **more))
+    monkeypatch.setattr(lasso_path, "eigh", lambda a, **more: sizes.append(a.shape) or scipy.linalg.eigh(a, **more))
     x, y = small(30, 500)
     masks = [np.arange(30) % 3 == k for k in range(3)]
     job = lasso_task(x, y, masks)
@@ -335,7 +336,7 @@ def test_the_estimator_is_pickled_copied_and_cloned():
         (lambda: lasso_task(X.astype(str), Y, HELD), "X holds values that are no numbers"),
         (lambda: lasso_task(np.full((N, D), "a", object), Y, HELD), "X holds values that are no numbers"),
         (lambda: lasso_task([[1.0], [1.0, 2.0]], Y, HELD), "X holds values that are no numbers"),
-        (lambda: lasso_task(X[:, 0], Y, HELD), r"X has shape \(120,\) and y"),
+        (lambda: lasso_task(X[:, 0], Y, HELD), r"X has shape \(120,\), and must be \(samples, features\)"),
         (lambda: lasso_task(X, Y[:, None], HELD), r"y \(120, 1\)"),
         (lambda: lasso_task(X, np.where(Y > 0, np.inf, Y), HELD), "y holds"),
         (lambda: lasso_task(X, Y, []), "held"),

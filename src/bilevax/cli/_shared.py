@@ -129,7 +129,7 @@ def digest(name: str, path: Path) -> dict[str, str]:
     try:
         # Before it is opened: a FIFO would wait for its writer, and a device may have no end.
         if not stat.S_ISREG(path.stat().st_mode):
-            kind = "a folder" if path.is_dir() else "a pipe" if path.is_fifo() else "no regular file"
+            kind = "a folder" if path.is_dir() else "a pipe" if path.is_fifo() else "not a regular file"
             raise InputError(f"{name} ({path}) is {kind}. Pass a file; save what comes from a pipe to one first.")
         with path.open("rb") as file:
             return {"file": str(path), "sha256": hashlib.file_digest(file, "sha256").hexdigest()}

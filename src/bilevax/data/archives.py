@@ -43,7 +43,7 @@ def check_regular(path: Path, name: str, wanted: str) -> None:
     if stat.S_ISDIR(mode):
         raise InputError(f"{name} is a directory. {wanted}")
     if not stat.S_ISREG(mode):
-        kind = next((kind for test, kind in SPECIAL.items() if test(mode)), "no regular file")
+        kind = next((kind for test, kind in SPECIAL.items() if test(mode)), "not a regular file")
         raise InputError(f"{name} is {kind}, which cannot be read twice. Write its content to a file first. {wanted}")
 
 

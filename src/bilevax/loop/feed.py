@@ -65,10 +65,12 @@ class Resident:
 
     def __init__(self, source: Source, placement: Placement, first: Batch, checked: Batch, key: Any):
         self.source, self.first, self.checked = source, first, checked
-        self._placed, self._key = placement.source(source), key
+        self._placement, self._key = placement, key
+        self._placed: Any = None
 
     def opened(self, step: int, steps: int, asked: Asked) -> AbstractContextManager[Any]:
-        """Nothing to open."""
+        """The source is placed here, after all checks of its arrays."""
+        self._placed = self._placement.source(self.source)
         return contextlib.nullcontext()
 
     def compiled(self, program: Program, capacity: int, carry: Carry) -> Carry:
