@@ -76,7 +76,7 @@ def solve(
         SolveError: a value was not finite; `.result` holds the last finite state.
         SolveInterrupted: Ctrl-C; `.result` holds the state of the last finished step. (Before there is a state, a
             plain KeyboardInterrupt.)
-        SolveTerminated: SIGTERM or SIGUSR1, where a Checkpoint is among the callbacks; `.result` likewise.
+        SolveTerminated: SIGTERM or SIGUSR1, where a Checkpoint is among the callbacks; `.result` as above.
 
     Example:
         >>> import jax, jax.numpy as jnp
