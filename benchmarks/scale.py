@@ -121,7 +121,7 @@ def measure(row: str, vary: str, u_size: int, v_size: int, runs: int) -> Found:
     def steps(count: int) -> float:
         nonlocal carry, done
         began = time.perf_counter()
-        carry, _, taken = compiled(carry, source, key, done, count)
+        carry, _, taken = compiled(carry=carry, source=source, key=key, first=done, count=count)
         taken.block_until_ready()
         done += count
         return (time.perf_counter() - began) / count

@@ -34,7 +34,7 @@ class Compiled:
         return program(**traced)
 
     def lower(self, *args: Any, **kwargs: Any) -> Any:
-        """As `lower` of a function under `jax.jit`."""
+        """As `lower` of a function under `jax.jit`; what it compiles to takes the other arguments by name."""
         program, traced = self._split(args, kwargs)
         return program.lower(**traced)
 

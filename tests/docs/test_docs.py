@@ -46,7 +46,7 @@ def test_the_python_of_a_page_runs(page, tmp_path, monkeypatch):
 
 
 def test_the_other_pages_are_run_elsewhere():
-    elsewhere = (ROOT / "tests" / "test_readme.py").read_text(encoding="utf-8")
+    elsewhere = (ROOT / "tests" / "docs" / "test_readme.py").read_text(encoding="utf-8")
     assert all(f'"{name}"' in elsewhere for name in IN_TEST_README)
 
 
