@@ -152,9 +152,31 @@ def _gather(data: PyTree, index: Any) -> Samples:
     return Samples(jax.tree.map(lambda x: jnp.take(x, index, axis=0), data), index)
 
 
+@dataclass(frozen=True)
+class _Drawn:
+    """Data of both levels, and how many samples of each a batch draws; what the sources of minibatches share."""
+
+    upper: PyTree
+    lower: PyTree
+    upper_size: int | None = field(default=None, metadata={"static": True})
+    lower_size: int | None = field(default=None, metadata={"static": True})
+    per_move: int | None = field(default=None, metadata={"static": True})
+
+    def __post_init__(self) -> None:
+        settle_counts(self, *(n for n in ("upper_size", "lower_size", "per_move") if getattr(self, n) is not None))
+
+    def check(self) -> None:
+        """Raise InputError where sizes do not fit, or a value in any row is not finite."""
+        _check_data(self)
+
+    def last(self) -> Batch:
+        """The last samples as a batch, for checks: none has a larger index."""
+        return _last(self)
+
+
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
-class Minibatches:
+class Minibatches(_Drawn):
     """Minibatches drawn with replacement, each independent of the others.
 
     Args:
@@ -178,23 +200,6 @@ class Minibatches:
         ((5,), (4,), (4,))
     """
 
-    upper: PyTree
-    lower: PyTree
-    upper_size: int | None = field(default=None, metadata={"static": True})
-    lower_size: int | None = field(default=None, metadata={"static": True})
-    per_move: int | None = field(default=None, metadata={"static": True})
-
-    def __post_init__(self) -> None:
-        settle_counts(self, *(n for n in ("upper_size", "lower_size", "per_move") if getattr(self, n) is not None))
-
-    def check(self) -> None:
-        """Raise InputError where sizes do not fit, or a value in any row is not finite."""
-        _check_data(self)
-
-    def last(self) -> Batch:
-        """The last samples as a batch, for checks: none has a larger index."""
-        return _last(self)
-
     def at(self, step: Any, key: Any) -> Batch:
         """The batch of a step."""
         upper_key, lower_key = jax.random.split(jax.random.fold_in(key, step))
@@ -213,7 +218,7 @@ class Minibatches:
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
-class Epochs:
+class Epochs(_Drawn):
     """Minibatches without replacement: every sample once in each pass through the data.
 
     The order of a pass is a keyed bijection of 0..n-1 (a Feistel network with cycle walking; Black and
@@ -231,23 +236,6 @@ class Epochs:
         >>> sorted(int(i) for step in range(3) for i in source.at(step, key).lower.index)
         [0, 1, 2, 3, 4, 5]
     """
-
-    upper: PyTree
-    lower: PyTree
-    upper_size: int | None = field(default=None, metadata={"static": True})
-    lower_size: int | None = field(default=None, metadata={"static": True})
-    per_move: int | None = field(default=None, metadata={"static": True})
-
-    def __post_init__(self) -> None:
-        settle_counts(self, *(n for n in ("upper_size", "lower_size", "per_move") if getattr(self, n) is not None))
-
-    def check(self) -> None:
-        """Raise InputError where sizes do not fit, or a value in any row is not finite."""
-        _check_data(self)
-
-    def last(self) -> Batch:
-        """The last samples as a batch, for checks: none has a larger index."""
-        return _last(self)
 
     def at(self, step: Any, key: Any) -> Batch:
         """The batch of a step."""
