@@ -130,13 +130,13 @@ def web(tmp_path, monkeypatch):
     def put(constant, contents, *manners):
         module = images if hasattr(images, constant) else classes
         source = getattr(module, constant)
-        folders = tuple(f"http://127.0.0.1:{server.server_port}/{manner}/" for manner in manners)
+        mirrors = tuple(f"http://127.0.0.1:{server.server_port}/{manner}/" for manner in manners)
         server.files = {file.name: content for file, content in zip(source.files, contents, strict=True)}
         files = tuple(
-            fetch.Published(name, folders, len(content), hashlib.md5(content).hexdigest())
+            fetch.Published(name, len(content), hashlib.md5(content).hexdigest())
             for name, content in server.files.items()
         )
-        monkeypatch.setattr(module, constant, dataclasses.replace(source, files=files))
+        monkeypatch.setattr(module, constant, dataclasses.replace(source, files=files, mirrors=mirrors))
 
     yield SimpleNamespace(put=put, server=server, cache=tmp_path / "bilevax", log=server.log)
     server.released.set()

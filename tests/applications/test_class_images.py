@@ -168,7 +168,7 @@ def flipped():
 )
 def test_published_archives_of_another_form_are_said(web, contents, said):
     web.put("_OMNIGLOT", contents(), "good")
-    arrived = "images_background.zip, images_evaluation.zip arrived as published and cannot be read"
+    arrived = "images_background.zip, images_evaluation.zip arrived as published but cannot be read"
     with pytest.raises(DownloadError, match=rf"{arrived} \(.*({said}).*\)\. Please report it"):
         omniglot(train=3)
     assert left_in(web.cache) == []
@@ -178,7 +178,7 @@ def test_the_published_archives_are_described_whole():
     for file in data_classes._OMNIGLOT.files:
         assert re.fullmatch("[0-9a-f]{32}", file.md5)
         assert file.size > 6_000_000
-        assert all(re.fullmatch(r"https://\S+/", folder) for folder in file.folders)
+    assert all(re.fullmatch(r"https://\S+/", mirror) for mirror in data_classes._OMNIGLOT.mirrors)
     assert [file.name for file in data_classes._OMNIGLOT.files] == ["images_background.zip", "images_evaluation.zip"]
 
 
@@ -217,7 +217,7 @@ WANTED = r"and must be uint8 \(classes, pictures, 28, 28\) with values 0..255"
         ({"images": WHOLE[:0]}, rf"images is uint8 \(0, 20, 28, 28\), {WANTED}"),
         ({"images": WHOLE[:, :0]}, rf"images is uint8 \(4, 0, 28, 28\), {WANTED}"),
         ({"images": np.uint8(3)}, rf"images is uint8 \(\), {WANTED}"),
-        ({"images": np.array([{}], dtype=object)}, "is damaged or no NPZ file .*allow_pickle"),
+        ({"images": np.array([{}], dtype=object)}, "is damaged or not an NPZ file .*allow_pickle"),
         ({"pictures": WHOLE}, "lacks the arrays images"),
     ],
 )
@@ -333,8 +333,8 @@ def test_a_missing_part_is_said_with_the_places_looked_at(given, tmp_path, name)
         mini_imagenet()
     assert str(caught.value) == (
         f"{name} is not in {given / name}.npz (BILEVAX_DATA) nor in {tmp_path / 'bilevax' / name}.npz (the cache), "
-        f"and has no public home to download it from. Put {name}.npz (arrays images, all uint8) in a directory and "
-        "set BILEVAX_DATA to it."
+        f"and there is no public address to download it from. Put {name}.npz (arrays images, all uint8) in a directory "
+        "and set BILEVAX_DATA to it."
     )
     assert left_in(tmp_path / "bilevax") == []
 
@@ -662,4 +662,4 @@ def test_pictures_beyond_the_memory_are_refused(tmp_path, monkeypatch):
 def test_data_are_fetched_by_https_first():
     origins = [getattr(datasets, name) for name in ("_MNIST", "_FASHION_MNIST", "_CIFAR10", "_SVHN")]
     for origin in (*origins, data_classes._OMNIGLOT):
-        assert all(file.folders[0].startswith("https://") for file in origin.files)
+    assert origin.mirrors[0].startswith("https://")

@@ -190,16 +190,15 @@ def test_the_bar_shows_the_file_and_is_not_needed(web, monkeypatch, capsys):
 
 def test_no_server_is_a_sentence(web):
     web.publish("mnist", "good")
-    closed = tuple(dataclasses.replace(file, folders=("http://127.0.0.1:9/",)) for file in datasets._MNIST.files)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(datasets, "_MNIST", dataclasses.replace(datasets._MNIST, files=closed))
+        patch.setattr(datasets, "_MNIST", dataclasses.replace(datasets._MNIST, mirrors=("http://127.0.0.1:9/",)))
         with pytest.raises(DownloadError, match=r"mnist is not in .* failed .*refused"):
             mnist()
 
 
 def test_published_files_of_another_form_are_said(web):
     web.publish("cifar10", "good", contents=[gzip.compress(b"no tar")])
-    with pytest.raises(DownloadError, match=r"cifar-10-binary.tar.gz arrived as published and cannot be read"):
+    with pytest.raises(DownloadError, match=r"cifar-10-binary.tar.gz arrived as published but cannot be read"):
         cifar10()
     array = np.zeros((3, 28, 28), np.uint8)
     labels = np.array([1, 2, 11], np.uint8)
@@ -220,7 +219,7 @@ def test_a_full_disk_is_a_sentence(web, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(np, "savez", full)
-    with pytest.raises(DownloadError, match=r"cannot take it \(.*No space left on device\).*XDG_CACHE_HOME"):
+    with pytest.raises(DownloadError, match=r"cannot be written \(.*No space left on device\).*XDG_CACHE_HOME"):
         mnist()
     assert left_in(web.cache) == []
 
@@ -229,7 +228,7 @@ def test_a_cache_that_cannot_be_made_is_a_sentence(web, tmp_path, monkeypatch):
     (tmp_path / "file").write_text("in the way")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     web.publish("mnist", "good")
-    with pytest.raises(DownloadError, match=r"cannot take it .*BILEVAX_DATA"):
+    with pytest.raises(DownloadError, match=r"cannot be written .*BILEVAX_DATA"):
         mnist()
     assert (tmp_path / "file").read_text() == "in the way"
     assert web.log == []
@@ -277,8 +276,8 @@ def test_the_published_files_are_described_whole():
         for file in source.files:
             assert re.fullmatch("[0-9a-f]{32}", file.md5)
             assert file.size > 4000
-            assert all(re.fullmatch(r"https?://\S+/", folder) for folder in file.folders)
-            assert file.folders[0].startswith("https://")
+        assert all(re.fullmatch(r"https?://\S+/", mirror) for mirror in source.mirrors)
+        assert source.mirrors[0].startswith("https://")
         assert len({file.md5 for file in source.files}) == len(source.files)
 
 
@@ -345,12 +344,12 @@ def damaged(images):
         return out.getvalue()
 
     return {
-        "truncated": (content[:middle], "damaged or no NPZ"),
+        "truncated": (content[:middle], "damaged or not an NPZ"),
         "bit flipped": (content[:middle] + bytes([content[middle] ^ 4]) + content[middle + 1 :], "damaged .*CRC"),
-        "empty": (b"", "damaged or no NPZ"),
-        "text": (b"<html>404</html>", "damaged or no NPZ"),
-        "objects": (unsafe.getvalue(), "damaged or no NPZ .*allow_pickle"),
-        "one array": (alone.getvalue(), "damaged or no NPZ"),
+        "empty": (b"", "damaged or not an NPZ"),
+        "text": (b"<html>404</html>", "damaged or not an NPZ"),
+        "objects": (unsafe.getvalue(), "damaged or not an NPZ .*allow_pickle"),
+        "one array": (alone.getvalue(), "damaged or not an NPZ"),
         "two missing": (but(x_test=None, y_test=None), "lacks the arrays x_test, y_test"),
         "dtype": (
             but(x_train=images.x_train / 255),

@@ -9,7 +9,6 @@ import jax
 import numpy as np
 
 from bilevax._checks import InputError, require_count
-from bilevax.data.fetch import images_fault
 from bilevax.data.splits import coded_labels, generator, split
 from bilevax.data.types import CLASSES, Images
 
@@ -164,8 +163,7 @@ def corrupted(
         ((1000, 8, 8), (200, 8, 8), 500)
     """
     images = Images(*map(np.asarray, images))
-    fault = images_fault(images)
-    if fault:
+    if fault := images.fault():
         raise InputError(f"corrupted: {fault}")
     generator("corrupted", key)  # refuses what is not a key, before jax does
     split_key, flip_key = jax.random.split(key)

@@ -1,7 +1,7 @@
-"""Files of data sets: found, downloaded, checked, kept.
+"""Files of data sets: looked up, downloaded, checked and stored.
 
-Not by pooch: it takes one address for each file, reads an answer to its end however long that is, and needs `requests`.
-Here the mirrors are tried in turn, and no more is read than the published number of bytes.
+pooch is not used: its downloader reads a response to its end, however long. With a downloader of ours, which stops at
+the published size, names every mirror that failed and needs no progress bar, pooch would add the MD5 comparison alone.
 """
 
 import hashlib
@@ -19,59 +19,57 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 
 from bilevax._checks import InputError, listed
 from bilevax.data.archives import UnreadableError, read_npz
-from bilevax.data.types import CLASSES, ClassImages, Images
+from bilevax.data.types import ClassImages, Images
+
+Kind = TypeVar("Kind", Images, ClassImages)
 
 TIMEOUT = 30.0  # seconds without a byte
 BLOCK = 1 << 18  # bytes read at a time
-STALE = 24 * 3600  # seconds; what a killed download left behind is then swept up
+STALE = 24 * 3600  # seconds after which the folder of a killed download is removed
 
 
 class DownloadError(OSError):
-    """A data set is not at hand and could not be fetched or kept; the message says why and what to do."""
+    """A data set was not found and could not be downloaded or stored; the message says why and what to do."""
 
 
 @dataclass(frozen=True)
 class Published:
-    """A file as its authors publish it, and where: the first address that gives the right bytes is taken."""
+    """A file as its authors publish it."""
 
     name: str
-    folders: tuple[str, ...]
     size: int
     md5: str
 
 
 @dataclass(frozen=True)
-class Origin:
-    """How a data set is made from published files. `shape` is that of one picture."""
+class Origin(Generic[Kind]):
+    """How a data set is made from published files.
+
+    Attributes:
+        name: the NPZ file is called `name`.npz.
+        shape: of one image.
+        mirrors: URLs of folders; the first that returns the right bytes of a file is used.
+        files: in the order that `read` takes; without any there is no download.
+        read: makes the data set from the list of their paths.
+        kind: its type.
+    """
 
     name: str
     shape: tuple[int, ...]
+    mirrors: tuple[str, ...]
     files: tuple[Published, ...]
-    read: Callable[[list[Path]], Any]
-    kind: type[Any] = Images
-
-    def fault(self, found: Any) -> str:
-        """What is wrong with these arrays, as a sentence; empty where nothing is."""
-        return images_fault(found, self.shape) if self.kind is Images else classes_fault(found, self.shape)
+    read: Callable[..., Kind]
+    kind: type[Kind]
 
 
-def classes_fault(found: ClassImages, shape: tuple[int, ...]) -> str:
-    """What is wrong with these arrays, as a sentence; empty where nothing is."""
-    x = found.images
-    if x.dtype != np.uint8 or x.shape[2:] != shape or 0 in x.shape:
-        wanted = ", ".join(map(str, shape))
-        return f"images is {x.dtype} {x.shape}, and must be uint8 (classes, pictures, {wanted}) with values 0..255."
-    return ""
-
-
-def load(source: Origin, download: bool = True) -> Any:
-    """The data set from the first place that has it."""
+def load(source: Origin[Kind], download: bool = True) -> Kind:
+    """The data set from the first place that has it: $BILEVAX_DATA, the cache, the mirrors."""
     file, looked_at = f"{source.name}.npz", []
     wanted = listed(source.kind._fields, quote=False)
     folder = os.environ.get("BILEVAX_DATA", "")
@@ -92,7 +90,7 @@ def load(source: Origin, download: bool = True) -> Any:
         return _read_npz(cache / file, source, remedy)
     looked_at.append(f"{cache / file} (the cache)")
     if not source.files or not download:
-        reason = "download is False" if source.files else "has no public home to download it from"
+        reason = "download is False" if source.files else "there is no public address to download it from"
         raise DownloadError(
             f"{source.name} is not in {' nor in '.join(looked_at)}, and {reason}. Put {file} (arrays {wanted}, all "
             "uint8) in a directory and set BILEVAX_DATA to it."
@@ -116,51 +114,35 @@ def _cache() -> Path:
         ) from error
 
 
-def _read_npz(path: Path, source: Origin, remedy: str) -> Any:
+def _read_npz(path: Path, source: Origin[Kind], remedy: str) -> Kind:
     try:
         arrays, _ = read_npz(path, source.kind._fields)
     except UnreadableError as error:
-        raise InputError(f"{path} is damaged or no NPZ file ({error}). {remedy}") from error
+        raise InputError(f"{path} is damaged or not an NPZ file ({error}). {remedy}") from error
     missing = [name for name in source.kind._fields if name not in arrays]
     if missing:
         raise InputError(f"{path} lacks the arrays {listed(missing, quote=False)}. {remedy}")
     found = source.kind(**arrays)
-    fault = source.fault(found)
+    fault = found.fault(source.shape)
     if fault:
         raise InputError(f"{path}: {fault} {remedy}")
     return found
 
 
-def images_fault(images: Images, shape: tuple[int, ...] | None = None) -> str:
-    """What is wrong with these arrays, as a sentence; empty where nothing is."""
-    for x_name, y_name in (("x_train", "y_train"), ("x_test", "y_test")):
-        x, y = getattr(images, x_name), getattr(images, y_name)
-        fits = x.shape[1:] == shape if shape else x.ndim == 3 or (x.ndim == 4 and x.shape[3] == 3)
-        wanted = str(("n", *shape)).replace("'", "") if shape else "(n, h, w) or (n, h, w, 3)"
-        if x.dtype != np.uint8 or not fits or x.size == 0:
-            span = f" with values {x.min():.4g}..{x.max():.4g}" if x.size and x.dtype.kind in "iuf" else ""
-            return f"{x_name} is {x.dtype} {x.shape}{span}, and must be uint8 {wanted} with values 0..255."
-        if y.dtype != np.uint8 or y.shape != (len(x),):
-            return f"{y_name} is {y.dtype} {y.shape}, and must be uint8 ({len(x)},), a label for each of {x_name}."
-        if shape and y.max() >= CLASSES:
-            return f"{y_name} has labels up to {y.max()}, and they must be 0..{CLASSES - 1}."
-    return ""
+def _download(source: Origin[Kind], cache: Path) -> Kind:
+    """Fetch, check, convert and store a data set. A complete file is moved into the cache, or none.
 
-
-def _download(source: Origin, cache: Path) -> Any:
-    """Fetch, check, convert and keep a data set. The cache gets a complete file by a rename, or nothing.
-
-    Every download works in a directory of its own, so several at once do not meet before the rename.
+    Every download works in a directory of its own, so concurrent downloads do not disturb each other.
     """
     prefix = f".{source.name}-"
     try:
         cache.mkdir(parents=True, exist_ok=True)
         for left in cache.glob(prefix + "*"):
-            with suppress(FileNotFoundError):  # another download sweeps, too, or has ended
+            with suppress(FileNotFoundError):  # another download has removed it, or has ended
                 if time.time() - left.stat().st_mtime > STALE:
                     shutil.rmtree(left, ignore_errors=True)
         with tempfile.TemporaryDirectory(prefix=prefix, dir=cache, ignore_cleanup_errors=True) as scratch:
-            images = _convert(source, [_fetch(file, Path(scratch) / file.name) for file in source.files])
+            images = _convert(source, [_fetch(file, source.mirrors, Path(scratch)) for file in source.files])
             part = Path(scratch) / f"{source.name}.npz"
             np.savez(part, **images._asdict())
             os.replace(part, cache / part.name)
@@ -169,12 +151,12 @@ def _download(source: Origin, cache: Path) -> Any:
         raise
     except OSError as error:
         raise DownloadError(
-            f"{cache} cannot take it ({error}). Make it a directory that can be written to and has "
-            "room, or set XDG_CACHE_HOME to another place."
+            f"{cache} cannot be written ({error}). Make it a directory that you can write to and that has room, or set "
+            "XDG_CACHE_HOME to another place."
         ) from error
 
 
-def _convert(source: Origin, paths: list[Path]) -> Any:
+def _convert(source: Origin[Kind], paths: list[Path]) -> Kind:
     archive = (zlib.error, tarfile.TarError, zipfile.BadZipFile)
     unreadable = (OSError, EOFError, ValueError, LookupError, TypeError, *archive)
     names = listed([path.name for path in paths], quote=False)
@@ -182,24 +164,26 @@ def _convert(source: Origin, paths: list[Path]) -> Any:
         images = source.read(paths)
     except unreadable as error:
         reason = str(error) or type(error).__name__
-        raise DownloadError(f"{names} arrived as published and cannot be read ({reason}). Please report it.") from error
-    fault = source.fault(images)
+        raise DownloadError(f"{names} arrived as published but cannot be read ({reason}). Please report it.") from error
+    fault = images.fault(source.shape)
     if fault:
-        raise DownloadError(f"{names} arrived as published and hold something else: {fault} Please report it.")
+        raise DownloadError(f"{names} arrived as published but with unexpected content: {fault} Please report it.")
     return images
 
 
-def _fetch(file: Published, path: Path) -> Path:
-    faults = []
-    for folder in file.folders:
+def _fetch(file: Published, mirrors: tuple[str, ...], folder: Path) -> Path:
+    """A file from the first mirror that returns the right bytes."""
+    path, faults = folder / file.name, []
+    for mirror in mirrors:
         try:
-            _fetch_from(folder + file.name, file, path)
+            _fetch_from(mirror + file.name, file, path)
         except DownloadError as error:
             faults.append(str(error))
         else:
             return path
     raise DownloadError(
-        f"{'; '.join(faults)}. Published are {file.size} bytes with MD5 {file.md5}. Check the connection and try again."
+        f"{'; '.join(faults)}. The published file has {file.size} bytes and MD5 {file.md5}. Check the connection and "
+        "try again."
     )
 
 
@@ -218,14 +202,14 @@ def _fetch_from(url: str, file: Published, path: Path) -> None:
 
 
 def _blocks(url: str, size: int) -> Iterator[bytes]:
-    """The first `size` bytes at an address. What fails on the way is a DownloadError; a full disk stays what it is."""
+    """The first `size` bytes at a URL. Errors of the connection become a DownloadError; those of the disk do not."""
     try:
         request = urllib.request.Request(url, headers={"User-Agent": "bilevax"})
         with urllib.request.urlopen(request, timeout=TIMEOUT) as response:
             announced = response.headers.get("Content-Length", str(size))
             if announced != str(size):
                 raise DownloadError(f"{url} announces {announced} bytes")
-            # Read no further than `size`: a server that holds the line open must not hold us up.
+            # No further than `size`: a server may keep the connection open.
             while size > 0 and (block := response.read(min(BLOCK, size))):
                 size -= len(block)
                 yield block
@@ -240,7 +224,7 @@ def _blocks(url: str, size: int) -> Iterator[bytes]:
 
 @contextmanager
 def _bar(file: Published) -> Iterator[Callable[[int], Any]]:
-    """A progress bar; none where tqdm is not installed, which is no reason to refuse a download."""
+    """A progress bar, if tqdm is installed."""
     try:
         from tqdm.auto import tqdm
     except ImportError:
