@@ -15,7 +15,6 @@ from PIL import Image
 from bilevax import InputError
 from bilevax.data import ClassSplit, DownloadError, class_folders, folders, mini_imagenet, omniglot, rotated
 from bilevax.data import classes as data_classes
-from bilevax.data import images as datasets
 
 # Three characters of the background's two alphabets, two of the evaluation's one, in the order of the data set: the
 # background first, though the evaluation's alphabet comes before in the alphabet.
@@ -457,7 +456,7 @@ def test_several_sizes_are_refused_with_each_named_and_counted(tmp_path):
         a={"1.png": classes(9, 8), "2.png": classes(5, 6), "3.png": classes(6, 5)},
         b={"1.png": classes(6, 5), "2.png": classes(5, 6), "3.png": classes(5, 6)},
     )
-    said = f"The pictures in {tmp_path} are of several sizes: 6 x 5 (3), 5 x 6 (2), 8 x 9 (1). Pass the side that all"
+    said = f"The pictures in {tmp_path} are of several sizes: 6 x 5 (3), 5 x 6 (2), 8 x 9 (1). Pass a side to resize"
     with pytest.raises(InputError, match=re.escape(said)):
         class_folders(tmp_path)
 
@@ -501,7 +500,7 @@ def test_a_file_that_cannot_be_read_is_left_out_and_named(tmp_path, name):
     found = class_folders(tmp_path)
     assert found.unread == [f"a/{name}"]
     assert np.array_equal(found.images, GREY[[0, 2]][:, None])
-    said = f"{re.escape(str(tmp_path / 'a' / name))} cannot be read as a picture \\(.+\\). Remove it, or go on without"
+    said = f"{re.escape(str(tmp_path / 'a' / name))} cannot be read as a picture \\(.+\\). Remove it, or leave out"
     with pytest.raises(InputError, match=said):
         class_folders(tmp_path, strict=True)
 
@@ -657,9 +656,3 @@ def test_pictures_beyond_the_memory_are_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(folders, "memory", lambda: 1000)
     with pytest.raises(InputError, match=r"do not fit into memory \(6 of them .*--side"):
         class_folders(tmp_path)
-
-
-def test_data_are_fetched_by_https_first():
-    origins = [getattr(datasets, name) for name in ("_MNIST", "_FASHION_MNIST", "_CIFAR10", "_SVHN")]
-    for origin in (*origins, data_classes._OMNIGLOT):
-    assert origin.mirrors[0].startswith("https://")

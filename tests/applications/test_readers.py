@@ -18,7 +18,7 @@ from sklearn.preprocessing import OneHotEncoder
 
 from bilevax import InputError
 from bilevax.applications.denoising.jobs import job_from_files
-from bilevax.data import archives, readers, tables
+from bilevax.data import archives, csv_text, encoding, tables
 
 
 def refusal(call) -> str:
@@ -30,7 +30,7 @@ def refusal(call) -> str:
     return text
 
 
-def together(folder, *columns, header="code", kind=tables.read_together):
+def together(folder, *columns, header="code", kind=tables.read):
     """Files with one feature column and labels 0, 1, 0, ..., read as one job."""
     files = {}
     for i, values in enumerate(columns):
@@ -46,7 +46,7 @@ def labels_of(folder, *columns):
         path = folder / f"{i}.csv"
         path.write_text("a,y\n" + "".join(f"{j},{value}\n" for j, value in enumerate(values)))
         files["TRAIN" if i == 0 else f"--file{i}"] = path
-    return [table.labels.tolist() for table in tables.read_together(files, "y")]
+    return [table.labels.tolist() for table in tables.read(files, "y")]
 
 
 # --- columns of text and of numbers ---------------------------------------------------------------------------------
@@ -56,7 +56,7 @@ def test_codes_that_look_like_numbers_in_one_file_are_text_in_both(tmp_path):
     train, clean = together(tmp_path, ["01", "02", "01", "02"], ["01", "A1", "02"])
     assert train.features["code"].tolist() == ["01", "02", "01", "02"]
     assert clean.features["code"].tolist() == ["01", "A1", "02"]
-    a, b = tables.encode(train, clean).matrices
+    a, b = encoding.encode(train, clean).matrices
     assert a.tolist() == [[1, 0], [0, 1], [1, 0], [0, 1]]
     assert b.tolist() == [[1, 0], [0, 0], [0, 1]]  # A1 is none of the codes that TRAIN has
 
@@ -72,7 +72,7 @@ def test_text_around_numbers_in_another_file_stays_text(tmp_path):
     """Where the training column is text, a file that happens to have numbers alone follows it, digit by digit."""
     train, clean = together(tmp_path, ["7", "x", "y", "z", "1.50"], ["7", "1.50", "1.5"])
     assert clean.features["code"].tolist() == ["7", "1.50", "1.5"]
-    assert tables.encode(train, clean).matrices[1].sum(1).tolist() == [1, 1, 0]
+    assert encoding.encode(train, clean).matrices[1].sum(1).tolist() == [1, 1, 0]
 
 
 @pytest.mark.parametrize(
@@ -99,7 +99,7 @@ def test_a_few_bad_cells_among_numbers_are_named_with_their_rows(tmp_path, bad):
     assert repr(bad) in text
     if bad != "12,3":
         assert (
-            f"Column 'weight' holds numbers, but for 1 cell: {bad!r} (row 17 of TRAIN ({tmp_path / '0.csv'}))" in text
+            f"Column 'weight' holds numbers except for 1 cell: {bad!r} (row 17 of TRAIN ({tmp_path / '0.csv'}))" in text
         )
 
 
@@ -117,13 +117,13 @@ def test_a_bad_cell_that_two_files_share_is_named_in_both(tmp_path):
 @pytest.mark.parametrize(
     ("value", "sentence"),
     [
-        ("1,234", "other signs"),
-        ("1 234.5", "other signs"),
-        ("1.234.567,8", "other signs"),
-        ("0,5", "other signs"),
-        ("$3.10", "other signs"),
-        ("12 €", "other signs"),
-        ("45%", "other signs"),
+        ("1,234", "other characters"),
+        ("1 234.5", "other characters"),
+        ("1.234.567,8", "other characters"),
+        ("0,5", "other characters"),
+        ("$3.10", "other characters"),
+        ("12 €", "other characters"),
+        ("45%", "other characters"),
         ("2020-01-31", "dates or times"),
         ("2020-01-31T10:00:00Z", "dates or times"),
         ("31.12.2020", "dates or times"),
@@ -144,7 +144,7 @@ def test_nul_bytes_far_into_a_file_are_named(tmp_path):
 def test_many_different_values_with_a_unit_are_refused_and_a_few_are_categories(tmp_path):
     assert "a unit (such as '0 kg')" in refusal(lambda: together(tmp_path, [f"{i} kg" for i in range(60)]))
     (table,) = together(tmp_path, ["10mg", "20mg"] * 30)
-    assert tables.encode(table).matrices[0].shape == (60, 2)
+    assert encoding.encode(table).matrices[0].shape == (60, 2)
 
 
 @pytest.mark.parametrize("values", [["10.0.0.1", "10.0.0.2"], ["1-2", "3-5"], ["3+", "2"], ["1st", "2nd"], ["A1", "7"]])
@@ -159,7 +159,7 @@ def test_words_for_nothing_are_missing_among_numbers_and_words_among_words(tmp_p
     assert "missing or infinite values ('code': 2)" in text
     (table,) = together(tmp_path, ["EU", word, "EU", "US"])
     assert table.features["code"].tolist() == ["EU", word, "EU", "US"]
-    assert any(f"cells that read {word!r}" in note for note in tables.encode(table).notes)
+    assert any(f"cells that read {word!r}" in note for note in encoding.encode(table).notes)
 
 
 @pytest.mark.parametrize("blank", ["", "  ", "nan", "NaN", "<NA>", "#N/A"])
@@ -223,7 +223,7 @@ def test_labels_of_several_formats_meet(tmp_path):
     (tmp_path / "b.csv").write_text("a,y\n1,1.0\n2,2.0\n")
     pd.DataFrame({"a": [1, 2], "y": ["2", "1"]}).to_parquet(tmp_path / "c.parquet")
     files = {"TRAIN": tmp_path / "a.parquet", "--clean": tmp_path / "b.csv", "--test": tmp_path / "c.parquet"}
-    assert [t.labels.tolist() for t in tables.read_together(files, "y")] == [[1, 2, 1], [1, 2], [2, 1]]
+    assert [t.labels.tolist() for t in tables.read(files, "y")] == [[1, 2, 1], [1, 2], [2, 1]]
 
 
 def test_padded_labels_are_not_taken_for_those_that_lost_their_zeros(tmp_path):
@@ -255,7 +255,7 @@ def test_a_noted_label_reaches_the_notes(tmp_path):
 )
 def test_quantities(tmp_path, labels, said):
     (tmp_path / "a.csv").write_text("a,y\n" + "".join(f"{i},{label}\n" for i, label in enumerate(labels)))
-    assert said in refusal(lambda: tables.read_quantities(tmp_path / "a.csv", "y", "TRAIN"))
+    assert said in refusal(lambda: tables.read_quantities({"TRAIN": tmp_path / "a.csv"}, "y")[0])
 
 
 # --- the scale ------------------------------------------------------------------------------------------------------
@@ -266,7 +266,7 @@ def encoded(values, *others):
         tables.Table(f"t{i}", pd.DataFrame({"a": column}), np.arange(len(column)) % 2, None)
         for i, column in enumerate((values, *others))
     ]
-    return [matrix[:, 0] for matrix in tables.encode(*of).matrices]
+    return [matrix[:, 0] for matrix in encoding.encode(*of).matrices]
 
 
 BASE = np.array([0.0, 1.0, 5.0, 2.0, 7.0, 3.0])
@@ -316,11 +316,11 @@ def test_categories_are_those_of_scikit_learn():
     other = pd.DataFrame({"a": ["n1", "never", "n129"], "b": ["x", "z", "y"]})
     of = [tables.Table("t", frame, np.arange(len(frame)) % 2, None) for frame in (train, other)]
     encoder = OneHotEncoder(
-        handle_unknown="infrequent_if_exist", max_categories=tables.MOST_CATEGORIES, sparse_output=False
+        handle_unknown="infrequent_if_exist", max_categories=encoding.MOST_CATEGORIES, sparse_output=False
     ).fit(train)
-    for matrix, frame in zip(tables.encode(*of).matrices, (train, other), strict=True):
+    for matrix, frame in zip(encoding.encode(*of).matrices, (train, other), strict=True):
         np.testing.assert_array_equal(matrix, encoder.transform(frame))
-    names, columns = tables.encoded_names(of[0])
+    names, columns = encoding.encoded_names(of[0])
     expected = [
         name.replace("_", " = ").replace("infrequent = sklearn", "any other")
         for name in encoder.get_feature_names_out()
@@ -335,10 +335,10 @@ def test_categories_are_those_of_scikit_learn():
 def test_bytes_are_shown_on_one_scale_whatever_the_file_holds(tmp_path):
     dark = np.full((4, 8, 8), 51, np.uint8)
     np.savez(tmp_path / "a.npz", X=dark, y=[0, 1, 0, 1])
-    images = tables.as_images(tables.read(tmp_path / "a.npz", None, "TRAIN"))
+    images = tables.as_images(tables.read({"TRAIN": tmp_path / "a.npz"}, None)[0])
     np.testing.assert_allclose(images, 0.2, rtol=1e-6)
     np.savez(tmp_path / "a.npz", X=dark.astype(float) + np.arange(4)[:, None, None], y=[0, 1, 0, 1])
-    images = tables.as_images(tables.read(tmp_path / "a.npz", None, "TRAIN"))
+    images = tables.as_images(tables.read({"TRAIN": tmp_path / "a.npz"}, None)[0])
     assert (images.min(), images.max()) == (0, 1)
 
 
@@ -364,24 +364,24 @@ GOOD = "a,b,y\n1,2,0\n3,4,1\n"
 )
 def test_csv_however_it_is_written(tmp_path, content):
     (tmp_path / "a.csv").write_text(content, newline="")
-    table = tables.read(tmp_path / "a.csv", "y", "TRAIN")
+    table = tables.read({"TRAIN": tmp_path / "a.csv"}, "y")[0]
     assert table.features.columns.tolist() == ["a", "b"]
     assert table.features.to_numpy().tolist() == [[1, 2], [3, 4]]
     assert table.labels.tolist() == [0, 1]
     with gzip.open(tmp_path / "a.csv.gz", "wb") as file:
         file.write(content.encode())
-    assert tables.read(tmp_path / "a.csv.gz", "y", "TRAIN").features.equals(table.features)
+    assert tables.read({"TRAIN": tmp_path / "a.csv.gz"}, "y")[0].features.equals(table.features)
 
 
 @pytest.mark.parametrize("name", ["A.CSV", "a.Csv.GZ"])
 def test_the_suffix_is_known_in_capitals_too(tmp_path, name):
     (tmp_path / name).write_bytes(gzip.compress(GOOD.encode(), mtime=0) if name.endswith("GZ") else GOOD.encode())
-    assert tables.read(tmp_path / name, "y", "TRAIN").labels.tolist() == [0, 1]
+    assert tables.read({"TRAIN": tmp_path / name}, "y")[0].labels.tolist() == [0, 1]
 
 
 def test_line_breaks_in_quotes(tmp_path):
     (tmp_path / "a.csv").write_text('"two\nlines",y\n"x\ny",0\n"z",1\n')
-    table = tables.read(tmp_path / "a.csv", "y", "TRAIN")
+    table = tables.read({"TRAIN": tmp_path / "a.csv"}, "y")[0]
     assert table.features["two\nlines"].tolist() == ["x\ny", "z"]
 
 
@@ -420,15 +420,15 @@ def test_line_breaks_in_quotes(tmp_path):
 )
 def test_csv_that_is_refused(tmp_path, content, said):
     (tmp_path / "a.csv").write_bytes(content)
-    assert said.lower() in refusal(lambda: tables.read(tmp_path / "a.csv", "y", "TRAIN")).lower()
+    assert said.lower() in refusal(lambda: tables.read({"TRAIN": tmp_path / "a.csv"}, "y")[0]).lower()
     if b"\x1f\x8b" not in content[:2]:
         (tmp_path / "a.csv.gz").write_bytes(gzip.compress(content))
-        assert said.lower() in refusal(lambda: tables.read(tmp_path / "a.csv.gz", "y", "TRAIN")).lower()
+        assert said.lower() in refusal(lambda: tables.read({"TRAIN": tmp_path / "a.csv.gz"}, "y")[0]).lower()
 
 
 def test_bad_bytes_far_into_a_file_are_refused_alike(tmp_path):
     (tmp_path / "a.csv").write_bytes(b"a,y\n" + b"1.5,0\n2.5,1\n" * 50_000 + "é,1\n".encode("latin-1"))
-    assert "not UTF-8 text (byte 0xe9)" in refusal(lambda: tables.read(tmp_path / "a.csv", "y", "TRAIN"))
+    assert "not UTF-8 text (byte 0xe9)" in refusal(lambda: tables.read({"TRAIN": tmp_path / "a.csv"}, "y")[0])
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".csv.gz", ".parquet", ".npz"])
@@ -450,7 +450,7 @@ def test_no_damage_ends_in_a_raw_error(tmp_path, suffix):
         content[at : at + (len(content), 1, 3, 0)[trial % 4]] = rng.bytes((0, 1, 0, 3)[trial % 4])
         path.write_bytes(content)
         try:
-            tables.encode(tables.read(path, "y", "TRAIN"))
+            encoding.encode(tables.read({"TRAIN": path}, "y")[0])
         except InputError:
             refused += 1
     assert refused >= 15
@@ -475,24 +475,26 @@ def test_no_damage_ends_in_a_raw_error(tmp_path, suffix):
 )
 def test_parquet_numbers_are_numbers(tmp_path, column, expected):
     pq.write_table(pa.table({"a": column, "y": ["p", "q"]}), tmp_path / "a.parquet")
-    table = tables.read(tmp_path / "a.parquet", "y", "TRAIN")
+    table = tables.read({"TRAIN": tmp_path / "a.parquet"}, "y")[0]
     assert table.features["a"].tolist() == expected
-    assert tables.encode(table).matrices[0].shape == (2, 2 if expected[0] == "a" else 1)
+    assert encoding.encode(table).matrices[0].shape == (2, 2 if expected[0] == "a" else 1)
 
 
 def test_text_columns_of_parquet_that_hold_numbers_alone(tmp_path):
     """Numbers are taken for numbers, and said; digits led by zeros are codes."""
     for values, expected in ((["1.5", "2", "x"], None), (["1.5", "2", "30"], [1.5, 2, 30]), (["01", "2", "3"], None)):
         pq.write_table(pa.table({"a": values, "y": ["p", "q", "p"]}), tmp_path / "a.parquet")
-        table = tables.read(tmp_path / "a.parquet", "y", "TRAIN")
+        table = tables.read({"TRAIN": tmp_path / "a.parquet"}, "y")[0]
         assert table.features["a"].tolist() == (expected or values)
-        assert any("stored as text and holds numbers alone" in note for note in table.notes) == (expected is not None)
+        assert any("stored as text, and all its cells are numbers" in note for note in table.notes) == (
+            expected is not None
+        )
 
 
 def test_one_bad_cell_of_a_parquet_column(tmp_path):
     pq.write_table(pa.table({"a": ["1.5", "2", "1e5 kg", "4"], "y": ["p", "q"] * 2}), tmp_path / "a.parquet")
-    text = refusal(lambda: tables.read(tmp_path / "a.parquet", "y", "TRAIN"))
-    assert "numbers, but for 1 cell: '1e5 kg' (row 2" in text
+    text = refusal(lambda: tables.read({"TRAIN": tmp_path / "a.parquet"}, "y")[0])
+    assert "numbers except for 1 cell: '1e5 kg' (row 2" in text
 
 
 @pytest.mark.parametrize(
@@ -506,16 +508,16 @@ def test_one_bad_cell_of_a_parquet_column(tmp_path):
 )
 def test_words_that_cannot_be_read(tmp_path, content, said):
     (tmp_path / "a.csv").write_bytes(content)
-    assert said in refusal(lambda: readers.read_words(tmp_path / "a.csv", "--groups (a.csv)"))
+    assert said in refusal(lambda: csv_text.read_words(tmp_path / "a.csv", "--groups (a.csv)"))
 
 
 def test_words_are_kept_as_written(tmp_path):
     (tmp_path / "a.csv").write_text("\ufefffeature , group\nNA, 01\n x,\n")
-    frame = readers.read_words(tmp_path / "a.csv", "--groups")
+    frame = csv_text.read_words(tmp_path / "a.csv", "--groups")
     assert frame.columns.tolist() == ["feature", "group"]
     assert frame.to_numpy().tolist() == [["NA", "01"], ["x", ""]]
     with pytest.raises(InputError, match="--groups is a directory"):
-        readers.read_words(tmp_path, "--groups")
+        csv_text.read_words(tmp_path, "--groups")
 
 
 @pytest.mark.parametrize("dtype", ["Int64", "Float64", "boolean", "category", "string"])
@@ -524,11 +526,11 @@ def test_nullable_columns_of_pandas(tmp_path, dtype):
     if dtype == "string":
         whole["a"] = pd.array(["x", "y", "x"], dtype="string")
     whole.to_parquet(tmp_path / "a.parquet")
-    table = tables.read(tmp_path / "a.parquet", "y", "TRAIN")
-    assert tables.encode(table).matrices[0].shape == (3, 2 if dtype == "string" else 1)
+    table = tables.read({"TRAIN": tmp_path / "a.parquet"}, "y")[0]
+    assert encoding.encode(table).matrices[0].shape == (3, 2 if dtype == "string" else 1)
     whole.loc[1, "a"] = pd.NA
     whole.to_parquet(tmp_path / "a.parquet")
-    assert "('a': 1)" in refusal(lambda: tables.read(tmp_path / "a.parquet", "y", "TRAIN"))
+    assert "('a': 1)" in refusal(lambda: tables.read({"TRAIN": tmp_path / "a.parquet"}, "y")[0])
 
 
 @pytest.mark.parametrize(
@@ -546,7 +548,7 @@ def test_nullable_columns_of_pandas(tmp_path, dtype):
 )
 def test_parquet_columns_that_are_refused(tmp_path, column, said):
     pq.write_table(pa.table({"a": column, "b": [1, 2], "y": ["p", "q"]}), tmp_path / "a.parquet")
-    text = refusal(lambda: tables.read(tmp_path / "a.parquet", "y", "TRAIN"))
+    text = refusal(lambda: tables.read({"TRAIN": tmp_path / "a.parquet"}, "y")[0])
     assert "'a'" in text
     assert said in text
 
@@ -554,17 +556,17 @@ def test_parquet_columns_that_are_refused(tmp_path, column, said):
 def test_parquet_index_and_names(tmp_path):
     frame = pd.DataFrame({"a": [1.0, 2.0], "y": [0, 1]}, index=pd.Index([5, 9], name="id"))
     frame.to_parquet(tmp_path / "a.parquet")
-    table = tables.read(tmp_path / "a.parquet", "y", "TRAIN")
+    table = tables.read({"TRAIN": tmp_path / "a.parquet"}, "y")[0]
     assert list(table.features) == ["a"]
-    assert "Column 'id' is the saved row index and left out." in tables.encode(table).notes
+    assert "Column 'id' is the saved row index and left out." in encoding.encode(table).notes
     pq.write_table(pa.table([[1, 2], [3, 4], [0, 1]], names=["a", "a", "y"]), tmp_path / "a.parquet")
-    assert "more than one column" in refusal(lambda: tables.read(tmp_path / "a.parquet", "y", "TRAIN"))
+    assert "more than one column" in refusal(lambda: tables.read({"TRAIN": tmp_path / "a.parquet"}, "y")[0])
 
 
 def test_a_parquet_file_that_claims_more_than_the_memory(tmp_path, monkeypatch):
     pd.DataFrame({"a": np.zeros(100_000), "y": np.arange(100_000) % 2}).to_parquet(tmp_path / "a.parquet")
     monkeypatch.setattr(archives, "memory", lambda: 1 << 20)
-    assert "memory is 1.0 MB" in refusal(lambda: tables.read(tmp_path / "a.parquet", "y", "TRAIN"))
+    assert "memory is 1.0 MB" in refusal(lambda: tables.read({"TRAIN": tmp_path / "a.parquet"}, "y")[0])
 
 
 # --- NPZ ------------------------------------------------------------------------------------------------------------
@@ -575,9 +577,9 @@ def test_a_parquet_file_that_claims_more_than_the_memory(tmp_path, monkeypatch):
 def test_npz_numbers_of_every_kind(tmp_path, dtype, order):
     X = np.asarray([[0, 1, 1], [1, 0, 1]]).astype(dtype, order=order)
     np.savez(tmp_path / "a.npz", X=X, y=np.array([3, 4], ">i8"))
-    table = tables.read(tmp_path / "a.npz", None, "TRAIN")
+    table = tables.read({"TRAIN": tmp_path / "a.npz"}, None)[0]
     assert table.labels.tolist() == [3, 4]
-    np.testing.assert_array_equal(tables.encode(table).matrices[0], [[-1, 1, 0], [1, -1, 0]])
+    np.testing.assert_array_equal(encoding.encode(table).matrices[0], [[-1, 1, 0], [1, -1, 0]])
 
 
 @pytest.mark.parametrize(
@@ -592,7 +594,7 @@ def test_npz_numbers_of_every_kind(tmp_path, dtype, order):
 )
 def test_npz_labels_of_every_kind(tmp_path, labels, expected):
     np.savez(tmp_path / "a.npz", X=np.eye(2), y=labels)
-    assert tables.read(tmp_path / "a.npz", None, "TRAIN").labels.tolist() == expected
+    assert tables.read({"TRAIN": tmp_path / "a.npz"}, None)[0].labels.tolist() == expected
 
 
 @pytest.mark.parametrize(
@@ -621,7 +623,7 @@ def test_npz_labels_of_every_kind(tmp_path, labels, expected):
 @pytest.mark.filterwarnings("ignore:Stored array in format 3.0")
 def test_npz_that_is_refused(tmp_path, arrays, said):
     np.savez(tmp_path / "a.npz", **arrays)
-    assert said in refusal(lambda: tables.read(tmp_path / "a.npz", None, "TRAIN"))
+    assert said in refusal(lambda: tables.read({"TRAIN": tmp_path / "a.npz"}, None)[0])
 
 
 def npy(array, **changed):
@@ -643,9 +645,9 @@ Y = ("y.npy", npy(np.array([0, 1])))
 @pytest.mark.parametrize("shape", [(10**12, 2), (3, 2), (1, 2), (-2, -2), (10**30,)])
 def test_an_array_that_lies_about_its_size(tmp_path, shape):
     archive(tmp_path / "a.npz", [("X.npy", npy(np.eye(2), shape=shape)), Y])
-    text = refusal(lambda: tables.read(tmp_path / "a.npz", None, "TRAIN"))
-    assert "the array 'X' claims the shape" in text
-    assert "32 bytes are there" in text
+    text = refusal(lambda: tables.read({"TRAIN": tmp_path / "a.npz"}, None)[0])
+    assert "the header of the array 'X' says shape" in text
+    assert "but the archive has 32 bytes" in text
 
 
 def test_damaged_archives(tmp_path):
@@ -656,22 +658,22 @@ def test_damaged_archives(tmp_path):
     at = content.index(np.eye(2).tobytes())
     content[at + 3] ^= 1
     path.write_bytes(content)
-    assert "Bad CRC-32" in refusal(lambda: tables.read(path, None, "TRAIN"))
+    assert "Bad CRC-32" in refusal(lambda: tables.read({"TRAIN": path}, None)[0])
     with pytest.warns(UserWarning, match="Duplicate name"):
         archive(path, [*good, good[0]])
-    assert "more than one array of the name 'X'" in refusal(lambda: tables.read(path, None, "TRAIN"))
+    assert "more than one array of the name 'X'" in refusal(lambda: tables.read({"TRAIN": path}, None)[0])
     archive(path, good)
     content = bytearray(path.read_bytes())
     for mark, offset in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):  # the bit for encryption, in both headers
         at = content.index(mark)
         content[at + offset] |= 1
     path.write_bytes(content)
-    assert "is encrypted" in refusal(lambda: tables.read(path, None, "TRAIN"))
+    assert "is encrypted" in refusal(lambda: tables.read({"TRAIN": path}, None)[0])
     np.save(tmp_path / "b.npy", np.eye(2))
     (tmp_path / "b.npy").rename(path)
-    assert "a single array, as numpy.save writes it" in refusal(lambda: tables.read(path, None, "TRAIN"))
+    assert "a single array, as numpy.save writes it" in refusal(lambda: tables.read({"TRAIN": path}, None)[0])
     archive(path, [("X.npy", b"no array"), Y])
-    assert "cannot be read as .npz" in refusal(lambda: tables.read(path, None, "TRAIN"))
+    assert "cannot be read as .npz" in refusal(lambda: tables.read({"TRAIN": path}, None)[0])
 
 
 @pytest.mark.parametrize("kind", ["a.npz", "a.csv.gz"])
@@ -682,11 +684,11 @@ def test_what_expands_beyond_measure_is_refused_before_it_does(tmp_path, monkeyp
     else:
         (tmp_path / kind).write_bytes(gzip.compress(b"a,y\n" + b"0,0\n" * 1_000_000))
     began = time.perf_counter()
-    assert "expand to" in refusal(lambda: tables.read(tmp_path / kind, None if kind == "a.npz" else "y", "TRAIN"))
+    assert "expand to" in refusal(lambda: tables.read({"TRAIN": tmp_path / kind}, None if kind == "a.npz" else "y")[0])
     assert time.perf_counter() - began < 5
     monkeypatch.setattr(archives, "memory", lambda: 1 << 20)
     monkeypatch.setattr(archives, "LARGE", 1 << 40)
-    assert "this machine's memory" in refusal(lambda: tables.read(tmp_path / kind, "y", "TRAIN"))
+    assert "this machine's memory" in refusal(lambda: tables.read({"TRAIN": tmp_path / kind}, "y")[0])
 
 
 # --- what is not a file -----------------------------------------------------------------------------------------------
@@ -708,13 +710,13 @@ def test_what_is_no_regular_file_is_refused_and_never_opened(tmp_path, suffix):
         (tmp_path / f"gone{suffix}", "does not exist"),
         (tmp_path / f"nul\0{suffix}", "cannot be opened"),
     ):
-        assert said in refusal(lambda path=path: tables.read(path, "y", "TRAIN"))
+        assert said in refusal(lambda path=path: tables.read({"TRAIN": path}, "y")[0])
     with socket.socket(socket.AF_UNIX) as server:
         try:
             server.bind(str(bound))
         except OSError:  # the path is longer than a socket's may be
             return
-        assert "is a socket" in refusal(lambda: tables.read(bound, "y", "TRAIN"))
+        assert "is a socket" in refusal(lambda: tables.read({"TRAIN": bound}, "y")[0])
 
 
 # --- size -----------------------------------------------------------------------------------------------------------
@@ -729,7 +731,7 @@ def test_time_grows_with_the_columns_and_not_with_their_square(kind):
         frame = pd.DataFrame(values, columns=[f"c{i}" for i in range(width)])
         table = tables.Table("t", frame, np.arange(6) % 2, None)
         began = time.process_time()
-        tables.encode(table, table)
-        tables.encoded_names(table)
+        encoding.encode(table, table)
+        encoding.encoded_names(table)
         seconds.append(time.process_time() - began)
     assert seconds[1] < 24 * seconds[0] + 0.1  # 8 times where linear, 64 where quadratic

@@ -1,4 +1,4 @@
-"""Data sets, tables and pictures."""
+"""Data sets, tables and images."""
 
 from bilevax.data.classes import mini_imagenet as mini_imagenet
 from bilevax.data.classes import omniglot as omniglot

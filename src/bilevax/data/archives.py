@@ -1,4 +1,4 @@
-"""Files of a user, checked before they are opened: none may hang, fill the memory or run code."""
+"""Checks of a user's files before they are opened: reading must not hang, fill the memory or run code."""
 
 import math
 import os
@@ -9,35 +9,36 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jaxtyping import Shaped
 
 from bilevax._checks import InputError, listed
 
-MOST_EXPANSION = 200  # a compressed file may become this many times larger where it exceeds LARGE
+MOST_EXPANSION = 200  # content beyond LARGE may be at most this many times larger than its compressed file
 LARGE = 1 << 30  # bytes
 MEMORY_UNKNOWN = 16 << 30  # bytes, where the system does not report how much it has
 SPECIAL = {stat.S_ISFIFO: "a pipe", stat.S_ISSOCK: "a socket", stat.S_ISCHR: "a device", stat.S_ISBLK: "a device"}
 
 
 class UnreadableError(ValueError):
-    """A file does not hold what its format promises; the message is the reason, a sentence without its full stop."""
+    """A file does not match its format; the message is the reason, a sentence without its full stop."""
 
 
 def check_regular(path: Path, name: str, wanted: str) -> None:
-    """Refuse a path that is not a regular file, before anything opens it: a pipe blocks, and a device may never end.
+    """Refuse a path that is not a regular file, before it is opened: a pipe blocks, and a device may never end.
 
     Args:
-        path: links are followed.
-        name: how messages call the file.
+        path: symbolic links are followed.
+        name: of the file, for messages.
         wanted: what to pass instead, as a sentence.
 
     Raises:
-        InputError: there is no such file, it cannot be looked at, or it is a directory, pipe, socket or device.
+        InputError: there is no such file, it cannot be examined, or it is a directory, pipe, socket or device.
     """
     try:
         mode = os.stat(path).st_mode
     except (FileNotFoundError, NotADirectoryError) as error:
         raise InputError(f"{name} does not exist. {wanted}") from error
-    except (OSError, ValueError) as error:  # a loop of links, no permission, a name that no file can have
+    except (OSError, ValueError) as error:  # a loop of links, no permission, an invalid name
         reason = getattr(error, "strerror", None) or str(error)
         raise InputError(f"{name} cannot be opened: {reason}. {wanted}") from error
     if stat.S_ISDIR(mode):
@@ -56,12 +57,12 @@ def memory() -> int:
 
 
 def check_expansion(packed: int | None, unpacked: int, most: int = MOST_EXPANSION) -> None:
-    """Refuse content that cannot fit into memory, or that a small file expands to.
+    """Refuse content that does not fit into memory, or that is much larger than its compressed file.
 
     Args:
-        packed: bytes of the compressed file; None where it is not compressed, or where that is no measure.
+        packed: bytes of the compressed file; None for a file that is not compressed.
         unpacked: bytes of its content.
-        most: how many times larger than the file content beyond `LARGE` may be.
+        most: content beyond `LARGE` may be at most this many times larger than the file.
 
     Raises:
         UnreadableError: the content is larger than the memory, or than both limits.
@@ -70,8 +71,8 @@ def check_expansion(packed: int | None, unpacked: int, most: int = MOST_EXPANSIO
         raise UnreadableError(f"it holds {_size(unpacked)}, and this machine's memory is {_size(memory())}")
     if packed is not None and unpacked > LARGE and unpacked > most * packed:
         raise UnreadableError(
-            f"its {_size(packed)} expand to {_size(unpacked)} or more, which is hardly meant (where it is, save the "
-            "data uncompressed, or only what differs)"
+            f"its {_size(packed)} expand to {_size(unpacked)} or more, which is unlikely to be intended (if it "
+            "is, save the data uncompressed)"
         )
 
 
@@ -82,18 +83,18 @@ def _size(count: int) -> str:
     return f"{count:,} bytes"
 
 
-def read_npz(path: Path, wanted: Collection[str]) -> tuple[dict[str, np.ndarray], list[str]]:
+def read_npz(path: Path, wanted: Collection[str]) -> tuple[dict[str, Shaped[np.ndarray, "..."]], list[str]]:
     """The wanted arrays that an NPZ file has, and the names of all its arrays.
 
-    Each array's size is checked against what the archive holds before memory is taken for it.
+    The size of each array is checked against the bytes in the archive before memory is allocated.
 
     Raises:
-        UnreadableError: no NPZ file, damaged, encrypted, too large, or a wanted array is of Python objects or records.
+        UnreadableError: not an NPZ file, damaged, encrypted, too large, or a wanted array is of objects or records.
     """
     try:
         with open(path, "rb") as file:
             if file.read(6) == b"\x93NUMPY":
-                raise UnreadableError("it is a single array, as numpy.save writes it, and not several with names")
+                raise UnreadableError("it is a single array, as numpy.save writes it, and named arrays are needed")
         with zipfile.ZipFile(path) as archive:
             members = [(info.filename.removesuffix(".npy"), info) for info in archive.infolist()]
             names = [name for name, _ in members]
@@ -106,7 +107,7 @@ def read_npz(path: Path, wanted: Collection[str]) -> tuple[dict[str, np.ndarray]
             return {name: _array(archive, info) for name, info in chosen.items()}, names
     except UnreadableError:
         raise
-    except Exception as error:  # a damaged archive raises what its decoder happens to run into
+    except Exception as error:  # a damaged archive raises whatever its decoder runs into
         raise UnreadableError(str(error).strip().rstrip(".") or type(error).__name__) from error
 
 
@@ -119,23 +120,23 @@ def _check_member(archive: zipfile.ZipFile, name: str, info: zipfile.ZipInfo) ->
             shape, _, dtype = np.lib.format.read_array_header_1_0(stream)
         elif version == (2, 0):
             shape, _, dtype = np.lib.format.read_array_header_2_0(stream)
-        else:  # written for field names beyond Latin-1 alone
+        else:  # written only for field names beyond Latin-1
             raise UnreadableError(f"the array {name!r} has named fields")
         held = info.file_size - stream.tell()
     if dtype.hasobject:
         raise UnreadableError(
-            f"the array {name!r} is of Python objects, which are never loaded, since that can run code (allow_pickle)"
+            f"the array {name!r} has Python objects, which are never loaded, since that can run code (allow_pickle)"
         )
     if dtype.names is not None or dtype.kind == "V":
         raise UnreadableError(f"the array {name!r} has named fields or raw bytes ({dtype})")
     if math.prod(shape) * dtype.itemsize != held or min(shape, default=0) < 0:
         raise UnreadableError(
-            f"the array {name!r} claims the shape {shape} of {dtype}, and {held:,} bytes are there for it"
+            f"the header of the array {name!r} says shape {shape} of {dtype}, but the archive has {held:,} bytes"
         )
 
 
-def _array(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> np.ndarray:
+def _array(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> Shaped[np.ndarray, "..."]:
     with archive.open(info) as stream:
         array: Any = np.lib.format.read_array(stream, allow_pickle=False)
-        stream.read()  # to the end, where the checksum is compared
+        stream.read()  # to the end, where zipfile compares the checksum
         return array

@@ -1,4 +1,4 @@
-"""Wrong labels, drawn from a key."""
+"""Label noise, drawn from a key."""
 
 import numbers
 from collections import Counter
@@ -7,6 +7,8 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from jax.typing import ArrayLike, DTypeLike
+from jaxtyping import Float32, Int, Integer, PRNGKeyArray, Shaped, UInt8
 
 from bilevax._checks import InputError, require_count
 from bilevax.data.splits import coded_labels, generator, split
@@ -15,23 +17,25 @@ from bilevax.data.types import CLASSES, Images
 DIGITS = 1797
 
 
-def uniform_flips(labels: Any, rate: float, key: Any, classes: int | None = None) -> np.ndarray:
-    """Labels of which round(rate * n), chosen at random, are wrong: each of the other classes is as likely.
+def uniform_flips(
+    labels: Integer[ArrayLike, " n"], rate: float, key: PRNGKeyArray, classes: int | None = None
+) -> Integer[np.ndarray, " n"]:
+    """Make round(rate * n) labels wrong, chosen at random: all other classes are equally likely.
 
-    As in Mehra and Hamm 2021, section 3.2. (Some works draw from all classes, the right one among them; their rate r
+    As in Mehra and Hamm 2021, section 3.2. (Some works draw from all classes, including the right one; their rate r
     is r * (1 - 1/classes) here.)
 
     Args:
-        labels: (n,) integers 0..classes-1.
-        rate: the part that becomes wrong, in [0, 1).
-        key: a jax.random key. The same key gives the same labels.
-        classes: how many there are; None for the largest label plus 1.
+        labels: integers 0..classes-1.
+        rate: the fraction that becomes wrong, in [0, 1).
+        key: the same key gives the same labels.
+        classes: the number of classes; None for the largest label plus 1.
 
     Returns:
-        (n,) a copy, of the same dtype.
+        A copy of the same dtype.
 
     Raises:
-        InputError: the rate is not in [0, 1), labels are no integers 0..classes-1, or there is one class only.
+        InputError: the rate is not in [0, 1), labels are not integers 0..classes-1, or there is only one class.
 
     Example:
         >>> import jax, numpy as np
@@ -43,22 +47,13 @@ def uniform_flips(labels: Any, rate: float, key: Any, classes: int | None = None
     return _flip("uniform_flips", labels, rate, key, classes, other_labels)
 
 
-def pair_flips(labels: Any, rate: float, key: Any, classes: int | None = None) -> np.ndarray:
-    """Labels of which round(rate * n), chosen at random, are wrong: c becomes (c + 1) mod classes.
+def pair_flips(
+    labels: Integer[ArrayLike, " n"], rate: float, key: PRNGKeyArray, classes: int | None = None
+) -> Integer[np.ndarray, " n"]:
+    """Make round(rate * n) labels wrong, chosen at random: c becomes (c + 1) mod classes.
 
-    The pair flip of Han et al. 2018 (co-teaching): each class is mistaken for one other class only.
-
-    Args:
-        labels: (n,) integers 0..classes-1.
-        rate: the part that becomes wrong, in [0, 1).
-        key: a jax.random key. The same key gives the same labels.
-        classes: how many there are; None for the largest label plus 1.
-
-    Returns:
-        (n,) a copy, of the same dtype.
-
-    Raises:
-        InputError: the rate is not in [0, 1), labels are no integers 0..classes-1, or there is one class only.
+    The pair flip of Han et al. 2018 (co-teaching): each class is mistaken for one other class only. Arguments, result
+    and errors as for `uniform_flips`.
 
     Example:
         >>> import jax, numpy as np
@@ -70,8 +65,8 @@ def pair_flips(labels: Any, rate: float, key: Any, classes: int | None = None) -
     return _flip("pair_flips", labels, rate, key, classes, lambda right, classes, rng: (right + 1) % classes)
 
 
-def other_labels(labels: np.ndarray, classes: int, rng: np.random.Generator) -> np.ndarray:
-    """For each label 0..classes-1 one of the others, each as likely: (n,).
+def other_labels(labels: Int[np.ndarray, " n"], classes: int, rng: np.random.Generator) -> Int[np.ndarray, " n"]:
+    """For each label 0..classes-1 one of the others, all equally likely.
 
     Example:
         >>> import numpy as np
@@ -85,17 +80,17 @@ def other_labels(labels: np.ndarray, classes: int, rng: np.random.Generator) -> 
 
 def _flip(
     owner: str,
-    labels: Any,
+    labels: Integer[ArrayLike, " n"],
     rate: float,
-    key: Any,
+    key: PRNGKeyArray,
     classes: int | None,
     change: Callable[[np.ndarray, int, np.random.Generator], np.ndarray],
-) -> np.ndarray:
+) -> Integer[np.ndarray, " n"]:
     """Replace round(rate * n) labels by `change(labels, classes, rng)`."""
     right = coded_labels(owner, labels)
     if isinstance(rate, bool) or not isinstance(rate, numbers.Real) or not 0 <= rate < 1:
         raise InputError(
-            f"{owner}: rate is {rate!r}, and must be in [0, 1): it is the part of the labels that becomes wrong."
+            f"{owner}: rate is {rate!r}, and must be in [0, 1): it is the fraction of the labels that becomes wrong."
         )
     largest = int(right.max())
     if classes is None:
@@ -116,21 +111,21 @@ def _flip(
 
 
 class Noisy(NamedTuple):
-    """Pictures, part of their labels wrong, and what is known to be right.
+    """Images with partly wrong labels, a clean set and a test set.
 
     Attributes:
-        x, y: (n, h, w[, 3]) uint8 pictures and (n,) labels as given; `y_true` the right ones.
+        x, y: training images and their given labels; `y_true` the right ones.
         x_clean, y_clean: samples set aside, with right labels.
-        x_test, y_test: the data set's test part, with right labels.
+        x_test, y_test: the test part of the data set, with right labels.
     """
 
-    x: np.ndarray
-    y: np.ndarray
-    y_true: np.ndarray
-    x_clean: np.ndarray
-    y_clean: np.ndarray
-    x_test: np.ndarray
-    y_test: np.ndarray
+    x: UInt8[np.ndarray, "n h w *c"]
+    y: UInt8[np.ndarray, " n"]
+    y_true: UInt8[np.ndarray, " n"]
+    x_clean: UInt8[np.ndarray, "clean h w *c"]
+    y_clean: UInt8[np.ndarray, " clean"]
+    x_test: UInt8[np.ndarray, "test h w *c"]
+    y_test: UInt8[np.ndarray, " test"]
 
 
 def corrupted(
@@ -138,7 +133,7 @@ def corrupted(
     *,
     clean: int,
     noise: float,
-    key: Any,
+    key: PRNGKeyArray,
     train: int | None = None,
     flips: Callable[..., np.ndarray] = uniform_flips,
     balanced: bool = False,
@@ -146,11 +141,11 @@ def corrupted(
     """A data set with a clean part set aside (`split`) and wrong labels in the rest.
 
     Args:
-        images: as `mnist()` and its kin return them.
-        clean, train, balanced: as for `split`, where the papers' sizes are.
-        noise: the part of the training labels that becomes wrong, in [0, 1).
-        key: a jax.random key. The same key gives the same bits; and the same split at every noise rate.
-        flips: (labels, rate, key, classes) -> labels: `uniform_flips`, `pair_flips`, or your own.
+        images: as returned by `mnist` and the other data sets.
+        clean, train, balanced: as for `split`, which lists the sizes of the papers.
+        noise: the fraction of the training labels that becomes wrong, in [0, 1).
+        key: the same key gives the same bits, and the same split at every noise rate.
+        flips: (labels, rate, key, classes) -> labels: `uniform_flips`, `pair_flips`, or a function of your own.
 
     Raises:
         InputError: as for `split` and `flips`; or images are not uint8 of shape (n, h, w) or (n, h, w, 3).
@@ -181,14 +176,11 @@ def corrupted(
     )
 
 
-def overlap(x: Any, x_clean: Any) -> int:
-    """How many samples of the clean set also occur in the training set, byte for byte.
-
-    Args:
-        x, x_clean: (n, ...) and (m, ...), samples of one shape.
+def overlap(x: Shaped[ArrayLike, " n *sample"], x_clean: Shaped[ArrayLike, " m *sample"]) -> int:
+    """The number of samples of the clean set that also occur in the training set, byte for byte.
 
     Raises:
-        InputError: the samples differ in shape, or are no numbers.
+        InputError: the samples differ in shape, or are not numbers.
 
     Example:
         >>> from bilevax.data import digits, overlap
@@ -208,40 +200,40 @@ def overlap(x: Any, x_clean: Any) -> int:
     return sum(sought[row] for row in found)
 
 
-def _rows(x: np.ndarray, dtype: Any) -> Iterator[bytes]:
+def _rows(x: Shaped[np.ndarray, "n ..."], dtype: DTypeLike) -> Iterator[bytes]:
     for sample in np.ascontiguousarray(x, dtype):
         yield sample.tobytes()
 
 
 class NoisyDigits(NamedTuple):
-    """Handwritten digits, part of their labels wrong.
+    """Handwritten digits with partly wrong labels.
 
     Attributes:
-        X, y: (n, 64) features and (n,) labels as given; `y_true` the right ones.
+        X, y: features and given labels; `y_true` the right ones.
         X_clean, y_clean: a few samples with right labels.
         X_test, y_test: the remaining samples, with right labels.
-        images: (n, 8, 8), X as pictures with values in 0..1.
+        images: X as images with values in 0..1.
 
     Features are pixels, each centred by its mean, and all divided by one standard deviation, over X and X_clean.
     """
 
-    X: np.ndarray
-    y: np.ndarray
-    y_true: np.ndarray
-    X_clean: np.ndarray
-    y_clean: np.ndarray
-    X_test: np.ndarray
-    y_test: np.ndarray
-    images: np.ndarray
+    X: Float32[np.ndarray, "n 64"]
+    y: Int[np.ndarray, " n"]
+    y_true: Int[np.ndarray, " n"]
+    X_clean: Float32[np.ndarray, "clean 64"]
+    y_clean: Int[np.ndarray, " clean"]
+    X_test: Float32[np.ndarray, "test 64"]
+    y_test: Int[np.ndarray, " test"]
+    images: Float32[np.ndarray, "n 8 8"]
 
 
 def noisy_digits(seed: int, noise: float = 0.4, train: int = 1000, clean: int = 200) -> NoisyDigits:
-    """scikit-learn's 1,797 handwritten digits, split at random, with uniformly drawn WRONG labels.
+    """scikit-learn's 1,797 handwritten digits, split at random, with labels made wrong uniformly.
 
     Args:
         seed: of the split and of the noise.
-        noise: the part of the training labels that is made wrong (Mehra and Hamm 2021, section 3.2).
-        train, clean: how many samples; the others are the test set.
+        noise: the fraction of the training labels that is made wrong (Mehra and Hamm 2021, section 3.2).
+        train, clean: numbers of samples; the others are the test set.
 
     Raises:
         InputError: noise is outside 0..1, or the sizes leave no test set.
@@ -255,7 +247,7 @@ def noisy_digits(seed: int, noise: float = 0.4, train: int = 1000, clean: int = 
     from sklearn.datasets import load_digits
 
     if not 0 <= noise <= 1:
-        raise InputError(f"noise is {noise}, and must lie between 0 and 1: it is a part of the training labels.")
+        raise InputError(f"noise is {noise}, and must lie between 0 and 1: it is a fraction of the training labels.")
     if train < 1 or clean < 1 or train + clean >= DIGITS:
         raise InputError(
             f"train is {train} and clean is {clean}. Both must be positive, and leave some of {DIGITS} for the test."

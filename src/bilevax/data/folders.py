@@ -1,4 +1,4 @@
-"""Folders of pictures, one a class."""
+"""Images from a folder with a subfolder for each class."""
 
 import os
 import warnings
@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
+from jaxtyping import UInt8
 
 from bilevax._checks import InputError, listed, require_count
 from bilevax.data.archives import check_regular, memory
@@ -14,41 +15,41 @@ from bilevax.data.archives import check_regular, memory
 if TYPE_CHECKING:
     import PIL.Image
 
-NEARLY_WHITE = 191  # the mean shade, of 255, from which on a transparent picture is shown on black
+NEARLY_WHITE = 191  # of 255; a transparent picture with a mean shade above it is laid on black
 
 
 class ClassFolders(NamedTuple):
-    """Pictures read from a folder of folders.
+    """Pictures read from a folder with a subfolder for each class.
 
     Attributes:
-        images: (classes, pictures, h, w[, 3]) uint8, of each class as many as the smallest one has.
+        images: (classes, pictures, h, w[, 3]), of each class as many as the smallest class has.
         names: of the classes.
         unread: the files that could not be read.
-        counts: of each class, how many could be read.
+        counts: how many pictures of each class could be read.
     """
 
-    images: np.ndarray
+    images: UInt8[np.ndarray, "classes n h w *c"]
     names: list[str]
     unread: list[str]
     counts: list[int]
 
 
 def class_folders(folder: Path, *, side: int | None = None, strict: bool = False) -> ClassFolders:
-    """Pictures from a folder of folders, one for each class.
+    """Pictures from a folder with a subfolder for each class.
 
     Args:
-        folder: its subfolders are the classes, in the order of their names; hidden ones are left out.
-        side: all pictures are brought to side x side; None leaves them as they are, and they must be alike.
-        strict: a file that cannot be read as a picture is an error; otherwise it is left out and named.
+        folder: its subfolders are the classes, sorted by name; hidden ones are ignored.
+        side: all pictures are resized to side x side; None keeps their size, which must then be the same for all.
+        strict: whether a file that cannot be read as a picture is an error; otherwise it is listed in `unread`.
 
-    The pictures are grey where all of them are, and otherwise in colour. They are turned as their EXIF data say, and of
-    several frames the first is read. Transparent ones are shown on white, or on black where what is visible is nearly
-    white: a drawing that is all in the alpha channel stays a drawing.
+    The pictures are grey if all of them are, and otherwise in colour. They are rotated by their EXIF orientation, and
+    the first frame is read. Transparent pictures are laid on white, or on black where the visible part is nearly white,
+    so that a drawing in the alpha channel stays visible.
 
     Raises:
-        InputError: no such folder; no subfolders; one without a readable picture; pictures of several sizes where
-            no side is given, or too many for the memory; a side that is not positive; a folder that cannot be listed;
-            a file that cannot be read, where strict.
+        InputError: no such folder; no subfolders; one without a readable picture; pictures of several sizes and
+            no side; too many pictures for the memory; a side that is not positive; a folder that cannot be listed;
+            with strict, a file that cannot be read.
     """
     if side is not None:
         side = require_count("class_folders", "side", side)
@@ -69,11 +70,11 @@ def class_folders(folder: Path, *, side: int | None = None, strict: bool = False
             try:
                 check_regular(path, "it", "")
                 shown, grey = _read_picture(path)
-            except Exception as error:  # decoders raise whatever a damaged file leads them to
+            except Exception as error:  # a damaged file raises whatever its decoder runs into
                 if strict:
                     reason = str(error).strip().rstrip(".") or type(error).__name__
                     raise InputError(
-                        f"{path} cannot be read as a picture ({reason}). Remove it, or go on without it (no --strict)."
+                        f"{path} cannot be read as a picture ({reason}). Remove it, or leave out --strict to skip it."
                     ) from error
                 unread.append(f"{name}/{path.name}")
                 continue
@@ -88,14 +89,14 @@ def class_folders(folder: Path, *, side: int | None = None, strict: bool = False
             if total > room:
                 raise InputError(
                     f"The pictures in {folder} do not fit into memory ({sizes.total():,} of them take {total >> 20:,} "
-                    "MB). Pass a smaller side that all get (--side), or fewer pictures."
+                    "MB). Pass a smaller side to resize them to (--side), or fewer pictures."
                 )
         if not drawn[name]:
             raise InputError(f"{folder / name} has no picture that can be read. Add some, or remove the folder.")
     if len(sizes) > 1:
         found = listed([f"{w} x {h} ({n})" for (w, h), n in sizes.most_common()], quote=False)
         raise InputError(
-            f"The pictures in {folder} are of several sizes: {found}. Pass the side that all get (--side)."
+            f"The pictures in {folder} are of several sizes: {found}. Pass a side to resize them to (--side)."
         )
     counts = [len(drawn[name]) for name in names]
     images = np.stack([np.stack(drawn[name][: min(counts)]) for name in names])
@@ -103,7 +104,7 @@ def class_folders(folder: Path, *, side: int | None = None, strict: bool = False
 
 
 def _visible(folder: Path) -> list[Path]:
-    """What a folder holds, by name, without what is hidden."""
+    """The entries of a folder that are not hidden, sorted by name."""
     try:
         return sorted((path for path in folder.iterdir() if not path.name.startswith(".")), key=lambda path: path.name)
     except OSError as error:
@@ -111,17 +112,17 @@ def _visible(folder: Path) -> list[Path]:
 
 
 def _read_picture(path: Path) -> tuple["PIL.Image.Image", bool]:
-    """A file's picture as it looks, in RGB, and whether it is of a grey kind."""
+    """The picture in a file as a viewer shows it, in RGB, and whether its mode is grey."""
     from PIL import Image, ImageOps
 
     with warnings.catch_warnings(), Image.open(path) as picture:
-        warnings.simplefilter("ignore")  # on metadata that is odd; what cannot be decoded is an error
+        warnings.simplefilter("ignore")  # about odd metadata
         mode = picture.mode
         shown = ImageOps.exif_transpose(picture)
-        if mode.startswith("I"):  # 16 bits, which `convert` would cut off at 255
+        if mode.startswith("I"):  # 16 bits, which `convert` would clip at 255
             high = np.asarray(shown).clip(0, 65535) >> 8
             shown = Image.fromarray(high.astype(np.uint8))
-        elif mode == "F":  # `convert` would make 0..1 black
+        elif mode == "F":  # in 0..1, which `convert` would make black
             values = np.asarray(shown)
             high = 1 if values.max() <= 1 else 255
             if not (values.min() >= 0 and values.max() <= high):  # NaN, too
@@ -135,11 +136,11 @@ def _read_picture(path: Path) -> tuple["PIL.Image.Image", bool]:
 
 
 def _on_a_ground(picture: "PIL.Image.Image") -> "PIL.Image.Image":
-    """A picture with an alpha channel, laid on white, or on black where white would hide what is visible."""
+    """A picture with an alpha channel laid on white, or on black where the visible part is nearly white."""
     from PIL import Image
 
     alpha = np.asarray(picture.getchannel("A"), np.float64)
-    if not alpha.any():  # nothing is visible: the channel means something else
+    if not alpha.any():  # nothing is visible: the channel is not transparency
         return picture
     shade = np.average(np.asarray(picture.convert("RGB").convert("L")), weights=alpha)
     ground = "black" if shade > NEARLY_WHITE else "white"

@@ -1,15 +1,16 @@
 """What the columns of a user's files hold, decided once for all files of a command: numbers, text or classes.
 
-A column that holds no numbers alone in one of the files is judged by its text in all of them. It holds numbers where
-each cell is one; where nearly all are, the others are refused by name; and it holds categories otherwise.
+A column that has text in one of the files is judged by its text in all of them. If every cell is a number, it holds
+numbers; if nearly every cell is, the others are refused by name; otherwise it holds categories.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
+from jaxtyping import Float, Int, Shaped
 
 from bilevax._checks import InputError, listed
 from bilevax.data.readers import TURN_DATES, Raw, number_text
@@ -17,7 +18,9 @@ from bilevax.data.readers import TURN_DATES, Raw, number_text
 MOST_CATEGORIES = 50
 NEARLY_ALL = 0.8
 NO_VALUE = frozenset({"", "nan", "NaN", "-nan", "-NaN", "<NA>", "#N/A", "#NA", "#N/A N/A", "1.#IND", "1.#QNAN"})
-NO_NUMBER = frozenset({"NA", "N/A", "n/a", "NULL", "null", "None"})  # missing among numbers, a word among words
+NO_NUMBER = frozenset(
+    {"NA", "N/A", "n/a", "NULL", "null", "None"}
+)  # missing in a column of numbers, a value in a column of text
 NUMBER = re.compile(r"[+-]?(?:(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?|inf(?:inity)?)", re.ASCII | re.IGNORECASE)
 DIGITS = re.compile(r"\d+", re.ASCII)
 PADDED = re.compile(r"0\d+", re.ASCII)
@@ -33,22 +36,24 @@ ROWS = "rows are counted from 0, below the line of names"
 
 
 class _Cells(NamedTuple):
-    """A column of one file by its distinct cells.
+    """The distinct cells of a column of one file.
 
     Attributes:
-        codes: (n,) the place in `texts` of each cell.
-        texts: the distinct cells without the blanks around them; "" for one without a value.
+        codes: the index into `texts` of each cell.
+        texts: the distinct cells, stripped of blanks; "" for a cell without a value.
         counts: how often each occurs.
     """
 
-    codes: np.ndarray
+    codes: Int[np.ndarray, " n"]
     texts: list[str]
-    counts: np.ndarray
+    counts: Int[np.ndarray, " distinct"]
 
     def where(self, text: str) -> int:
+        """The first row with this text."""
         return int(np.argmax(self.codes == self.texts.index(text)))
 
     def total(self, wanted: frozenset[str] | set[str]) -> int:
+        """The number of cells with one of these texts."""
         return int(sum(n for text, n in zip(self.texts, self.counts.tolist(), strict=True) if text in wanted))
 
 
@@ -61,12 +66,12 @@ def _cells(values: Any) -> _Cells:
 
 
 def settle_features(raws: Sequence[Raw]) -> list[tuple[pd.DataFrame, dict[str, int], list[str]]]:
-    """Of each file: its columns as numbers or text, the cells that its text columns lack, and notes.
+    """For each file: its columns as numbers or text, the missing cells of its text columns, and notes.
 
-    A number that is missing is NaN.
+    Missing numbers are NaN.
 
     Raises:
-        InputError: a column holds numbers but for a few cells, numbers with punctuation or units, or dates.
+        InputError: a column holds numbers except for a few cells, numbers with punctuation or units, or dates.
     """
     text = [{c for c, kind in raw.features.dtypes.items() if not _holds_numbers(kind)} for raw in raws]
     everywhere = list(
@@ -89,8 +94,8 @@ def settle_features(raws: Sequence[Raw]) -> list[tuple[pd.DataFrame, dict[str, i
                 settled[i][column] = np.array(values)[part.codes]
                 if raws[i].typed and column in text[i] and not part.total(NO_VALUE | NO_NUMBER):
                     notes[i].append(
-                        f"Column {column!r} of {raws[i].name} is stored as text and holds numbers alone: it is taken "
-                        "for numbers."
+                        f"Column {column!r} of {raws[i].name} is stored as text, and all its cells are numbers: "
+                        "it is read as numbers."
                     )
                 continue
             if count := part.total(NO_VALUE):
@@ -98,15 +103,15 @@ def settle_features(raws: Sequence[Raw]) -> list[tuple[pd.DataFrame, dict[str, i
             settled[i][column] = np.array(part.texts, dtype=object)[part.codes]
             if words := [text for text in part.texts if text in NO_NUMBER and part.total({text})]:
                 notes[i].append(
-                    f"Column {column!r} of {raws[i].name} has cells that read {listed(words)}: they are taken for "
-                    "values of their own."
+                    f"Column {column!r} of {raws[i].name} has cells that read {listed(words)}: they are "
+                    "read as values, not as missing."
                 )
     frames = [_replaced(raw.features, columns) for raw, columns in zip(raws, settled, strict=True)]
     return list(zip(frames, missing, notes, strict=True))
 
 
 def _replaced(frame: pd.DataFrame, columns: dict[str, np.ndarray]) -> pd.DataFrame:
-    """The frame with these columns in place of its own, in its order; one block of memory for each dtype."""
+    """The frame with these columns replaced, in its order; one block of memory per dtype."""
     if not columns:
         return frame
     parts = [frame.drop(columns=list(columns))]
@@ -123,7 +128,7 @@ def _holds_numbers(kind: object) -> bool:
 
 
 def _are_numbers(column: str, names: list[str], parts: list[_Cells]) -> bool:
-    """Whether a column with text somewhere holds numbers; names the cells that forbid the answer."""
+    """Whether a column that has text in some file holds numbers; raises where that is ambiguous."""
     counts: dict[str, int] = {}
     for part in parts:
         for text, n in zip(part.texts, part.counts.tolist(), strict=True):
@@ -132,7 +137,7 @@ def _are_numbers(column: str, names: list[str], parts: list[_Cells]) -> bool:
     if nul:
         raise InputError(
             f"Column {column!r} of {_first_with(names, parts, nul)} holds NUL bytes (such as {nul[0]!r}). The file is "
-            "damaged, or no UTF-8 text: save it anew."
+            "damaged, or not UTF-8 text: save it again."
         )
     numbers = {text for text in counts if NUMBER.fullmatch(text)}
     others = [text for text in counts if text not in numbers and text not in NO_VALUE and text not in NO_NUMBER]
@@ -148,19 +153,19 @@ def _are_numbers(column: str, names: list[str], parts: list[_Cells]) -> bool:
     punctuated = [text for text in others if PUNCTUATED.fullmatch(text)]
     if len(punctuated) == len(others):
         raise InputError(
-            f"Column {column!r} of {_first_with(names, parts, others)} holds numbers with other signs in them (such as "
-            f"{others[0]!r}). Write them with a decimal point, without separators of thousands, currency or percent. "
-            "If they are codes, put a letter before each."
+            f"Column {column!r} of {_first_with(names, parts, others)} holds numbers with other characters (such as "
+            f"{others[0]!r}). Write them with a decimal point, without thousands separators, currency or percent "
+            "signs. If they are codes, put a letter before each."
         )
     if all(WITH_UNIT.fullmatch(text) for text in others) and len(counts) > MOST_CATEGORIES:
         raise InputError(
             f"Column {column!r} of {_first_with(names, parts, others)} holds numbers with a unit (such as "
-            f"{others[0]!r}). Leave the unit to the column's name."
+            f"{others[0]!r}). Write the unit in the column's name instead."
         )
     if not numbers:
         return False
     every = {*others}
-    # All files together, and the first one alone: it is trained on, and the others may repeat its cells.
+    # All files together, and the first one, the training file, by itself: the others may repeat its cells.
     shares = [(sum(counts[text] for text in numbers), sum(counts[text] for text in others))]
     shares.append((parts[0].total(numbers), parts[0].total(every)))
     if any((good and good >= NEARLY_ALL * (good + bad)) or (bad == 1 and good >= 3) for good, bad in shares):
@@ -172,8 +177,8 @@ def _are_numbers(column: str, names: list[str], parts: list[_Cells]) -> bool:
             if text in every
         ]
         raise InputError(
-            f"Column {column!r} holds numbers, but for {bad} {'cell' if bad == 1 else 'cells'}: "
-            f"{listed(places, quote=False)}; {ROWS}. Write numbers there or drop those rows. If the column is one of "
+            f"Column {column!r} holds numbers except for {bad} {'cell' if bad == 1 else 'cells'}: "
+            f"{listed(places, quote=False)}; {ROWS}. Write numbers there or drop those rows. If the column holds "
             "codes, put a letter before each."
         )
     return False
@@ -183,11 +188,13 @@ def _first_with(names: list[str], parts: list[_Cells], texts: Sequence[str]) -> 
     return next(name for name, part in zip(names, parts, strict=True) if set(texts) & set(part.texts))
 
 
-def settle_classes(raws: Sequence[Raw]) -> list[tuple[np.ndarray, int, list[str]]]:
-    """Of each file: its labels, whole numbers (int64), truth values or text alike in all files; how many are missing.
+def settle_classes(raws: Sequence[Raw]) -> list[tuple[Shaped[np.ndarray, " n"], int, list[str]]]:
+    """For each file: its labels, their number of missing values, and notes.
+
+    Labels are whole numbers (int64), truth values or text, the same in all files.
 
     Raises:
-        InputError: they are fractions, and so quantities.
+        InputError: they are fractions, which are quantities and not classes.
     """
     if all(_holds_numbers(getattr(raw.labels, "dtype", None)) for raw in raws):
         return [(*_whole(raw, np.asarray(raw.labels)), []) for raw in raws]
@@ -211,17 +218,17 @@ def settle_classes(raws: Sequence[Raw]) -> list[tuple[np.ndarray, int, list[str]
     for raw, part in zip(raws, parts, strict=True):
         absent = NO_VALUE if words else NO_VALUE | NO_NUMBER
         kept = [text for text in part.texts if text in NO_NUMBER and part.total({text})] if words else []
-        notes = [f"{raw.name} has labels that read {listed(kept)}: they are taken for classes."] if kept else []
+        notes = [f"{raw.name} has labels that read {listed(kept)}: they are read as classes."] if kept else []
         settled.append((np.array(part.texts, dtype=object)[part.codes], part.total(absent), notes))
     return settled
 
 
-def _filled(part: _Cells, convert: object, absent: frozenset[str]) -> np.ndarray:
-    """The cells converted; those without a value become 0, since they are counted and refused."""
-    return np.array([0 if text in absent else convert(text) for text in part.texts])[part.codes]  # type: ignore[operator]
+def _filled(part: _Cells, convert: Callable[[str], float], absent: frozenset[str]) -> Shaped[np.ndarray, " n"]:
+    """The converted cells; missing ones become 0, and are counted and refused elsewhere."""
+    return np.array([0 if text in absent else convert(text) for text in part.texts])[part.codes]
 
 
-def _whole(raw: Raw, labels: np.ndarray) -> tuple[np.ndarray, int]:
+def _whole(raw: Raw, labels: Shaped[np.ndarray, " n"]) -> tuple[Shaped[np.ndarray, " n"], int]:
     """Labels as whole numbers, and how many are missing or infinite."""
     if labels.dtype.kind != "f":
         return labels, 0
@@ -240,11 +247,11 @@ def _whole(raw: Raw, labels: np.ndarray) -> tuple[np.ndarray, int]:
     return np.where(finite, labels, 0).astype(np.int64), int(np.sum(~finite))
 
 
-def settle_quantities(raws: Sequence[Raw]) -> list[tuple[np.ndarray, int, list[str]]]:
-    """Of each file: its labels as float64, and how many are missing or infinite.
+def settle_quantities(raws: Sequence[Raw]) -> list[tuple[Float[np.ndarray, " n"], int, list[str]]]:
+    """For each file: its labels as float64, how many are missing or infinite, and notes (none).
 
     Raises:
-        InputError: they are text, or a few of them are.
+        InputError: some of them are text.
     """
     settled = []
     for raw in raws:
@@ -260,8 +267,8 @@ def settle_quantities(raws: Sequence[Raw]) -> list[tuple[np.ndarray, int, list[s
                 places = [f"{text!r} (row {part.where(text)})" for text in bad]
                 raise InputError(
                     f"{raw.name}: the target holds text (such as {listed(places[:3], quote=False)}; {ROWS}), and a "
-                    "quantity is needed. Mend those rows, pass a column of numbers as --target, or leave out --lasso "
-                    "to tune a classifier."
+                    "quantity is needed. Correct those rows, pass a column of numbers as --target, or leave out "
+                    "--lasso to tune a classifier."
                 )
             labels = np.array([np.nan if text in absent else float(text) for text in part.texts])[part.codes]
         labels = np.asarray(labels, np.float64)

@@ -1,9 +1,11 @@
-"""Samples set aside: at random, by class, or as the papers do."""
+"""Samples set aside: at random, stratified, or as in the papers."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
+from jax.typing import ArrayLike
+from jaxtyping import Bool, Int, Integer, PRNGKeyArray
 
 from bilevax._checks import InputError, listed, require_count
 
@@ -11,22 +13,24 @@ from bilevax._checks import InputError, listed, require_count
 class Split(NamedTuple):
     """Indices into the training samples: `train` and `clean` have none in common."""
 
-    train: np.ndarray
-    clean: np.ndarray
+    train: Int[np.ndarray, " n"]
+    clean: Int[np.ndarray, " clean"]
 
 
-def split(labels: Any, clean: int, key: Any, *, train: int | None = None, balanced: bool = False) -> Split:
-    """Set some training samples aside, at random, whose labels stay right: the upper level's data.
+def split(
+    labels: Integer[ArrayLike, " n"], clean: int, key: PRNGKeyArray, *, train: int | None = None, balanced: bool = False
+) -> Split:
+    """Set some training samples aside at random as a clean set, the data of the upper level.
 
     The protocols of Mehra and Hamm 2021: clean=1000 of MNIST and of SVHN, 10000 of CIFAR-10 (section 3.2, Table 2);
     clean=5000, train=5000 of MNIST (D.1.1); clean=1000, train=44000 of CIFAR-10 (D.1.2).
 
     Args:
-        labels: (n,) integers from 0.
-        clean: how many samples are set aside.
-        key: a jax.random key. The same key gives the same split.
-        train: how many of the others to keep; None for all.
-        balanced: the clean set has equally many of each class. Worth it for a small one, which may else miss a class.
+        labels: integers from 0.
+        clean: the number of samples to set aside.
+        key: the same key gives the same split.
+        train: the number of other samples to keep; None for all.
+        balanced: whether the clean set has equally many samples of each class; a small one may otherwise miss a class.
 
     Raises:
         InputError: the sizes do not fit, or a class has too few samples.
@@ -46,7 +50,7 @@ def split(labels: Any, clean: int, key: Any, *, train: int | None = None, balanc
     if needed > len(array):
         raise InputError(
             f"split: clean is {clean} and train is {train}, and there are {len(array)} samples. Take fewer: the clean "
-            "samples are set aside, and some must remain to train on."
+            "samples are set aside, and some must remain for training."
         )
     classes, counts = np.unique(array, return_counts=True)
     share = clean // len(classes) if balanced else 1
@@ -59,7 +63,7 @@ def split(labels: Any, clean: int, key: Any, *, train: int | None = None, balanc
     if len(few):
         raise InputError(
             f"split: fewer than {share + 1} samples have the label {listed(few)}: the clean set needs {share} and "
-            "training at least one. Leave such classes out, or take a smaller clean set."
+            "training at least one. Leave these classes out, or take a smaller clean set."
         )
     order = generator("split", key).permutation(len(array))
     aside = np.zeros(len(array), bool)
@@ -71,13 +75,15 @@ def split(labels: Any, clean: int, key: Any, *, train: int | None = None, balanc
     return Split(order[~aside][:train], order[aside])
 
 
-def stratified_part(codes: np.ndarray, part: float, random_state: np.random.RandomState) -> np.ndarray:
-    """A part of each class to set aside, at least one sample and not all, whatever the class's size: a mask (n,).
+def stratified_part(
+    codes: Int[np.ndarray, " n"], part: float, random_state: np.random.RandomState
+) -> Bool[np.ndarray, " n"]:
+    """A mask that sets aside a part of each class: at least one sample of it, and not all.
 
-    scikit-learn's stratified split keeps the shares too, but may put a small class on one side alone.
+    scikit-learn's stratified split keeps the shares, too, but may put a small class on one side only.
 
     Args:
-        codes: labels (n,), 0..classes-1, two or more samples of each.
+        codes: labels 0..classes-1, two or more samples of each.
         part: between 0 and 1.
         random_state: draws the samples.
 
@@ -95,8 +101,8 @@ def stratified_part(codes: np.ndarray, part: float, random_state: np.random.Rand
     return aside
 
 
-def random_part(n: int, part: float, seed: int) -> np.ndarray:
-    """A part of n samples to set aside, at least one and not all: a mask (n,).
+def random_part(n: int, part: float, seed: int) -> Bool[np.ndarray, " n"]:
+    """A mask that sets aside a part of n samples: at least one, and not all.
 
     Example:
         >>> from bilevax.data.splits import random_part
@@ -107,20 +113,20 @@ def random_part(n: int, part: float, seed: int) -> np.ndarray:
     return np.isin(np.arange(n), np.random.default_rng(seed).permutation(n)[:count])
 
 
-def coded_labels(owner: str, labels: Any) -> np.ndarray:
-    """Labels as an array (n,); refuse what is not integers from 0."""
+def coded_labels(owner: str, labels: Integer[ArrayLike, " n"]) -> Integer[np.ndarray, " n"]:
+    """Labels as an array; raises where they are not integers from 0."""
     array = np.asarray(labels)
     if array.dtype.kind not in "iu" or array.ndim != 1 or len(array) == 0 or array.min() < 0:
         low = f" down to {array.min()}" if array.size and array.dtype.kind == "i" else ""
         raise InputError(
             f"{owner}: labels are {array.dtype} {array.shape}{low}, and must be integers from 0 of shape (n,), n > 0. "
-            "np.unique(labels, return_inverse=True)[1] numbers any labels so."
+            "np.unique(labels, return_inverse=True)[1] makes them from any labels."
         )
     return array
 
 
-def generator(owner: str, key: Any) -> np.random.Generator:
-    """NumPy's generator seeded by a jax key: no compiling, and the same bits with and without float64."""
+def generator(owner: str, key: PRNGKeyArray) -> np.random.Generator:
+    """A NumPy generator seeded by a JAX key: nothing is compiled, and float64 does not change the bits."""
     try:
         words = np.asarray(jax.random.key_data(key))
     except (TypeError, ValueError) as error:

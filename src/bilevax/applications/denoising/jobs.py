@@ -8,7 +8,8 @@ from sklearn.model_selection import train_test_split
 
 from bilevax._checks import InputError, listed, short_reason
 from bilevax.data.corruption import noisy_digits
-from bilevax.data.tables import as_images, check_known_labels, encode, read_together
+from bilevax.data.encoding import encode
+from bilevax.data.tables import as_images, check_known_labels, read
 
 
 class Job(NamedTuple):
@@ -52,11 +53,11 @@ def job_from_files(train: Path, clean: Path, test: Path | None, target: str | No
         seed: which of them.
 
     Raises:
-        InputError: what `read`, `encode` or `check_known_labels` of `data.tables` refuse; too few clean samples to
+        InputError: what `encode`, or `read` or `check_known_labels` of `data.tables` refuse; too few clean samples to
             set some aside.
     """
     files = {"TRAIN": train, "--clean": clean} | ({} if test is None else {"--test": test})
-    doubted, *others = read_together(files, target)
+    doubted, *others = read(files, target)
     for table in others:
         check_known_labels(table, doubted)
     encoded = encode(doubted, *others)

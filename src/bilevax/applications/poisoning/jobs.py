@@ -48,11 +48,11 @@ def job_from_files(data: Path, validation: Path | None, target: str | None, seed
         seed: of what is set aside.
 
     Raises:
-        InputError: as for `data.tables.read_together`; columns that hold no numbers, or differ between the files;
+        InputError: as for `data.tables.read`; columns that hold no numbers, or differ between the files;
             classes that are too small to be split.
     """
     files = {"DATA": data} | ({} if validation is None else {"--validation": validation})
-    table, *others = tables.read_together(files, target)
+    table, *others = tables.read(files, target)
     x, y = _features(table), table.labels
     if not others:
         values, counts = np.unique(y, return_counts=True)

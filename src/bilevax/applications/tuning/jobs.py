@@ -9,6 +9,7 @@ import pandas as pd
 
 from bilevax._checks import InputError, listed
 from bilevax.data import tables
+from bilevax.data.encoding import encode, encoded_names
 from bilevax.data.splits import stratified_part
 
 
@@ -67,10 +68,10 @@ def job_from_files(files: Mapping[str, Path | None], target: str | None, hold_ou
         seed: of that split.
 
     Raises:
-        InputError: as for `data.tables.read_together`; labels that the training file lacks; classes that are too small
+        InputError: as for `data.tables.read`; labels that the training file lacks; classes that are too small
             to be split.
     """
-    read = read_files(tables.read_together, files, target)
+    read = read_files(tables.read, files, target)
     train = read.pop("train")
     return _split(train, read, hold_out, seed)._replace(title=str(files["train"]))
 
@@ -93,7 +94,7 @@ def _split(train: tables.Table, others: dict[str, tables.Table], hold_out: float
     validation, test = parts["validation"], parts["test"]
     for table in (validation, test):
         tables.check_known_labels(table, train)
-    encoded = tables.encode(train, validation, test)
+    encoded = encode(train, validation, test)
     X, X_validation, X_test = encoded.matrices
     labels = [table.labels for table in (train, validation, test)]
     classes, codes = np.unique(np.concatenate(labels), return_inverse=True)
@@ -101,7 +102,7 @@ def _split(train: tables.Table, others: dict[str, tables.Table], hold_out: float
     return Job(
         title,
         "",
-        tables.encoded_names(train)[0],
+        encoded_names(train)[0],
         len(classes),
         X,
         y,

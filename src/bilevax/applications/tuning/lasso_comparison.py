@@ -16,7 +16,8 @@ from bilevax.applications.tuning.jobs import read_files
 from bilevax.applications.tuning.lasso import STEPS, choose_strengths
 from bilevax.applications.tuning.path import fold_masks
 from bilevax.data import tables
-from bilevax.data.readers import read_words
+from bilevax.data.csv_text import read_words
+from bilevax.data.encoding import encode, encoded_names
 from bilevax.data.splits import random_part
 from bilevax.loop.checkpoint import Checkpoint
 from bilevax.loop.layout import Layout
@@ -169,15 +170,15 @@ def lasso_from_files(files: Mapping[str, Path | None], target: str | None, hold_
         seed: of that split, and of the folds where there is no validation file.
 
     Raises:
-        InputError: as for `data.tables.read_quantities_together`; too few samples for the folds.
+        InputError: as for `data.tables.read_quantities`; too few samples for the folds.
     """
-    read = read_files(tables.read_quantities_together, files, target)
+    read = read_files(tables.read_quantities, files, target)
     train = read.pop("train")
     if "test" not in read:
         test = random_part(len(train.labels), hold_out, seed)
         read["test"], train = tables.part_of(train, test, "test"), tables.part_of(train, ~test, "training")
     parts = [train, *([read["validation"]] if "validation" in read else []), read["test"]]
-    encoded = tables.encode(*parts)
+    encoded = encode(*parts)
     X, *_ = encoded.matrices
     X_test, y_test = encoded.matrices[-1], read["test"].labels
     y, held = train.labels, []
@@ -186,7 +187,7 @@ def lasso_from_files(files: Mapping[str, Path | None], target: str | None, hold_
         held = [np.arange(len(y)) >= len(train.labels)]
     else:
         held = _folds(len(y), seed)
-    names, columns = tables.encoded_names(train)
+    names, columns = encoded_names(train)
     return LassoJob(str(files["train"]), names, columns, X, y, held, X_test, y_test, encoded.notes)
 
 
