@@ -187,10 +187,10 @@ def program(model: Any, moves: int, curvature: Any = None, *, loop: bool = True)
     def upper_loss(u: Any, v: Any, clean: Any) -> Any:
         return jnp.mean(cross_entropy(model, v, *clean))
 
-    def lower_loss(u: Any, v: Any, noisy: Any, key: Any = None) -> Any:
+    def lower_loss(u: Any, v: Any, noisy: Any, *, key: Any) -> Any:
         return weighted_mean(cross_entropy(model, v, *noisy, key=key), jax.nn.sigmoid(u))
 
-    problem, adam = bx.Problem(upper_loss, lower_loss), optax.adam(1e-3)
+    problem, adam = bx.Problem(upper_loss, lower_loss, random_lower=True), optax.adam(1e-3)
     keys = jax.random.split(jax.random.key(0), 6)
     images = [jax.random.uniform(k, (BATCH, 28, 28)) for k in keys[:2]]
     labels = [jax.random.randint(k, (BATCH,), 0, CLASSES) for k in keys[2:4]]

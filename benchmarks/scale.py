@@ -88,7 +88,7 @@ def measure(row: str, vary: str, u_size: int, v_size: int, runs: int) -> Found:
     )
 
     problem = bx.Problem(
-        lambda u, v: jnp.sum(v**2) / 2, lambda u, v: jnp.sum(jnp.exp(u) * jnp.sum((v - 1) ** 2, axis=1)) / 2
+        lambda u, v, data: jnp.sum(v**2) / 2, lambda u, v, data: jnp.sum(jnp.exp(u) * jnp.sum((v - 1) ** 2, axis=1)) / 2
     )
     adam = optax.adam(1e-3)
     solver: Any = (

@@ -31,8 +31,8 @@ T, DIMENSION = 10, 10
 ADAM = optax.adam(1e-3)
 BOX = functools.partial(optax.projections.projection_box, lower=-5.0, upper=5.0)
 PROBLEM = bx.Problem(
-    lambda u, v: jnp.sum(u**2) + jnp.sum(v**2),
-    lambda u, v: jnp.sum((1 - u - v) ** 2),
+    lambda u, v, data: jnp.sum(u**2) + jnp.sum(v**2),
+    lambda u, v, data: jnp.sum((1 - u - v) ** 2),
     project_upper=BOX,
 )
 SOLVER = bx.Penalty(ADAM, ADAM, T, lam=Geometric(10.0, 0.9))

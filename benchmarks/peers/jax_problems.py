@@ -69,7 +69,7 @@ def _like(tree: Any, arrays: Arrays, name: str) -> Any:
 
 def _synthetic(arrays: Arrays) -> Setup:
     # Without the box of the paper, which its solution does not touch: not every library can project v.
-    problem = bx.Problem(lambda u, v: jnp.sum(u**2) + jnp.sum(v**2), lambda u, v: jnp.sum((1 - u - v) ** 2))
+    problem = bx.Problem(lambda u, v, data: jnp.sum(u**2) + jnp.sum(v**2), lambda u, v, data: jnp.sum((1 - u - v) ** 2))
     (u,), (v,) = ([jnp.asarray(x) for x in leaves(arrays, name)] for name in "uv")
     return _plain(problem, Fixed(bx.Batch()), u, v)
 

@@ -221,22 +221,25 @@ def run_method(label: str, cell: Cell, size: Size, seed: int) -> Run:
     return Run(last["u"], last["v"], [(one.seconds, one.seen) for one in looks])
 
 
+@dataclass(frozen=True)
+class _OfZ:
+    """A function of (u, ...) as one of (z, ...), where u = space(z)."""
+
+    function: Callable[..., Any]
+    space: Callable[[Any], Any]
+
+    def __call__(self, z: Any, *rest: Any, **more: Any) -> Any:
+        return self.function(self.space(z), *rest, **more)
+
+
 def drawn_from(problem: Problem, space: Callable[[Any], Any]) -> Problem:
     """The problem in z, where u = space(z)."""
-
-    def of_z(function: Callable[..., Any]) -> Callable[..., Any]:
-        @functools.wraps(function)  # losses get the arguments in their signature
-        def wrapped(z: Any, *rest: Any, **more: Any) -> Any:
-            return function(space(z), *rest, **more)
-
-        return wrapped
-
     penalty = problem.regularizer
     return replace(
         problem,
-        upper_loss=of_z(problem.upper_loss),
-        lower_loss=of_z(problem.lower_loss),
-        regularizer=None if penalty is None else of_z(penalty),
+        upper_loss=_OfZ(problem.upper_loss, space),
+        lower_loss=_OfZ(problem.lower_loss, space),
+        regularizer=None if penalty is None else _OfZ(penalty, space),
         project_upper=identity,
     )
 

@@ -69,7 +69,7 @@ def _reweighting_problem(model: Model) -> Problem:
     def upper_loss(u: PyTree, v: PyTree, validation: Samples) -> Any:
         return jnp.mean(cross_entropy(model, v, *validation.data))
 
-    def lower_loss(u: PyTree, v: PyTree, train: Samples, key: Any = None) -> Any:
+    def lower_loss(u: PyTree, v: PyTree, train: Samples, *, key: Any) -> Any:
         losses = cross_entropy(model, v, *train.data, key=key)
         return jnp.mean(jnp.exp(u["sample"][train.index]) * losses)
 
@@ -79,7 +79,7 @@ def _reweighting_problem(model: Model) -> Problem:
     def within(u: PyTree) -> PyTree:
         return jax.tree.map(lambda x: jnp.clip(x, -LOG_RANGE, LOG_RANGE), u)
 
-    return Problem(upper_loss, lower_loss, project_upper=within, regularizer=regularizer)
+    return Problem(upper_loss, lower_loss, project_upper=within, regularizer=regularizer, random_lower=True)
 
 
 def sparse_reweighting_task(

@@ -8,7 +8,7 @@ point of a projected descent, and moves with u as `derivatives.fixed_point` has 
 import functools
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import jax
@@ -81,7 +81,7 @@ def hypergradient(
         >>> import jax.numpy as jnp
         >>> from bilevax import Problem
         >>> from bilevax.argmin import hypergradient
-        >>> problem = Problem(lambda u, v: jnp.sum((v - 1) ** 2), lambda u, v: jnp.sum((v - u**2) ** 2))
+        >>> problem = Problem(lambda u, v, data: jnp.sum((v - 1) ** 2), lambda u, v, data: jnp.sum((v - u**2) ** 2))
         >>> u = jnp.array([2.0])  # v*(u) = u^2, so f = (u^2 - 1)^2 and its derivative is 4 u (u^2 - 1)
         >>> print(hypergradient(problem, u, u**2).gradient)
         [24.]
@@ -138,19 +138,20 @@ def _warn_unsolved(owner: str, residual: Any, size: Any) -> None:
 
 @dataclass(frozen=True)
 class Argmin:
-    """u -> v*(u) = argmin over v of g(u, v[, data]), a function that `jax.grad` of anything around it goes through.
+    """u -> v*(u) = argmin over v of g(u, v, data), a function that `jax.grad` of anything around it goes through.
 
     A lower level inside of a larger network: `u` is whatever it depends on, the features of the layers before it, say.
     v is found by descent; the derivative is that of the minimiser and not of the descent, so nothing of the descent is
     stored, and it is as good as the descent is near its end.
 
     Args:
-        lower_loss: g(u, v[, data][, key=]) -> floating scalar. Pure.
+        lower_loss: g(u, v, data) -> floating scalar. Pure.
         optimizer: any optax optimizer of v.
         steps: how many moves it makes.
         linear_solve: one of `bilevax.linear_solve`, for the system of the derivative.
         project: the orthogonal projection onto the set that v lives in, after each move. Where that is not a box, take
             plain descent (`optax.sgd`): the ends of projected Adam depend on its scales.
+        random_lower: whether g is random; it is then called as g(u, v, data, key=key).
 
     `argmin(u, start, data, key)` gives v, of the shapes of `start`. Its derivatives are those with respect to u and
     data, on the boundary of the set, too; with respect to `start` it is zero, as it is for the minimiser. Calls of one
@@ -159,8 +160,8 @@ class Argmin:
     `residual` of a `hypergradient`.
 
     Raises:
-        InputError: steps is not a positive integer; lower_loss or project is not a function; project is not an
-            orthogonal projection.
+        InputError: steps is not a positive integer; lower_loss cannot be called in this way; project is not a
+            function, or not an orthogonal projection.
 
     Example:
         >>> import jax, jax.numpy as jnp, optax
@@ -181,10 +182,11 @@ class Argmin:
     steps: int = 200
     linear_solve: LinearSolve = CG(100)
     project: Callable[[PyTree], PyTree] = identity
+    random_lower: bool = field(default=False, kw_only=True)
 
     def __post_init__(self) -> None:
         settle_counts(self, "steps")
-        require_loss("Argmin", "lower_loss", self.lower_loss)
+        require_loss("Argmin", "lower_loss", self.lower_loss, self.random_lower, "random_lower")
         require_function("Argmin", "project", self.project, "v -> v")
         require_function("Argmin", "linear_solve", self.linear_solve, "such as bilevax.linear_solve.CG(100)")
         require_optimizer("Argmin", "optimizer", self.optimizer)
@@ -202,10 +204,10 @@ class Argmin:
 
     def problem(self) -> Problem:
         """The lower problem; there is nothing at the upper level."""
-        return Problem(_nothing, self.lower_loss, project_lower=self.project)
+        return Problem(_nothing, self.lower_loss, project_lower=self.project, random_lower=self.random_lower)
 
 
-def _nothing(u: PyTree, v: PyTree) -> Any:
+def _nothing(u: PyTree, v: PyTree, data: None) -> Any:
     return jnp.zeros(())
 
 
@@ -259,7 +261,7 @@ def _pulled_back(argmin: Argmin, u: PyTree, v: PyTree, data: PyTree, key: Any, c
         given = iter(floating)
         return jax.tree.unflatten(form, [next(given) if m else x for x, m in zip(leaves, moving, strict=True)])
 
-    def lower_loss(floating: list[Any], v: PyTree) -> Any:
+    def lower_loss(floating: list[Any], v: PyTree, _: None) -> Any:
         u, data = joined(floating)
         return argmin.problem().lower(u, v, data, key)
 

@@ -156,8 +156,8 @@ def report(
         >>> from bilevax import Problem
         >>> from bilevax.diagnostics import report
         >>> problem = Problem(
-        ...     upper_loss=lambda u, v: jnp.sum(u**2) + jnp.sum(v**2),
-        ...     lower_loss=lambda u, v: jnp.sum((1 - u - v) ** 2),
+        ...     upper_loss=lambda u, v, data: jnp.sum(u**2) + jnp.sum(v**2),
+        ...     lower_loss=lambda u, v, data: jnp.sum((1 - u - v) ** 2),
         ... )
         >>> found = report(problem, u=jnp.array([0.75]), v=jnp.array([0.25]))
         >>> print(found.hypergradient, found.smallest_curvature)
@@ -301,8 +301,8 @@ def nonsmooth_stationarity(
         >>> from bilevax.diagnostics import nonsmooth_stationarity
         >>> from bilevax.penalties import L1
         >>> problem = Problem(
-        ...     upper_loss=lambda u, v: jnp.sum((v - jnp.array([1.0, 0.0])) ** 2),
-        ...     lower_loss=lambda u, v: jnp.sum((v - jnp.array([2.0, 0.5])) ** 2) / 2,
+        ...     upper_loss=lambda u, v, data: jnp.sum((v - jnp.array([1.0, 0.0])) ** 2),
+        ...     lower_loss=lambda u, v, data: jnp.sum((v - jnp.array([2.0, 0.5])) ** 2) / 2,
         ...     regularizer=lambda u, v, mu: u[0] * L1()(v, mu),
         ... )
         >>> prox = lambda u, v, step: L1().proximal(v, step * u[0])
@@ -327,7 +327,7 @@ def nonsmooth_stationarity(
         )
     key = jax.random.key(0) if key is None else key
     data = base.lower_data(batch, 0)
-    smooth = Problem(problem.upper_loss, problem.lower_loss)
+    smooth = dataclasses.replace(problem, regularizer=None)
     slope = derivatives.lower_gradient(smooth, u, v, data, key)[1]
     moved = jax.tree.map(jnp.asarray, proximal(u, jax.tree.map(lambda x, d: x - rate * d, v, slope), rate))
     lower = float(optax.tree.norm(optax.tree.sub(v, moved)) / rate)

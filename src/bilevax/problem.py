@@ -8,7 +8,7 @@
 import inspect
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import jax
@@ -46,22 +46,22 @@ class PerMove(NamedTuple):
 
 @dataclass(frozen=True)
 class Inequality:
-    """The constraint `function(u, v[, batch.upper]) <= 0`, entry by entry, of any shape."""
+    """The constraint `function(u, v, batch.upper) <= 0`, entry by entry, of any shape."""
 
     function: Callable[..., Any]
 
     def __post_init__(self) -> None:
-        require_loss("Inequality", "function", self.function, key=False)
+        require_loss("Inequality", "function", self.function)
 
 
 @dataclass(frozen=True)
 class Equality:
-    """The constraint `function(u, v[, batch.upper]) = 0`, entry by entry, of any shape."""
+    """The constraint `function(u, v, batch.upper) = 0`, entry by entry, of any shape."""
 
     function: Callable[..., Any]
 
     def __post_init__(self) -> None:
-        require_loss("Equality", "function", self.function, key=False)
+        require_loss("Equality", "function", self.function)
 
 
 def identity(x: PyTree) -> PyTree:
@@ -69,64 +69,43 @@ def identity(x: PyTree) -> PyTree:
     return x
 
 
-POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-
-
-def _parameters(function: Callable[..., Any]) -> list[inspect.Parameter] | None:
-    try:
-        return list(inspect.signature(function).parameters.values())
-    except (TypeError, ValueError):  # of a builtin nothing is known
-        return None
-
-
-def evaluate(function: Callable[..., Any], u: PyTree, v: PyTree, data: PyTree, key: Any, key_data: bool = True) -> Any:
-    """Call a loss or constraint with as many of (u, v, data, key=) as its signature asks for."""
-    parameters = _parameters(function)
-    if parameters is None:
-        return function(u, v, data)
-    positional = [p for p in parameters if p.kind in POSITIONAL and p.name != "key"]
-    takes_any = any(p.kind is inspect.Parameter.VAR_POSITIONAL for p in parameters)
-    arguments = (u, v, data) if takes_any or len(positional) >= 3 else (u, v)
-    if key_data and any(p.name == "key" for p in parameters):
-        return function(*arguments, key=key)
-    return function(*arguments)
-
-
-def require_loss(owner: str, name: str, function: Any, key: bool = True) -> None:
-    """Refuse a loss or constraint that cannot be called as (u, v[, data][, key=]), or where that cannot be decided.
+def require_loss(owner: str, name: str, function: Any, random: bool | None = None, declared: str = "") -> None:
+    """Refuse a loss or constraint that cannot be called as (u, v, data), or as (u, v, data, key=key) if it is random.
 
     Args:
         owner, name: what it is an argument of, and which.
-        function: the loss.
-        key: whether it may take a key.
+        function: the loss or constraint.
+        random: whether it is declared random; None for a constraint, which cannot be.
+        declared: the argument by which it is.
     """
-    require_function(owner, name, function, f"{name}(u, v[, batch]{'[, key=]' if key else ''})")
+    called = "(u, v, data, key=key)" if random else "(u, v, data)"
+    require_function(owner, name, function, called)
     if isinstance(function, type):
         raise InputError(f"{owner}: {name} is the class {function.__name__}. Pass an instance of it, or a function.")
-    parameters = _parameters(function)
-    if parameters is None:
+    if random not in (None, False, True):
+        raise InputError(f"{owner}: {declared} is {described(random)}, and must be True or False.")
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):  # some builtins have none
         return
-    what = f"{owner}: {name}"
-    positional = [p for p in parameters if p.kind in POSITIONAL and p.name != "key"]
-    takes_any = any(p.kind is inspect.Parameter.VAR_POSITIONAL for p in parameters)
-    for p in positional[2:]:
-        if p.default is not p.empty:
+    names, data = list(signature.parameters), object()
+    takes = f"{owner}: {name} takes ({', '.join(names)})"
+    if not random and "key" in names:
+        remedy = f"pass {declared}=True and write lambda u, v, data, *, key: ... ." if declared else "it gets no key."
+        raise InputError(f"{takes}, and is called as (u, v, data); {remedy}")
+    try:
+        bound = signature.bind(None, None, data, **({"key": None} if random else {})).arguments
+    except TypeError:
+        form = "lambda u, v, data, *, key: ..." if random else "lambda u, v, data: ..."
+        bind = " , and bind other arguments by functools.partial" if len(names) > len(called.split(",")) else ""
+        leave = f" , or leave out {declared}=True" if random else ""
+        raise InputError(f"{takes}, and is called as {called}; write {form}{bind or leave or ' '}.") from None
+    for p in signature.parameters.values():
+        if bound.get(p.name) is data and p.default is not p.empty:
             raise InputError(
-                f"{what} has the parameter {p.name}={described(p.default)}, which would get the batch in place of "
-                f"its default. If it is a setting, make it keyword-only, as in lambda u, v, *, {p.name}=...: "
-                f"..., or bind it by functools.partial(loss, {p.name}=...); if it is the batch, leave out its default."
-            )
-    if len(positional) > 3 or (len(positional) < 2 and not takes_any):
-        raise InputError(
-            f"{what} has {len(positional)} positional parameters ({', '.join(p.name for p in positional)}). It is "
-            "called as (u, v) or as (u, v, batch); bind further arguments by functools.partial."
-        )
-    for p in parameters:
-        known = key and p.name == "key"
-        if not known and p.default is p.empty and (p.kind is p.KEYWORD_ONLY or p.name == "key"):
-            raise InputError(
-                f"{what} needs the argument {p.name}=, which is never passed. Bind it by "
-                f"functools.partial(loss, {p.name}=...)."
+                f"{owner}: {name} has the parameter {p.name}={described(p.default)}, which would get the data in place "
+                f"of its default; if it is a setting, write lambda u, v, data, *, {p.name}=...: ... , and if it is the "
+                "data, leave out its default."
             )
 
 
@@ -135,8 +114,8 @@ class Problem:
     """A bilevel problem (Mehra and Hamm 2021, eqs. 6 and 7).
 
     Args:
-        upper_loss: f(u, v[, batch.upper][, key=]) -> floating scalar. Pure.
-        lower_loss: g(u, v[, batch.lower][, key=]) -> floating scalar. Pure.
+        upper_loss: f(u, v, batch.upper) -> floating scalar. Pure.
+        lower_loss: g(u, v, batch.lower) -> floating scalar. Pure.
         constraints: `Inequality` and `Equality` conditions on (u, v*(u)).
         project_upper: maps u onto the set it lives in; applied after each move of u.
         project_lower: the same for v.
@@ -144,16 +123,22 @@ class Problem:
             where it stopped.
         regularizer: (u, v, mu) -> scalar, a non-smooth term of g in its smoothed form; solvers that
             do not schedule mu use 1e-3.
+        random_upper: whether f is random. It is then called as f(u, v, batch.upper, key=key).
+        random_lower: the same for g.
 
-    u and v are pytrees of floating arrays. Two problems are equal when their functions are the same
-    objects, so make a Problem once and pass it around: each new one is compiled anew.
+    Raises:
+        InputError: a loss or constraint cannot be called in this way; an argument is not of its kind.
+
+    u and v are pytrees of floating arrays. The data of a loss are None where its batch holds none. Two problems are
+    equal when their functions are: the same functions, or equal values such as frozen dataclasses with `__call__`. Make
+    a Problem once and pass it around: each that is not equal to an earlier one is compiled anew.
 
     Example:
         >>> import jax.numpy as jnp
         >>> from bilevax import Problem
         >>> problem = Problem(
-        ...     upper_loss=lambda u, v: jnp.sum(u**2) + jnp.sum(v**2),
-        ...     lower_loss=lambda u, v: jnp.sum((1 - u - v) ** 2),
+        ...     upper_loss=lambda u, v, data: jnp.sum(u**2) + jnp.sum(v**2),
+        ...     lower_loss=lambda u, v, data: jnp.sum((1 - u - v) ** 2),
         ... )
         >>> problem.check(u=jnp.zeros(3), v=jnp.zeros(3))
     """
@@ -165,10 +150,12 @@ class Problem:
     project_lower: Callable[[PyTree], PyTree] = identity
     lower_start: Callable[[PyTree, Batch, Any], PyTree] | None = None
     regularizer: Callable[[PyTree, PyTree, Any], Any] | None = None
+    random_upper: bool = field(default=False, kw_only=True)
+    random_lower: bool = field(default=False, kw_only=True)
 
     def __post_init__(self) -> None:
-        for name in ("upper_loss", "lower_loss"):
-            require_loss("Problem", name, getattr(self, name))
+        require_loss("Problem", "upper_loss", self.upper_loss, self.random_upper, "random_upper")
+        require_loss("Problem", "lower_loss", self.lower_loss, self.random_lower, "random_lower")
         for name in ("project_upper", "project_lower"):
             require_function("Problem", name, getattr(self, name), "x -> x")
         if self.lower_start is not None:
@@ -182,23 +169,23 @@ class Problem:
         for constraint in self.constraints:
             if not isinstance(constraint, Inequality | Equality):
                 raise InputError(
-                    f"Problem: constraints holds {described(constraint)}. Wrap each function h(u, v, batch) as "
+                    f"Problem: constraints holds {described(constraint)}. Wrap each function h(u, v, data) as "
                     "Inequality(h) for h <= 0 or Equality(h) for h = 0."
                 )
         object.__setattr__(self, "constraints", tuple(self.constraints))
 
     def upper(self, u: PyTree, v: PyTree, data: PyTree, key: Any) -> Any:
         """The upper loss f at (u, v)."""
-        return evaluate(self.upper_loss, u, v, data, key)
+        return self.upper_loss(u, v, data, key=key) if self.random_upper else self.upper_loss(u, v, data)
 
     def lower(self, u: PyTree, v: PyTree, data: PyTree, key: Any, mu: Any = 1e-3) -> Any:
         """The lower loss g at (u, v), with the smoothed regularizer."""
-        loss = evaluate(self.lower_loss, u, v, data, key)
+        loss = self.lower_loss(u, v, data, key=key) if self.random_lower else self.lower_loss(u, v, data)
         return loss if self.regularizer is None else loss + self.regularizer(u, v, mu)
 
     def constraint_values(self, u: PyTree, v: PyTree, data: PyTree) -> tuple[Any, ...]:
         """All constraints h at (u, v), in the order of `constraints`."""
-        return tuple(evaluate(c.function, u, v, data, None, key_data=False) for c in self.constraints)
+        return tuple(c.function(u, v, data) for c in self.constraints)
 
     def check(self, u: PyTree, v: PyTree, batch: Batch | None = None) -> None:
         """Refuse what no solver could treat.
@@ -227,7 +214,7 @@ class Problem:
         if not any(_reached(closed.jaxpr, wanted)):
             raise InputError(
                 "lower_loss does not depend on v, so every v minimises it. "
-                "It is called as lower_loss(u, v, batch): check the order of its arguments."
+                "It is called as lower_loss(u, v, data): check the order of its arguments."
             )
         held = sum(np.asarray(c).nbytes for c in closed.consts)
         if held > LARGE_CONSTANT_BYTES:
@@ -238,11 +225,7 @@ class Problem:
             )
         for i, constraint in enumerate(self.constraints):
             name = f"constraints[{i}]"
-
-            def value(u: PyTree, v: PyTree, data: PyTree, function: Callable[..., Any] = constraint.function) -> Any:
-                return evaluate(function, u, v, data, None, key_data=False)
-
-            found = jax.tree.leaves(_shapes(name, value, u, v, batch.upper))
+            found = jax.tree.leaves(_shapes(name, constraint.function, u, v, batch.upper))
             if not found:
                 raise InputError(f"{name} returns no values. It must return the amounts by which it is violated.")
             for leaf in found:

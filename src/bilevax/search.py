@@ -297,7 +297,7 @@ def search(
         >>> import jax, jax.numpy as jnp
         >>> from bilevax import Problem
         >>> from bilevax.search import Random, search
-        >>> problem = Problem(lambda u, v: jnp.sum((v - 0.5) ** 2), lambda u, v: jnp.sum((v - u) ** 2))
+        >>> problem = Problem(lambda u, v, data: jnp.sum((v - 0.5) ** 2), lambda u, v, data: jnp.sum((v - u) ** 2))
         >>> result = search(
         ...     Random(), problem, jnp.zeros(1), jnp.ones(1), jnp.zeros(1), trials=200, key=jax.random.key(0)
         ... )

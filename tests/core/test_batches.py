@@ -106,7 +106,7 @@ def test_nothing_is_sorted_and_nothing_of_the_data_s_size_is_written(key):
 )
 @pytest.mark.parametrize("kind", [Minibatches, Epochs])
 def test_bad_sizes(kind, fields, message, key):
-    problem = bx.Problem(lambda u, v: v**2, lambda u, v: (u - v) ** 2)
+    problem = bx.Problem(lambda u, v, _: v**2, lambda u, v, _: (u - v) ** 2)
 
     def made_and_used():
         source = kind(**({"upper": jnp.ones(10), "lower": jnp.ones(10)} | fields))

@@ -15,11 +15,11 @@ SOLVER = BVFIM(optax.adam(optax.cosine_decay_schedule(1e-2, 6000)))
 A = np.array([[2.0, 0.3], [0.3, 1.0]])
 
 
-def upper_loss(u, v):
+def upper_loss(u, v, _):
     return jnp.sum((v - jnp.array([1.0, -1.0])) ** 2) + 0.1 * jnp.sum(u**2)
 
 
-def lower_loss(u, v):
+def lower_loss(u, v, _):
     return 0.5 * (v - u) @ A @ (v - u) + 0.1 * jnp.sum(jnp.cos(v))
 
 
@@ -50,14 +50,18 @@ def test_the_direction_is_the_derivative_of_the_barriers_minimum():
 
 
 def test_it_finds_the_solution_of_a_quadratic_problem():
-    problem = Problem(lambda u, v: jnp.sum((v - 1) ** 2) + 0.5 * jnp.sum(u**2), lambda u, v: jnp.sum((v - 2 * u) ** 2))
+    problem = Problem(
+        lambda u, v, _: jnp.sum((v - 1) ** 2) + 0.5 * jnp.sum(u**2), lambda u, v, _: jnp.sum((v - 2 * u) ** 2)
+    )
     result = solve(SOLVER, problem, jnp.zeros(2), jnp.zeros(2), steps=6000, key=KEY)
     np.testing.assert_allclose(result.u, 4 / 9, atol=5e-3)  # of (2 u - 1)^2 + u^2 / 2
     np.testing.assert_allclose(result.v, 8 / 9, atol=1e-2)
 
 
 def test_of_many_minimisers_it_takes_the_one_best_for_f():
-    problem = Problem(lambda u, v: (v[0] - 2) ** 2 + (v[1] - 1) ** 2 + (u[0] - 1) ** 2, lambda u, v: (v[0] - u[0]) ** 2)
+    problem = Problem(
+        lambda u, v, _: (v[0] - 2) ** 2 + (v[1] - 1) ** 2 + (u[0] - 1) ** 2, lambda u, v, _: (v[0] - u[0]) ** 2
+    )
     result = solve(SOLVER, problem, jnp.zeros(1), jnp.array([0.0, -1.0]), steps=6000, key=KEY)
     np.testing.assert_allclose(result.v[1], 1.0, atol=1e-2)
     np.testing.assert_allclose(result.u, 1.5, atol=1e-2)
@@ -65,7 +69,7 @@ def test_of_many_minimisers_it_takes_the_one_best_for_f():
 
 def test_a_lower_level_of_many_valleys():
     """min (x - 2)^2 + (y - 4)^2 where y minimises sin(x + y): x + y = 3 pi / 2 + 2 pi k, nearest to 6 at 3 pi / 2."""
-    problem = Problem(lambda x, y: jnp.sum((x - 2) ** 2 + (y - 4) ** 2), lambda x, y: jnp.sum(jnp.sin(x + y)))
+    problem = Problem(lambda x, y, _: jnp.sum((x - 2) ** 2 + (y - 4) ** 2), lambda x, y, _: jnp.sum(jnp.sin(x + y)))
     result = solve(SOLVER, problem, jnp.full(1, 1.0), jnp.full(1, 3.0), steps=6000, key=KEY)
     short = (6 - 3 * np.pi / 2) / 2
     np.testing.assert_allclose(result.u, 2 - short, atol=1e-2)

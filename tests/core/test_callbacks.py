@@ -31,7 +31,7 @@ from bilevax.loop.result import Run, Visit
 from bilevax.solvers.base import Info
 
 PROBLEM = Problem(
-    upper_loss=lambda u, v, target: jnp.sum((v - target) ** 2), lower_loss=lambda u, v: jnp.sum((v - u) ** 2)
+    upper_loss=lambda u, v, target: jnp.sum((v - target) ** 2), lower_loss=lambda u, v, _: jnp.sum((v - u) ** 2)
 )
 INFO = {"upper_loss", "lower_loss", "upper_grad_norm", "lower_grad_norm"}
 
@@ -273,7 +273,7 @@ def test_a_progress_bar_without_its_terminal_does_not_end_the_solve(monkeypatch)
 
 def test_a_log_ends_with_the_last_finite_step(tmp_path):
     """u falls by 0.01 a step, and the slope of sqrt(u) ends at zero."""
-    bad = Problem(lambda u, v: jnp.sum(jnp.sqrt(u) + v), lambda u, v: jnp.sum((v - u) ** 2))
+    bad = Problem(lambda u, v, _: jnp.sum(jnp.sqrt(u) + v), lambda u, v, _: jnp.sum((v - u) ** 2))
     path, start = tmp_path / "log.jsonl", jnp.full(1, 0.075)
     options = {"steps": 100, "every": 5, "key": jax.random.key(0)}
     with pytest.raises(SolveError) as caught:

@@ -41,12 +41,12 @@ class Known:
     multipliers: tuple[Any, ...]
 
 
-def same(u, v):
+def same(u, v, _):
     """g with v*(u) = u."""
     return jnp.sum((v - u) ** 2) / 2
 
 
-def cubic(u, v):
+def cubic(u, v, _):
     """g with v*(u) the root of v + v^3 = u."""
     return jnp.sum(v**2 / 2 + v**4 / 4 - u * v)
 
@@ -59,14 +59,14 @@ def cubic_answer(u):
 
 def near(*a):
     """f = |v - a|^2 / 2."""
-    return lambda u, v: jnp.sum((v - jnp.array(a)) ** 2) / 2
+    return lambda u, v, _: jnp.sum((v - jnp.array(a)) ** 2) / 2
 
 
 ROOT = 0.6**0.5
 KNOWN = {
     # v - a + m (1, 1) = 0 on v1 + v2 = 1.
     "equality": Known(
-        bx.Problem(near(2.0, 1.0), same, (bx.Equality(lambda u, v: jnp.sum(v) - 1),)),
+        bx.Problem(near(2.0, 1.0), same, (bx.Equality(lambda u, v, _: jnp.sum(v) - 1),)),
         lambda u: u,
         (1.0, 0.0),
         (1.0,),
@@ -74,9 +74,9 @@ KNOWN = {
     # v*(u) = 1 - u: the reduced loss u^2 + (1 - u)^2 has slope 4u - 2 = 1 = m at the bound 0.75.
     "active": Known(
         bx.Problem(
-            lambda u, v: jnp.sum(u**2 + v**2),
-            lambda u, v: jnp.sum((1 - u - v) ** 2),
-            (bx.Inequality(lambda u, v: 0.75 - u),),
+            lambda u, v, _: jnp.sum(u**2 + v**2),
+            lambda u, v, _: jnp.sum((1 - u - v) ** 2),
+            (bx.Inequality(lambda u, v, _: 0.75 - u),),
         ),
         lambda u: 1 - u,
         (0.75,),
@@ -84,7 +84,7 @@ KNOWN = {
     ),
     # The free minimum (2, 1) satisfies the constraint.
     "inactive": Known(
-        bx.Problem(near(2.0, 1.0), same, (bx.Inequality(lambda u, v: jnp.sum(v) - 5),)),
+        bx.Problem(near(2.0, 1.0), same, (bx.Inequality(lambda u, v, _: jnp.sum(v) - 5),)),
         lambda u: u,
         (2.0, 1.0),
         (0.0,),
@@ -94,7 +94,7 @@ KNOWN = {
         bx.Problem(
             near(1.2, 0.8, -1.0),
             same,
-            (bx.Equality(lambda u, v: jnp.sum(v) - 1), bx.Inequality(lambda u, v: -u)),
+            (bx.Equality(lambda u, v, _: jnp.sum(v) - 1), bx.Inequality(lambda u, v, _: -u)),
         ),
         lambda u: u,
         (0.7, 0.3, 0.0),
@@ -103,7 +103,7 @@ KNOWN = {
     # Outside the curve v1^2 + v2^4 = 1, on it at v = (0.8, sqrt 0.6) with m = 0.2:
     # a = v - m (2 v1, 4 v2^3) = (0.48, 0.52 sqrt 0.6). On the tangent the Lagrangian curves by 0.16 only.
     "outside a curve": Known(
-        bx.Problem(near(0.48, 0.52 * ROOT), cubic, (bx.Inequality(lambda u, v: 1 - v[0] ** 2 - v[1] ** 4),)),
+        bx.Problem(near(0.48, 0.52 * ROOT), cubic, (bx.Inequality(lambda u, v, _: 1 - v[0] ** 2 - v[1] ** 4),)),
         cubic_answer,
         (0.8 + 0.8**3, ROOT + ROOT**3),
         (0.2,),
@@ -113,7 +113,7 @@ KNOWN = {
         bx.Problem(
             near(0.48, 0.52 * ROOT),
             cubic,
-            (bx.Equality(lambda u, v: v[0] ** 2 + v[1] ** 4 - 1), bx.Inequality(lambda u, v: jnp.sum(u) - 9)),
+            (bx.Equality(lambda u, v, _: v[0] ** 2 + v[1] ** 4 - 1), bx.Inequality(lambda u, v, _: jnp.sum(u) - 9)),
         ),
         cubic_answer,
         (0.8 + 0.8**3, ROOT + ROOT**3),
@@ -139,12 +139,12 @@ def test_the_points_are_those_of_slsqp(known):
     constraints = [
         {
             "type": "ineq" if isinstance(c, bx.Inequality) else "eq",
-            "fun": lambda u, c=c: -np.ravel(c.function(u, known.answer(u))),
+            "fun": lambda u, c=c: -np.ravel(c.function(u, known.answer(u), None)),
         }
         for c in known.problem.constraints
     ]
     found = scipy.optimize.minimize(
-        lambda u: float(known.problem.upper_loss(u, known.answer(u))),
+        lambda u: float(known.problem.upper_loss(u, known.answer(u), None)),
         np.full(len(known.u), 0.5),
         constraints=constraints,
         method="SLSQP",
@@ -198,16 +198,18 @@ def test_the_explicit_slack_gives_the_same_point(name):
     known = KNOWN[name]
     v = start(known)
     rows = known.problem.constraints
-    slack = [jnp.ones(jnp.shape(c.function(v, v))) if isinstance(c, bx.Inequality) else jnp.zeros(()) for c in rows]
+    slack = [
+        jnp.ones(jnp.shape(c.function(v, v, None))) if isinstance(c, bx.Inequality) else jnp.zeros(()) for c in rows
+    ]
 
     def equality(i, c):
         if isinstance(c, bx.Equality):
-            return bx.Equality(lambda us, v: c.function(us[0], v))
-        return bx.Equality(lambda us, v: c.function(us[0], v) + us[1][i] ** 2)
+            return bx.Equality(lambda us, v, _: c.function(us[0], v, None))
+        return bx.Equality(lambda us, v, _: c.function(us[0], v, None) + us[1][i] ** 2)
 
     problem = bx.Problem(
-        lambda us, v: known.problem.upper_loss(us[0], v),
-        lambda us, v: known.problem.lower_loss(us[0], v),
+        lambda us, v, _: known.problem.upper_loss(us[0], v, None),
+        lambda us, v, _: known.problem.lower_loss(us[0], v, None),
         tuple(equality(i, c) for i, c in enumerate(rows)),
     )
     result = bx.solve(SOLVER, problem, (v, slack), v, steps=STEPS, every=STEPS, key=KEY)
@@ -218,7 +220,7 @@ def test_the_explicit_slack_gives_the_same_point(name):
 
 def test_the_term_of_an_inequality_is_the_slack_minimised_out():
     """min over s of gamma/2 (h + s^2)^2 + m (h + s^2), by brute force, and its derivative in h."""
-    problem = bx.Problem(lambda u, v: jnp.sum(u), same, (bx.Inequality(lambda u, v: u),))
+    problem = bx.Problem(lambda u, v, _: jnp.sum(u), same, (bx.Inequality(lambda u, v, _: u),))
     s2 = np.linspace(0, 30, 3_000_001)
     for gamma in (0.5, 3.0):
         for m in (0.0, 1.3):
@@ -238,7 +240,7 @@ def test_constraint_gradients_are_the_differences_of_the_constraints():
     problem = bx.Problem(
         known.problem.upper_loss,
         same,
-        (bx.Equality(lambda u, v: jnp.sin(u @ v)), bx.Inequality(lambda u, v: jnp.outer(u, v[:2] ** 2))),
+        (bx.Equality(lambda u, v, _: jnp.sin(u @ v)), bx.Inequality(lambda u, v, _: jnp.outer(u, v[:2] ** 2))),
     )
     values, *jacobians = derivatives.constraint_gradients(problem, u, v, None)
     assert values.shape == (7,)

@@ -16,14 +16,16 @@ KEEP = optax.sgd(0.0)
 
 
 # v*(u) = 1 - u; at (u, v): hypergradient 2u - 2v, whatever u + v.
-PLANE = bx.Problem(lambda u, v: jnp.sum(u**2) + jnp.sum(v**2), lambda u, v: jnp.sum((1 - u - v) ** 2))
+PLANE = bx.Problem(lambda u, v, _: jnp.sum(u**2) + jnp.sum(v**2), lambda u, v, _: jnp.sum((1 - u - v) ** 2))
 
 
 def saddle(low):
     """g = v1^2 / 2 + low v2^2 / 2 - v . u on a dictionary of v."""
     return bx.Problem(
-        lambda u, v: jnp.sum(v["a"] ** 2) + jnp.sum(v["b"] ** 2),
-        lambda u, v: jnp.sum(v["a"] ** 2) / 2 + low * jnp.sum(v["b"] ** 2) / 2 - u @ jnp.concatenate([v["a"], v["b"]]),
+        lambda u, v, _: jnp.sum(v["a"] ** 2) + jnp.sum(v["b"] ** 2),
+        lambda u, v, _: (
+            jnp.sum(v["a"] ** 2) / 2 + low * jnp.sum(v["b"] ** 2) / 2 - u @ jnp.concatenate([v["a"], v["b"]])
+        ),
     )
 
 
@@ -66,7 +68,7 @@ def test_the_iterative_route_agrees_with_the_dense_one(dtype):
         lambda u, v, data: (
             jnp.mean(jnp.exp(u) * jnp.log(jnp.cosh(data[0] @ v["w"] - data[1]))) + 0.1 * jnp.sum(v["w"] ** 2)
         ),
-        (bx.Inequality(lambda u, v: jnp.stack([jnp.sum(u), v["w"] @ v["w"] - 9])),),
+        (bx.Inequality(lambda u, v, _: jnp.stack([jnp.sum(u), v["w"] @ v["w"] - 9])),),
     )
     u = jnp.asarray(rng.normal(size=50) / 5, dtype)
     v = {"w": jnp.asarray(rng.normal(size=40) / 5, dtype)}
@@ -81,7 +83,7 @@ def test_the_iterative_route_agrees_with_the_dense_one(dtype):
 
 
 def test_a_singular_hessian_is_told_by_its_residual():
-    problem = bx.Problem(lambda u, v: jnp.sum(v), lambda u, v: (v[0] - u[0]) ** 2)
+    problem = bx.Problem(lambda u, v, _: jnp.sum(v), lambda u, v, _: (v[0] - u[0]) ** 2)
     found = report(problem, np.zeros(1), np.zeros(2))
     assert found.smallest_curvature == pytest.approx(0, abs=1e-15)
     assert found.linear_residual == pytest.approx(1)  # (0, 1) is out of the Hessian's reach
@@ -121,7 +123,7 @@ def test_a_given_state_brings_its_multipliers():
 
 
 def test_constraints_leave_the_direction_and_drop_the_comparison():
-    problem = bx.Problem(PLANE.upper_loss, PLANE.lower_loss, (bx.Inequality(lambda u, v: 0.6 - u),))
+    problem = bx.Problem(PLANE.upper_loss, PLANE.lower_loss, (bx.Inequality(lambda u, v, _: 0.6 - u),))
     found = report(problem, np.array([0.5]), np.array([0.5]), solver=bx.Penalty())
     assert found.direction is not None
     assert found.direction_error is None
@@ -130,7 +132,7 @@ def test_constraints_leave_the_direction_and_drop_the_comparison():
 
 
 def test_a_nearly_active_constraint_costs_its_complementarity_only():
-    problem = bx.Problem(PLANE.upper_loss, PLANE.lower_loss, (bx.Inequality(lambda u, v: 0.6 - u),))
+    problem = bx.Problem(PLANE.upper_loss, PLANE.lower_loss, (bx.Inequality(lambda u, v, _: 0.6 - u),))
     found = report(problem, np.array([0.6 + 1e-6]), np.array([0.4 - 1e-6]))
     np.testing.assert_allclose(found.multipliers[0], [0.4], atol=1e-5)
     assert found.stationarity < 1e-9
@@ -149,8 +151,8 @@ def test_projections_count_as_distances():
 
 def test_the_hypergradient_is_shaped_like_u():
     problem = bx.Problem(
-        lambda u, v: u["a"] ** 2 + jnp.sum(u["b"] * v) ** 2,
-        lambda u, v: jnp.sum((v - u["b"]) ** 2 * jnp.exp(u["a"])),
+        lambda u, v, _: u["a"] ** 2 + jnp.sum(u["b"] * v) ** 2,
+        lambda u, v, _: jnp.sum((v - u["b"]) ** 2 * jnp.exp(u["a"])),
     )
     u = {"a": 1.0, "b": np.ones((2, 3))}
     found = report(problem, u, np.ones((2, 3)), solver=bx.Implicit(lower_optimizer=KEEP))
@@ -162,7 +164,7 @@ def test_the_hypergradient_is_shaped_like_u():
 
 
 def test_fresh_lower_batches_for_each_move_are_read_from_the_first():
-    problem = bx.Problem(lambda u, v: jnp.sum(v**2), lambda u, v, c: jnp.sum((v - c * u) ** 2))
+    problem = bx.Problem(lambda u, v, _: jnp.sum(v**2), lambda u, v, c: jnp.sum((v - c * u) ** 2))
     batch = bx.Batch(None, bx.PerMove(jnp.arange(1.0, 11.0)))
     found = report(problem, np.ones(1), np.ones(1), batch, bx.Implicit())
     np.testing.assert_allclose(found.hypergradient, [2.0])
@@ -200,7 +202,7 @@ U, V = np.ones(2), np.ones(2)
         (lambda: report(PLANE, U, V, solver=bx.Vectorized(bx.Penalty())), "Vectorized.*one member"),
         (
             lambda: report(
-                bx.Problem(PLANE.upper_loss, PLANE.lower_loss, (bx.Equality(lambda u, v: u),)),
+                bx.Problem(PLANE.upper_loss, PLANE.lower_loss, (bx.Equality(lambda u, v, _: u),)),
                 U,
                 V,
                 solver=bx.Implicit(),
@@ -208,11 +210,11 @@ U, V = np.ones(2), np.ones(2)
             "Implicit cannot treat upper-level constraints",
         ),
         (
-            lambda: report(bx.Problem(lambda u, v: jnp.sum(jnp.log(u - 1)), PLANE.lower_loss), U, V),
+            lambda: report(bx.Problem(lambda u, v, _: jnp.sum(jnp.log(u - 1)), PLANE.lower_loss), U, V),
             "not finite at this",
         ),
         (
-            lambda: report(bx.Problem(PLANE.upper_loss, lambda u, v: jnp.sum(v**2) + jnp.sum((v - 1) ** 1.5)), U, V),
+            lambda: report(bx.Problem(PLANE.upper_loss, lambda u, v, _: jnp.sum(v**2) + jnp.sum((v - 1) ** 1.5)), U, V),
             "second derivative|Hessian",
         ),
     ],
@@ -233,7 +235,7 @@ def test_an_eigenvalue_of_rounding_does_not_curve_down():
     """H = 2 A'A of rank 2, whose smallest eigenvalue comes out as some 1e-16 of either sign."""
     for seed in range(3):
         a = jnp.asarray(np.random.default_rng(seed).normal(size=(2, 5)))
-        problem = bx.Problem(lambda u, v: jnp.sum(v**2), lambda u, v, *, a=a: jnp.sum((a @ v - u) ** 2))
+        problem = bx.Problem(lambda u, v, _: jnp.sum(v**2), lambda u, v, _, *, a=a: jnp.sum((a @ v - u) ** 2))
         found = report(problem, jnp.ones(2), jnp.ones(5))
         assert abs(found.smallest_curvature) < 1e-14 * found.largest_curvature
         assert not found.curves_down
@@ -244,8 +246,8 @@ def test_an_eigenvalue_of_rounding_does_not_curve_down():
 def test_the_hypergradient_at_an_active_bound(dense_limit):
     """v*(u) = max(u, 0): of f = sum (v + 3)^2 + u the derivative is 2 (u + 3) + 1 where u > 0, and 1 elsewhere."""
     problem = bx.Problem(
-        lambda u, v: jnp.sum((v + 3) ** 2) + jnp.sum(u),
-        lambda u, v: jnp.sum((v - u) ** 2),
+        lambda u, v, _: jnp.sum((v + 3) ** 2) + jnp.sum(u),
+        lambda u, v, _: jnp.sum((v - u) ** 2),
         project_lower=optax.projections.projection_non_negative,
     )
     u = jnp.array([1.0, -1.0, 0.5, -0.2, 2.0])
@@ -257,8 +259,8 @@ def test_the_hypergradient_at_an_active_bound(dense_limit):
 
 def test_the_smoothing_of_the_regularizer_is_the_one_asked_for():
     problem = bx.Problem(
-        lambda u, v: jnp.sum(v),
-        lambda u, v: jnp.sum((v - u) ** 2) / 2,
+        lambda u, v, _: jnp.sum(v),
+        lambda u, v, _: jnp.sum((v - u) ** 2) / 2,
         regularizer=lambda u, v, mu: 0.1 * jnp.sum(jnp.sqrt(v**2 + mu**2)),
     )
     for mu in (1e-2, 1e-3):

@@ -43,7 +43,9 @@ def test_the_hypergradient_is_the_derivative_of_the_closed_form(linear_solve):
 
 def test_an_argmin_inside_of_a_network_has_the_derivative_of_the_closed_form():
     """Features by a layer, ridge regression on them, and a loss of what comes out, all differentiated at once."""
-    layer = Argmin(lambda u, v: jnp.mean((u["x"] @ v - Y) ** 2) + jnp.exp(u["s"]) * jnp.sum(v**2), optax.sgd(0.1), 2000)
+    layer = Argmin(
+        lambda u, v, _: jnp.mean((u["x"] @ v - Y) ** 2) + jnp.exp(u["s"]) * jnp.sum(v**2), optax.sgd(0.1), 2000
+    )
 
     def loss(params, fit):
         features = jnp.tanh(X @ params["w"])
@@ -86,7 +88,7 @@ def test_refusals():
         Argmin(ridge, steps=0)
     with pytest.raises(InputError, match="lower_loss is 3"):
         Argmin(3)
-    constrained = Problem(lambda u, v: jnp.sum(v), lambda u, v: jnp.sum(v * u), (Inequality(lambda u, v: v),))
+    constrained = Problem(lambda u, v, _: jnp.sum(v), lambda u, v, _: jnp.sum(v * u), (Inequality(lambda u, v, _: v),))
     with pytest.raises(InputError, match=r"has 1 constraints\. Use Penalty"):
         hypergradient(constrained, jnp.ones(2), jnp.ones(2))
 
@@ -112,12 +114,12 @@ SETS = {
 }
 
 
-def in_a_set(u, v):
+def in_a_set(u, v, _):
     quadratic = jnp.sum((jnp.asarray(FACTOR) @ v) ** 2) / 2 - (jnp.asarray(SLOPES) @ u) @ v
     return quadratic + jnp.exp(u[0]) * jnp.sum(v**4)
 
 
-def outside(u, v):
+def outside(u, v, _):
     return jnp.sum(jnp.arange(1, 6) * (v - TARGET) ** 2) + jnp.sum(u**2)
 
 
@@ -155,8 +157,8 @@ def test_derivatives_where_bounds_are_active(project, stated, at_bounds):
 def test_implicit_descends_to_the_answer_beyond_an_active_bound():
     """v*(u) = max(u, 0), f = (u + 2)^2 + (v + 3)^2: from u = 1 to (-2, 0). Free, v = u leads to u = -2.5."""
     problem = Problem(
-        lambda u, v: jnp.sum((u + 2) ** 2 + (v + 3) ** 2),
-        lambda u, v: jnp.sum((v - u) ** 2),
+        lambda u, v, _: jnp.sum((u + 2) ** 2 + (v + 3) ** 2),
+        lambda u, v, _: jnp.sum((v - u) ** 2),
         project_lower=optax.projections.projection_non_negative,
     )
     for solver in (Implicit(optax.sgd(0.1), optax.sgd(0.4)), ReverseMode(optax.sgd(0.1), optax.sgd(0.4))):
@@ -193,11 +195,11 @@ def test_a_softmax_with_an_intercept_has_the_derivative_of_the_pseudo_inverse():
     def logits(v, x):
         return x @ v["w"] + v["b"]
 
-    def lower(u, v):
+    def lower(u, v, _):
         losses = optax.softmax_cross_entropy_with_integer_labels(logits(v, x), y)
         return jnp.mean(losses) + jnp.exp(u[0]) * jnp.sum(v["w"] ** 2)
 
-    def upper(u, v):
+    def upper(u, v, _):
         return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits(v, x_val), y_val))
 
     fitted = Argmin(lower, optax.sgd(1.0), 3000)
@@ -212,7 +214,7 @@ def test_a_softmax_with_an_intercept_has_the_derivative_of_the_pseudo_inverse():
 
 def test_a_system_without_a_solution_is_warned_of():
     """H = diag(2, 0) and grad_v f = (2, 2): v*(u) is a line."""
-    problem = Problem(lambda u, v: jnp.sum((v + 1) ** 2), lambda u, v: (v[0] - u[0]) ** 2)
+    problem = Problem(lambda u, v, _: jnp.sum((v + 1) ** 2), lambda u, v, _: (v[0] - u[0]) ** 2)
     for linear_solve in (CG(100), Direct()):
         with pytest.warns(UserWarning, match="hypergradient: the linear system .* Hessian of the lower loss is sing"):
             found = hypergradient(problem, jnp.zeros(1), jnp.zeros(2), linear_solve=linear_solve)
@@ -239,7 +241,7 @@ def test_argmin_has_a_derivative_in_its_data():
 def test_calls_outside_of_jit_compile_once():
     traced = []
 
-    def lower(u, v):
+    def lower(u, v, _):
         traced.append(1)
         return jnp.sum((v - u) ** 2)
 
@@ -255,8 +257,8 @@ def test_calls_outside_of_jit_compile_once():
 def test_the_smoothing_of_a_regularizer_is_asked_for_and_taken():
     """v = sign(u) max(|u| - 0.1, 0) of (v - u)^2 / 2 + 0.1 |v|: dv/du = 1 where the smoothing is small beside v."""
     problem = Problem(
-        lambda u, v: jnp.sum(v),
-        lambda u, v: jnp.sum((v - u) ** 2) / 2,
+        lambda u, v, _: jnp.sum(v),
+        lambda u, v, _: jnp.sum((v - u) ** 2) / 2,
         regularizer=lambda u, v, mu: 0.1 * jnp.sum(jnp.sqrt(v**2 + mu**2)),
     )
     u, v = jnp.array([0.101]), jnp.array([0.001])

@@ -156,7 +156,7 @@ def test_fresh_batches_per_move_are_split_within_each_move():
 
 
 def test_members_of_a_vectorized_lie_on_devices_of_their_own():
-    problem = bx.Problem(lambda u, v: jnp.sum((v - 1) ** 2), lambda u, v: jnp.sum((v - u) ** 2))
+    problem = bx.Problem(lambda u, v, _: jnp.sum((v - 1) ** 2), lambda u, v, _: jnp.sum((v - u) ** 2))
     starts = jnp.arange(12.0).reshape(4, 3)
     parts = bx.Layout(over(4).mesh, u=PartitionSpec("data"), v=PartitionSpec("data"))
     one, four = (

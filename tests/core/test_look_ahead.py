@@ -34,7 +34,7 @@ def curved_lower(u, v, data, key):
     )
 
 
-CURVED = bx.Problem(curved_upper, curved_lower)
+CURVED = bx.Problem(curved_upper, curved_lower, random_upper=True, random_lower=True)
 CURVED_START = (
     {"x": normal(0, 3), "y": jnp.asarray(0.4)},
     {"a": normal(1, 4), "b": normal(2, 3)},
@@ -73,7 +73,7 @@ def test_direction_is_the_derivative_of_the_look_ahead(curvature, tolerance, key
 
 def test_v_moves_from_where_it_was(key):
     """T moves at the new u, from v and not from v_hat, each with its own slice of a PerMove."""
-    problem = bx.Problem(lambda u, v: jnp.sum((v - 1) ** 2), lambda u, v, x: 0.5 * jnp.sum(x * (v - u) ** 2))
+    problem = bx.Problem(lambda u, v, _: jnp.sum((v - 1) ** 2), lambda u, v, x: 0.5 * jnp.sum(x * (v - u) ** 2))
     x = jnp.array([[1.0], [2.0]])
     solver = bx.LookAhead(optax.sgd(0.1), optax.sgd(0.2), RATE, lower_steps=2)
     result = bx.solve(solver, problem, jnp.ones(1), jnp.zeros(1), bx.Batch(lower=bx.PerMove(x)), steps=1, key=key)
@@ -87,7 +87,9 @@ def test_v_moves_from_where_it_was(key):
 
 def test_agrees_with_the_hypergradient_where_the_rate_inverts_the_hessian(key):
     """grad2_vv g = 4 I: with rate 1/4 the look-ahead lands on v*(u), and the solve on the solution."""
-    problem = bx.Problem(lambda u, v: jnp.sum((v - 1) ** 2) + jnp.sum(u**2), lambda u, v: 2 * jnp.sum((v - 3 * u) ** 2))
+    problem = bx.Problem(
+        lambda u, v, _: jnp.sum((v - 1) ** 2) + jnp.sum(u**2), lambda u, v, _: 2 * jnp.sum((v - 3 * u) ** 2)
+    )
     result = bx.solve(
         bx.LookAhead(optax.sgd(0.04), optax.sgd(0.1), 0.25), problem, jnp.zeros(2), jnp.zeros(2), steps=200, key=key
     )
@@ -308,7 +310,7 @@ def dropped_lower(u, v, noisy, key):
 
 
 def test_reweighting_takes_one_dropout_mask_for_weights_and_move(key):
-    problem = dataclasses.replace(WEIGHTED, lower_loss=dropped_lower)
+    problem = dataclasses.replace(WEIGHTED, lower_loss=dropped_lower, random_lower=True)
     batch, v, u = noisy_batch(12, 12, copies=False), {"w": normal(5, 5), "b": jnp.asarray(0.2)}, jnp.zeros(12)
     solver = bx.LearningToReweight(optax.sgd(0.1))
     moved, _ = jax.jit(lambda s: solver.step(problem, s, batch, key))(solver.init(problem, u, v, batch))
@@ -374,7 +376,7 @@ V = {"w": jnp.zeros(5), "b": jnp.zeros(())}
         ({}, jnp.zeros(12), BATCH._replace(lower=BATCH.lower.data), "lower is a tuple without an integer vector"),
         ({}, jnp.zeros(12), BATCH._replace(lower=bx.PerMove(BATCH.lower)), "lower is a PerMove without"),
         ({}, jnp.zeros(9), BATCH, "index reaches from 0 to 11, and u has 9 entries"),
-        ({"constraints": (bx.Inequality(lambda u, v: u),)}, jnp.zeros(12), BATCH, "cannot treat .* Use Penalty"),
+        ({"constraints": (bx.Inequality(lambda u, v, _: u),)}, jnp.zeros(12), BATCH, "cannot treat .* Use Penalty"),
         (
             {"upper_loss": lambda u, v, d: weighted_upper(u, v, d) + 1e-4 * jnp.sum(u**2)},
             jnp.zeros(12),

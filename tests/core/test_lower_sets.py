@@ -22,7 +22,9 @@ def moved(solver, problem, u, v, batch=None):
 
 # v*(u) = max(u, 0) and f = (u + 2)^2 + (v + 3)^2: the answer is u = -2.
 SET = Problem(
-    lambda u, v: jnp.sum((u + 2) ** 2 + (v + 3) ** 2), lambda u, v: jnp.sum((v - u) ** 2), project_lower=NON_NEGATIVE
+    lambda u, v, _: jnp.sum((u + 2) ** 2 + (v + 3) ** 2),
+    lambda u, v, _: jnp.sum((v - u) ** 2),
+    project_lower=NON_NEGATIVE,
 )
 FREE = {
     "Penalty": bx.Penalty(),
@@ -58,7 +60,7 @@ def test_look_ahead_goes_through_the_projection(u):
 
 MOVES, RATE = 4, 0.1
 STARTED = Problem(
-    lambda u, v: jnp.sum((v - 1) ** 2),
+    lambda u, v, _: jnp.sum((v - 1) ** 2),
     lambda u, v, a: jnp.sum(a * (v - 0.2 * u**2) ** 2),
     lower_start=lambda u, batch, key: jnp.sin(u),
 )
@@ -106,7 +108,7 @@ def test_a_start_whose_derivative_would_be_lost_is_refused():
 @pytest.mark.parametrize("mode", [ReverseMode, ForwardMode])
 def test_adam_below_has_a_derivative_where_a_gradient_is_exactly_zero(mode):
     """The second entry of v has no part in g. The first against differences; NaN without the detour in both."""
-    problem = Problem(lambda u, v: jnp.sum((v - 1) ** 2), lambda u, v: (v[0] - u[0] ** 2) ** 2)
+    problem = Problem(lambda u, v, _: jnp.sum((v - 1) ** 2), lambda u, v, _: (v[0] - u[0] ** 2) ** 2)
 
     def loss(u):
         v, state = jnp.zeros(2), optax.adam(0.1).init(jnp.zeros(2))
@@ -155,7 +157,7 @@ def checked_by_differences(proximal, upper, u, regularizer, atol=1e-6):
     return minimiser(u)
 
 
-def upper(u, v):
+def upper(u, v, _):
     return jnp.sum((v - jnp.array([1.0, 0.5, -1.0, 2.0])) ** 2)
 
 
@@ -179,8 +181,8 @@ def test_a_group_lasso_with_a_group_that_is_exactly_zero():
     v = checked_by_differences(proximal, upper, [-0.5, 1.5], lambda u, v, mu: jnp.sum(jnp.exp(u)))
     np.testing.assert_array_equal(v != 0, [True, True, False, False])
     dead = Problem(
-        lambda u, v: jnp.sum((v[:2] - 1) ** 2),
-        lambda u, v: jnp.sum((v[:2] - 2) ** 2) / 2,
+        lambda u, v, _: jnp.sum((v[:2] - 1) ** 2),
+        lambda u, v, _: jnp.sum((v[:2] - 2) ** 2) / 2,
         regularizer=lambda u, v, mu: jnp.sum(u),
     )
     found = moved(SparseHO(optax.sgd(1.0), proximal, 1.0, 5), dead, jnp.array([0.1, 0.1]), jnp.array([1.0, 1, 0, 0]))

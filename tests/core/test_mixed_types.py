@@ -35,8 +35,8 @@ TYPES = {
     "float16": (jnp.float16, jnp.float16),
 }
 PROBLEM = Problem(
-    lambda u, v: jnp.sum((v["a"] - 1.0) ** 2) + jnp.sum((v["b"] + 0.5) ** 2) + 0.1 * jnp.sum(u["a"] ** 2),
-    lambda u, v: jnp.sum((v["a"] - u["a"]) ** 2) + jnp.sum((v["b"] - u["b"] * v["a"][0]) ** 2),
+    lambda u, v, _: jnp.sum((v["a"] - 1.0) ** 2) + jnp.sum((v["b"] + 0.5) ** 2) + 0.1 * jnp.sum(u["a"] ** 2),
+    lambda u, v, _: jnp.sum((v["a"] - u["a"]) ** 2) + jnp.sum((v["b"] - u["b"] * v["a"][0]) ** 2),
     regularizer=lambda u, v, mu: jnp.exp(u["b"][0]) * L1()(v, mu),
 )
 SMOOTH = Problem(PROBLEM.upper_loss, PROBLEM.lower_loss)

@@ -67,8 +67,8 @@ def test_the_residuals_are_those_of_the_true_problem(kind):
 
 def test_it_treats_trees():
     problem = Problem(
-        lambda u, v: (v["a"] - 1.0) ** 2 + u**2,
-        lambda u, v: (v["a"] - 2.0) ** 2 / 2 + jnp.sum((v["b"] - 0.5) ** 2) / 2,
+        lambda u, v, _: (v["a"] - 1.0) ** 2 + u**2,
+        lambda u, v, _: (v["a"] - 2.0) ** 2 / 2 + jnp.sum((v["b"] - 0.5) ** 2) / 2,
         regularizer=lambda u, v, mu: u * L1()(v, mu),
     )
     v = {"a": jnp.asarray(1.2), "b": jnp.zeros(2)}
@@ -87,7 +87,7 @@ PLAIN = problem_of(L1())
     ("problem", "change", "words"),
     [
         (Problem(error, error), {}, "no regularizer"),
-        (Problem(error, error, (Equality(lambda u, v: u),), regularizer=PLAIN.regularizer), {}, "has constraints"),
+        (Problem(error, error, (Equality(lambda u, v, _: u),), regularizer=PLAIN.regularizer), {}, "has constraints"),
         (PLAIN, {"rate": 0.0}, "rate is 0.0, and must be positive"),
         (PLAIN, {"limit": 5}, "v has 12 entries"),
         (

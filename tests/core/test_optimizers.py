@@ -270,12 +270,12 @@ def test_a_line_search_and_a_projection():
 TARGET = jnp.array([1.0, -2.0, 0.5])
 # v*(u) = 2 u, so f is least where 2 (2 u - TARGET) 2 + 0.2 u = 0.
 PROBLEM = bx.Problem(
-    lambda u, v: jnp.sum((v - TARGET) ** 2) + 0.1 * jnp.sum(u**2),
-    lambda u, v: 0.5 * jnp.sum(jnp.array([1.0, 2.0, 3.0]) * (v - 2 * u) ** 2),
+    lambda u, v, _: jnp.sum((v - TARGET) ** 2) + 0.1 * jnp.sum(u**2),
+    lambda u, v, _: 0.5 * jnp.sum(jnp.array([1.0, 2.0, 3.0]) * (v - 2 * u) ** 2),
     regularizer=lambda u, v, mu: 0.0 * jnp.sum(v),
 )
 SOLUTION = 4 * TARGET / 8.2
-WEIGHTED = bx.Problem(lambda u, v: jnp.sum(v**2), lambda u, v, batch: jnp.mean(u[batch.index] * (v - 1) ** 2))
+WEIGHTED = bx.Problem(lambda u, v, _: jnp.sum(v**2), lambda u, v, batch: jnp.mean(u[batch.index] * (v - 1) ** 2))
 START = jnp.zeros(3), jnp.ones(3)
 SOLVERS = [
     bx.Alternating(),
@@ -373,14 +373,14 @@ def test_line_searches_and_plateaus_reach_the_solution(key):
 
 def test_the_polyak_step_is_that_of_the_loss(key):
     """g = |v - 2 u|^2 with least value 0: a step of (g - 0) / |grad g|^2 along the gradient halves v - 2 u."""
-    problem = bx.Problem(lambda u, v: jnp.sum(u**2), lambda u, v: jnp.sum((v - 2 * u) ** 2))
+    problem = bx.Problem(lambda u, v, _: jnp.sum(u**2), lambda u, v, _: jnp.sum((v - 2 * u) ** 2))
     u, v = jnp.array([1.0, 2.0]), jnp.array([5.0, -1.0])
     result = bx.solve(bx.Alternating(optax.sgd(0.0), optax.polyak_sgd(), 3), problem, u, v, steps=1, key=key)
     np.testing.assert_allclose(result.v - 2 * u, (v - 2 * u) / 8, rtol=1e-7)
 
 
 def test_search_and_argmin_take_line_searches(key):
-    shifted = bx.Problem(lambda u, v: jnp.sum((v - 1) ** 2), lambda u, v: jnp.sum((v - u) ** 2))
+    shifted = bx.Problem(lambda u, v, _: jnp.sum((v - 1) ** 2), lambda u, v, _: jnp.sum((v - u) ** 2))
     result = search(
         Random(4),
         shifted,
@@ -393,14 +393,14 @@ def test_search_and_argmin_take_line_searches(key):
         lower_optimizer=BACKTRACKING,
     )
     np.testing.assert_allclose(result.v, result.u, atol=1e-8)
-    argmin = Argmin(lambda u, v: jnp.sum((v - u**2) ** 2), BACKTRACKING, steps=3)
+    argmin = Argmin(lambda u, v, _: jnp.sum((v - u**2) ** 2), BACKTRACKING, steps=3)
     u = jnp.array([1.0, 3.0])
     np.testing.assert_allclose(argmin(u, jnp.zeros(2)), u**2, rtol=1e-8)
     np.testing.assert_allclose(jax.grad(lambda u: jnp.sum(argmin(u, jnp.zeros(2))))(u), 2 * u, rtol=1e-6)
 
 
 def test_refusals_outside_of_solvers(key):
-    problem = bx.Problem(lambda u, v: jnp.sum((v - 1) ** 2), lambda u, v: jnp.sum((v - u) ** 2))
+    problem = bx.Problem(lambda u, v, _: jnp.sum((v - 1) ** 2), lambda u, v, _: jnp.sum((v - u) ** 2))
     box = jnp.zeros(2), jnp.ones(2), jnp.zeros(2)
     for optimizer, found in ((optax.adam, "is the function adam"), (made("lookahead"), "is optax.lookahead")):
         with pytest.raises(InputError, match=f"search: lower_optimizer {found}"):

@@ -59,7 +59,7 @@ def big_problem():
 
     solver = Penalty(optax.adam(1e-2), optax.adam(1e-3), lower_steps=2, stage_steps=7)
     source = Epochs((x[:20], y[:20]), (x, y), upper_size=7, lower_size=10)
-    return solver, Problem(upper_loss, lower_loss), u, jnp.zeros((features, outputs)), source
+    return solver, Problem(upper_loss, lower_loss, random_lower=True), u, jnp.zeros((features, outputs)), source
 
 
 def big_solve(steps, **options):
@@ -213,7 +213,7 @@ def upper_loss(u, v, target):
     return jnp.sum((v - target) ** 2)
 
 
-def lower_loss(u, v):
+def lower_loss(u, v, _):
     return jnp.sum((v - u) ** 2) + 0.1 * jnp.sum(v**4)
 
 
@@ -285,7 +285,7 @@ def saved(tmp_path):
     [
         ({"n": 4}, r"other shapes or another source of batches: it has 'state.u: float64\[3\]', .*float64\[4\]"),
         ({"batches": Batch(upper=TARGET.upper, lower=jnp.ones(2))}, "other shapes or another source"),
-        ({"problem": Problem(upper_loss, lambda u, v: jnp.sum((v - u) ** 2))}, "another problem"),
+        ({"problem": Problem(upper_loss, lambda u, v, _: jnp.sum((v - u) ** 2))}, "another problem"),
         ({"problem": Problem(upper_loss, lower_loss, project_upper=jnp.abs)}, "another problem"),
         ({"solver": Penalty(lower_optimizer=optax.adam(2e-2))}, "another solver, or the same with other settings"),
         ({"solver": Penalty(lower_steps=11)}, "another solver, or the same with other settings"),
@@ -327,7 +327,7 @@ def test_other_data_of_the_same_shapes_are_refused(tmp_path, kind):
 
 def test_an_array_that_a_loss_closes_over_belongs_to_the_problem(tmp_path):
     def problem(weights):
-        return Problem(upper_loss, lambda u, v: jnp.sum(weights * (v - u) ** 2))
+        return Problem(upper_loss, lambda u, v, _: jnp.sum(weights * (v - u) ** 2))
 
     save = Checkpoint(tmp_path)
     small(problem=problem(jnp.arange(1.0, 4.0)), callbacks=[save])
@@ -548,7 +548,7 @@ def test_vectorized_solves_resume(tmp_path):
     def run(steps, **options):
         starts = jnp.array([[0.1, 0.2], [0.3, 0.4], [0.5, 0.6]])
         source = bilevax.Stacked(Minibatches(jnp.arange(24.0).reshape(3, 4, 2) / 24, jnp.zeros((3, 4)), upper_size=2))
-        problem = Problem(lambda u, v, b: jnp.mean((b.data - v) ** 2), lambda u, v: jnp.sum((v - u) ** 2))
+        problem = Problem(lambda u, v, b: jnp.mean((b.data - v) ** 2), lambda u, v, _: jnp.sum((v - u) ** 2))
         solver = bilevax.Vectorized(bilevax.Alternating())
         return solve(solver, problem, starts, starts, source, steps=steps, every=5, key=jax.random.key(3), **options)
 
@@ -563,8 +563,8 @@ def test_any_dtype_survives(tmp_path):
 
     def run(steps, **options):
         problem = Problem(
-            lambda u, v: jnp.sum((v - 1) ** 2).astype(jnp.float32),
-            lambda u, v: jnp.sum((v - u.astype(jnp.float32)) ** 2),
+            lambda u, v, _: jnp.sum((v - 1) ** 2).astype(jnp.float32),
+            lambda u, v, _: jnp.sum((v - u.astype(jnp.float32)) ** 2),
         )
         start = jnp.ones(3, jnp.bfloat16), jnp.ones(2, jnp.float32)[:1]
         return solve(bilevax.Alternating(), problem, *start, steps=steps, every=5, key=jax.random.key(0), **options)
@@ -587,7 +587,8 @@ class Told:
 
 problem = bilevax.Problem(
     lambda u, v, b, key: jnp.sum(jax.nn.relu(v - u) ** 2 * jax.random.uniform(key)),
-    lambda u, v: jnp.sum(jax.nn.softplus(v - u)) + jnp.sum(v**2),
+    lambda u, v, b: jnp.sum(jax.nn.softplus(v - u)) + jnp.sum(v**2),
+    random_upper=True,
 )
 for solver in (bilevax.Penalty(), bilevax.Implicit(linear_solve=CG()), bilevax.ReverseMode()):
     bilevax.solve(solver, problem, jnp.ones(2), jnp.ones(2), steps=1, key=jax.random.key(0), resume=Told())

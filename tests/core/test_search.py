@@ -16,9 +16,11 @@ from bilevax.search import GP, TPE, Random, search
 TARGET = jnp.array([0.3, -0.7])
 SHIFT = jnp.array([1.0, 2.0])
 # v*(u) = u + SHIFT, so f is least where u = TARGET - SHIFT.
-QUADRATIC = Problem(lambda u, v: jnp.sum((v["a"] - TARGET) ** 2), lambda u, v: jnp.sum((v["a"] - u["x"] - SHIFT) ** 2))
+QUADRATIC = Problem(
+    lambda u, v, _: jnp.sum((v["a"] - TARGET) ** 2), lambda u, v, _: jnp.sum((v["a"] - u["x"] - SHIFT) ** 2)
+)
 LOW, HIGH = {"x": jnp.full(2, -4.0)}, {"x": jnp.full(2, 1.0)}
-LARGE = Problem(lambda u, v: jnp.sum(v**2), lambda u, v: jnp.sum((v - u) ** 2))
+LARGE = Problem(lambda u, v, _: jnp.sum(v**2), lambda u, v, _: jnp.sum((v - u) ** 2))
 START = {"a": jnp.zeros(2)}
 SETTINGS = {"lower_steps": 20, "lower_optimizer": optax.sgd(0.4)}
 
@@ -62,11 +64,11 @@ def test_same_key_same_bits_and_the_first_trial(key):
 def test_compiled_once_for_all_trials(key):
     traces = []
 
-    def lower(u, v):
+    def lower(u, v, _):
         traces.append(1)
         return jnp.sum((v - u) ** 2)
 
-    problem = Problem(lambda u, v: jnp.sum(v**2), lower)
+    problem = Problem(lambda u, v, _: jnp.sum(v**2), lower)
     low, high, v = -jnp.ones(2), jnp.ones(2), jnp.zeros(2)
     search(Random(4), problem, low, high, v, trials=3, key=key, lower_steps=2)
     count = len(traces)
@@ -77,7 +79,7 @@ def test_compiled_once_for_all_trials(key):
 
 
 def test_failed_trials_do_not_end_the_search(key):
-    problem = Problem(lambda u, v: jnp.sum(jnp.log(v)), lambda u, v: jnp.sum((v - u) ** 2))
+    problem = Problem(lambda u, v, _: jnp.sum(jnp.log(v)), lambda u, v, _: jnp.sum((v - u) ** 2))
     settings = {"trials": 16, "key": key, "lower_steps": 30, "lower_optimizer": optax.sgd(0.4)}
     for sampler in (Random(8), TPE()):
         result = search(sampler, problem, jnp.full(1, -1.0), jnp.full(1, 1.0), jnp.ones(1), **settings)
@@ -246,7 +248,7 @@ def test_refusals(key):
         low=jnp.zeros(20_000), high=jnp.ones(20_000), v=jnp.zeros(20_000), sampler=TPE(), problem=LARGE
     )
     assert "constraints" in refused(
-        problem=Problem(QUADRATIC.upper_loss, QUADRATIC.lower_loss, (Equality(lambda u, v: u["x"]),))
+        problem=Problem(QUADRATIC.upper_loss, QUADRATIC.lower_loss, (Equality(lambda u, v, _: u["x"]),))
     )
 
 

@@ -16,7 +16,7 @@ import pytest
 from bilevax import Alternating, Batch, Checkpoint, Problem, SolveInterrupted, SolveTerminated, Status, solve
 from bilevax.loop.signals import INTERRUPT, PREEMPTION, deferred
 
-PROBLEM = Problem(lambda u, v, target: jnp.sum((v - target) ** 2), lambda u, v: jnp.sum((v - u) ** 2))
+PROBLEM = Problem(lambda u, v, target: jnp.sum((v - target) ** 2), lambda u, v, _: jnp.sum((v - u) ** 2))
 TARGET = Batch(upper=np.ones(2))
 
 
@@ -203,7 +203,7 @@ def test_a_signal_before_the_first_stretch_takes_no_step(number):
 
 
 def test_a_signal_while_the_step_is_traced_takes_no_step():
-    def pressing(u, v):
+    def pressing(u, v, _):
         signal.raise_signal(signal.SIGINT)
         return jnp.sum((v - u) ** 2)
 

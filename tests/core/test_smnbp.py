@@ -94,8 +94,8 @@ def test_the_strength_of_a_lasso_is_that_of_a_grid_of_a_thousand():
 def test_a_strength_that_would_be_negative_ends_at_zero():
     """Here the lower level is right as it is, and any shrinkage is too much."""
     problem = Problem(
-        lambda u, v: jnp.sum((v - 2.0) ** 2),
-        lambda u, v: jnp.sum((v - 1.0) ** 2) / 2,
+        lambda u, v, _: jnp.sum((v - 2.0) ** 2),
+        lambda u, v, _: jnp.sum((v - 1.0) ** 2) / 2,
         regularizer=lambda u, v, mu: u[0] * L1()(v, mu),
         project_upper=lambda u: jnp.maximum(u, 0.0),
     )
@@ -122,7 +122,7 @@ def test_it_descends_by_any_optimizer_of_u():
 def test_an_optimizer_whose_state_holds_an_array_twice_works_in_any_solver():
     """L-BFGS makes its memories of one array of zeros, and what is donated must not be donated twice."""
     solver = Penalty(optax.chain(optax.scale_by_lbfgs(3), optax.scale(-0.01)))
-    problem = Problem(lambda u, v: jnp.sum((v - 1) ** 2), lambda u, v: jnp.sum((v - u) ** 2))
+    problem = Problem(lambda u, v, _: jnp.sum((v - 1) ** 2), lambda u, v, _: jnp.sum((v - u) ** 2))
     result = solve(solver, problem, jnp.zeros(2), jnp.zeros(2), steps=10, key=KEY)
     assert np.isfinite(result.u).all()
 
@@ -134,7 +134,7 @@ def test_an_optimizer_whose_state_holds_an_array_twice_works_in_any_solver():
         (lambda: SMNBP(eps=0.0), "eps is 0 at stage 0"),
         (lambda: SMNBP(halvings=0), "halvings is 0"),
         (
-            lambda: SMNBP().check(problem_of(L1(), constraints=(Equality(lambda u, v: u),)), *START, BATCH),
+            lambda: SMNBP().check(problem_of(L1(), constraints=(Equality(lambda u, v, _: u),)), *START, BATCH),
             "SMNBP cannot treat upper-level constraints",
         ),
     ],

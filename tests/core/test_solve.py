@@ -175,8 +175,8 @@ def test_stop_and_callbacks():
 def diverging(at):
     """g turns NaN once v has grown past a bound."""
     return bx.Problem(
-        lambda u, v: -jnp.sum(v),
-        lambda u, v: jnp.sum(jnp.where(v < at, (v - u) ** 2, jnp.nan)),
+        lambda u, v, _: -jnp.sum(v),
+        lambda u, v, _: jnp.sum(jnp.where(v < at, (v - u) ** 2, jnp.nan)),
     )
 
 
@@ -235,7 +235,7 @@ def test_a_bad_batch_in_mid_stream():
 
 
 def test_unequal_members():
-    problem = bx.Problem(lambda u, v: v**2, lambda u, v: (u - v) ** 2)
+    problem = bx.Problem(lambda u, v, _: v**2, lambda u, v, _: (u - v) ** 2)
     with pytest.raises(bx.InputError, match=r"leading axes \[2, 3\]"):
         bx.solve(bx.Vectorized(SOLVERS[0]), problem, jnp.zeros(2), jnp.zeros(3), steps=1, key=jax.random.key(0))
 
@@ -243,10 +243,10 @@ def test_unequal_members():
 def test_keys_reach_losses():
     """A loss with a key draws anew in each step, and the same for the same key."""
 
-    def noisy(u, v, *, key):
+    def noisy(u, v, _, *, key):
         return jnp.sum((v - u + 0.1 * jax.random.normal(key, v.shape)) ** 2)
 
-    problem = bx.Problem(lambda u, v: jnp.sum((v - 1) ** 2), noisy)
+    problem = bx.Problem(lambda u, v, _: jnp.sum((v - 1) ** 2), noisy, random_lower=True)
     runs = [
         bx.solve(SOLVERS[0], problem, jnp.zeros(2), jnp.zeros(2), steps=30, key=jax.random.key(s)) for s in (0, 0, 1)
     ]

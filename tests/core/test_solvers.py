@@ -110,7 +110,7 @@ def test_vectorized_members_equal_single_runs(case, key):
 def test_constraints_are_refused_by_name(case, key):
     if isinstance(case.solver, bx.Penalty):
         return
-    problem = dataclasses.replace(case.problem, constraints=(bx.Inequality(lambda u, v: u),))
+    problem = dataclasses.replace(case.problem, constraints=(bx.Inequality(lambda u, v, _: u),))
     with pytest.raises(bx.InputError, match=rf"{type(case.solver).__name__} cannot treat .* Use Penalty"):
         run(case.solver, problem, *case.start, case.batch, 1, key)
 
@@ -190,8 +190,8 @@ def test_stage_steps_end_a_stage(key):
 def test_regularizer_is_part_of_g(key):
     """mu = 1e-3 smoothing of |v| in g: v* is the soft threshold of u."""
     problem = bx.Problem(
-        lambda u, v: jnp.sum((v - 1) ** 2),
-        lambda u, v: 0.5 * jnp.sum((v - u) ** 2),
+        lambda u, v, _: jnp.sum((v - 1) ** 2),
+        lambda u, v, _: 0.5 * jnp.sum((v - u) ** 2),
         regularizer=lambda u, v, mu: jnp.sum(jnp.sqrt(v**2 + mu**2)),
     )
     result = bx.solve(bx.Implicit(ADAM, LOWER, 20), problem, jnp.full(2, 3.0), jnp.ones(2), steps=2000, key=key)
@@ -201,7 +201,7 @@ def test_regularizer_is_part_of_g(key):
 
 def test_lam_keeps_v_from_a_maximum(key):
     """Where g curves down, |grad_v g|^2 alone is also small at a maximum of g; lam g moves v off it."""
-    problem = bx.Problem(lambda u, v: (u - 1) ** 2 + 0.1 * v**2, lambda u, v: (v**2 - 1) ** 2)
+    problem = bx.Problem(lambda u, v, _: (u - 1) ** 2 + 0.1 * v**2, lambda u, v, _: (v**2 - 1) ** 2)
     start = jnp.zeros(()), jnp.asarray(0.1)
     plain = bx.solve(bx.Penalty(ADAM, ADAM, nu=0.0), problem, *start, steps=3000, key=key)
     helped = bx.solve(bx.Penalty(ADAM, ADAM, nu=0.0, lam=Geometric(10.0, 0.9)), problem, *start, steps=3000, key=key)
@@ -210,7 +210,7 @@ def test_lam_keeps_v_from_a_maximum(key):
 
 
 def test_a_solver_may_be_made_inside_a_traced_function():
-    problem = bx.Problem(lambda u, v: jnp.sum((v - 1) ** 2), lambda u, v: jnp.sum((v - u) ** 2))
+    problem = bx.Problem(lambda u, v, _: jnp.sum((v - 1) ** 2), lambda u, v, _: jnp.sum((v - u) ** 2))
 
     @jax.jit
     def stepped(u):

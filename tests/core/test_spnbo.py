@@ -85,7 +85,7 @@ def test_the_last_layers_rows_cost_less_than_all():
     net = mlp(10, (256, 256))
     x = jnp.zeros((64, 400))
     v = net.init(KEY, x)
-    problem = Problem(lambda u, v: jnp.sum(u), lambda u, v, x: jnp.mean(net.apply(v, x) ** 2) * jnp.sum(u))
+    problem = Problem(lambda u, v, _: jnp.sum(u), lambda u, v, x: jnp.mean(net.apply(v, x) ** 2) * jnp.sum(u))
 
     def cost(places):
         def products(u, v, x):

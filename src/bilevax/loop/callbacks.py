@@ -101,7 +101,7 @@ class JsonLines:
     Example:
         >>> import jax, jax.numpy as jnp, json, pathlib, tempfile
         >>> from bilevax import JsonLines, Penalty, Problem, solve
-        >>> problem = Problem(lambda u, v: jnp.sum((v - 1) ** 2), lambda u, v: jnp.sum((v - u) ** 2))
+        >>> problem = Problem(lambda u, v, data: jnp.sum((v - 1) ** 2), lambda u, v, data: jnp.sum((v - u) ** 2))
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     path = pathlib.Path(folder, "log.jsonl")
         ...     result = solve(

@@ -56,7 +56,7 @@ class Checkpoint:
     Example:
         >>> import jax, jax.numpy as jnp, tempfile
         >>> from bilevax import Checkpoint, Penalty, Problem, solve
-        >>> problem = Problem(lambda u, v: jnp.sum((v - 1) ** 2), lambda u, v: jnp.sum((v - u) ** 2))
+        >>> problem = Problem(lambda u, v, data: jnp.sum((v - 1) ** 2), lambda u, v, data: jnp.sum((v - u) ** 2))
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     save = Checkpoint(folder)
         ...     start = (Penalty(), problem, jnp.zeros(2), jnp.zeros(2))

@@ -36,7 +36,7 @@ class Layout:
         >>> from bilevax import Batch, Layout, Penalty, Problem, solve
         >>> problem = Problem(
         ...     upper_loss=lambda u, v, x: jnp.mean((v - x) ** 2),
-        ...     lower_loss=lambda u, v: jnp.sum((v - u) ** 2),
+        ...     lower_loss=lambda u, v, data: jnp.sum((v - u) ** 2),
         ... )
         >>> mesh = jax.make_mesh((len(jax.devices()),), ("data",))
         >>> layout = Layout(mesh, u=PartitionSpec("data"))

@@ -83,7 +83,7 @@ def solve(
         >>> from bilevax import Penalty, Problem, solve
         >>> problem = Problem(
         ...     upper_loss=lambda u, v, target: jnp.sum((v - target) ** 2),
-        ...     lower_loss=lambda u, v: jnp.sum((v - u) ** 2),
+        ...     lower_loss=lambda u, v, data: jnp.sum((v - u) ** 2),
         ... )
         >>> from bilevax import Batch
         >>> result = solve(

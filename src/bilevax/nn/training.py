@@ -95,12 +95,12 @@ class _WeightedLoss:
     model: Model
     l2: float
 
-    def __call__(self, u: Any, v: PyTree, samples: Any, key: Any = None) -> Any:
+    def __call__(self, u: Any, v: PyTree, samples: Any, *, key: Any) -> Any:
         x, y, weight = samples.data
         return penalised(weighted_mean(cross_entropy(self.model, v, x, y, key), weight), self.l2, v)
 
 
-def _nothing(u: Any, v: PyTree) -> Any:
+def _nothing(u: Any, v: PyTree, data: Any) -> Any:
     """There is no upper level."""
     return jnp.sum(u)
 
@@ -122,7 +122,7 @@ def train(model: Model, training: Training, x: Any, y: Any, weight: Any, key: An
     v, u = initial(model, init_key, x[:1]), jnp.zeros(1)
     rate = training.rate if callable(training.rate) else optax.cosine_decay_schedule(training.rate, training.steps)
     optimizer = optax.adam(rate)
-    descent = base.Descent(Problem(_nothing, _WeightedLoss(model, training.l2)), u, optimizer)
+    descent = base.Descent(Problem(_nothing, _WeightedLoss(model, training.l2), random_lower=True), u, optimizer)
     # None where a batch would hold everything: the same samples without a gather.
     size = training.batch_size if training.batch_size is not None and training.batch_size < len(x) else None
     source = Epochs(jnp.zeros(1), (x, y, weight), lower_size=size)

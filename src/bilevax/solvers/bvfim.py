@@ -49,7 +49,7 @@ class BVFIM:
     Example:
         >>> import jax, jax.numpy as jnp, optax
         >>> from bilevax import BVFIM, Problem, solve
-        >>> problem = Problem(lambda u, v: jnp.sum((v - 1) ** 2), lambda u, v: jnp.sum((v - 2 * u) ** 2))
+        >>> problem = Problem(lambda u, v, data: jnp.sum((v - 1) ** 2), lambda u, v, data: jnp.sum((v - 2 * u) ** 2))
         >>> solver = BVFIM(optax.adam(optax.cosine_decay_schedule(1e-2, 2000)))
         >>> result = solve(solver, problem, jnp.zeros(2), jnp.zeros(2), steps=2000, key=jax.random.key(0))
         >>> print(jnp.round(result.u, 1), jnp.round(result.v, 1))

@@ -35,8 +35,8 @@ class GradientMatching:
         >>> import jax, jax.numpy as jnp, optax
         >>> from bilevax import GradientMatching, Problem, solve
         >>> problem = Problem(
-        ...     upper_loss=lambda u, v: v @ jnp.array([1.0, 0.0]),
-        ...     lower_loss=lambda u, v: u @ v,
+        ...     upper_loss=lambda u, v, data: v @ jnp.array([1.0, 0.0]),
+        ...     lower_loss=lambda u, v, data: u @ v,
         ... )
         >>> start = jnp.array([1.0, 1.0]), jnp.zeros(2)
         >>> result = solve(GradientMatching(optax.adam(0.1)), problem, *start, steps=200, key=jax.random.key(0))

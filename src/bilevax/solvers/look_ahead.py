@@ -42,8 +42,8 @@ class LookAhead:
         >>> import jax, jax.numpy as jnp, optax
         >>> from bilevax import LookAhead, Problem, solve
         >>> problem = Problem(
-        ...     upper_loss=lambda u, v: jnp.sum((v - 1) ** 2),
-        ...     lower_loss=lambda u, v: jnp.sum((v - 2 * u) ** 2),
+        ...     upper_loss=lambda u, v, data: jnp.sum((v - 1) ** 2),
+        ...     lower_loss=lambda u, v, data: jnp.sum((v - 2 * u) ** 2),
         ... )
         >>> solver = LookAhead(optax.sgd(0.1), optax.sgd(0.1), rate=0.1)
         >>> result = solve(solver, problem, jnp.zeros(2), jnp.zeros(2), steps=500, key=jax.random.key(0))

@@ -75,8 +75,8 @@ class Penalty:
         >>> import jax, jax.numpy as jnp, optax
         >>> from bilevax import Penalty, Problem, solve
         >>> problem = Problem(
-        ...     upper_loss=lambda u, v: jnp.sum(u**2) + jnp.sum(v**2),
-        ...     lower_loss=lambda u, v: jnp.sum((1 - u - v) ** 2),
+        ...     upper_loss=lambda u, v, data: jnp.sum(u**2) + jnp.sum(v**2),
+        ...     lower_loss=lambda u, v, data: jnp.sum((1 - u - v) ** 2),
         ... )
         >>> result = solve(Penalty(), problem, jnp.zeros(3), jnp.zeros(3), steps=2000, key=jax.random.key(0))
         >>> print(jnp.round(result.u, 3), jnp.round(result.v, 3))

@@ -65,8 +65,8 @@ class SMNBP:
         >>> from bilevax import Problem, SMNBP, solve
         >>> from bilevax.penalties import L1
         >>> problem = Problem(
-        ...     upper_loss=lambda u, v: jnp.sum((v - jnp.array([1.0, 0.0])) ** 2),
-        ...     lower_loss=lambda u, v: jnp.sum((v - jnp.array([2.0, 0.5])) ** 2) / 2,
+        ...     upper_loss=lambda u, v, data: jnp.sum((v - jnp.array([1.0, 0.0])) ** 2),
+        ...     lower_loss=lambda u, v, data: jnp.sum((v - jnp.array([2.0, 0.5])) ** 2) / 2,
         ...     regularizer=lambda u, v, mu: jnp.sum(u) * L1()(v, mu),
         ... )
         >>> result = solve(SMNBP(), problem, jnp.full(1, 0.2), jnp.ones(2), steps=200, key=jax.random.key(0))

@@ -1,7 +1,7 @@
 """Hypergradients through the fixed point of a proximal descent: lasso-like lower levels, and sets that u moves."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -50,8 +50,8 @@ class SparseHO:
         >>> from bilevax import Problem, SparseHO, solve
         >>> from bilevax.penalties import L1
         >>> problem = Problem(
-        ...     upper_loss=lambda u, v: jnp.sum((v - jnp.array([1.0, 0.0])) ** 2),
-        ...     lower_loss=lambda u, v: jnp.sum((v - jnp.array([2.0, 0.5])) ** 2) / 2,
+        ...     upper_loss=lambda u, v, data: jnp.sum((v - jnp.array([1.0, 0.0])) ** 2),
+        ...     lower_loss=lambda u, v, data: jnp.sum((v - jnp.array([2.0, 0.5])) ** 2) / 2,
         ...     regularizer=lambda u, v, mu: jnp.exp(u[0]) * L1()(v, mu),
         ... )
         >>> solver = SparseHO(optax.adam(3e-2), lambda u, v, step: L1().proximal(v, step * jnp.exp(u[0])), rate=1.0)
@@ -87,7 +87,7 @@ class SparseHO:
         key = jax.random.key(0)
         moved = _moved(self, problem, u, v, batch, key)
         if not _any(moved):
-            plain = Problem(problem.upper_loss, problem.lower_loss)
+            plain = replace(problem, regularizer=None)
             penalised_away = _any(derivatives.lower_gradient(plain, u, moved, base.lower_data(batch, 0), key)[1])
             if penalised_away and not _any(derivatives.upper(problem, u, moved, batch.upper, key).grad_u):
                 raise InputError(
@@ -98,7 +98,7 @@ class SparseHO:
 
     def _moved(self, problem: Problem, u: PyTree, v: PyTree, batch: Batch, start_key: Any, key: Any) -> PyTree:
         """Where T proximal moves at u take v."""
-        smooth = Problem(problem.upper_loss, problem.lower_loss, project_lower=lambda v: self._proximal(problem, u, v))
+        smooth = replace(problem, regularizer=None, project_lower=lambda v: self._proximal(problem, u, v))
         v = base.start_of_step(problem, base.State(u, v, (), ()), batch, start_key)
         descent = base.Descent(smooth, u, optax.sgd(self.rate))
         return descent.moves(v, descent.optimizer.init(v), batch, self.lower_steps, key)[0]
@@ -119,7 +119,7 @@ class SparseHO:
         v = self._moved(problem, u, state.v, batch, start_key, lower_key)
         f = derivatives.upper(problem, u, v, batch.upper, upper_key)
         data = base.lower_data(batch, self.lower_steps - 1)
-        g = derivatives.lower(Problem(problem.upper_loss, problem.lower_loss), u, v, data, upper_key)
+        g = derivatives.lower(replace(problem, regularizer=None), u, v, data, upper_key)
         fixed = derivatives.fixed_point(lambda u, v: self._proximal(problem, u, v), u, v, g, f.grad_v, self.rate)
         q, cross, residual = self.linear_solve(fixed.second_products, fixed.b, state.memory)
         direction = optax.tree.sub(optax.tree.add(f.grad_u, fixed.direct), cross)

@@ -34,7 +34,7 @@ class Vectorized:
     Example:
         >>> import jax, jax.numpy as jnp
         >>> from bilevax import Alternating, Problem, Vectorized, solve
-        >>> problem = Problem(lambda u, v: jnp.sum((u - v) ** 2), lambda u, v: jnp.sum((v - 1) ** 2))
+        >>> problem = Problem(lambda u, v, data: jnp.sum((u - v) ** 2), lambda u, v, data: jnp.sum((v - 1) ** 2))
         >>> starts = jnp.array([[0.0], [5.0]])
         >>> result = solve(
         ...     Vectorized(Alternating()), problem, starts, starts, steps=2000, key=jax.random.key(0)

@@ -145,7 +145,7 @@ class _ImportanceLoss:
     model: Model
     l2: float
 
-    def __call__(self, u: Any, v: PyTree, noisy: Samples, key: Any = None) -> Any:
+    def __call__(self, u: Any, v: PyTree, noisy: Samples, *, key: Any) -> Any:
         losses = cross_entropy(self.model, v, *noisy.data, key=key)
         return penalised(weighted_mean(losses, weights(u[noisy.index])), self.l2, v)
 
@@ -157,7 +157,7 @@ class _ReweightedLoss:
     model: Model
     l2: float
 
-    def __call__(self, u: Any, v: PyTree, noisy: Samples, key: Any = None) -> Any:
+    def __call__(self, u: Any, v: PyTree, noisy: Samples, *, key: Any) -> Any:
         losses = cross_entropy(self.model, v, *noisy.data, key=key)
         return penalised(jnp.mean(u[noisy.index] * losses), self.l2, v)
 
@@ -169,7 +169,7 @@ class _MetaWeightLoss:
     model: Model
     l2: float
 
-    def __call__(self, u: PyTree, v: PyTree, noisy: Samples, key: Any = None) -> Any:
+    def __call__(self, u: PyTree, v: PyTree, noisy: Samples, *, key: Any) -> Any:
         losses = cross_entropy(self.model, v, *noisy.data, key=key)
         # V sees the loss as a feature; v does not learn through it (Shu et al. 2019, eq. 5).
         return penalised(weighted_mean(losses, meta_weights(u, jax.lax.stop_gradient(losses))), self.l2, v)
@@ -275,7 +275,7 @@ def denoising_task(
         w = np.asarray(weights(u))
         return data.on_clean(model, v) | {"suspects": float((w < 0.5).sum()), "mean_weight": float(w.mean())}
 
-    problem = Problem(_CleanLoss(model), _ImportanceLoss(model, training.l2))
+    problem = Problem(_CleanLoss(model), _ImportanceLoss(model, training.l2), random_lower=True)
     return Task(problem, start, data.batches(batch_size, clean_batch_size), metrics)
 
 
@@ -336,7 +336,7 @@ def reweighting_task(
     def metrics(u: Any, v: PyTree) -> dict[str, float]:
         return data.on_clean(model, v) | {"mean_weight": float(u.mean())}
 
-    problem = Problem(_CleanLoss(model), _ReweightedLoss(model, l2))
+    problem = Problem(_CleanLoss(model), _ReweightedLoss(model, l2), random_lower=True)
     return Task(problem, start, data.batches(batch_size, clean_batch_size), metrics)
 
 
@@ -398,5 +398,5 @@ def meta_weight_task(
     def metrics(u: PyTree, v: PyTree) -> dict[str, float]:
         return data.on_clean(model, v)
 
-    problem = Problem(_CleanLoss(model), _MetaWeightLoss(model, l2))
+    problem = Problem(_CleanLoss(model), _MetaWeightLoss(model, l2), random_lower=True)
     return Task(problem, start, data.batches(batch_size, clean_batch_size), metrics)

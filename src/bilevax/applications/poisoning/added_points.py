@@ -74,7 +74,7 @@ class _PoisonedLoss:
     model: Model
     l2: float
 
-    def __call__(self, u: Any, v: PyTree, data: Poisoned, key: Any = None) -> Any:
+    def __call__(self, u: Any, v: PyTree, data: Poisoned, *, key: Any) -> Any:
         clean = one_hot_cross_entropy(self.model, v, *data.clean.data, key=key)
         added = one_hot_cross_entropy(self.model, v, u, data.labels, key=key)
         return penalised((1 - data.share) * clean + data.share * added, self.l2, v)
@@ -264,7 +264,7 @@ def _added_points_task(
     source = Epochs(validation, clean, upper_size=sizes[1], lower_size=sizes[0])
     share = jnp.asarray(len(base) / (len(base) + len(x)), x.dtype)
     upper, lower = _ValidationLoss(model, sign), _PoisonedLoss(model, training.l2)
-    problem = Problem(upper, lower, project_upper=Clip(float(low), float(high)))
+    problem = Problem(upper, lower, project_upper=Clip(float(low), float(high)), random_lower=True)
     truth = np.asarray(y_val).argmax(1)
 
     def metrics(u: Any, v: PyTree) -> dict[str, float]:

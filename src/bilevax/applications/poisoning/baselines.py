@@ -79,6 +79,7 @@ class WithinBall:
                 _UpperInBall(task.problem, low, high),
                 _LowerInBall(task.problem, low, high),
                 project_upper=_unit_balls,
+                random_lower=True,
             ),
             (jnp.zeros_like(self._target.base), task.start[1]),
             Fixed(Batch(batch.upper, (batch.lower, batch.upper))),
@@ -118,7 +119,7 @@ class _LowerInBall:
     low: float
     high: float
 
-    def __call__(self, u: Any, v: PyTree, data: tuple[tuple[Poisoned, PyTree], Target], key: Any = None) -> Any:
+    def __call__(self, u: Any, v: PyTree, data: tuple[tuple[Poisoned, PyTree], Target], *, key: Any) -> Any:
         poisoned, target = data
         return self.problem.lower_loss(_points(u, target, self.low, self.high), v, poisoned, key=key)
 
@@ -183,7 +184,7 @@ class _Collision:
         return jnp.sum(jnp.square(self.apply(params, u) - wanted))
 
 
-def _no_lower_level(u: Any, v: PyTree) -> Any:
+def _no_lower_level(u: Any, v: PyTree, data: Any) -> Any:
     return jnp.sum(v**2)
 
 

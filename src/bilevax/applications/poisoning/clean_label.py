@@ -88,7 +88,7 @@ class _HeadLoss:
     features: Callable[..., Any]
     l2: float
 
-    def __call__(self, u: Any, v: PyTree, data: tuple[Poisoned, PyTree], key: Any = None) -> Any:
+    def __call__(self, u: Any, v: PyTree, data: tuple[Poisoned, PyTree], *, key: Any) -> Any:
         poisoned, params = data
         clean = one_hot_cross_entropy(self.head, v, *poisoned.clean.data, key=key)
         added = one_hot_cross_entropy(self.head, v, self.features(params, u), poisoned.labels, key=key)
@@ -193,6 +193,7 @@ def clean_label_task(
         _HeadLoss(head, features.apply, training.l2),
         () if distance is None else (Inequality(_Beyond(distance)),),
         Clip(float(low), float(high)),
+        random_lower=True,
     )
 
     def metrics(u: Any, v: PyTree) -> dict[str, float]:

@@ -46,6 +46,7 @@ def tuning_task(
     train: PyTree,
     validation: PyTree,
     *,
+    random_train: bool = False,
     project: Callable[[PyTree], PyTree] = identity,
     batch_size: int | None = None,
     validation_batch_size: int | None = None,
@@ -53,10 +54,11 @@ def tuning_task(
     """Tuning of any hyperparameters u of a training loss, as a Task.
 
     Args:
-        train_loss: (u, v, samples[, key]) -> scalar; `samples` as a source gives them, with `.data` and `.index`.
+        train_loss: (u, v, samples) -> scalar; `samples` as a source gives them, with `.data` and `.index`.
         validation_loss: (u, v, samples) -> scalar.
         u, v: where hyperparameters and parameters start.
         train, validation: data sets, pytrees whose leaves lead with the axis of samples.
+        random_train: whether train_loss is random; it is then called as train_loss(u, v, samples, key=key).
         project: onto the set that u lives in, bounds say.
         batch_size, validation_batch_size: samples per minibatch; None for all.
 
@@ -76,7 +78,7 @@ def tuning_task(
         >>> print(jnp.round(jnp.exp(result.u), 2))  # 2 / (1 + e^u) = 1.5
         0.33
     """
-    problem = Problem(validation_loss, train_loss, project_upper=project)
+    problem = Problem(validation_loss, train_loss, project_upper=project, random_lower=random_train)
 
     def metrics(u: PyTree, v: PyTree) -> dict[str, float]:
         key = jax.random.key(0)
@@ -97,14 +99,14 @@ class _TrainLoss:
     model: Model
     hyperparameters: tuple[Hyperparameter, ...]
 
-    def __call__(self, u: Any, v: PyTree, samples: Samples, key: Any = None) -> Any:
+    def __call__(self, u: Any, v: PyTree, samples: Samples, *, key: Any) -> Any:
         x, y = samples.data
         x = pixels(x)  # hyperparameters change floats
-        model_key, *keys = jax.random.split(jax.random.key(0) if key is None else key, 1 + len(self.hyperparameters))
+        model_key, *keys = jax.random.split(key, 1 + len(self.hyperparameters))
         for h, own_key in zip(self.hyperparameters, keys, strict=True):
             if h.inputs is not None:
                 x = h.inputs(u[h.name], x, own_key)
-        scores = logits(self.model, v, x, None if key is None else model_key)
+        scores = logits(self.model, v, x, model_key)
         targets, weight = jax.nn.one_hot(y, scores.shape[1], dtype=scores.dtype), jnp.ones(len(y), scores.dtype)
         extra = 0.0
         for h in self.hyperparameters:
@@ -199,6 +201,7 @@ def classifier_task(
         v,
         (x, jnp.asarray(codes)),
         (x_val, jnp.asarray(val_codes)),
+        random_train=True,
         project=_WithinBounds(hyperparameters),
         batch_size=batch_size,
         validation_batch_size=validation_batch_size,
