@@ -252,7 +252,7 @@ def test_more_suspects_than_half_are_warned_of(suspects):
     few = _Both(np.zeros((205, 2)), np.zeros(205, int), np.ones(200))  # too few trusted samples to compare by
     with warnings.catch_warnings(record=True) as record:
         warnings.simplefilter("always")
-        classifier._warn(few, None)
+        classifier._warn_of_result(few, None)
     assert [str(w.message)[:31] for w in record] == ["101 of 200 samples are suspects"] * (suspects > 100)
 
 

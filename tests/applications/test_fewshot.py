@@ -964,7 +964,7 @@ LEARNER_REFUSED = {
     "no rows": (lambda: learned().adapt(np.arange(5.0), Y5), r"X has shape \(5,\)\. .*\(n, 4, 4\) is needed"),
     "other size": (lambda: learned().adapt(np.zeros((5, 5, 4)), Y5), r"from samples of shape \(4, 4\)"),
     "channels": (lambda: learned().adapt(X5[..., None], Y5), r"X has shape \(5, 4, 4, 1\)"),
-    "words": (lambda: learned().adapt(np.full((5, 4, 4), "a"), Y5), "X holds values that are no numbers"),
+    "words": (lambda: learned().adapt(np.full((5, 4, 4), "a"), Y5), "X holds values that are not numbers"),
     "not finite": (lambda: learned().adapt(np.where(X5 > 0.5, np.nan, X5), Y5), "X holds [0-9]+ NaN or infinite"),
     "predict: one sample": (lambda: learned().adapt(X5, Y5).predict(X5[0]), r"X has shape \(4, 4\)"),
     "predict: other size": (lambda: learned().adapt(X5, Y5).predict(np.zeros((2, 4, 5))), r"X has shape \(2, 4, 5\)"),
@@ -985,7 +985,7 @@ LEARNER_REFUSED = {
     "fit: steps": (lambda: fit(noise(), steps=0), "FewShotLearner: steps is 0, and must be a positive integer"),
     "fit: no whole steps": (lambda: fit(noise(), steps=1.5), "steps is 1.5, and must be a positive integer"),
     "fit: complex": (lambda: fit(noise() * 1j), "images holds complex numbers"),
-    "fit: words": (lambda: fit(np.full((10, 8, 2, 2), "a")), "images holds values that are no numbers"),
+    "fit: words": (lambda: fit(np.full((10, 8, 2, 2), "a")), "images holds values that are not numbers"),
     "fit: no network": (
         lambda: fit(noise(), representation=omniglot_network),
         "representation is <function omniglot_network",

@@ -138,7 +138,7 @@ def test_units_of_the_targets_change_nothing_and_nothing_is_compiled_anew(compil
         (lambda: job(groups=0), "groups is 0"),
         (lambda: job(strength=0.0), "strength is 0.0"),
         (lambda: job(ridge=0.0), "ridge is 0.0"),
-        (lambda: job(strength="a"), "strength holds values that are no numbers"),
+        (lambda: job(strength="a"), "strength holds values that are not numbers"),
         (lambda: job(strength=np.ones(2)), "strength is array"),
         (lambda: job(upper_rate=-1.0), "upper_rate is -1.0"),
         (lambda: job(groups=2.5), "groups is 2.5"),
@@ -146,7 +146,7 @@ def test_units_of_the_targets_change_nothing_and_nothing_is_compiled_anew(compil
         (lambda: job(key=0), "key is 0"),
         (lambda: group_structure(data()[0] * 1j, *data()[1:], 2, strength=1.0, key=KEY), "X holds complex numbers"),
         (lambda: group_structure(*data()[:3], data()[3] * 0, 2, strength=1.0, key=KEY), "the squares of y_val"),
-        (lambda: group_structure("a", *data()[1:], 2, strength=1.0, key=KEY), "X holds values that are no numbers"),
+        (lambda: group_structure("a", *data()[1:], 2, strength=1.0, key=KEY), "X holds values that are not numbers"),
         (
             lambda: group_structure(*data()[:3], data()[3][:, :4], 2, strength=1.0, key=KEY),
             r"y_val \(24, 4\)",

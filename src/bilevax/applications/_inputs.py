@@ -1,8 +1,8 @@
 """Checks of what users pass to the applications: samples, labels, seeds, solvers.
 
-The estimators of tables, `TunedLogisticRegression` and `TunedLasso`, use scikit-learn's `validate_data`. The checks
-here are for what it does not take: images, which may stay bytes, labels of any one type, and two data sets that must be
-alike.
+The estimators of tables, `TunedLogisticRegression` and `TunedLasso`, use scikit-learn's `validate_data`. These checks
+are for what it does not accept: images, which may stay bytes, labels of any one type, and pairs of data sets with the
+same features.
 """
 
 import inspect
@@ -13,6 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float, Float64, Int, PRNGKeyArray, Shaped
 from scipy import sparse
 
 from bilevax._checks import InputError, listed, require_count
@@ -25,12 +26,12 @@ REAL = numbers.Real | np.bool_
 
 
 def sample_shape(shape: tuple[int, ...]) -> str:
-    """The shape of one sample, for a message."""
+    """Return the shape of one sample, for a message."""
     return " x ".join(str(n) for n in shape)
 
 
-def numeric(name: str, X: Any) -> np.ndarray:
-    """An array of finite real numbers, of the dtype it came in; objects become floats.
+def numeric(name: str, X: Any) -> Shaped[np.ndarray, "..."]:
+    """Return an array of finite real numbers in the dtype of X; objects become floats.
 
     Raises:
         InputError: text, dates, complex numbers, missing values, a sparse matrix, rows of different lengths.
@@ -41,7 +42,7 @@ def numeric(name: str, X: Any) -> np.ndarray:
         others = X.columns.difference(X.select_dtypes(["number", "bool"]).columns, sort=False)
         if len(others):
             raise InputError(
-                f"{name} has columns that hold no numbers: {listed(others)}. Encode them as numbers, say by "
+                f"{name} has columns that hold no numbers: {listed(others)}. Encode them as numbers, for example by "
                 "scikit-learn's OneHotEncoder, or leave them out."
             )
     if isinstance(X, np.ma.MaskedArray) and np.ma.is_masked(X):
@@ -51,40 +52,33 @@ def numeric(name: str, X: Any) -> np.ndarray:
         if x.dtype == object:
             text = next((value for value in x.flat if isinstance(value, str | bytes)), None)
             if text is not None:
-                raise TypeError(f"such as {text!r}")
-            complex_ones = any(isinstance(v, numbers.Complex) and not isinstance(v, REAL) for v in x.flat)
-            x = np.asarray(x, complex if complex_ones else float)
-    except InputError:
-        raise
+                raise TypeError(f"for example {text!r}")
+            has_complex = any(isinstance(v, numbers.Complex) and not isinstance(v, REAL) for v in x.flat)
+            x = np.asarray(x, complex if has_complex else float)
     except Exception as error:  # whatever the object's own conversion raises
         raise InputError(
-            f"{name} holds values that are no numbers ({str(error).strip().rstrip('.')}). Pass an array of numbers, "
-            "one row per sample, without missing ones."
+            f"{name} holds values that are not numbers ({str(error).strip().rstrip('.')}). Pass an array of numbers, "
+            "one row per sample, without missing values."
         ) from error
     if x.dtype.kind == "c":
         raise InputError(
-            f"{name} holds complex numbers, whose imaginary parts would be lost. Pass real numbers, say both parts as "
-            "columns."
+            f"{name} holds complex numbers, whose imaginary parts would be lost. Pass real numbers, for example both "
+            "parts as columns."
         )
     if x.dtype.kind not in "biuf" and not jnp.issubdtype(x.dtype, jnp.floating):
-        raise InputError(f"{name} holds values that are no numbers (of dtype {x.dtype}). Encode them as numbers first.")
+        raise InputError(f"{name} holds values that are not numbers (dtype {x.dtype}). Encode them as numbers first.")
     require_finite(name, x)
     return x
 
 
-def features(name: str, X: Any, least: int = 2) -> np.ndarray:
-    """Samples (n, ...) as floats of JAX's default precision; images (n, h, w, ...) of uint8 stay as they are.
-
-    Args:
-        name: of the argument, for a message.
-        X: the samples.
-        least: the least rank.
+def features(name: str, X: Any) -> Shaped[np.ndarray, "n ..."]:
+    """Return samples (n, ...) as floats of JAX's default precision; images (n, h, w, ...) of uint8 stay bytes.
 
     Raises:
-        InputError: as `numeric`; a rank below `least`; no samples or no features; numbers beyond the floats' range.
+        InputError: as `numeric`; a rank below 2; no samples or no features; numbers beyond the range of the floats.
     """
     x = numeric(name, X)
-    if x.ndim < least or 0 in x.shape:
+    if x.ndim < 2 or 0 in x.shape:
         raise InputError(f"{name} has shape {x.shape}, and must have one row per sample and at least one of each.")
     if x.dtype == np.uint8 and x.ndim > 2:
         return x
@@ -97,15 +91,15 @@ def features(name: str, X: Any, least: int = 2) -> np.ndarray:
     return floats
 
 
-def labels(name: str, y: Any) -> np.ndarray:
-    """One label for each sample, (n,), of any one type.
+def labels(name: str, y: Any) -> Shaped[np.ndarray, " n"]:
+    """Return one label for each sample, (n,), all of one type.
 
     Raises:
-        InputError: another shape; missing labels; labels of several types; fractions, or complex numbers.
+        InputError: another shape; missing labels; labels of several types; fractions or complex numbers.
     """
     if sparse.issparse(y):
         raise InputError(f"{name} is a sparse matrix, and must be an array of labels (n,).")
-    # NumPy would make strings of all labels where a list mixes both.
+    # NumPy converts a list that mixes strings and numbers to strings.
     values = list(y) if isinstance(y, list | tuple) else None
     try:
         found = np.asarray(y)
@@ -142,28 +136,35 @@ def labels(name: str, y: Any) -> np.ndarray:
         fractions = found[found != np.round(found)] if np.isfinite(found).all() else found[~np.isfinite(found)]
         if len(fractions):
             raise InputError(
-                f"{name} holds fractions (such as {fractions[0]:g}): a quantity, not labels. Pass classes."
+                f"{name} holds fractions (for example {fractions[0]:g}): a quantity, not labels. Pass classes."
             )
     return found
 
 
 def _missing(label: Any) -> bool:
-    """Whether a label is None, NaN, or pandas' NA or NaT, whose comparisons are neither true nor false."""
+    """Return whether a label is None, NaN, or pandas' NA or NaT, which do not compare as true or false."""
     if label is None or type(label).__name__ in ("NAType", "NaTType"):
         return True
     return isinstance(label, float | np.floating) and bool(label != label)
 
 
-def samples(x_name: str, X: Any, y_name: str, y: Any) -> tuple[np.ndarray, np.ndarray]:
-    """Samples (n, ...) and a label for each, (n,); raises as `features` and `labels`, or where lengths differ."""
+def samples(x_name: str, X: Any, y_name: str, y: Any) -> tuple[Shaped[np.ndarray, "n ..."], Shaped[np.ndarray, " n"]]:
+    """Return samples and labels; raises as `features` and `labels`, and where lengths differ."""
     x, found = features(x_name, X), labels(y_name, y)
-    if len(x) != len(found):
-        raise InputError(f"{x_name} has {len(x)} samples and {y_name} {len(found)} labels. One label each is needed.")
+    require_label_each(x_name, x, y_name, found)
     return x, found
 
 
-def coded_samples(x_name: str, X: Any, y_name: str, y: Any) -> tuple[np.ndarray, np.ndarray]:
-    """Samples (n, ...), and their labels 0, 1, ... as integers (n,).
+def require_label_each(x_name: str, x: np.ndarray, y_name: str, found: np.ndarray) -> None:
+    """Refuse samples and labels of different numbers."""
+    if len(x) != len(found):
+        raise InputError(f"{x_name} has {len(x)} samples and {y_name} {len(found)} labels. One label each is needed.")
+
+
+def coded_samples(
+    x_name: str, X: Any, y_name: str, y: Any
+) -> tuple[Shaped[np.ndarray, "n ..."], Int[np.ndarray, " n"]]:
+    """Return samples, and their labels 0, 1, ... as integers.
 
     Raises:
         InputError: as `samples`; labels that are not numbers, or negative.
@@ -179,8 +180,10 @@ def coded_samples(x_name: str, X: Any, y_name: str, y: Any) -> tuple[np.ndarray,
     return x, found.astype(np.int32 if found.max() < 2**31 else np.int64)
 
 
-def integer_samples(x_name: str, X: Any, y_name: str, y: Any) -> tuple[np.ndarray, np.ndarray]:
-    """Samples (n, ...) in the dtype they have, and their integer labels (n,).
+def integer_samples(
+    x_name: str, X: Any, y_name: str, y: Any
+) -> tuple[Shaped[np.ndarray, "n ..."], Int[np.ndarray, " n"]]:
+    """Return samples in the dtype of X, and their integer labels.
 
     Raises:
         InputError: as `numeric` and `labels`; labels that are not integers; lengths that differ.
@@ -193,20 +196,20 @@ def integer_samples(x_name: str, X: Any, y_name: str, y: Any) -> tuple[np.ndarra
         )
     if x.ndim < 2 or len(x) != len(found) or 0 in x.shape:
         raise InputError(
-            f"{x_name} has shape {x.shape} and {y_name} {len(found)} labels. One row per sample, and one label each, "
-            "are needed."
+            f"{x_name} has shape {x.shape} and {y_name} {len(found)} labels. One row and one label per sample are "
+            "needed."
         )
     return x, found
 
 
-def floats(x: Any, name: str = "X") -> np.ndarray:
-    """Samples as floats of JAX's default precision; images of bytes as 0..1. Raises as `numeric`."""
+def floats(x: Any, name: str = "X") -> Float[np.ndarray, "..."]:
+    """Return samples as floats of JAX's default precision; images of bytes as 0..1. Raises as `numeric`."""
     dtype = jnp.result_type(float)
     return np.asarray(pixels(numeric(name, x), dtype)).astype(dtype)
 
 
-def table(name: str, X: Any) -> np.ndarray:
-    """A table (n, d) in double precision.
+def table(name: str, X: Any) -> Float64[np.ndarray, "n d"]:
+    """Return a table in double precision.
 
     Raises:
         InputError: as `numeric`; another rank, or empty; values whose squares leave double precision.
@@ -218,8 +221,8 @@ def table(name: str, X: Any) -> np.ndarray:
     return x
 
 
-def require_classes(scores: int, **found: np.ndarray) -> None:
-    """Refuse labels for which a model with so many logits has none."""
+def require_classes(scores: int, **found: Int[np.ndarray, " n"]) -> None:
+    """Refuse labels that a model with `scores` logits cannot predict."""
     for name, codes in found.items():
         if codes.max() >= scores:
             raise InputError(
@@ -228,22 +231,18 @@ def require_classes(scores: int, **found: np.ndarray) -> None:
 
 
 def positive(owner: str, name: str, value: Any) -> float:
-    """A positive number.
-
-    Raises:
-        InputError: it is not.
-    """
+    """Return a positive number as a float; anything else is refused."""
     number = numeric(name, value)
     if number.shape != () or number.dtype.kind == "b" or not number > 0:
         raise InputError(f"{owner}: {name} is {value!r}, and must be a positive number.")
     return float(number)
 
 
-def classes_of(name: str, found: np.ndarray) -> np.ndarray:
-    """The classes (c,), sorted.
+def classes_of(name: str, found: Shaped[np.ndarray, " n"]) -> Shaped[np.ndarray, " classes"]:
+    """Return the classes, sorted.
 
     Raises:
-        InputError: there is one only, or none.
+        InputError: there are fewer than two.
     """
     classes = np.unique(found)
     if not len(classes):
@@ -256,42 +255,52 @@ def classes_of(name: str, found: np.ndarray) -> np.ndarray:
     return classes
 
 
-def places(name: str, found: np.ndarray, classes: Sequence[Any] | np.ndarray, known_name: str = "y") -> np.ndarray:
-    """The place (n,) of each label in the sorted classes.
+def places(
+    name: str, found: Shaped[np.ndarray, " n"], classes: Sequence[Any] | Shaped[np.ndarray, " classes"]
+) -> Int[np.ndarray, " n"]:
+    """Return the index of each label among the sorted classes of y.
 
     Raises:
-        InputError: there are labels which are no class.
+        InputError: labels that are not among the classes.
     """
     classes = np.asarray(classes)
     known = set(classes.tolist())
     unknown = [c for c in np.unique(found).tolist() if c not in known]
     if unknown:
         raise InputError(
-            f"{name} has labels that {known_name} lacks: {listed(unknown)}. {known_name} has {listed(classes)}. "
+            f"{name} has labels that y lacks: {listed(unknown)}. y has {listed(classes)}. "
             "Spell them alike, or leave those samples out."
         )
     return np.searchsorted(classes, found.astype(classes.dtype))
 
 
+def columns_of(X: Any) -> list[Any] | None:
+    """Return the names of a data frame's columns; None for an array."""
+    return list(X.columns) if hasattr(X, "columns") else None
+
+
 def require_alike(name: str, X: Any, x: np.ndarray, other_name: str, other: Any, x_other: np.ndarray) -> None:
-    """Refuse samples of another shape than the first ones, or with other columns."""
+    """Refuse two data sets whose samples differ in shape or in columns."""
     if x.shape[1:] != x_other.shape[1:]:
         raise InputError(
             f"{other_name} has {sample_shape(x_other.shape[1:])} features and {name} has {sample_shape(x.shape[1:])}. "
             "Give both the same features."
         )
-    if hasattr(X, "columns") and hasattr(other, "columns") and list(X.columns) != list(other.columns):
+    columns, others = columns_of(X), columns_of(other)
+    if columns is not None and others is not None and columns != others:
         raise InputError(
-            f"{other_name} has columns {listed(other.columns)}, and {name} has {listed(X.columns)}. "
+            f"{other_name} has columns {listed(others)}, and {name} has {listed(columns)}. "
             "Give both the same columns in the same order."
         )
 
 
-def on_one_scale(name: str, x: np.ndarray, other_name: str, other: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Both as they are, or both as floats where one alone holds images of bytes.
+def on_one_scale(
+    name: str, x: Shaped[np.ndarray, "n ..."], other_name: str, other: Shaped[np.ndarray, "m ..."]
+) -> tuple[Shaped[np.ndarray, "n ..."], Shaped[np.ndarray, "m ..."]]:
+    """Return both unchanged, or both as floats where only one holds images of bytes.
 
     Raises:
-        InputError: the other one's floats are outside 0..1, which bytes stand for.
+        InputError: the floats are outside 0..1, the range of the bytes.
     """
     if (x.dtype == np.uint8) == (other.dtype == np.uint8):
         return x, other
@@ -301,7 +310,7 @@ def on_one_scale(name: str, x: np.ndarray, other_name: str, other: np.ndarray) -
 
 
 def require_unit(name: str, x: np.ndarray, other_name: str) -> None:
-    """Refuse floats outside 0..1 where images of bytes stand beside them."""
+    """Refuse floats outside 0..1 where the other data set holds images of bytes."""
     if x.dtype != np.uint8 and (x.min() < 0 or x.max() > 1):
         raise InputError(
             f"{name} holds floats from {x.min():g} to {x.max():g}, and {other_name} bytes, which are read as 0..1. "
@@ -309,8 +318,8 @@ def require_unit(name: str, x: np.ndarray, other_name: str) -> None:
         )
 
 
-def seed_key(name: str, seed: Any) -> Any:
-    """The jax.random key of a seed: an integer of 0..2^32-1."""
+def seed_key(name: str, seed: Any) -> PRNGKeyArray:
+    """Return the jax.random key of a seed, an integer in 0..2^32-1."""
     wrong = isinstance(seed, bool) or not isinstance(seed, int | np.integer)
     if wrong or not 0 <= seed <= LARGEST_SEED:
         raise InputError(f"{name} is {seed!r}, and must be a non-negative integer, at most 2^32 - 1.")
@@ -318,10 +327,10 @@ def seed_key(name: str, seed: Any) -> Any:
 
 
 def require_batch(owner: str, name: str, size: Any, data: str, n: int) -> int | None:
-    """The size of a minibatch as an int, or None for all samples.
+    """Return the size of a minibatch as an int, or None for all samples.
 
     Raises:
-        InputError: it is not a positive integer, or larger than the number of samples.
+        InputError: it is not a positive integer, or is larger than the number of samples.
     """
     if size is None:
         return None
@@ -343,7 +352,7 @@ def require_solver(solver: Any) -> None:
         )
     if not all(callable(getattr(solver, name, None)) for name in ("check", "init", "step")):
         hint = " Call it." if callable(solver) else ""
-        raise InputError(f"solver is {solver!r}, which is not a solver.{hint} Pass one such as penalty_solver(100).")
+        raise InputError(f"solver is {solver!r}, which is not a solver.{hint} Pass penalty_solver(100), for example.")
 
 
 def require_training(training: Any) -> None:

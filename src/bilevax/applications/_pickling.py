@@ -11,15 +11,14 @@ from bilevax._checks import InputError
 
 
 class Picklable:
-    """A mixin: pickle, joblib and copy take the object with all its parameters and its fitted attributes.
+    """A mixin for objects that pickle, joblib and copy take with all parameters and fitted attributes.
 
-    optax's optimizers and most modules of flax and equinox hold local functions, which pickle refuses. Such a value
-    is stored by joblib's cloudpickle (`joblib.wrap_non_picklable_objects`), and is itself again once it is loaded.
+    optax's optimizers and most modules of flax and equinox hold local functions, which pickle refuses. These values
+    are stored by joblib's cloudpickle (`joblib.wrap_non_picklable_objects`) and are restored when loaded.
     """
 
     def __getstate__(self) -> dict[str, Any]:
-        # BaseEstimator's own state where there is one: it records scikit-learn's version.
-        state: Any = super().__getstate__()
+        state: Any = super().__getstate__()  # BaseEstimator's records scikit-learn's version
         return {name: self._portable(name, value) for name, value in state.items()}
 
     def _portable(self, name: str, value: Any) -> Any:
@@ -29,13 +28,14 @@ class Picklable:
         error = _pickle_error(wrapped)
         if error is not None:
             raise InputError(
-                f"{type(self).__name__} cannot be pickled: its {name} holds what can neither be pickled nor be "
-                f"written by cloudpickle ({error}). Replace {name} first: prediction does not need it."
+                f"{type(self).__name__} cannot be pickled: its {name} holds an object that neither pickle nor "
+                f"cloudpickle can write ({error}). Replace {name} first: prediction does not need it."
             )
         return wrapped
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
-        # Functions are shared, as copy does by itself: equal solvers and models stay equal, and compiled once.
+        # A copy of each attribute, as copy.deepcopy makes without __getstate__: functions are shared, so the copied
+        # solvers and models equal the originals and are compiled once.
         new = type(self).__new__(type(self))
         memo[id(self)] = new
         new.__dict__.update({name: copy.deepcopy(value, memo) for name, value in self.__dict__.items()})
@@ -45,6 +45,6 @@ class Picklable:
 def _pickle_error(value: Any) -> Exception | None:
     try:
         pickle.dumps(value)
-    except Exception as error:  # of any type: objects have their own
+    except Exception as error:  # objects raise their own types
         return error
     return None

@@ -1,13 +1,14 @@
-"""Columns in units of their own, so that nothing depends on a user's units."""
+"""Columns in units of their own, so that results do not depend on a user's units."""
 
 import numpy as np
+from jaxtyping import Float64, Int
 
 from bilevax._checks import InputError
 
 LARGEST_VALUE = 1e100  # squares, and products of two units, stay within double precision
 
 
-def require_sizes(name: str, a: np.ndarray) -> None:
+def require_sizes(name: str, a: Float64[np.ndarray, "..."]) -> None:
     """Refuse columns of a table (n, d), or a vector (n,), whose squares leave double precision."""
     largest = np.abs(a).max(0)
     wrong = (largest > LARGEST_VALUE) | ((largest > 0) & (largest < 1 / LARGEST_VALUE))
@@ -18,13 +19,15 @@ def require_sizes(name: str, a: np.ndarray) -> None:
         )
 
 
-def standard(a: np.ndarray, index: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Columns about their means, over a unit each; and the units (d,).
+def standard(
+    a: Float64[np.ndarray, "n d"], index: Int[np.ndarray, " d"]
+) -> tuple[Float64[np.ndarray, "n d"], Float64[np.ndarray, " d"]]:
+    """Centred columns, each divided by its unit; and the units.
 
     Args:
-        a: (n, d), float64, with columns that `require_sizes` accepts.
-        index: (d,) the group of each column, 0, 1, ...: those of a group have one unit, the root mean square of their
-            standard deviations. A column that is constant, but for rounding, becomes zero, and is left out of the mean.
+        a: columns that `require_sizes` accepts.
+        index: the group of each column, 0, 1, ... The columns of a group share one unit, the root mean square of their
+            standard deviations. A column that is constant up to rounding becomes zero and does not enter the mean.
 
     Example:
         >>> import numpy as np

@@ -3,7 +3,8 @@
 from collections.abc import Callable
 from typing import NamedTuple
 
-from bilevax._checks import PyTree
+from jaxtyping import PyTree
+
 from bilevax.loop.sources import Source
 from bilevax.problem import Batch, Problem
 
@@ -14,7 +15,7 @@ class Task(NamedTuple):
     Attributes:
         problem: the losses, constraints and projections.
         start: (u, v).
-        batches: a Batch, a source of batches, or None where there are no data.
+        batches: a Batch, a source of batches, or None for a problem without data.
         metrics: (u, v) -> numbers by name, computed on the host.
     """
 

@@ -1,9 +1,10 @@
-"""Wrong labels found by Penalty and by ApproxGrad, compared with plain training."""
+"""Comparison of Penalty and ApproxGrad with plain training, for the `denoise` command."""
 
 import time
 from typing import Any, NamedTuple
 
 import numpy as np
+from jaxtyping import Bool, Float, Int, Shaped
 
 from bilevax.applications.denoising.estimator import STEPS, DenoisingClassifier, PlainClassifier
 from bilevax.applications.denoising.jobs import Job
@@ -16,7 +17,7 @@ from bilevax.solvers.base import Info
 
 
 class Row(NamedTuple):
-    """A method's figures; None where one is not known or does not apply."""
+    """A row of the table; None for a figure that is unknown or does not apply."""
 
     method: str
     test_accuracy: float | None
@@ -30,25 +31,24 @@ class Found(NamedTuple):
     """What a solver found about the samples in doubt.
 
     Attributes:
-        weight, suspicion: (n,) as the estimator's `sample_weight_` and `suspicion_`.
-        suspects: (n,) bool.
-        believed: (n,) the labels that the final classifier predicts.
-        history: the solve's.
+        weight, suspicion, suspects: `sample_weight_`, `suspicion_` and `suspects_` of the estimator.
+        believed: the labels that the final classifier predicts.
+        history: of the solve.
     """
 
-    weight: np.ndarray
-    suspicion: np.ndarray
-    suspects: np.ndarray
-    believed: np.ndarray
+    weight: Float[np.ndarray, " n"]
+    suspicion: Float[np.ndarray, " n"]
+    suspects: Bool[np.ndarray, " n"]
+    believed: Shaped[np.ndarray, " n"]
     history: Info
 
-    def order(self) -> np.ndarray:
-        """The places of the samples, the most suspicious first."""
+    def order(self) -> Int[np.ndarray, " n"]:
+        """The indices of the samples, the most suspicious first."""
         return np.argsort(-self.suspicion, kind="stable")
 
 
 class Comparison(NamedTuple):
-    """What `compare` found: the rows of the table, each solver's result by its name, and how many steps it took."""
+    """The result of `compare`: the rows of the table, each solver's result by its name, and the steps of each."""
 
     rows: list[Row]
     results: dict[str, Found]
@@ -64,7 +64,7 @@ def compare(
     stages: Stages,
     mesh: Layout | None = None,
 ) -> Comparison:
-    """Find wrong labels by each solver, and measure plain training on the same samples; each is a stage.
+    """Find wrong labels by each solver, and train plainly on the same samples; each is a stage.
 
     Args:
         job: the data.
@@ -100,7 +100,7 @@ def compare(
 
 
 def _plain_training(job: Job, seed: int) -> list[Row]:
-    """What plain training gives: on all labels as they are, on the clean ones, on all right ones where known."""
+    """Plain training on all labels as given, on the clean set, and on all right labels where they are known."""
     both = np.concatenate([job.X, job.X_clean])
     sets = {
         "all labels as given": (both, np.concatenate([job.y, job.y_clean])),
@@ -119,7 +119,7 @@ def _plain_training(job: Job, seed: int) -> list[Row]:
 
 
 def _fitted(name: str, classifier: DenoisingClassifier, job: Job) -> dict[str, Any]:
-    """What a fit finds, as a stage's result: labels as places in the sorted ones of `job.y`."""
+    """The result of a fit as a stage stores it; predicted labels are indices into the sorted labels of `job.y`."""
     began = time.perf_counter()
     classifier.fit(job.X, job.y, job.X_clean, job.y_clean)
     history = classifier.result_.history._asdict()
@@ -133,13 +133,13 @@ def _fitted(name: str, classifier: DenoisingClassifier, job: Job) -> dict[str, A
     }
 
 
-def _accuracy(model: Any, job: Job) -> float | None:
+def _accuracy(model: DenoisingClassifier | PlainClassifier, job: Job) -> float | None:
     if job.X_test is None or job.y_test is None:
         return None
     return float(np.mean(model.predict(job.X_test) == job.y_test))
 
 
-def _row(name: str, model: Any, job: Job, seconds: float) -> Row:
+def _row(name: str, model: DenoisingClassifier, job: Job, seconds: float) -> Row:
     suspects = np.asarray(model.suspects_, bool)
     precision = recall = None
     if job.y_true is not None:

@@ -1,8 +1,8 @@
 """Wrong labels found by importance learning, as a scikit-learn estimator.
 
 Importance weights are learned by the bilevel problem of `denoising_task` (Mehra and Hamm 2021, eq. 3 and
-appendix E.2); wrongly labelled samples end with small weights. A classifier trained with these weights then gives how
-probable each label is, and this probability ranks the samples.
+appendix E.2); wrongly labelled samples end with small weights. A classifier trained with these weights then gives the
+probability of each label, by which the samples are ranked.
 """
 
 import math
@@ -13,13 +13,16 @@ from typing import Any, NamedTuple, Self
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Bool, Float, Int, PRNGKeyArray, PyTree, Shaped
+from numpy.typing import ArrayLike
 from scipy import stats
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils.validation import check_is_fitted
 
-from bilevax._checks import InputError, PyTree, first_line, listed, require_count
+from bilevax._checks import InputError, first_line, listed, require_count
 from bilevax.applications._inputs import (
     classes_of,
+    columns_of,
     features,
     on_one_scale,
     places,
@@ -46,27 +49,27 @@ from bilevax.solvers import base
 
 STEPS = 100  # of a solve, by default: tuned on splits and noise of the digits other than those reported
 LARGE_FEATURE = 10.0
-FEW_VISITS = 5  # a weight that moved less often is still near its start
-FEW_CLEAN = 20  # trusted samples, of which no share says anything
+FEW_VISITS = 5  # a weight that was updated less often is still near its start
+FEW_CLEAN = 20  # trusted samples; fewer are too few to compare accuracies on
 CONFIDENCE = 0.95
 
 
 class _Classifier(ClassifierMixin, Picklable, BaseEstimator):
-    """What both classifiers share: how a model is made to fit the data, and prediction."""
+    """Base of both classifiers: builds a model for the data, and predicts."""
 
     model: Any
     training: Training
-    classes_: np.ndarray
+    classes_: Shaped[np.ndarray, " classes"]
     n_features_in_: int
-    feature_names_in_: np.ndarray
+    feature_names_in_: Shaped[np.ndarray, " d"]
     _model: Model
     _params: PyTree
     _shape: tuple[int, ...]
-    _bytes: bool
-    _unit: bool
+    _bytes: bool  # fit had images of bytes
+    _unit: bool  # fit had values in 0..1
 
-    def predict_proba(self, X: Any) -> np.ndarray:
-        """The probability of each class, (n, classes), in the order of `classes_`.
+    def predict_proba(self, X: ArrayLike) -> Float[np.ndarray, "n classes"]:
+        """The probability of each class, in the order of `classes_`, for samples X (n, ...).
 
         Raises:
             InputError: X has other features than fit had, or values that are not finite numbers; images of bytes
@@ -85,25 +88,23 @@ class _Classifier(ClassifierMixin, Picklable, BaseEstimator):
             raise InputError(
                 "X holds bytes, which are read as 0..1, and fit had floats outside of it. Pass floats on fit's scale."
             )
-        names = getattr(self, "feature_names_in_", None)
-        if names is not None and hasattr(X, "columns") and list(X.columns) != list(names):
-            raise InputError(
-                f"X has columns {listed(X.columns)}, and fit had {listed(names)}. Pass them in that order."
-            )
+        names, columns = getattr(self, "feature_names_in_", None), columns_of(X)
+        if names is not None and columns is not None and columns != list(names):
+            raise InputError(f"X has columns {listed(columns)}, and fit had {listed(names)}. Pass them in that order.")
         return probabilities(self._model, self._params, x)
 
-    def predict(self, X: Any) -> np.ndarray:
-        """The most likely label of each sample, (n,)."""
+    def predict(self, X: ArrayLike) -> Shaped[np.ndarray, " n"]:
+        """The most likely label of each sample of X (n, ...); raises as `predict_proba`."""
         return self.classes_[self.predict_proba(X).argmax(1)]
 
-    def _start_fit(self, X: Any, x: np.ndarray, labels: np.ndarray) -> None:
+    def _start_fit(self, X: Any, x: Shaped[np.ndarray, "n ..."], labels: Shaped[np.ndarray, " n"]) -> None:
         """Set the classes, features and model from the training set."""
         require_training(self.training)
         classes = classes_of("y", labels)
         if x.dtype != np.uint8 and max(float(x.std(axis=0).max()), float(np.abs(x.mean(axis=0)).max())) > LARGE_FEATURE:
             warnings.warn(
                 f"X has features up to {np.abs(x).max():g} in size. Training expects them to be of the order of 1: "
-                "scale X, X_clean and what is predicted alike, say by one StandardScaler.",
+                "scale X, X_clean and the samples to predict alike, for example by one StandardScaler.",
                 stacklevel=3,
             )
         model = as_model(self.model, len(classes))
@@ -115,14 +116,15 @@ class _Classifier(ClassifierMixin, Picklable, BaseEstimator):
             )
         self.classes_, self.n_features_in_, self._model, self._shape = classes, x.shape[1], model, x.shape[1:]
         self._bytes, self._unit = x.dtype == np.uint8, bool(x.min() >= 0 and x.max() <= 1)
-        if hasattr(X, "columns"):
-            self.feature_names_in_ = np.asarray(X.columns, dtype=object)
+        columns = columns_of(X)
+        if columns is not None:
+            self.feature_names_in_ = np.asarray(columns, dtype=object)
         elif hasattr(self, "feature_names_in_"):
             del self.feature_names_in_
 
 
 class PlainClassifier(_Classifier):
-    """The classifier that `DenoisingClassifier` ends with, trained on labels as given: the baseline.
+    """The classifier that `DenoisingClassifier` trains last, but on the labels as given: a baseline.
 
     Args:
         model: as for `DenoisingClassifier`.
@@ -139,7 +141,7 @@ class PlainClassifier(_Classifier):
         self.training = training
         self.random_state = random_state
 
-    def fit(self, X: Any, y: Any) -> Self:
+    def fit(self, X: ArrayLike, y: ArrayLike) -> Self:
         """Train on X (n, ...) and labels y (n,).
 
         Raises:
@@ -155,34 +157,34 @@ class PlainClassifier(_Classifier):
 
 
 class DenoisingClassifier(_Classifier):
-    """Finds wrong labels with the help of a few right ones, and a classifier that is not led astray by them.
+    """Finds wrong labels with the help of a few right ones, and trains a classifier in spite of the wrong ones.
 
     The weights are learned by `denoising_task`; the classifier is then trained from the start on the
     clean set and on all samples by their weights. (Mehra and Hamm 2021, appendix D.1.1, train it on the clean set
     and the samples of weight above 0.9; on digits with 40% wrong labels that was about 0.3 points less accurate.)
 
-    Features should be of the order of 1: scale X, X_clean and what is predicted alike beforehand.
+    Features should be of the order of 1: scale X, X_clean and the samples to predict alike beforehand.
 
     Args:
         model: an (init, apply) pair, a flax.linen module, an equinox module, or a function from the number of
             classes to a `bilevax.nn.Model`; a network with one hidden layer of 64 by default.
         solver: any solver of bilevax; None for `penalty_solver(steps)`.
-        steps: how many steps it takes.
+        steps: steps of the solver.
         batch_size: samples of X per step, None for all.
         clean_batch_size: samples of X_clean per step, None for all.
-        training: how the models of the start and the final one are trained. Set its batch_size, and steps to some
-            passes through the data, where all samples at once are too many.
+        training: how the models of the start and the final one are trained. For large data, set its batch_size, and
+            its steps to a few passes through the data.
         random_state: an integer; the same one gives the same result on the same machine.
         callbacks, resume, mesh: passed to `bilevax.solve`.
 
     Attributes:
         sample_weight_: (n,) importance of each sample of X, 0..1.
-        suspicion_: (n,) in 0..1, how probable it is to the final classifier that the given label is wrong: 1 minus its
-            probability of that label. Rank by it. It ranks wrong labels better than the weights do, from which the
-            classifier was learned: what many samples say about one enters, too.
+        suspicion_: (n,) in 0..1, the probability that the given label is wrong: 1 minus the final classifier's
+            probability of that label. Rank by it: it ranks wrong labels better than the weights from which the
+            classifier was learned, because it combines the evidence of many samples.
         suspects_: (n,) bool, whether the final classifier predicts another label than the given one.
-        label_belief_: (n,) the label the final classifier predicts for each sample of X.
-        result_: the solve's Result.
+        label_belief_: (n,) the label that the final classifier predicts for each sample of X.
+        result_: the Result of the solve.
         classes_: the labels, sorted.
         n_features_in_: number of features; with a DataFrame also `feature_names_in_`.
 
@@ -220,14 +222,14 @@ class DenoisingClassifier(_Classifier):
         self.resume = resume
         self.mesh = mesh
 
-    def fit(self, X: Any, y: Any, X_clean: Any, y_clean: Any) -> Self:
+    def fit(self, X: ArrayLike, y: ArrayLike, X_clean: ArrayLike, y_clean: ArrayLike) -> Self:
         """Learn the weights of X (n, ...) with labels y (n,), by X_clean (m, ...) with right labels y_clean (m,).
 
-        NumPy arrays or pandas objects; labels of any one type. Images of uint8, (n, h, w) or (n, h, w, 3), stay bytes
-        in memory, and reach the model, whichever it is, as floats in 0..1. An array of uint8 of rank 2 is a table, and
-        its numbers are not scaled.
+        NumPy arrays or pandas objects; all labels of one type. Images of uint8, (n, h, w) or (n, h, w, 3), stay bytes
+        in memory, and reach every model as floats in 0..1. An array of uint8 of rank 2 is a table, and its numbers
+        are not scaled.
 
-        Warns (UserWarning) of features that need scaling, trusted samples that are in X too, too few visits for the
+        Warns (UserWarning) of features that need scaling, trusted samples that are also in X, too few visits for the
         weights to move, more suspects than half of X, and a final classifier that is clearly less accurate than one
         trained on the trusted samples alone (by a sign test on two folds of X_clean).
 
@@ -235,7 +237,7 @@ class DenoisingClassifier(_Classifier):
             InputError: features that are not numbers or not finite; lengths or features that do not fit;
                 one class only; a clean label that y lacks; fewer samples than a batch; a model with another
                 number of logits.
-            SolveError: a value was not finite in mid-run; `.result` holds the last finite state.
+            SolveError: a value was not finite during the solve; `.result` holds the last finite state.
         """
         owner = type(self).__name__
         steps = require_count(owner, "steps", self.steps)
@@ -251,20 +253,7 @@ class DenoisingClassifier(_Classifier):
         self._start_fit(X, x, labels)
         codes = places("y", labels, self.classes_)
         clean_codes = places("y_clean", clean_labels, self.classes_)
-        shared = overlap(x, x_clean)
-        if shared:
-            warnings.warn(
-                f"{shared} of the {len(x_clean)} samples of X_clean are in X, too. They speak for their own labels: "
-                "leave them out of one of the two.",
-                stacklevel=2,
-            )
-        visits = steps * (len(x) if batch_size is None else batch_size) / len(x)
-        if visits < FEW_VISITS:
-            warnings.warn(
-                f"Each sample of X is visited {visits:.2g} times in {steps} steps, too few for its weight to move far "
-                f"from its start. Take at least {math.ceil(FEW_VISITS * steps / visits)} steps, or larger batches.",
-                stacklevel=2,
-            )
+        _warn_of_data(x, x_clean, steps, batch_size)
         task = denoising_task(
             self._model,
             x,
@@ -293,11 +282,10 @@ class DenoisingClassifier(_Classifier):
         self.suspicion_, believed = improbable(self._model, self._params, x, codes)
         self.suspects_ = believed != codes
         self.label_belief_ = self.classes_[believed]
-        self._warn(both, key)
+        self._warn_of_result(both, key)
         return self
 
-    def _warn(self, both: "_Both", key: Any) -> None:
-        """Warn of results that cannot be right."""
+    def _warn_of_result(self, both: "_Both", key: PRNGKeyArray) -> None:
         n = len(self.suspects_)
         if 2 * self.suspects_.sum() > n:
             warnings.warn(
@@ -311,31 +299,56 @@ class DenoisingClassifier(_Classifier):
             warnings.warn(
                 f"On trusted samples that it was not trained on, the final classifier is right on {accuracies[0]:.1%}, "
                 f"and one trained on the trusted samples alone on {accuracies[1]:.1%}. The weights do not help here: "
-                "more steps may, or wrong labels have a structure that weights cannot undo.",
+                "either more steps are needed, or the wrong labels have a structure that weights cannot correct.",
                 stacklevel=3,
             )
 
 
+def _warn_of_data(
+    x: Shaped[np.ndarray, "n ..."], x_clean: Shaped[np.ndarray, "m ..."], steps: int, batch_size: int | None
+) -> None:
+    shared = overlap(x, x_clean)
+    if shared:
+        warnings.warn(
+            f"{shared} of the {len(x_clean)} samples of X_clean are also in X, where they confirm their own labels: "
+            "leave them out of one of the two.",
+            stacklevel=3,
+        )
+    visits = steps * (len(x) if batch_size is None else batch_size) / len(x)
+    if visits < FEW_VISITS:
+        warnings.warn(
+            f"Each sample of X is visited {visits:.2g} times in {steps} steps, too few for its weight to move far "
+            f"from its start. Take at least {math.ceil(FEW_VISITS * steps / visits)} steps, or larger batches.",
+            stacklevel=3,
+        )
+
+
 class _Both(NamedTuple):
-    """Samples in doubt followed by trusted ones: x, their labels' places y, and the weights of the former."""
+    """n samples in doubt followed by m trusted ones: samples, labels as indices, and the weights of the former."""
 
-    x: np.ndarray
-    y: np.ndarray
-    weight: np.ndarray
+    x: Shaped[np.ndarray, "t ..."]
+    y: Int[np.ndarray, " t"]
+    weight: Float[np.ndarray, " n"]
 
-    def trained(self, model: Model, training: Training, key: Any, doubted: bool = True, trusted: Any = None) -> PyTree:
-        """Parameters learned from the samples in doubt, or without them, and the given (m,) trusted ones, or all."""
-        m = len(self.x) - len(self.weight)
-        ones = np.ones(m) if trusted is None else trusted
+    def trained(
+        self,
+        model: Model,
+        training: Training,
+        key: PRNGKeyArray,
+        doubted: bool = True,
+        trusted: Bool[np.ndarray, " m"] | None = None,
+    ) -> PyTree:
+        """Parameters trained with or without the samples in doubt, and on some or all of the trusted ones."""
+        ones = np.ones(len(self.x) - len(self.weight)) if trusted is None else trusted
         weight = np.concatenate([self.weight if doubted else np.zeros_like(self.weight), ones])
         return train(model, training, self.x, self.y, weight.astype(self.weight.dtype), key)
 
-    def cross_checked(self, model: Model, training: Training, key: Any) -> tuple[float, float] | None:
-        """The accuracy with and without the samples in doubt, if it is clearly better without; else None.
+    def cross_checked(self, model: Model, training: Training, key: PRNGKeyArray) -> tuple[float, float] | None:
+        """The accuracies with and without the samples in doubt, if it is clearly better without; else None.
 
-        On trusted samples, each of which is left out of one of two trainings: a sign test on those that one of the two
-        classifiers gets right. (The weights have seen all of them, which is in favour of the former.) All trainings
-        are the same compiled program.
+        Each trusted sample is left out of one of two trainings; a sign test compares the classifiers on the samples
+        that only one of them predicts right. (The weights have seen all of them, in favour of the former.) All
+        trainings are the same compiled program.
         """
         n = len(self.weight)
         x, y = self.x[n:], self.y[n:]
@@ -354,16 +367,16 @@ class _Both(NamedTuple):
         return (float(right[0].mean()), float(right[1].mean())) if p < 1 - CONFIDENCE else None
 
 
-def _logits_shape(model: Model, x: np.ndarray) -> tuple[int, ...]:
-    """The shape of a model's logits of x, where x can be its input at all.
+def _logits_shape(model: Model, x: Shaped[np.ndarray, "n ..."]) -> tuple[int, ...]:
+    """The shape of a model's logits of x.
 
     Raises:
-        InputError: it cannot, with the model's own words.
+        InputError: the model cannot be applied to x; the message holds the model's own error.
     """
     try:
         found = jax.eval_shape(lambda x: logits(model, initial(model, jax.random.key(0), x[:1]), x), x)
         return found.shape
     except InputError:
         raise
-    except Exception as error:  # of any library
+    except Exception as error:  # each library raises its own types
         raise InputError(f"model cannot be applied to samples of shape {x.shape[1:]}: {first_line(error)}") from error

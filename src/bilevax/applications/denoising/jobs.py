@@ -1,9 +1,10 @@
-"""What `bilevax denoise` works on: a user's files, or scikit-learn's digits with wrong labels."""
+"""Data of `bilevax denoise`: a user's files, or scikit-learn's digits with wrong labels."""
 
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from jaxtyping import Float, Shaped
 from sklearn.model_selection import train_test_split
 
 from bilevax._checks import InputError, listed, short_reason
@@ -13,26 +14,27 @@ from bilevax.data.tables import as_images, check_known_labels, read
 
 
 class Job(NamedTuple):
-    """A denoising job: samples with labels in doubt, a few clean ones, and what is known besides.
+    """Samples with labels in doubt, a few clean ones, and a test set where there is one.
 
     Attributes:
-        title: what the data are, in a line.
-        X, X_clean, X_test: float matrices, (n, d), (m, d) and (t, d); `X_test` None without a test set.
-        y, y_clean, y_test: labels of any type, one per row.
-        y_true: (n,), the right labels of X where they are known.
-        images: (n, height, width[, colours]), X as pictures where it is made of them.
-        notes: what was done to the data, in sentences.
+        title: of the data, in a line.
+        X, y: features and labels in doubt.
+        X_clean, y_clean: features and right labels.
+        X_test, y_test: the same, to measure accuracies on; None without a test set.
+        y_true: the right labels of X, where they are known.
+        images: (n, height, width[, colours]), X as pictures, where the samples are pictures.
+        notes: on what was done to the data, in sentences.
     """
 
     title: str
-    X: np.ndarray
-    y: np.ndarray
-    X_clean: np.ndarray
-    y_clean: np.ndarray
-    X_test: np.ndarray | None
-    y_test: np.ndarray | None
-    y_true: np.ndarray | None
-    images: np.ndarray | None
+    X: Float[np.ndarray, "n d"]
+    y: Shaped[np.ndarray, " n"]
+    X_clean: Float[np.ndarray, "m d"]
+    y_clean: Shaped[np.ndarray, " m"]
+    X_test: Float[np.ndarray, "t d"] | None
+    y_test: Shaped[np.ndarray, " t"] | None
+    y_true: Shaped[np.ndarray, " n"] | None
+    images: Shaped[np.ndarray, "n ..."] | None
     notes: tuple[str, ...]
 
 
@@ -49,12 +51,11 @@ def job_from_files(train: Path, clean: Path, test: Path | None, target: str | No
     Args:
         train, clean, test: files for `data.tables.read`.
         target: the column, or the NPZ array, that holds the labels.
-        hold_out: without `test`, the part of the clean samples that is set aside as the test set; 0 for none.
-        seed: which of them.
+        hold_out: without `test`, the part of the clean samples that becomes the test set; 0 for none.
+        seed: of that split.
 
     Raises:
-        InputError: what `encode`, or `read` or `check_known_labels` of `data.tables` refuse; too few clean samples to
-            set some aside.
+        InputError: as `encode`, and `read` and `check_known_labels` of `data.tables`; too few clean samples to split.
     """
     files = {"TRAIN": train, "--clean": clean} | ({} if test is None else {"--test": test})
     doubted, *others = read(files, target)
@@ -65,8 +66,8 @@ def job_from_files(train: Path, clean: Path, test: Path | None, target: str | No
     unseen = set(doubted.labels.tolist()) - set(others[0].labels.tolist())
     if unseen:
         notes.append(
-            f"The clean set has no sample of {listed(sorted(unseen, key=repr))}: such labels cannot be vouched for, "
-            "and are likely to be suspected."
+            f"The clean set has no sample of {listed(sorted(unseen, key=repr))}: nothing confirms these labels, so "
+            "they are likely to become suspects."
         )
     X, X_clean, *rest = encoded.matrices
     y_clean = others[0].labels
@@ -79,7 +80,7 @@ def job_from_files(train: Path, clean: Path, test: Path | None, target: str | No
         except ValueError as error:
             raise InputError(
                 f"--hold-out {hold_out} cannot be taken from {len(y_clean)} clean samples: {short_reason(error)}. "
-                "Add clean samples, or measure on a file of its own, by --test."
+                "Add clean samples, or pass a test file by --test."
             ) from error
         X_test, y_test, X_clean, y_clean = X_clean[aside], y_clean[aside], X_clean[kept], y_clean[kept]
     return Job(str(train), X, doubted.labels, X_clean, y_clean, X_test, y_test, None, as_images(doubted), tuple(notes))

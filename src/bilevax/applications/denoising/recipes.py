@@ -20,7 +20,7 @@ def penalty_solver(steps: int, lower_steps: int = LOWER_STEPS, *, lower_rate: fl
 
     Args:
         steps: of the solve. The rates are constant, so the solver is the same for every number of steps.
-        lower_steps: moves of v in each step.
+        lower_steps: updates of v in each step.
         lower_rate: Adam's learning rate for v.
 
     Example:
@@ -49,7 +49,7 @@ def approxgrad_solver(steps: int, lower_steps: int = LOWER_STEPS, *, lower_rate:
     """ApproxGrad for `denoising_task`: `Implicit`, with the linear system solved by Adam.
 
     Args:
-        steps, lower_steps, lower_rate: as for `penalty_solver`. The linear solve takes `lower_steps` moves, too.
+        steps, lower_steps, lower_rate: as for `penalty_solver`. The linear solve also takes `lower_steps` updates.
     """
     return _approxgrad(lower_steps, lower_rate)
 

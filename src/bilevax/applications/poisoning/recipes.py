@@ -23,7 +23,7 @@ def penalty_solver(steps: int, lower_steps: int = LOWER_STEPS, *, lower_rate: fl
 
     Args:
         steps: of the solve; the rates fall to zero by its end.
-        lower_steps: moves of v in each step.
+        lower_steps: updates of v in each step.
         lower_rate: Adam's first learning rate for v.
 
     Example:

@@ -26,7 +26,7 @@ def penalty_solver(steps: int, lower_steps: int = LOWER_STEPS, *, lower_rate: fl
     Args:
         steps: of the solve. The rate of u rises over the first 20 steps and is constant from then on, so the solver
             is the same for every number of steps.
-        lower_steps: moves of v in each step.
+        lower_steps: updates of v in each step.
         lower_rate: Adam's learning rate for v.
 
     Example:
