@@ -37,7 +37,7 @@ from bilevax.nn.training import improbable
 
 @pytest.fixture(scope="module")
 def digits():
-    return noisy_digits(100)
+    return noisy_digits(100, train=600, clean=100)
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +48,7 @@ def small():
 @pytest.fixture(scope="module")
 def fitted(digits):
     d = digits
-    return DenoisingClassifier(random_state=100).fit(d.X, d.y, d.X_clean, d.y_clean)
+    return DenoisingClassifier(steps=60, random_state=100).fit(d.X, d.y, d.X_clean, d.y_clean)
 
 
 def quick(**settings):
@@ -77,23 +77,23 @@ def test_finds_the_wrong_labels(fitted, digits):
     assert wrong[fitted.suspects_].mean() >= 0.88
     assert fitted.suspects_[wrong].mean() >= 0.95
     # As many of the most suspicious as there are wrong ones.
-    assert wrong[np.argsort(-fitted.suspicion_)[:400]].mean() >= 0.93
-    assert (fitted.label_belief_ == d.y_true).mean() >= 0.95
+    assert wrong[np.argsort(-fitted.suspicion_)[: wrong.sum()]].mean() >= 0.93
+    assert (fitted.label_belief_ == d.y_true).mean() >= 0.94
     clean_only = PlainClassifier(random_state=100).fit(d.X_clean, d.y_clean)
-    assert fitted.score(d.X_test, d.y_test) >= clean_only.score(d.X_test, d.y_test) + 0.01
+    assert fitted.score(d.X_test, d.y_test) >= clean_only.score(d.X_test, d.y_test) + 0.02
 
 
 def test_suspicion_is_the_probability_that_the_given_label_is_wrong(fitted, digits):
     d, wrong = digits, digits.y != digits.y_true
-    assert fitted.sample_weight_.shape == (1000,)
+    assert fitted.sample_weight_.shape == (600,)
     assert ((fitted.sample_weight_ >= 0) & (fitted.sample_weight_ <= 1)).all()
-    given = fitted.predict_proba(d.X)[np.arange(1000), d.y]
+    given = fitted.predict_proba(d.X)[np.arange(600), d.y]
     np.testing.assert_allclose(fitted.suspicion_, 1 - given, atol=1e-12)
     np.testing.assert_array_equal(fitted.suspects_, fitted.label_belief_ != d.y)
-    # Measured: 0.998, where the weights rank at 0.98.
+    # Measured: 0.997, where the weights rank at 0.96.
     by_weight = average_precision_score(wrong, -fitted.sample_weight_)
     assert average_precision_score(wrong, fitted.suspicion_) > max(0.99, by_weight + 0.005)
-    assert fitted.result_.history.upper_loss.shape == (100,)
+    assert fitted.result_.history.upper_loss.shape == (60,)
 
 
 def test_suspicion_tells_apart_what_single_precision_does_not():
@@ -313,8 +313,9 @@ def test_minibatches_move_only_their_own_weights(small, key):
 
 
 @pytest.mark.slow
-def test_minibatches_find_wrong_labels(digits):
-    d, wrong = digits, digits.y != digits.y_true
+def test_minibatches_find_wrong_labels():
+    d = noisy_digits(100)
+    wrong = d.y != d.y_true
     fitted = DenoisingClassifier(steps=60, batch_size=200, random_state=100).fit(d.X, d.y, d.X_clean, d.y_clean)
     assert wrong[fitted.suspects_].mean() >= 0.85
     assert fitted.suspects_[wrong].mean() >= 0.93
@@ -324,7 +325,7 @@ def test_plain_classifier_learns_what_it_is_given(digits):
     d = digits
     noisy = PlainClassifier().fit(d.X, d.y).score(d.X_test, d.y_test)
     right = PlainClassifier().fit(d.X, d.y_true).score(d.X_test, d.y_test)
-    assert right > 0.96
+    assert right > 0.95
     assert noisy < right - 0.1
 
 

@@ -190,7 +190,7 @@ def test_units_of_y_and_of_x_change_the_units_of_the_result_alone(mode, own):
 
     first = fitted(x, y)
     assert first.support_.any()
-    for of_x, of_y in [(1, 1e-18), (1, 1e-10), (1, 1e-4), (1, 1e18), (1e-8, 1), (1e8, 1), (1e-30, 1e30)]:
+    for of_x, of_y in [(1, 1e-18), (1, 1e18), (1e-8, 1), (1e-30, 1e30)]:
         model = fitted(x * of_x, y * of_y)
         np.testing.assert_allclose(model.alpha_, first.alpha_ * of_x * of_y, rtol=1e-6)
         np.testing.assert_array_equal(model.support_, first.support_)
@@ -208,7 +208,9 @@ def test_with_a_strength_each_the_units_of_a_column_or_a_group_are_free(groups):
     np.testing.assert_allclose(model.coef_ * units, first.coef_, rtol=1e-6, atol=1e-9)
 
 
-@pytest.mark.parametrize("units", [np.geomspace(1e-3, 1e3, 6), np.geomspace(1e-8, 1e8, 6)])
+@pytest.mark.parametrize(
+    "units", [pytest.param(np.geomspace(1e-3, 1e3, 6), marks=pytest.mark.slow), np.geomspace(1e-8, 1e8, 6)]
+)
 def test_one_strength_with_columns_of_unequal_units_is_that_of_a_fine_grid(units):
     x, y = small()
     masks = [np.arange(40) % 3 == k for k in range(3)]
@@ -236,19 +238,17 @@ def test_float32_and_extreme_sizes(mode):
 
 def test_targets_that_no_feature_explains_leave_the_mean():
     x, y = np.random.default_rng(5).normal(size=(2, 200, 3))
-    for mode in MODES[:2]:
-        model = TunedLasso(**SMALL, **mode).fit(x, y[:, 0])
-        assert model.held_out_error_ <= 1.02 * y[:, 0].var()
-        assert np.abs(model.coef_).max() < 0.15
+    model = TunedLasso(**SMALL, per_group=True).fit(x, y[:, 0])
+    assert model.held_out_error_ <= 1.02 * y[:, 0].var()
+    assert np.abs(model.coef_).max() < 0.15
 
 
 def test_constant_and_repeated_columns():
     x, y = small()
     more = np.column_stack([x, np.full(40, 0.1), np.full(40, 1e9), x[:, 0], np.zeros(40)])
-    for mode in MODES[:2]:
-        plain, model = (TunedLasso(**SMALL, **mode).fit(a, y) for a in (x, more))
-        np.testing.assert_array_equal(model.coef_[[6, 7, 9]], 0)
-        assert model.held_out_error_ == pytest.approx(plain.held_out_error_, rel=0.05)
+    plain, model = (TunedLasso(**SMALL, per_group=True).fit(a, y) for a in (x, more))
+    np.testing.assert_array_equal(model.coef_[[6, 7, 9]], 0)
+    assert model.held_out_error_ == pytest.approx(plain.held_out_error_, rel=0.05)
     assert np.isfinite(TunedLasso(groups=[0] * 6 + [1, 1, 0, 2], **SMALL).fit(more, y).alpha_).all()
 
 
@@ -379,15 +379,11 @@ def test_malformed_data_end_in_a_sentence(change):
 
 @pytest.mark.parametrize(
     "settings",
-    [
-        {"steps": np.int64(4)},
-        {"folds": np.int32(3)},
-        {"random_state": np.random.RandomState(0)},
-        {"random_state": None},
-    ],
+    [{"steps": np.int64(4), "random_state": np.random.RandomState(0)}, {"folds": np.int32(3), "random_state": None}],
 )
 def test_settings_may_be_numpys(settings):
-    assert TunedLasso(**({"steps": 4, "folds": 3} | settings)).fit(X, Y).n_iter_ == 4
+    x, y = small()
+    assert TunedLasso(**({"steps": 4, "folds": 3} | settings)).fit(x, y).n_iter_ == 4
 
 
 @pytest.mark.slow
@@ -431,7 +427,7 @@ def files(tmp_path):
 def test_the_table_the_files_and_the_chosen_features(files, tmp_path):
     out = tmp_path / "out"
     arguments = ["--validation", files[1], "--test", files[2], "--groups", files[3], "--per-feature", "--out", out]
-    result = bilevax_command("tune", files[0], "--target", "price", "--lasso", "--steps", 60, *arguments)
+    result = bilevax_command("tune", files[0], "--target", "price", "--lasso", "--steps", 30, *arguments)
     assert result.exit_code == 0, result.output
     report = json.loads((out / "results.json").read_text())
     rows = {row["method"]: row for row in report["methods"]}

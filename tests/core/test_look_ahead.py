@@ -176,6 +176,7 @@ def test_meta_weight_net_as_published(key):
     assert np.abs(u["w2"] - result.u["w2"]).max() > 1e-3
 
 
+@pytest.mark.slow
 def test_meta_weight_net_learns_to_distrust_wrong_labels(key):
     x, y, wrong = two_classes(600, 0.4, 2)
     x_clean, y_clean, _ = two_classes(40, 0.0, 3)
@@ -283,6 +284,7 @@ def test_where_no_sample_helps_all_weights_are_zero(key):
         np.testing.assert_array_equal(result.history.extra["used"], 0)
 
 
+@pytest.mark.slow
 def test_reweighting_finds_wrong_labels(key):
     n = 400
     x, y, wrong = two_classes(n, 0.4, 2)
@@ -322,32 +324,6 @@ def test_reweighting_takes_one_dropout_mask_for_weights_and_move(key):
     weight *= 12 / weight.sum()
     np.testing.assert_allclose(moved.u, weight, rtol=1e-10, atol=1e-12)
     np.testing.assert_allclose(moved.v["w"], v["w"] - 0.1 * (weight * residual) @ x / 12, rtol=1e-10)
-
-
-def test_reweighting_protocol(key):
-    """Structure, shapes and types are kept, in float32 too; members of a Vectorized equal single runs."""
-    solver = bx.LearningToReweight(optax.sgd(1e-2, momentum=0.9))
-    batch = noisy_batch(12, 10)
-    start = jnp.zeros(12), {"w": normal(5, 5), "b": jnp.zeros(())}
-    small = jax.tree.map(lambda x: x.astype(jnp.float32) if x.dtype == jnp.float64 else x, (start, batch))
-    for (u, v), data in ((start, batch), small):
-        state = solver.init(WEIGHTED, u, v, data)
-        assert state._fields[:4] == ("u", "v", "upper_opt", "lower_opt")
-        moved, info = jax.eval_shape(lambda s, d: solver.step(WEIGHTED, s, d, key), state, data)
-        assert jax.tree.map(lambda x: (x.shape, x.dtype), moved) == jax.tree.map(lambda x: (x.shape, x.dtype), state)
-        assert isinstance(info, bx.Info)
-        assert all(x.shape == () for x in jax.tree.leaves(info))
-        assert info.upper_loss.dtype == u.dtype
-    starts = jax.tree.map(lambda x: jnp.stack([x, x + 0.3]), start)
-    batches = jax.tree.map(lambda x: jnp.stack([x, x]), batch)
-    together = bx.solve(bx.Vectorized(solver), WEIGHTED, starts[0], starts[1], batches, steps=20, every=20, key=key)
-    for i in (0, 1):
-        u, v = jax.tree.map(lambda x, i=i: x[i], starts)
-        alone = bx.solve(solver, WEIGHTED, u, v, batch, steps=20, every=20, key=key)
-        np.testing.assert_allclose(together.u[i], alone.u, rtol=1e-9, atol=1e-11)
-        np.testing.assert_allclose(
-            together.state.memory.memory.mean_weight[i], alone.state.memory.mean_weight, rtol=1e-9, atol=1e-11
-        )
 
 
 def test_reweighting_keeps_to_the_sets_and_starts_of_the_problem(key):
