@@ -66,9 +66,9 @@ def proximal(u: PyTree, v: PyTree, step: Any) -> Any:
     return jnp.sign(v) * jnp.maximum(jnp.abs(v) - step * jnp.exp(u[0]), 0)
 
 
-PLAIN, RANDOM, LINEAR = bx.Problem(f, g), bx.Problem(f, g_random), bx.Problem(f, weighted)
+PLAIN, RANDOM, LINEAR = bx.Problem(f, g), bx.Problem(f, g_random, random_lower=True), bx.Problem(f, weighted)
 CONSTRAINED = bx.Problem(
-    f, g, constraints=(bx.Inequality(lambda u, v: jnp.mean(u) - 0.01), bx.Equality(lambda u, v: u[0]))
+    f, g, constraints=(bx.Inequality(lambda u, v, b: jnp.mean(u) - 0.01), bx.Equality(lambda u, v, b: u[0]))
 )
 BOXED = bx.Problem(f, g, project_lower=lambda v: jax.tree.map(lambda x: jnp.clip(x, -0.2, 0.2), v))
 STARTED = bx.Problem(
