@@ -12,6 +12,7 @@ from bilevax import SMNBP, Batch, Equality, InputError, Penalty, Problem, solve
 from bilevax.diagnostics import nonsmooth_stationarity
 from bilevax.linear_solve import CG, Direct
 from bilevax.penalties import L1, ElasticNet, Given, GroupLasso
+from bilevax.solvers import smnbp
 
 KEY = jax.random.key(0)
 D = 20
@@ -142,3 +143,43 @@ def test_an_optimizer_whose_state_holds_an_array_twice_works_in_any_solver():
 def test_refusals(make, words):
     with pytest.raises(InputError, match=words):
         make()
+
+
+@pytest.mark.parametrize("rate", [0.1, 2.0, 3.0])
+def test_a_step_is_the_first_halving_that_lowers_the_exact_penalty_enough(rate, monkeypatch):
+    """Against dense derivatives. By 0.7 of its slope, in place of 1e-4, so that the condition decides."""
+    monkeypatch.setattr(smnbp, "SUFFICIENT", 0.7)
+    aim, u, v = jnp.array([1.0, -2.0]), jnp.array([0.5, 0.3]), jnp.array([-0.4, 0.8])
+
+    def f(u, v, data):
+        return 0.5 * jnp.sum((v - aim) ** 2) + 0.05 * jnp.sum(u**4)
+
+    def g(u, v, data):
+        return jnp.sum(v**2 + 0.2 * v**4 - jnp.sin(u) * v)
+
+    def c(u, v):
+        return jax.grad(g, 1)(u, v, None)
+
+    with jax.disable_jit():
+        f_u, f_v = jax.grad(f, (0, 1))(u, v, None)
+        c_u, h = jax.jacobian(c, (0, 1))(u, v)
+        q = jnp.linalg.solve(h, f_v)
+        reduced = f_u - c_u.T @ q
+        d_u = -rate * reduced
+        d_v = -jnp.linalg.solve(h, c(u + d_u, v))
+        weight = 2 * jnp.linalg.norm(q) + 1e-3
+        slope = reduced @ d_u - q @ c(u, v) - weight * jnp.linalg.norm(c(u, v))
+
+        def merit(t):
+            point = u + t * d_u, v + t * d_v
+            return f(*point, None) + weight * jnp.linalg.norm(c(*point))
+
+        t = next(t for t in 0.5 ** np.arange(11) if merit(t) <= merit(0) + 0.7 * t * min(slope, 0) or t == 0.5**10)
+        solver = SMNBP(optax.sgd(rate), Direct())
+        problem = Problem(f, g)
+        state, info = solver.step(problem, solver.init(problem, u, v, Batch()), Batch(), KEY)
+    assert float(info.extra["step"]) == t
+    np.testing.assert_allclose(state.u, u + t * d_u, rtol=1e-9)
+    np.testing.assert_allclose(state.v, v + t * d_v, rtol=1e-9)
+    np.testing.assert_allclose(state.memory.q, q, rtol=1e-9)
+    assert bool(state.memory.stuck) == (t == 0.5**10)

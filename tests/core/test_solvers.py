@@ -5,9 +5,11 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 import bilevax as bx
+from bilevax import derivatives
 from bilevax.loop.stretch import stretch
 from bilevax.schedules import Geometric
 from bilevax.solvers.base import State
@@ -222,3 +224,33 @@ def test_a_solver_may_be_made_inside_a_traced_function():
         problem, apart.init(problem, jnp.zeros(2), jnp.zeros(2), bx.Batch()), bx.Batch(), jax.random.key(0)
     )[0]
     np.testing.assert_allclose(stepped(jnp.zeros(2)), state.u, rtol=1e-6)
+
+
+@pytest.mark.parametrize("kind", {type(case.solver): case for case in CASES.values()})
+def test_info_is_that_of_a_point_and_of_the_direction(kind, key):
+    """The losses and |grad_v g| are those at a point of the step; plain descent of u moves by `upper_grad_norm`."""
+    case = next(case for case in CASES.values() if type(case.solver) is kind)
+    changes = {"upper_optimizer": optax.sgd(1e-2), "lower_steps": 1}
+    solver = dataclasses.replace(case.solver, **{k: x for k, x in changes.items() if hasattr(case.solver, k)})
+    problem, batch, (u, v) = case.problem, case.batch, jax.tree.map(lambda x: x + 0.3, case.start)
+
+    def slope(u, v):
+        return derivatives.lower_gradient(problem, u, v, batch.lower, key)
+
+    with jax.disable_jit():
+        after, info = solver.step(problem, solver.init(problem, u, v, batch), batch, key)
+        points = [v, after.v]
+        if kind is bx.BVFIM:
+            points.append(after.memory.z)
+        if kind is bx.LookAhead:
+            points.append(optax.tree.add_scale(v, -solver.rate, slope(u, v)[1]))
+        points = [(a, b) for a in (u, after.u) for b in points]
+        lower = [(g, optax.tree.norm(d)) for g, d in (slope(*point) for point in points)]
+        upper = [problem.upper(*point, batch.upper, key) for point in points]
+        moved = optax.tree.norm(optax.tree.sub(after.u, u))
+    for found, known in zip(
+        (info.upper_loss, info.lower_loss, info.lower_grad_norm), (upper, *zip(*lower, strict=True)), strict=True
+    ):
+        assert np.isclose(known, found, rtol=1e-6, atol=0).any()
+    if hasattr(solver, "upper_optimizer"):
+        np.testing.assert_allclose(moved, 1e-2 * info.upper_grad_norm * info.extra.get("step", 1), rtol=1e-9)

@@ -105,7 +105,7 @@ def test_with_all_rows_and_no_corner_a_step_is_that_of_penalty():
     ours = SPNBO(sgd, sgd, 3, beta=0.7, step_scale=1.0, test_every=1, eps_1=1e9, eps_2=1e9, eps_3=1e9)
     theirs = Penalty(sgd, sgd, 3, gamma=0.7, eps=1e9, nu=1.0, step_scale=1.0)
     batch = Batch(X, X)
-    results = [solve(s, problem, U, V, batch, steps=4, key=KEY) for s in (ours, theirs)]
+    results = [solve(s, problem, U, V, batch, steps=4, every=1, key=KEY) for s in (ours, theirs)]
     for a, b in zip(*(jax.tree.leaves((r.u, r.v)) for r in results), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-10)
     for a, b in zip(
@@ -113,6 +113,14 @@ def test_with_all_rows_and_no_corner_a_step_is_that_of_penalty():
     ):
         np.testing.assert_allclose(a, b, rtol=1e-10)
     assert int(results[0].state.memory.stage) == 4
+    # What is tested at the end of a stage is of the augmented Lagrangian, too.
+    for name in ("upper_loss", "lower_loss", "upper_grad_norm", "lower_grad_norm"):
+        np.testing.assert_allclose(*(getattr(r.history, name) for r in results), rtol=1e-10)
+    np.testing.assert_allclose(*(r.history.extra["stationarity"] for r in results), rtol=1e-10)
+    last = solve(ours, problem, U, V, batch, steps=3, every=1, key=KEY).state.memory.alpha
+    squares = [optax.tree.norm(alpha, squared=True) for alpha in (results[0].state.memory.alpha, last)]
+    # alpha moves by beta c: |alpha + beta c|^2 = |alpha|^2 + 2 beta Psi.
+    assert float(results[0].state.memory.found[1]) == pytest.approx(float(squares[0] - squares[1]) / 1.4, rel=1e-9)
 
 
 @pytest.mark.parametrize("tight", ["eps_1", "eps_2", "eps_3"])
