@@ -9,12 +9,11 @@ See `experiments.denoising.small` for how a full-length u is moved by minibatche
 
 import functools
 import time
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import jax
 import numpy as np
-import optax
 
 from bilevax.applications.denoising import denoising_task
 from bilevax.data import corrupted
@@ -57,10 +56,15 @@ def plans(settings: Settings) -> dict[str, Plan]:
     }
 
 
-@functools.cache
-def fixed(rate: float) -> optax.Schedule:
-    """The schedule object of a rate, cached so that an equal training is not compiled again."""
-    return optax.constant_schedule(rate)
+@dataclass(frozen=True)
+class Constant:
+    """The schedule of a constant rate. Equal ones are equal, so that an equal training is not compiled again."""
+
+    rate: float
+
+    def __call__(self, step: Any) -> float:
+        """The rate."""
+        return self.rate
 
 
 def run_cell(
@@ -73,7 +77,7 @@ def run_cell(
     key = jax.random.key(seed)
     data = corrupted(images_of(name), clean=plan.clean, train=plan.train, noise=noise / 100, key=key)
     samples = len(data.y) + plan.clean
-    trial = Trial(data, plan.model, replace(plan.training(plan.passes, samples), rate=fixed(plan.rate)), seed)
+    trial = Trial(data, plan.model, replace(plan.training(plan.passes, samples), rate=Constant(plan.rate)), seed)
     rows = {label: known[label] for label in labels if label in known}
 
     def record(label: str, v: Any, seconds: float, **more: float) -> None:

@@ -11,7 +11,7 @@ non-smooth optimization".)
 """
 
 import dataclasses
-import functools
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -45,7 +45,7 @@ from bilevax.applications.poisoning.added_points import untargeted_task
 from bilevax.applications.poisoning.points import SOFTMAX_TRAINING, Points, retrained
 from bilevax.applications.task import Task
 from bilevax.loop.sources import Epochs, Samples
-from bilevax.nn.model import Model, initial, logits
+from bilevax.nn.model import Method, Model, initial, logits
 from bilevax.nn.representations import Representation
 from bilevax.nn.training import Training, cross_entropy, probabilities
 from bilevax.penalties.base import zero_share
@@ -64,22 +64,44 @@ def log_adam(rate: float) -> optax.GradientTransformation:
     return optax.partition(parts, {"sample": "sample", "single": "strength", "group": "strength"})
 
 
-@functools.cache
-def _reweighting_problem(model: Model) -> Problem:
-    def upper_loss(u: PyTree, v: PyTree, validation: Samples) -> Any:
-        return jnp.mean(cross_entropy(model, v, *validation.data))
+@dataclass(frozen=True)
+class _ValidationLoss:
+    """The upper loss of `sparse_reweighting_task`; losses of equal models are equal, and compiled once."""
 
-    def lower_loss(u: PyTree, v: PyTree, train: Samples, *, key: Any) -> Any:
-        losses = cross_entropy(model, v, *train.data, key=key)
+    model: Model
+
+    def __call__(self, u: PyTree, v: PyTree, validation: Samples) -> Any:
+        return jnp.mean(cross_entropy(self.model, v, *validation.data))
+
+
+@dataclass(frozen=True)
+class _ReweightedLoss:
+    """The lower loss of `sparse_reweighting_task`."""
+
+    model: Model
+
+    def __call__(self, u: PyTree, v: PyTree, train: Samples, *, key: Any) -> Any:
+        losses = cross_entropy(self.model, v, *train.data, key=key)
         return jnp.mean(jnp.exp(u["sample"][train.index]) * losses)
 
-    def regularizer(u: PyTree, v: PyTree, mu: Any) -> Any:
-        return jnp.exp(u["single"]) * L1()(v, mu) + jnp.exp(u["group"]) * GroupLasso(ByLeaf())(v, mu)
 
-    def within(u: PyTree) -> PyTree:
-        return jax.tree.map(lambda x: jnp.clip(x, -LOG_RANGE, LOG_RANGE), u)
+def _sparse_group_lasso(u: PyTree, v: PyTree, mu: Any) -> Any:
+    return jnp.exp(u["single"]) * L1()(v, mu) + jnp.exp(u["group"]) * GroupLasso(ByLeaf())(v, mu)
 
-    return Problem(upper_loss, lower_loss, project_upper=within, regularizer=regularizer, random_lower=True)
+
+def _within_log_range(u: PyTree) -> PyTree:
+    return jax.tree.map(lambda x: jnp.clip(x, -LOG_RANGE, LOG_RANGE), u)
+
+
+@dataclass(frozen=True)
+class _Scaled:
+    """A penalty times a fixed strength, as a regularizer."""
+
+    penalty: Lp
+    strength: float
+
+    def __call__(self, u: PyTree, v: PyTree, mu: Any) -> Any:
+        return self.strength * self.penalty(v, mu)
 
 
 def sparse_reweighting_task(
@@ -157,18 +179,20 @@ def sparse_reweighting_task(
         }
 
     source = Epochs(validation, train, upper_size=val_batch_size, lower_size=batch_size)
-    return Task(_reweighting_problem(model), (u, v), source, metrics)
+    problem = Problem(
+        _ValidationLoss(model),
+        _ReweightedLoss(model),
+        project_upper=_within_log_range,
+        regularizer=_sparse_group_lasso,
+        random_lower=True,
+    )
+    return Task(problem, (u, v), source, metrics)
 
 
 def sparsity(v: PyTree) -> dict[str, float]:
     """Zeros, the share of entries below 1e-3 in size, and removed, that of arrays whose root mean square is."""
     scaled = jax.tree.map(lambda x: x / x.size**0.5, v)
     return {"zeros": zero_share(v, ZERO), "removed": removed_share(ByLeaf(), scaled, ZERO)}
-
-
-@functools.cache
-def _regularised(problem: Problem, penalty: Any, strength: float) -> Problem:
-    return dataclasses.replace(problem, regularizer=lambda u, v, mu: strength * penalty(v, mu))
 
 
 def sparse_poisoning_task(
@@ -209,40 +233,40 @@ def sparse_poisoning_task(
     def metrics(u: Any, v: PyTree) -> dict[str, float]:
         return task.metrics(u, v) | sparsity(v)
 
-    return task._replace(problem=_regularised(task.problem, penalty, float(strength)), metrics=metrics)
+    return task._replace(problem=dataclasses.replace(task.problem, regularizer=penalty), metrics=metrics)
 
 
-@functools.cache
-def _heads_problem(
-    representation: Representation, way: int, p: float, strength: float
-) -> tuple[Problem, Adapt, Scores]:
-    """The problem object of a representation, cached so that an equal one is not compiled again."""
-    penalty = Lp(p)
+@dataclass(frozen=True)
+class _Heads:
+    """The functions of `sparse_fewshot_task` for tasks of `way` classes; equal ones are compiled once."""
 
-    def scores(u: PyTree, v: Any, samples: Episode) -> Any:
-        return unit(features_of(representation, u, samples)) @ jnp.swapaxes(v, 1, 2)
+    representation: Representation
+    way: int
+    penalty: _Scaled
 
-    def upper_loss(u: PyTree, v: Any, queries: Episode) -> Any:
-        return jnp.mean(cross_entropies(scores(u, v, queries), queries.y))
+    def scores(self, u: PyTree, v: Any, samples: Episode) -> Any:
+        return unit(features_of(self.representation, u, samples)) @ jnp.swapaxes(v, 1, 2)
 
-    def lower_loss(u: PyTree, v: Any, samples: Episode) -> Any:
-        return jnp.sum(cross_entropies(scores(u, v, samples), samples.y))
+    def upper_loss(self, u: PyTree, v: Any, queries: Episode) -> Any:
+        return jnp.mean(cross_entropies(self.scores(u, v, queries), queries.y))
 
-    def start(u: PyTree, batch: Batch, key: Any) -> Any:
+    def lower_loss(self, u: PyTree, v: Any, samples: Episode) -> Any:
+        return jnp.sum(cross_entropies(self.scores(u, v, samples), samples.y))
+
+    def start(self, u: PyTree, batch: Batch, key: Any) -> Any:
         # The start is treated as a constant: methods that differentiate the moves do not differentiate it.
-        found = class_means(unit(features_of(representation, u, batch.lower)), batch.lower.y, way)
+        found = class_means(unit(features_of(self.representation, u, batch.lower)), batch.lower.y, self.way)
         return SCALE * jax.lax.stop_gradient(unit(found))
 
-    problem = Problem(upper_loss, lower_loss, lower_start=start, regularizer=lambda u, v, mu: strength * penalty(v, mu))
+    def problem(self) -> Problem:
+        upper, lower, start = (Method(self, name) for name in ("upper_loss", "lower_loss", "start"))
+        return Problem(upper, lower, lower_start=start, regularizer=self.penalty)
 
-    def adapt(u: PyTree, samples: Episode) -> Any:
+    def adapt(self, u: PyTree, samples: Episode) -> Any:
         batch, optimizer = Batch(None, samples), optax.sgd(HEAD_RATE)
-        v = start(u, batch, None)
-
-        descent = base.Descent(problem, u, optimizer)
+        v = self.start(u, batch, None)
+        descent = base.Descent(self.problem(), u, optimizer)
         return descent.moves(v, optimizer.init(v), batch, ADAPT_STEPS, jax.random.key(0))[0]
-
-    return problem, adapt, scores
 
 
 def sparse_fewshot_task(
@@ -271,21 +295,22 @@ def sparse_fewshot_task(
 
     Metrics: as for `fewshot_task`; zeros, the share of the heads' entries below 1e-3 in size.
     """
-    _penalty("sparse_fewshot_task", p, strength)
+    penalty = _penalty("sparse_fewshot_task", p, strength)
     source = sources(images, way, shot, queries, tasks)
-    problem, adapt, scores = _heads_problem(representation, way, float(p), float(strength))
     start = start_of(representation, source, key)
-    accuracy = metrics_of(adapt, scores, source)
 
     def metrics(u: PyTree, v: Any) -> dict[str, float]:
         return accuracy(u, v) | {"zeros": zero_share(v, ZERO)}
 
     def use(way: int) -> tuple[Adapt, Scores]:
-        return _heads_problem(representation, way, float(p), float(strength))[1:]
+        heads = _Heads(representation, way, penalty)
+        return Method(heads, "adapt"), Method(heads, "scores")
 
+    problem = _Heads(representation, way, penalty).problem()
+    accuracy = metrics_of(*use(way), source)
     return FewShot(Task(problem, start, source, metrics), use, representation.statistics)
 
 
-def _penalty(owner: str, p: float, strength: float) -> Lp:
+def _penalty(owner: str, p: float, strength: float) -> _Scaled:
     positive(owner, "strength", strength)
-    return Lp(positive(owner, "p", p))
+    return _Scaled(Lp(positive(owner, "p", p)), float(strength))

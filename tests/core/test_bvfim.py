@@ -27,7 +27,9 @@ def test_the_direction_is_the_derivative_of_the_barriers_minimum():
     slack, damping, barrier = 0.05, 0.02, 0.3
 
     def minimised(u):
-        f, g = (lambda v, loss=loss: float(loss(jnp.asarray(u), jnp.asarray(v))) for loss in (upper_loss, lower_loss))
+        f, g = (
+            lambda v, loss=loss: float(loss(jnp.asarray(u), jnp.asarray(v), None)) for loss in (upper_loss, lower_loss)
+        )
         found = minimize(lambda z: g(z) + damping / 2 * z @ z, u, method="BFGS", options={"gtol": 1e-10})
         value = found.fun + slack
 

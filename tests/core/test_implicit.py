@@ -131,15 +131,15 @@ def test_derivatives_where_bounds_are_active(project, stated, at_bounds):
 
     def end(u):
         v = layer(u, start)
-        return outside(u, v), v
+        return outside(u, v, None), v
 
     value_and_grad = jax.jit(jax.value_and_grad(end, has_aux=True))
     (_, v), gradient = value_and_grad(jnp.asarray(AT))
     slope = jax.jit(jax.grad(in_a_set, 1))
     peer = scipy.optimize.minimize(
-        lambda v: float(in_a_set(AT, v)),
+        lambda v: float(in_a_set(AT, v, None)),
         np.full(5, 0.05),
-        jac=lambda v: np.asarray(slope(AT, v)),
+        jac=lambda v: np.asarray(slope(AT, v, None)),
         method="SLSQP",
         options={"ftol": 1e-14, "maxiter": 300},
         **stated,
@@ -151,7 +151,7 @@ def test_derivatives_where_bounds_are_active(project, stated, at_bounds):
     problem = Problem(outside, in_a_set, project_lower=project)
     found = jax.jit(lambda u, v: hypergradient(problem, u, v))(jnp.asarray(AT), v)
     np.testing.assert_allclose(found.gradient, wanted, rtol=1e-5)
-    assert np.sum(np.abs(slope(AT, v)) > 1e-2) >= at_bounds
+    assert np.sum(np.abs(slope(AT, v, None)) > 1e-2) >= at_bounds
 
 
 def test_implicit_descends_to_the_answer_beyond_an_active_bound():
@@ -204,7 +204,7 @@ def test_a_softmax_with_an_intercept_has_the_derivative_of_the_pseudo_inverse():
 
     fitted = Argmin(lower, optax.sgd(1.0), 3000)
     u, start = jnp.array([-2.0]), {"w": jnp.zeros((3, 3)), "b": jnp.zeros(3)}
-    value = jax.jit(lambda u: upper(u, fitted(u, start)))
+    value = jax.jit(lambda u: upper(u, fitted(u, start), None))
     wanted = (value(u + 1e-4) - value(u - 1e-4)) / 2e-4
     v = fitted(u, start)
     for linear_solve in (CG(100), CG(1000, 1e-15), Direct()):

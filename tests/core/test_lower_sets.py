@@ -147,7 +147,7 @@ def checked_by_differences(proximal, upper, u, regularizer, atol=1e-6):
         return jax.lax.fori_loop(0, 500, one, jnp.ones(4))
 
     def loss(u):
-        return float(upper(u, minimiser(u)))
+        return float(upper(u, minimiser(u), None))
 
     u = jnp.asarray(u)
     solver = SparseHO(optax.sgd(1.0), proximal, rate, 50)
