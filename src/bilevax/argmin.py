@@ -64,7 +64,7 @@ def hypergradient(
             projected descent, which is right on the boundary of the set, too.
         u, v: the point, pytrees of floating arrays; v should be v*(u), or near it.
         batch: as `solve` hands it to the losses.
-        key: for losses that take one.
+        key: for random losses.
         linear_solve: one of `bilevax.linear_solve`.
         mu: how far the problem's regularizer is smoothed, which it must have been when v was found. Solvers without
             a schedule for mu have 1e-3. Needed where the problem has a regularizer.
