@@ -7,7 +7,7 @@ import optax
 import pytest
 from scipy.optimize import minimize
 
-from bilevax import BVFIM, InputError, Problem, solve
+from bilevax import BVFIM, Batch, InputError, Problem, solve
 from bilevax.schedules import Geometric
 
 KEY = jax.random.key(0)
@@ -84,3 +84,30 @@ def test_refusals():
     with pytest.raises(InputError, match="lower_steps"):
         BVFIM(lower_steps=0)
     assert BVFIM(barrier=Geometric(1.0, 0.9)).barrier(1) == pytest.approx(0.9)
+
+
+def test_outside_of_the_barrier_its_slope_is_that_at_a_hundredth_of_the_slack():
+    slack, damping, barrier, rate = 0.02, 0.1, 0.02, 0.9
+    aim, u, start = np.array([3.0, -2.0]), np.array([0.4, 0.2]), np.array([0.5, 0.1])
+
+    def push(v):  # grad_v g + damping v, of g = |v - u|^2 / 2
+        return v - u + damping * v
+
+    z = start - rate * push(start)
+    value = (z - u) @ (z - u) / 2 + damping / 2 * z @ z + slack
+    weight = barrier / (value - (start - u) @ (start - u) / 2)
+    v = start - rate * (start - aim + weight * (start - u) + damping * start) / (1 + weight)
+    gap = value - (v - u) @ (v - u) / 2
+    assert gap < 0
+    direction = 0.2 * u + barrier / (0.01 * slack) * ((u - v) - (u - z))
+
+    problem = Problem(
+        lambda u, v, _: jnp.sum((v - aim) ** 2) / 2 + 0.1 * jnp.sum(u**2), lambda u, v, _: jnp.sum((v - u) ** 2) / 2
+    )
+    solver = BVFIM(optax.sgd(1e-3), optax.sgd(rate), 1, slack, damping, barrier)
+    with jax.disable_jit():
+        state = solver.init(problem, jnp.asarray(u), jnp.asarray(start), Batch())
+        state, info = solver.step(problem, state, Batch(), KEY)
+    np.testing.assert_allclose(state.v, v, rtol=1e-9)
+    np.testing.assert_allclose(state.u, u - 1e-3 * direction, rtol=1e-9)
+    assert float(info.extra["gap"]) == pytest.approx(gap, rel=1e-9)

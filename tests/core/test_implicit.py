@@ -7,7 +7,7 @@ import optax
 import pytest
 import scipy.optimize
 
-from bilevax import Batch, Implicit, Inequality, InputError, Problem, ReverseMode, solve
+from bilevax import Batch, Implicit, Inequality, InputError, Problem, ReverseMode, derivatives, solve
 from bilevax.argmin import Argmin, hypergradient
 from bilevax.linear_solve import CG, Direct
 
@@ -184,6 +184,12 @@ def test_what_is_no_projection_is_refused(project, reason):
     ):
         with pytest.raises(InputError, match=reason):
             refused()
+
+
+def test_a_projection_is_tested_on_points_as_far_apart_as_v_is_long():
+    with pytest.raises(InputError, match="moves a point that it has projected already"):
+        derivatives.require_projection("Ours", "project", lambda v: jnp.where(v < 500, 0.9 * v, v), jnp.full(20, 1e3))
+    derivatives.require_projection("Ours", "project", lambda v: jnp.where(v > 5, 0.9 * v, v), jnp.full(20, 1e-3))
 
 
 def test_a_softmax_with_an_intercept_has_the_derivative_of_the_pseudo_inverse():

@@ -7,7 +7,7 @@ import optax
 import pytest
 
 import bilevax as bx
-from bilevax import Batch, ForwardMode, InputError, LookAhead, Problem, ReverseMode, SparseHO, solve
+from bilevax import Batch, ForwardMode, InputError, LookAhead, Problem, ReverseMode, SparseHO, derivatives, solve
 
 KEY = jax.random.key(0)
 NON_NEGATIVE = optax.projections.projection_non_negative
@@ -233,3 +233,24 @@ def test_what_is_no_proximal_map_is_refused():
     ):
         with pytest.raises(InputError, match=f"SparseHO: proximal .*{reason}"):
             SparseHO(optax.sgd(1.0), proximal).check(problem, jnp.zeros(1), jnp.ones(4), batch)
+
+
+@pytest.mark.parametrize("unit", [1.0, 1e25, 1e-25])
+def test_the_step_of_a_fixed_point_by_default_is_a_cauchy_step_of_any_unit(unit):
+    """Of float32, whose squares of 1e25 overflow; every entry of the gradient is negative."""
+    h, v = jnp.array([[2.0, 0.5], [0.5, 1.0]], jnp.float32), jnp.array([-1.0, -2.0], jnp.float32)
+    slope = h @ v
+    for loss, step in (
+        (lambda u, v: unit * v @ h @ v / 2, slope @ slope / (slope @ h @ slope)),
+        (lambda u, v: unit * v @ slope, jnp.linalg.norm(v) / jnp.linalg.norm(slope)),  # no curvature
+    ):
+        g = derivatives.exact(loss, v, v)
+        found = derivatives.fixed_point(lambda u, v: v, v, v, g, v)
+        np.testing.assert_allclose(found.moved, v - step * slope, rtol=1e-5)
+
+
+def test_a_derivative_that_is_not_finite_is_hidden_only_where_a_zero_stays_zero():
+    v, offset = jnp.array([-0.5, 0.0, 0.0, 1.0]), jnp.array([0.0, 0.0, 1.0, 0.0])
+    g = derivatives.exact(lambda u, v: jnp.sum(0 * v), offset, v)  # v does not move before the map
+    found = derivatives.fixed_point(lambda u, v: u + jnp.sqrt((v * (v + 0.5)) ** 2), offset, v, g, jnp.ones(4), 1.0)
+    np.testing.assert_allclose(found.b, [jnp.nan, 0, jnp.nan, 2.5], rtol=1e-9)
