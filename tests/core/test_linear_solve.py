@@ -179,6 +179,26 @@ def test_a_warm_start_helps(solve):
     assert run(solve, a, b, jnp.asarray(near))[1] < 0.01 * run(solve, a, b)[1]
 
 
+def test_conjugate_gradients_go_on_from_a_start_to_the_solution():
+    a, b = matrix()
+    wanted = np.linalg.solve(a, b)
+    q, residual = run(ls.CG(30, 1e-12), a, b, jnp.asarray(wanted + 1e-3 * np.cos(np.arange(12))))
+    np.testing.assert_allclose(q, wanted, rtol=1e-9)
+    assert residual < 1e-11
+
+
+@pytest.mark.parametrize("power", [-30, 30])
+def test_conjugate_gradients_do_not_depend_on_units(power):
+    """Of a singular matrix: when they end, and what they hold to be rounding, scales with H and b."""
+    root = np.random.default_rng(0).normal(size=(6, 10))
+    h, unit = root.T @ root, 2.0**power
+    b = h @ np.cos(np.arange(10))
+    q, residual = run(ls.CG(50, 1e-20), h, b)
+    for found, wanted in zip(run(ls.CG(50, 1e-20), h, unit * b), (unit * q, unit * residual), strict=True):
+        np.testing.assert_array_equal(found, wanted)
+    np.testing.assert_array_equal(run(ls.CG(50, 1e-20), unit * h, b)[0], q / unit)
+
+
 def test_neumann_is_its_series():
     a, b = matrix()
     q, _ = run(ls.Neumann(3, 0.1), a, b)

@@ -233,6 +233,12 @@ def test_what_is_no_proximal_map_is_refused():
     ):
         with pytest.raises(InputError, match=f"SparseHO: proximal .*{reason}"):
             SparseHO(optax.sgd(1.0), proximal).check(problem, jnp.zeros(1), jnp.ones(4), batch)
+    # Relative to the size of the derivative, which may be zero.
+    derivatives.require_symmetric("Ours", "proximal", lambda u, v: 0 * v, jnp.zeros(1), jnp.ones(4))
+    with pytest.raises(InputError, match="is not symmetric"):
+        derivatives.require_symmetric(
+            "Ours", "proximal", lambda u, v: 1e-6 * v.at[0].set(v[1]), jnp.zeros(1), jnp.ones(4)
+        )
 
 
 @pytest.mark.parametrize("unit", [1.0, 1e25, 1e-25])

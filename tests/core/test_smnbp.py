@@ -175,9 +175,12 @@ def test_a_step_is_the_first_halving_that_lowers_the_exact_penalty_enough(rate, 
             return f(*point, None) + weight * jnp.linalg.norm(c(*point))
 
         t = next(t for t in 0.5 ** np.arange(11) if merit(t) <= merit(0) + 0.7 * t * min(slope, 0) or t == 0.5**10)
-        solver = SMNBP(optax.sgd(rate), Direct())
+        solver = SMNBP(optax.sgd(rate, momentum=0.9), Direct())
         problem = Problem(f, g)
-        state, info = solver.step(problem, solver.init(problem, u, v, Batch()), Batch(), KEY)
+        state = solver.init(problem, u, v, Batch())
+        # With the momentum of moves uphill the step would lead uphill, so the optimizer starts anew.
+        state = state._replace(upper_opt=jax.tree.map(lambda x: -1.2 * reduced, state.upper_opt))
+        state, info = solver.step(problem, state, Batch(), KEY)
     assert float(info.extra["step"]) == t
     np.testing.assert_allclose(state.u, u + t * d_u, rtol=1e-9)
     np.testing.assert_allclose(state.v, v + t * d_v, rtol=1e-9)

@@ -254,3 +254,35 @@ def test_info_is_that_of_a_point_and_of_the_direction(kind, key):
         assert np.isclose(known, found, rtol=1e-6, atol=0).any()
     if hasattr(solver, "upper_optimizer"):
         np.testing.assert_allclose(moved, 1e-2 * info.upper_grad_norm * info.extra.get("step", 1), rtol=1e-9)
+
+
+@pytest.mark.parametrize(
+    "solver",
+    [
+        bx.Alternating(lower_steps=3),
+        bx.LookAhead(lower_steps=3),
+        bx.ForwardMode(lower_steps=3),
+        bx.ReverseMode(lower_steps=3),
+        bx.ReverseMode(lower_steps=6, segment=3),
+        bx.ReverseMode(lower_steps=5, segment=3, last=4),
+    ],
+    ids=lambda s: type(s).__name__,
+)
+def test_the_lower_loss_is_recorded_before_the_last_move(solver, key):
+    solver = dataclasses.replace(solver, lower_optimizer=optax.sgd(0.05))
+    fewer = dataclasses.replace(solver, lower_steps=solver.lower_steps - 1)
+    u, v = jax.tree.map(lambda x: x + 0.3, START)
+    with jax.disable_jit():
+        _, info = solver.step(PROBLEM, solver.init(PROBLEM, u, v, BATCH), BATCH, key)
+        before, _ = fewer.step(PROBLEM, fewer.init(PROBLEM, u, v, BATCH), BATCH, key)
+        at = before.u if isinstance(solver, bx.LookAhead) else u
+        loss, slope = derivatives.lower_gradient(PROBLEM, at, before.v, BATCH.lower, key)
+    assert float(info.lower_loss) == pytest.approx(float(loss), rel=1e-9)
+    assert float(info.lower_grad_norm) == pytest.approx(float(optax.tree.norm(slope)), rel=1e-9)
+
+
+def test_u_and_v_are_checked(case):
+    u, v = case.start
+    for name, at in (("u", (jnp.full_like(u, jnp.nan), v)), ("v", (u, jax.tree.map(lambda x: x * jnp.nan, v)))):
+        with pytest.raises(bx.InputError, match=f"^{name}"):
+            case.solver.check(case.problem, *at, case.batch)
