@@ -110,7 +110,7 @@ def test_flax_module_with_dropout(key, x):
 
 
 def test_flax_running_statistics_are_refused(key, x):
-    with pytest.raises(InputError, match="keeps batch_stats besides its parameters"):
+    with pytest.raises(InputError, match="has the variables batch_stats in addition to its parameters"):
         from_flax(Normed()).init(key, x)
 
 
@@ -692,9 +692,9 @@ def test_flax_dropout_that_is_switched_by_a_field(key):
 @pytest.mark.parametrize(
     ("module", "sentence"),
     [
-        (Unknown(), "model Unknown has dropout that stays off while training"),
-        (AlwaysOn(), "model AlwaysOn has dropout that stays on when predicting"),
-        (Attending(), "model Attending has dropout that stays off while training"),
+        (Unknown(), "model Unknown has dropout that stays off in training"),
+        (AlwaysOn(), "model AlwaysOn has dropout that stays on in predictions"),
+        (Attending(), "model Attending has dropout that stays off in training"),
         (nn.Sequential([nn.Dense(3), nn.Dropout(0.5)]), "model Sequential cannot be initialised"),
     ],
     ids=lambda x: type(x).__name__,

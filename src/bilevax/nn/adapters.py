@@ -1,4 +1,4 @@
-"""Models of other kinds, as a Model."""
+"""Conversion of models of other libraries to a Model."""
 
 import sys
 from typing import Any
@@ -8,7 +8,7 @@ from bilevax.nn.equinox import from_equinox
 from bilevax.nn.linen import from_flax
 from bilevax.nn.model import Model
 
-# Packages whose modules are not models here, by the first part of their name: recognised without importing them.
+# Packages whose modules cannot be converted, by the first part of their name; recognised without importing them.
 _OTHERS = {
     "torch": "a PyTorch module",
     "keras": "a Keras model",
@@ -18,15 +18,15 @@ _OTHERS = {
 
 
 def as_model(model: Any, classes: int) -> Model:
-    """A Model from any of the kinds of models that a user may pass.
+    """A Model from any kind of model that a user may pass.
 
     Args:
         model: a `Model` or any (init, apply) pair, a flax.linen module, an equinox module, or a function
             from the number of classes to a Model, such as `mlp`.
-        classes: how many classes the data have.
+        classes: the number of classes in the data.
 
     Raises:
-        InputError: it is none of these; a module's dropout could not be switched on while training.
+        InputError: it is none of these; the dropout of a module cannot be switched on for training.
     """
     known = _known(model)
     if known is not None:
@@ -71,7 +71,7 @@ def _known(model: Any) -> Model | None:
 
 
 def _other_library(model: Any) -> str | None:
-    """What a model of another library is; nothing is imported to find out."""
+    """What a model of another library is, found without importing anything; None for anything else."""
     for base in type(model).__mro__:
         package = base.__module__.partition(".")[0]
         if package in _OTHERS:

@@ -1,23 +1,25 @@
-"""Random changes to the images that a model is trained on."""
+"""Data augmentation of images."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree, Shaped
 
-from bilevax._checks import PyTree, require_count
+from bilevax._checks import require_count
 from bilevax.nn.model import Method, Model, logits
 
+Augment = Callable[[PRNGKeyArray, Shaped[Array, "n h w c"]], Shaped[Array, "n h w c"]]
 
-def augmented(model: Model, augment: Callable[[Any, Any], Any]) -> Model:
-    """The model with its images augmented while training.
+
+def augmented(model: Model, augment: Augment) -> Model:
+    """The model with its images augmented during training.
 
     Args:
         model: any Model.
-        augment: (key, x) -> x of the same shape and dtype, such as `crop_and_flip()`. Called only where `apply` is
-            given a key; the model gets another key made from it.
+        augment: (key, x) -> x of the same shape and dtype, such as `crop_and_flip()`. Called only where `apply` gets
+            a key, which is split between it and the model.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -32,23 +34,25 @@ def augmented(model: Model, augment: Callable[[Any, Any], Any]) -> Model:
 
 @dataclass(frozen=True)
 class _Augmented:
-    """A model whose images are augmented while training."""
+    """The model of `augmented`."""
 
     model: Model
-    augment: Callable[[Any, Any], Any]
+    augment: Augment
 
-    def apply(self, params: PyTree, x: Any, key: Any = None) -> Any:
+    def apply(
+        self, params: PyTree, x: Shaped[Array, "n h w c"], key: PRNGKeyArray | None = None
+    ) -> Float[Array, "n classes"]:
         if key is None:
             return logits(self.model, params, x)
         first, second = jax.random.split(key)
         return logits(self.model, params, self.augment(first, x), second)
 
 
-def crop_and_flip(pad: int = 4) -> Callable[[Any, Any], Any]:
-    """The usual augmentation for small colour images: each padded with zeros, cropped at random and flipped at random.
+def crop_and_flip(pad: int = 4) -> Augment:
+    """The usual augmentation of small colour images: zero padding, random crop, random horizontal flip.
 
     Args:
-        pad: pixels of padding on each side, and so the largest shift; at least 0.
+        pad: pixels of padding on each side, which is the largest shift; at least 0.
 
     Returns a function (key, x) -> x for x (n, h, w, c) of any dtype.
 
@@ -70,12 +74,14 @@ class _CropAndFlip:
 
     pad: int
 
-    def __call__(self, key: Any, x: Any) -> Any:
+    def __call__(self, key: PRNGKeyArray, x: Shaped[Array, "n h w c"]) -> Shaped[Array, "n h w c"]:
         first, second = jax.random.split(key)
         shifts = jax.random.randint(first, (x.shape[0], 2), 0, 2 * self.pad + 1)
         return jax.vmap(self._one)(x, shifts, jax.random.bernoulli(second, 0.5, (x.shape[0],)))
 
-    def _one(self, image: Any, shift: Any, flip: Any) -> Any:
+    def _one(
+        self, image: Shaped[Array, "h w c"], shift: Int[Array, "2"], flip: Bool[Array, ""]
+    ) -> Shaped[Array, "h w c"]:
         padded = jnp.pad(image, ((self.pad, self.pad), (self.pad, self.pad), (0, 0)))
         image = jax.lax.dynamic_slice(padded, (shift[0], shift[1], 0), image.shape)
         return jnp.where(flip, image[:, ::-1], image)

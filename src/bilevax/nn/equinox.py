@@ -1,4 +1,4 @@
-"""An equinox module as a Model."""
+"""Conversion of equinox modules."""
 
 import functools
 import inspect
@@ -6,8 +6,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float, PRNGKeyArray, PyTree, Shaped
 
-from bilevax._checks import InputError, PyTree
+from bilevax._checks import InputError
 from bilevax.nn.foreign import ForeignModule
 from bilevax.nn.model import Model, model_of
 
@@ -16,14 +17,14 @@ def from_equinox(module: Any) -> Model:
     """A Model from an equinox module that maps one example to logits (classes,); it is vmapped over samples.
 
     Args:
-        module: an equinox module, whose own parameters are the start whatever the key; or a function
-            key -> module, with which each start is a new draw.
+        module: an equinox module, whose parameters are the initial ones for every key; or a function key -> module,
+            which draws new ones.
 
-    The module's floating arrays are the parameters; everything else is held fixed. Dropout is active while
-    training and off when predicting (`equinox.nn.inference_mode`); the module's `__call__` must take the key for it.
+    The floating arrays of the module are the parameters; everything else is held fixed. Dropout is on during training
+    and off for predictions (`equinox.nn.inference_mode`); the module's `__call__` must take the key for it.
 
     Raises:
-        InputError: the module has state of its own (`equinox.nn.StatefulLayer`), or dropout and no argument `key`.
+        InputError: the module has state (`equinox.nn.StatefulLayer`), or dropout but no argument `key`.
     """
     network = _Equinox(module)
     network.check()
@@ -34,15 +35,15 @@ class _Equinox(ForeignModule):
     """An equinox module, or a function that makes one from a key."""
 
     @functools.cached_property
-    def _given(self) -> bool:
+    def _is_module(self) -> bool:
         import equinox
 
         return isinstance(self.module, equinox.Module)
 
     @functools.cached_property
     def _example(self) -> Any:
-        with jax.ensure_compile_time_eval():  # kept beyond the trace in which it may first be needed
-            return self.module if self._given else self.module(jax.random.key(0))
+        with jax.ensure_compile_time_eval():  # it outlives the trace that first needs it
+            return self.module if self._is_module else self.module(jax.random.key(0))
 
     @functools.cached_property
     def _static(self) -> Any:
@@ -62,25 +63,27 @@ class _Equinox(ForeignModule):
 
         if isinstance(self._example, tuple):
             raise InputError(
-                "model gives a pair (module, state): layers with a state, such as BatchNorm, cannot be carried by a "
+                "model returns a pair (module, state): layers with a state, such as BatchNorm, cannot be carried by a "
                 "bilevel problem. Use layers without running statistics, such as LayerNorm or GroupNorm."
             )
         if not isinstance(self._example, equinox.Module):
-            raise InputError(f"model gives {self._example!r} for a key, and must give an equinox module.")
+            raise InputError(f"model returns {self._example!r} for a key, and must return an equinox module.")
         layers = jax.tree.leaves(self._example, is_leaf=lambda x: isinstance(x, equinox.nn.Dropout))
         if not self._keyed and any(isinstance(x, equinox.nn.Dropout) and x.p != 0 for x in layers):
             raise InputError(
-                f"model {type(self._example).__name__} has dropout, and its __call__ takes no key to draw it by. "
-                "Write __call__(self, x, key=None), and hand the key to the dropout layers."
+                f"model {type(self._example).__name__} has dropout, and its __call__ takes no key for it. "
+                "Write __call__(self, x, key=None), and pass the key to the dropout layers."
             )
 
-    def init(self, key: Any, x: Any) -> PyTree:
+    def init(self, key: PRNGKeyArray, x: Shaped[Array, "n ..."]) -> PyTree:
         import equinox
 
-        module = self.module if self._given else self.module(key)
+        module = self.module if self._is_module else self.module(key)
         return equinox.partition(module, equinox.is_inexact_array)[0]
 
-    def apply(self, params: PyTree, x: Any, key: Any = None) -> Any:
+    def apply(
+        self, params: PyTree, x: Shaped[Array, "n ..."], key: PRNGKeyArray | None = None
+    ) -> Float[Array, "n classes"]:
         import equinox
 
         whole = equinox.nn.inference_mode(equinox.combine(params, self._static), key is None)

@@ -1,4 +1,4 @@
-"""What models of other libraries share."""
+"""The base of the conversions from other libraries."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 
 @dataclass(frozen=True, eq=False)
 class ForeignModule:
-    """A module of another library as a value: equal where the modules are, if they can be hashed."""
+    """A module of another library as a value: two are equal if their modules are hashable and equal."""
 
     module: Any
 

@@ -1,15 +1,16 @@
-"""A flax.linen module as a Model."""
+"""Conversion of flax.linen modules."""
 
 import inspect
 from typing import Any
 
 import jax
+from jaxtyping import Array, Float, PRNGKeyArray, PyTree, Shaped
 
-from bilevax._checks import InputError, PyTree, first_line
+from bilevax._checks import InputError, first_line
 from bilevax.nn.foreign import ForeignModule
 from bilevax.nn.model import Model, model_of
 
-# How flax's modules name the argument, or the field, that says whether they are training.
+# Common names of the argument or field of a flax module that switches between training and prediction.
 _TRAINING = ("train", "training", "is_training", "is_train")
 _PREDICTING = ("deterministic", "use_running_average", "inference", "is_eval", "eval_mode", "evaluating")
 
@@ -17,13 +18,13 @@ _PREDICTING = ("deterministic", "use_running_average", "inference", "is_eval", "
 def from_flax(module: Any) -> Model:
     """A Model from a flax.linen module that maps (n, ...) to logits (n, classes).
 
-    If the module's `__call__`, or the module itself as a field, has an argument `train`, `training`, `is_training` or
-    `is_train` (or `deterministic`, `use_running_average`, `inference`, `is_eval`, `eval_mode`, `evaluating`), it is
-    True (False) while training, where the key feeds the "dropout" stream.
+    An argument of `__call__` or a field of the module named `train`, `training`, `is_training` or `is_train` is True
+    during training; one named `deterministic`, `use_running_average`, `inference`, `is_eval`, `eval_mode` or
+    `evaluating` is False. In training the key feeds the "dropout" stream.
 
     Raises:
-        InputError: when it is initialised, if it has variables besides "params" (batch statistics, say), if its
-            dropout stays off while training or on when predicting, or if it cannot be called.
+        InputError: at initialisation, if the module has variables other than "params" (such as batch statistics), if
+            its dropout stays off in training or on in predictions, or if it cannot be called.
     """
     return model_of(_Flax(module))
 
@@ -32,7 +33,7 @@ class _Flax(ForeignModule):
     """A flax.linen module."""
 
     def _in_mode(self, training: bool) -> tuple[Any, dict[str, bool]]:
-        """The module, and the arguments of its call, while training or not."""
+        """The module and the arguments of its call for training or prediction."""
         options = dict.fromkeys(_TRAINING, training) | dict.fromkeys(_PREDICTING, not training)
         parameters = inspect.signature(type(self.module).__call__).parameters
         arguments = {name: value for name, value in options.items() if name in parameters}
@@ -40,10 +41,10 @@ class _Flax(ForeignModule):
         fields = {name: value for name, value in options.items() if name in own}
         return self.module.clone(**fields) if fields else self.module, arguments
 
-    def init(self, key: Any, x: Any) -> PyTree:
+    def init(self, key: PRNGKeyArray, x: Shaped[Array, "n ..."]) -> PyTree:
         name = type(self.module).__name__
         module, arguments = self._in_mode(training=False)
-        # The stream is there so that dropout which is on when predicting is found below, and named.
+        # With the stream, dropout that is on in predictions is found by the check below instead of failing here.
         try:
             variables = module.init({"params": key, "dropout": key}, x, **arguments)
         except Exception as error:
@@ -51,29 +52,29 @@ class _Flax(ForeignModule):
         others = sorted(set(variables) - {"params"})
         if others:
             raise InputError(
-                f"model {name} keeps {', '.join(others)} besides its parameters, which a bilevel "
+                f"model {name} has the variables {', '.join(others)} in addition to its parameters, which a bilevel "
                 "problem cannot carry. Use layers without running statistics, such as LayerNorm or GroupNorm."
             )
         params = variables.get("params", {})
         self._check_dropout(params, x)
         return params
 
-    def _check_dropout(self, params: PyTree, x: Any) -> None:
-        """Refuse dropout that does not follow the mode: it would be off while training, or on when predicting."""
+    def _check_dropout(self, params: PyTree, x: Shaped[Array, "n ..."]) -> None:
+        """Refuse dropout that does not follow the mode."""
         name, known = type(self.module).__name__, ", ".join((*_TRAINING[:3], *_PREDICTING[:2]))
-        for training, mode in ((True, "off while training"), (False, "on when predicting")):
+        for training, mode in ((True, "off in training"), (False, "on in predictions")):
             try:
                 layers = self._dropout_layers(params, x, training)
             except Exception as error:
                 raise InputError(f"model {name} cannot be applied: {first_line(error)}") from error
             if any(deterministic is training for deterministic in layers):
                 raise InputError(
-                    f"model {name} has dropout that stays {mode}: no argument of its __call__, nor a field of it, is "
-                    f"known to switch it. Name it one of {known}."
+                    f"model {name} has dropout that stays {mode}: neither an argument of its __call__ nor a field "
+                    f"is known to switch it. Name one of them {known}."
                 )
 
-    def _dropout_layers(self, params: PyTree, x: Any, training: bool) -> list[bool]:
-        """Of each layer with dropout whether it is off, in one pass in which nothing is computed."""
+    def _dropout_layers(self, params: PyTree, x: Shaped[Array, "n ..."], training: bool) -> list[bool]:
+        """For each layer with dropout whether it is off, found by an abstract evaluation."""
         import flax.linen as nn
 
         found: list[bool] = []
@@ -91,9 +92,13 @@ class _Flax(ForeignModule):
             jax.eval_shape(lambda params, x: self._run(params, x, jax.random.key(0), training), params, x)
         return found
 
-    def _run(self, params: PyTree, x: Any, key: Any, training: bool) -> Any:
+    def _run(
+        self, params: PyTree, x: Shaped[Array, "n ..."], key: PRNGKeyArray | None, training: bool
+    ) -> Float[Array, "n classes"]:
         module, arguments = self._in_mode(training)
         return module.apply({"params": params}, x, rngs=None if key is None else {"dropout": key}, **arguments)
 
-    def apply(self, params: PyTree, x: Any, key: Any = None) -> Any:
+    def apply(
+        self, params: PyTree, x: Shaped[Array, "n ..."], key: PRNGKeyArray | None = None
+    ) -> Float[Array, "n classes"]:
         return self._run(params, x, key, key is not None)

@@ -1,4 +1,4 @@
-"""What a model is: two pure functions."""
+"""Model: two pure functions."""
 
 import inspect
 from collections.abc import Callable
@@ -6,19 +6,20 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
-
-from bilevax._checks import PyTree
+from jax.typing import ArrayLike, DTypeLike
+from jaxtyping import Array, Float, PRNGKeyArray, PyTree, Shaped
 
 
 class Model(NamedTuple):
     """A classifier as two pure functions.
 
     `init(key, x) -> params`: x (n, ...) is a batch of examples, of which only shape and dtype matter.
-    `apply(params, x) -> logits`: x (n, ...) to (n, classes). If it has a parameter `key`, it is given
-    a key while training (dropout) and None when predicting.
+    `apply(params, x) -> logits`: x (n, ...) to (n, classes). If it has a parameter `key`, it gets a key during training
+    (for dropout) and None for predictions.
 
-    The tools of `bilevax.applications` call a model by `initial` and `logits`, which hand it images of uint8 as
-    floats in 0..1 (see `pixels`): a model never sees bytes, and need not scale them.
+    The tools of `bilevax.applications` call a model by `initial` and `logits`, which pass images of uint8 as floats in
+    0..1 (see `pixels`). A model must therefore not divide by 255 itself: the images would be scaled twice. Images that
+    are floats are passed unchanged; divide them by 255 yourself if their values are 0..255.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -38,16 +39,16 @@ class Model(NamedTuple):
 
 @dataclass(frozen=True)
 class Method:
-    """A method of a value. Unlike a local function it can be pickled, and it is equal where the values are.
+    """A method of a value, which can be pickled and is equal to the same method of an equal value.
 
-    (Python's bound methods are equal only where they belong to one object.) Equal models are compiled once.
+    Python's bound methods are equal only if they belong to the same object. Equal models are compiled once.
     """
 
     owner: Any
     name: str
 
     def __call__(self, *arguments: Any, **more: Any) -> Any:
-        """What the method returns."""
+        """Call the method."""
         return getattr(self.owner, self.name)(*arguments, **more)
 
     @property
@@ -60,14 +61,14 @@ def model_of(network: Any) -> Model:
     return Model(Method(network, "init"), Method(network, "apply"))
 
 
-def pixels(x: Any, dtype: Any = None) -> Any:
-    """Images of uint8, (n, h, w) or of higher rank, as floats in 0..1; anything else as it is.
+def pixels(x: Shaped[ArrayLike, "n ..."], dtype: DTypeLike | None = None) -> Shaped[ArrayLike, "n ..."]:
+    """Images of uint8, (n, h, w) or of higher rank, as floats in 0..1; anything else unchanged.
 
-    The one rule on bytes: an array of uint8 of rank 2 is a table, whose numbers are taken as they are.
+    This is the only place where bytes are scaled. An array of uint8 of rank 2 is a table and stays unchanged.
 
     Args:
-        x: samples (n, ...).
-        dtype: of the floats; JAX's default one if None.
+        x: samples.
+        dtype: of the floats; None for JAX's default.
 
     Example:
         >>> import jax.numpy as jnp
@@ -80,13 +81,15 @@ def pixels(x: Any, dtype: Any = None) -> Any:
     return jnp.asarray(x).astype(jnp.result_type(float) if dtype is None else dtype) / 255
 
 
-def initial(model: Model, key: Any, x: Any) -> PyTree:
-    """The parameters a model starts from; of x (n, ...) only shape and dtype matter."""
+def initial(model: Model, key: PRNGKeyArray, x: Shaped[ArrayLike, "n ..."]) -> PyTree:
+    """The initial parameters of a model; of x only shape and dtype matter."""
     return model.init(key, pixels(x))
 
 
-def logits(model: Model, params: PyTree, x: Any, key: Any = None) -> Any:
-    """The logits (n, classes) of x; with `key` as in training, without as in use."""
+def logits(
+    model: Model, params: PyTree, x: Shaped[ArrayLike, "n ..."], key: PRNGKeyArray | None = None
+) -> Float[Array, "n classes"]:
+    """The logits of x: with `key` as in training, without as in predictions."""
     x = pixels(x)
     if "key" in inspect.signature(model.apply).parameters:
         return model.apply(params, x, key=key)

@@ -1,17 +1,18 @@
-"""Networks that a lower level can train."""
+"""Networks for classification."""
 
 import itertools
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
+from jaxtyping import Array, Float, PRNGKeyArray, PyTree, Shaped
 
-from bilevax._checks import InputError, PyTree, require_count
-from bilevax.nn.layers import Conv, as_images, convolve, dense_network, drop_out, flattened, group_norm, initial_layer
+from bilevax._checks import InputError, require_count
+from bilevax.nn.layers import Conv, DenseNetwork, as_images, convolve, drop_out, flattened, group_norm, initial_layer
 from bilevax.nn.model import Model, model_of
 
 
@@ -28,14 +29,14 @@ def softmax_regression(classes: int) -> Model:
         >>> model.apply(model.init(jax.random.key(0), jnp.ones((5, 2))), jnp.ones((5, 2))).shape
         (5, 3)
     """
-    return dense_network(require_count("softmax_regression", "classes", classes), ())
+    return model_of(DenseNetwork(require_count("softmax_regression", "classes", classes), ()))
 
 
 def softmax_head(classes: int) -> Model:
     """Softmax regression without bias: one matrix (classes, features), starting from zero, on flattened features.
 
-    With the classes first, the product with the samples' rows and its derivative both read memory in order; of
-    1,000 x 784 samples a gradient takes about half the time of one through `softmax_regression`.
+    With the classes first, the product with the samples and its derivative both read memory in order: for 1,000 x 784
+    samples a gradient takes about half the time of `softmax_regression`.
 
     Raises:
         InputError: classes is not an integer of at least 2.
@@ -54,8 +55,8 @@ def mlp(classes: int, widths: Sequence[int] = (64,)) -> Model:
     """A fully connected network with ReLU, on flattened features; He's initialisation (He et al. 2015).
 
     Args:
-        classes: how many logits it gives.
-        widths: the hidden layers' widths.
+        classes: the number of logits.
+        widths: of the hidden layers.
 
     Raises:
         InputError: classes or a width is not a positive integer.
@@ -69,9 +70,8 @@ def mlp(classes: int, widths: Sequence[int] = (64,)) -> Model:
     """
     if isinstance(widths, str) or not isinstance(widths, Iterable):
         raise InputError(f"mlp: widths is {widths!r}. Pass the widths of the hidden layers, such as (64,).")
-    return dense_network(
-        require_count("mlp", "classes", classes), tuple(require_count("mlp", "a layer's width", n) for n in widths)
-    )
+    sizes = tuple(require_count("mlp", "a layer's width", n) for n in widths)
+    return model_of(DenseNetwork(require_count("mlp", "classes", classes), sizes))
 
 
 @dataclass(frozen=True)
@@ -80,23 +80,23 @@ class _Head:
 
     classes: int
 
-    def init(self, key: Any, x: Any) -> PyTree:
+    def init(self, key: PRNGKeyArray, x: Shaped[ArrayLike, "n ..."]) -> Float[Array, "classes d"]:
         return jnp.zeros((self.classes, math.prod(jnp.shape(x)[1:])))
 
-    def apply(self, params: PyTree, x: Any) -> Any:
+    def apply(self, params: Float[Array, "classes d"], x: Shaped[ArrayLike, "n ..."]) -> Float[Array, "n classes"]:
         return flattened(x) @ params.T
 
 
 def lenet5(classes: int = 10) -> Model:
-    """LeNet-5 (LeCun et al. 1998) in its common form of today: ReLU, max pooling, a dense softmax layer.
+    """LeNet-5 (LeCun et al. 1998) in its usual form today: ReLU, max pooling, a dense softmax layer.
 
     Convolutions of 6 (5x5, padded) and 16 (5x5) channels, each with 2x2 max pooling, then dense layers of 120 and
     84. 61,706 parameters on images of 28x28 with 10 classes.
 
     Args:
-        classes: how many logits it gives; at least 2.
+        classes: the number of logits, at least 2.
 
-    Images are uint8 (read as pixels / 255) or floating (taken as they are), (n, h, w) or (n, h, w, c).
+    Images are uint8 (divided by 255) or floats (unchanged), of shape (n, h, w) or (n, h, w, c).
 
     Raises:
         InputError: fewer than 2 classes; in use, images of another rank or too small.
@@ -117,7 +117,7 @@ def mnist_network(classes: int = 10) -> Model:
     """The network for MNIST of Mehra and Hamm (ACML 2021), appendix E.2.
 
     Convolutions of 64 and 128 channels (5x5), each with 2x2 max pooling and dropout of 0.25, then dense layers of
-    512 and 256 with dropout of 0.5. The paper does not print the padding: none gives 1,389,578 parameters on 28x28
+    512 and 256 with dropout of 0.5. The paper does not state the padding: none gives 1,389,578 parameters on 28x28
     images, the 1.4M of its Table 7 (padded, it would be 3.6M).
 
     Args, images and errors as for `lenet5`.
@@ -137,9 +137,9 @@ def cifar10_network(classes: int = 10) -> Model:
     """The network for CIFAR-10 of Mehra and Hamm (ACML 2021), appendix E.2.
 
     Three blocks of 48, 96 and 192 channels, each of two 3x3 convolutions, 2x2 max pooling and dropout of 0.25, then
-    dense layers of 512 and 256 with dropout of 0.5. The paper does not print the padding: with the first convolution
+    dense layers of 512 and 256 with dropout of 0.5. The paper does not state the padding: with the first convolution
     of a block padded and the second not, it has 1,172,410 parameters on 32x32x3 images, the 1.2M of its Table 7
-    (padded throughout 2.4M; unpadded throughout, the last pooling has nothing left to pool).
+    (padded throughout it has 2.4M; unpadded throughout, the last pooling has no pixels left).
 
     Args, images and errors as for `lenet5`.
 
@@ -158,7 +158,7 @@ def svhn_network(classes: int = 10) -> Model:
     """The network for SVHN of Mehra and Hamm (ACML 2021), appendix E.2.
 
     Three blocks of 32, 64 and 128 channels, each of two 3x3 convolutions, 2x2 max pooling and dropout of 0.3, then a
-    dense layer of 512 with dropout of 0.3. The paper does not print the padding: padded throughout, it has 1,341,226
+    dense layer of 512 with dropout of 0.3. The paper does not state the padding: padded throughout, it has 1,341,226
     parameters on 32x32x3 images, the 1.3M of its Table 7.
 
     Args, images and errors as for `lenet5`.
@@ -175,10 +175,11 @@ def svhn_network(classes: int = 10) -> Model:
 
 
 def six_and_four(classes: int = 10) -> Model:
-    """Six convolutions and four dense layers, the network of the SPNBO text (ICLR 2022 submission, section 5.2).
+    """Six convolutions and four dense layers, the network of SPNBO (ICLR 2022 submission, section 5.2).
 
-    It prints neither widths nor kernels: here three blocks of 32, 64 and 128 channels, each of two 3x3 convolutions
-    and 2x2 max pooling, then dense layers of 256, 128 and 64 and the last. 853,354 parameters on 32x32x3 images.
+    The text states neither widths nor kernels. Here: three blocks of 32, 64 and 128 channels, each of two 3x3
+    convolutions and 2x2 max pooling, then dense layers of 256, 128, 64 and the last. 853,354 parameters on 32x32x3
+    images.
 
     Args, images and errors as for `lenet5`.
 
@@ -198,19 +199,19 @@ def wide_resnet(classes: int = 10, depth: int = 28, width: int = 10) -> Model:
 
     Three groups of (depth - 4) / 6 pre-activated blocks of two 3x3 convolutions, of 16, 32 and 64 times `width`
     channels, the last two at half the resolution of the one before; then the mean over pixels and a dense layer. A
-    bilevel problem cannot carry running statistics, so group normalisation (Wu and He 2018; 8 groups) stands in the
-    place of batch normalisation; it has as many parameters. WRN-28-10 has 36,479,194 for 10 classes and 3 channels,
-    the 36M of Table 7 of Mehra and Hamm (ACML 2021). No dropout, as in WRN-28-10's usual form.
+    bilevel problem cannot carry running statistics, so group normalisation (Wu and He 2018; 8 groups) replaces batch
+    normalisation, with the same number of parameters. WRN-28-10 has 36,479,194 for 10 classes and 3 channels, the 36M
+    of Table 7 of Mehra and Hamm (ACML 2021). No dropout, as usual for WRN-28-10.
 
     Args:
-        classes: how many logits it gives; at least 2.
+        classes: the number of logits, at least 2.
         depth: 6 k + 4 for k = 1, 2, ...
         width: factor on the channels; at least 1.
 
     Images as for `lenet5`, of any size.
 
     Raises:
-        InputError: classes, depth or width is none of these; in use, images of another rank.
+        InputError: invalid classes, depth or width; in use, images of another rank.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -234,21 +235,21 @@ class _WideResNet:
     width: int
 
     def _plan(self) -> list[tuple[int, int]]:
-        """Of each block: its channels, and the stride of its first convolution."""
+        """For each block its channels and the stride of its first convolution."""
         return [
             (channels * self.width, 2 if group > 0 and block == 0 else 1)
             for group, channels in enumerate((16, 32, 64))
             for block in range((self.depth - 4) // 6)
         ]
 
-    def init(self, key: Any, x: Any) -> PyTree:
-        x = as_images("wide_resnet", x, jnp.float32)
+    def init(self, key: PRNGKeyArray, images: Shaped[ArrayLike, "n ..."]) -> PyTree[Float[Array, "..."]]:
+        x = as_images("wide_resnet", images, jnp.float32)
         keys = (jax.random.fold_in(key, i) for i in itertools.count())
 
-        def conv(side: int, into: int, out: int) -> Any:
+        def conv(side: int, into: int, out: int) -> Float[Array, "side side into out"]:
             return initial_layer(next(keys), (side, side, into, out))["weight"]
 
-        def norm(channels: int) -> dict[str, Any]:
+        def norm(channels: int) -> dict[str, Float[Array, " c"]]:
             return {"scale": jnp.ones(channels), "bias": jnp.zeros(channels)}
 
         first, into, blocks = conv(3, x.shape[3], 16), 16, []
@@ -259,8 +260,10 @@ class _WideResNet:
         dense = {"weight": jnp.zeros((into, self.classes)), "bias": jnp.zeros(self.classes)}
         return {"first": first, "blocks": tuple(blocks), "norm": norm(into), "dense": dense}
 
-    def apply(self, params: PyTree, x: Any) -> Any:
-        x = convolve(as_images("wide_resnet", x, params["first"].dtype), params["first"], "SAME")
+    def apply(
+        self, params: PyTree[Float[Array, "..."]], images: Shaped[ArrayLike, "n ..."]
+    ) -> Float[Array, "n classes"]:
+        x = convolve(as_images("wide_resnet", images, params["first"].dtype), params["first"], "SAME")
         for block, (_, stride) in zip(params["blocks"], self._plan(), strict=True):
             (norm_1, norm_2), (conv_1, conv_2) = block["norms"], block["convolutions"]
             inner = jax.nn.relu(group_norm(norm_1, x))
@@ -281,14 +284,14 @@ def _convolutional(
     block_dropout: float = 0.0,
     dense_dropout: float = 0.0,
 ) -> Model:
-    """Blocks of convolutions, each block ending in 2x2 max pooling and dropout; then dense layers with dropout."""
+    """Blocks of convolutions, each with 2x2 max pooling and dropout at its end; then dense layers with dropout."""
     classes = require_count(name, "classes", classes, 2)
     return model_of(_Convolutional(name, blocks, widths, classes, block_dropout, dense_dropout))
 
 
 @dataclass(frozen=True)
 class _Convolutional:
-    """The networks of convolutions and dense layers."""
+    """The network of `_convolutional`."""
 
     name: str
     blocks: tuple[tuple[Conv, ...], ...]
@@ -297,9 +300,9 @@ class _Convolutional:
     block_dropout: float
     dense_dropout: float
 
-    def _flat_size(self, x: Any) -> int:
-        side = list(jnp.shape(x)[1:3])
-        channels = jnp.shape(x)[3]
+    def _flat_size(self, x: Float[Array, "n h w c"]) -> int:
+        """The number of features after the convolutions."""
+        side, channels = list(x.shape[1:3]), x.shape[3]
         for block in self.blocks:
             for conv in block:
                 side = [s - (conv.side - 1 if conv.padding == "VALID" else 0) for s in side]
@@ -307,13 +310,13 @@ class _Convolutional:
             side = [s // 2 for s in side]
             if min(side) < 1:
                 raise InputError(
-                    f"{self.name}: images of {jnp.shape(x)[1]}x{jnp.shape(x)[2]} are too small: its convolutions and "
-                    "poolings leave nothing of them. Pass larger images, or another network."
+                    f"{self.name}: images of {x.shape[1]}x{x.shape[2]} are too small for its convolutions and "
+                    "poolings. Pass larger images, or another network."
                 )
         return side[0] * side[1] * channels
 
-    def init(self, key: Any, x: Any) -> PyTree:
-        x = as_images(self.name, x, jnp.float32)
+    def init(self, key: PRNGKeyArray, images: Shaped[ArrayLike, "n ..."]) -> PyTree[Float[Array, "..."]]:
+        x = as_images(self.name, images, jnp.float32)
         flat = self._flat_size(x)
         keys = (jax.random.fold_in(key, i) for i in itertools.count())
         channels, convs = x.shape[3], []
@@ -322,12 +325,14 @@ class _Convolutional:
             channels = conv.out
         sizes = (flat, *self.widths)
         dense = [initial_layer(next(keys), pair) for pair in itertools.pairwise(sizes)]
-        # As in `mlp` the last layer starts at zero.
+        # As in `mlp`, the last layer is zero.
         dense.append({"weight": jnp.zeros((sizes[-1], self.classes)), "bias": jnp.zeros(self.classes)})
         return {"convolutions": tuple(convs), "dense": tuple(dense)}
 
-    def apply(self, params: PyTree, x: Any, key: Any = None) -> Any:
-        x = as_images(self.name, x, params["dense"][0]["weight"].dtype)
+    def apply(
+        self, params: PyTree[Float[Array, "..."]], images: Shaped[ArrayLike, "n ..."], key: PRNGKeyArray | None = None
+    ) -> Float[Array, "n classes"]:
+        x = as_images(self.name, images, params["dense"][0]["weight"].dtype)
         self._flat_size(x)
         keys = itertools.repeat(None) if key is None else (jax.random.fold_in(key, i) for i in itertools.count())
         layers = iter(params["convolutions"])
@@ -335,7 +340,7 @@ class _Convolutional:
             for conv in block[:-1]:
                 layer = next(layers)
                 x = jax.nn.relu(convolve(x, layer["weight"], conv.padding) + layer["bias"])
-            # Bias and ReLU commute with the maximum, and cost a quarter after it.
+            # Bias and ReLU commute with the maximum, and cost a quarter as much after it.
             layer = next(layers)
             x = convolve(x, layer["weight"], block[-1].padding, pooled=True)
             x = drop_out(next(keys), jax.nn.relu(x + layer["bias"]), self.block_dropout)

@@ -1,14 +1,16 @@
-"""Networks that give features, for few-shot learning."""
+"""Networks that return features, for few-shot learning."""
 
 import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike, DTypeLike
+from jaxtyping import Array, Float, PRNGKeyArray, PyTree, Shaped
 
-from bilevax._checks import InputError, PyTree, require_count
+from bilevax._checks import InputError, require_count
 from bilevax.nn.layers import as_images, convolve, drop_out, initial_layer, max_pool
 from bilevax.nn.model import Method
 
@@ -18,12 +20,12 @@ class Representation(NamedTuple):
 
     `init(key, x) -> params`: x (n, ...) is a batch of examples, of which only shape and dtype matter.
     `apply(params, x, statistics=None, key=None) -> features (n, d)`. Channels are normalised by means and variances
-    over the samples and pixels of x, or by `statistics` where they are given; with a key as in training (dropout).
-    `statistics(params, x)` are those of the samples x, as `apply` takes them.
+    over the samples and pixels of x, or by `statistics` if given; a key switches dropout on.
+    `statistics(params, x)` returns the means and variances over the samples x, for `apply`.
 
-    Nothing runs along: a mean that changes with every call has no place in a function that is differentiated. While
-    u is learned every batch has its own statistics; who predicts takes those of a large sample of training images,
-    by which no image's features depend on which others are looked at beside it.
+    There are no running statistics: they would be state in a function that is differentiated. While u is learned, every
+    batch uses its own statistics. Predictions use the statistics of a large sample of training images, so the features
+    of an image do not depend on the other images in the batch.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -37,38 +39,52 @@ class Representation(NamedTuple):
     """
 
     init: Callable[..., PyTree]
-    apply: Callable[..., Any]
-    statistics: Callable[[PyTree, Any], PyTree]
+    apply: Callable[..., Float[Array, "n d"]]
+    statistics: Callable[..., "Statistics"]
 
 
-Statistics = list[tuple[Any, Any]]
+Statistics = tuple[tuple[Float[Array, " c"], Float[Array, " c"]], ...]
 
 
 class _Norms:
-    """The batch normalisations of one pass through a network, in their order, and the statistics they used."""
+    """The batch normalisations of one pass through a network, which collect the statistics they used in order."""
 
-    def __init__(self, statistics: Any | None):
-        self.used: Statistics = []
+    def __init__(self, statistics: Statistics | None):
+        self.used: list[tuple[Array, Array]] = []
         self._statistics = iter(statistics) if statistics is not None else None
 
-    def __call__(self, x: Any, shown: Any, shift: Any) -> Any:
-        """`shown` normalised by the statistics of x, or by those that were passed; a scale is left to what follows."""
+    def __call__(
+        self, x: Float[Array, "n h w c"], target: Float[Array, "n h2 w2 c"], shift: Float[Array, " c"]
+    ) -> Float[Array, "n h2 w2 c"]:
+        """`target` normalised by the statistics of x, or by the ones that were passed; without a scale."""
         found = (jnp.mean(x, (0, 1, 2)), jnp.var(x, (0, 1, 2))) if self._statistics is None else next(self._statistics)
         self.used.append(found)
         mean, variance = found
-        return (shown - mean) * jax.lax.rsqrt(variance + 1e-5) + shift
+        return (target - mean) * jax.lax.rsqrt(variance + 1e-5) + shift
 
 
 class _Normalised:
-    """What the representations share: one pass with statistics that are passed, or one that collects its own."""
+    """The base of the representations: subclasses define `init` and `_run`."""
 
-    def _run(self, params: PyTree, x: Any, norms: _Norms, key: Any) -> Any:
+    def _run(
+        self,
+        params: PyTree[Float[Array, "..."]],
+        images: Shaped[ArrayLike, "n ..."],
+        norms: _Norms,
+        key: PRNGKeyArray | None,
+    ) -> Float[Array, "n d"]:
         raise NotImplementedError
 
-    def apply(self, params: PyTree, x: Any, statistics: PyTree | None = None, key: Any = None) -> Any:
+    def apply(
+        self,
+        params: PyTree[Float[Array, "..."]],
+        x: Shaped[ArrayLike, "n ..."],
+        statistics: Statistics | None = None,
+        key: PRNGKeyArray | None = None,
+    ) -> Float[Array, "n d"]:
         return self._run(params, x, _Norms(statistics), key)
 
-    def statistics(self, params: PyTree, x: Any) -> PyTree:
+    def statistics(self, params: PyTree[Float[Array, "..."]], x: Shaped[ArrayLike, "n ..."]) -> Statistics:
         norms = _Norms(None)
         self._run(params, x, norms, None)
         return tuple(norms.used)
@@ -77,8 +93,10 @@ class _Normalised:
         return Representation(Method(self, "init"), Method(self, "apply"), Method(self, "statistics"))
 
 
-def _images_for_four_poolings(name: str, x: Any, dtype: Any) -> Any:
-    x = as_images(name, x, dtype)
+def _images_for_four_poolings(
+    name: str, images: Shaped[ArrayLike, "n ..."], dtype: DTypeLike
+) -> Float[Array, "n h w c"]:
+    x = as_images(name, images, dtype)
     if min(x.shape[1:3]) < 16:
         raise InputError(
             f"{name}: images of {x.shape[1]}x{x.shape[2]} are too small for four poolings. Pass images of at least "
@@ -90,9 +108,9 @@ def _images_for_four_poolings(name: str, x: Any, dtype: Any) -> Any:
 def omniglot_network(filters: int = 64) -> Representation:
     """The representation for Omniglot of Mehra and Hamm (ACML 2021), appendix E.3.
 
-    Four blocks of a padded 3x3 convolution, batch normalisation, ReLU and 2x2 max pooling; the last has no ReLU. Of
-    28x28 images it gives as many features as it has filters, and with 64 of them has 111,424 parameters, the 111K of
-    Table 7. Normalisation has a shift and no scale, which the next layer, or the cosine of the head, would undo.
+    Four blocks of a padded 3x3 convolution, batch normalisation, ReLU and 2x2 max pooling; the last has no ReLU. For
+    28x28 images it returns one feature per filter, and with 64 filters it has 111,424 parameters, the 111K of Table 7.
+    Normalisation has a shift but no scale, which the next layer, or the cosine of the head, would undo.
 
     Args:
         filters: channels of each block.
@@ -111,8 +129,8 @@ class _OmniglotNetwork(_Normalised):
 
     filters: int
 
-    def init(self, key: Any, x: Any) -> PyTree:
-        x = _images_for_four_poolings("omniglot_network", x, jnp.float32)
+    def init(self, key: PRNGKeyArray, images: Shaped[ArrayLike, "n ..."]) -> PyTree[Float[Array, "..."]]:
+        x = _images_for_four_poolings("omniglot_network", images, jnp.float32)
         channels = (x.shape[3], self.filters, self.filters, self.filters)
         keys = jax.random.split(key, len(channels))
         return tuple(
@@ -120,8 +138,14 @@ class _OmniglotNetwork(_Normalised):
             for key, into in zip(keys, channels, strict=True)
         )
 
-    def _run(self, params: PyTree, x: Any, norms: _Norms, key: Any) -> Any:
-        x = _images_for_four_poolings("omniglot_network", x, params[0]["weight"].dtype)
+    def _run(
+        self,
+        params: PyTree[Float[Array, "..."]],
+        images: Shaped[ArrayLike, "n ..."],
+        norms: _Norms,
+        key: PRNGKeyArray | None,
+    ) -> Float[Array, "n d"]:
+        x = _images_for_four_poolings("omniglot_network", images, params[0]["weight"].dtype)
         for i, block in enumerate(params):
             x = convolve(x, block["weight"], "SAME")
             x = norms(x, max_pool(x), block["shift"])  # normalisation and ReLU commute with the maximum
@@ -132,15 +156,16 @@ class _OmniglotNetwork(_Normalised):
 def mini_imagenet_network(features: int = 512) -> Representation:
     """The residual representation for mini-ImageNet of Mehra and Hamm (ACML 2021), appendix E.3 (Mishra et al. 2018).
 
-    Four blocks of 64, 96, 128 and 256 channels, each of three times a 3x3 convolution, batch normalisation and leaky
-    ReLU (0.1), a shortcut by a 1x1 convolution, 2x2 max pooling and dropout of 0.1; then a 1x1 convolution of 2,048
-    channels with normalisation and leaky ReLU, the mean over pixels, and a 1x1 convolution to the features.
+    Four blocks of 64, 96, 128 and 256 channels. Each has three times a 3x3 convolution, batch normalisation and leaky
+    ReLU (0.1), with a shortcut by a 1x1 convolution, then 2x2 max pooling and dropout of 0.1. A 1x1 convolution of
+    2,048 channels with normalisation and leaky ReLU follows, then the mean over pixels, and a 1x1 convolution to the
+    features.
 
-    The text has 384 features; with 512 the network has the 3.8M parameters, and two 5-way heads the 5K, of Table 7
+    The text has 384 features. With 512 the network has the 3.8M parameters of Table 7, and two 5-way heads have its 5K
     (3.5M and 4K with 384), so 512 is the default.
 
     Args:
-        features: how many it gives.
+        features: the number of features.
 
     Images as for `lenet5`, of at least 16x16.
 
@@ -156,11 +181,11 @@ class _MiniImagenetNetwork(_Normalised):
 
     features: int
 
-    def init(self, key: Any, x: Any) -> PyTree:
-        x = _images_for_four_poolings("mini_imagenet_network", x, jnp.float32)
+    def init(self, key: PRNGKeyArray, images: Shaped[ArrayLike, "n ..."]) -> PyTree[Float[Array, "..."]]:
+        x = _images_for_four_poolings("mini_imagenet_network", images, jnp.float32)
         keys = (jax.random.fold_in(key, i) for i in itertools.count())
 
-        def conv(side: int, into: int, out: int) -> Any:
+        def conv(side: int, into: int, out: int) -> Float[Array, "side side into out"]:
             return initial_layer(next(keys), (side, side, into, out))["weight"]
 
         into, blocks = x.shape[3], []
@@ -172,8 +197,14 @@ class _MiniImagenetNetwork(_Normalised):
         last = {"weight": conv(1, 2048, self.features), "bias": jnp.zeros(self.features)}
         return {"blocks": tuple(blocks), "wide": wide, "last": last}
 
-    def _run(self, params: PyTree, x: Any, norms: _Norms, key: Any) -> Any:
-        x = _images_for_four_poolings("mini_imagenet_network", x, params["last"]["bias"].dtype)
+    def _run(
+        self,
+        params: PyTree[Float[Array, "..."]],
+        images: Shaped[ArrayLike, "n ..."],
+        norms: _Norms,
+        key: PRNGKeyArray | None,
+    ) -> Float[Array, "n d"]:
+        x = _images_for_four_poolings("mini_imagenet_network", images, params["last"]["bias"].dtype)
         keys = itertools.repeat(None) if key is None else (jax.random.fold_in(key, i) for i in itertools.count())
         for block in params["blocks"]:
             short = convolve(x, block["shortcut"], "SAME")

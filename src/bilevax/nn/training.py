@@ -1,7 +1,8 @@
-"""Plain training of a classifier by sample weights."""
+"""Training of a classifier with sample weights."""
 
 import functools
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,8 +10,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jaxtyping import Array, Float, Int, Integer, PRNGKeyArray, PyTree, Shaped
 
-from bilevax._checks import InputError, PyTree, require_count
+from bilevax._checks import InputError, require_count
 from bilevax._optimizers import require_schedule
 from bilevax.loop.sources import Epochs
 from bilevax.nn.model import Model, initial, logits
@@ -25,10 +27,10 @@ class Training:
     """How a classifier is trained, by Adam.
 
     Args:
-        steps: moves of the parameters.
-        rate: Adam's: a number falls to zero by a cosine over the steps, an optax schedule is followed as it is.
-        batch_size: samples per move, drawn without replacement in each pass; None for all at each move.
-        l2: weight of half the squared norm of the model's matrices.
+        steps: number of steps.
+        rate: learning rate: a number decays to zero by a cosine over the steps; or an optax schedule.
+        batch_size: samples per step, drawn without replacement in each pass over the data; None for all samples.
+        l2: weight of half the squared norm of the matrices among the parameters.
 
     Raises:
         InputError: steps or batch_size is not a positive integer, rate is not positive, l2 is negative.
@@ -60,37 +62,45 @@ def _is_real(x: Any) -> bool:
     return isinstance(x, int | float | np.integer | np.floating) and not isinstance(x, bool)
 
 
-def require_finite(name: str, x: np.ndarray) -> None:
+def require_finite(name: str, x: Shaped[np.ndarray, "..."]) -> None:
     """Refuse samples with entries that are not finite."""
     bad = int(x.size - np.isfinite(x).sum())
     if bad:
         raise InputError(f"{name} holds {bad} NaN or infinite values of {x.size}. Fill them, or leave those rows out.")
 
 
-def cross_entropy(model: Model, v: PyTree, x: Any, y: Any, key: Any = None) -> Any:
-    """The cross-entropy of each sample, (n,); with a key as in training (dropout)."""
+def cross_entropy(
+    model: Model, v: PyTree, x: Shaped[Array, "n ..."], y: Integer[Array, " n"], key: PRNGKeyArray | None = None
+) -> Float[Array, " n"]:
+    """The cross-entropy of each sample; with a key as in training (dropout)."""
     return optax.softmax_cross_entropy_with_integer_labels(logits(model, v, x, key), y)
 
 
-def one_hot_cross_entropy(model: Model, v: PyTree, x: Any, targets: Any, key: Any = None) -> Any:
-    """The mean cross-entropy of targets (n, classes), one-hot or soft."""
+def one_hot_cross_entropy(
+    model: Model,
+    v: PyTree,
+    x: Shaped[Array, "n ..."],
+    targets: Float[Array, "n classes"],
+    key: PRNGKeyArray | None = None,
+) -> Float[Array, ""]:
+    """The mean cross-entropy with one-hot or soft targets."""
     return jnp.mean(optax.softmax_cross_entropy(logits(model, v, x, key), targets))
 
 
-def penalised(loss: Any, l2: float, v: PyTree) -> Any:
-    """A loss plus l2/2 times the squared norm of the matrices of v; biases and scales are left alone."""
+def penalised(loss: Float[Array, ""], l2: float, v: PyTree[Float[Array, "..."]]) -> Float[Array, ""]:
+    """A loss plus l2/2 times the squared norm of the matrices of v; biases and scales are not penalised."""
     return loss + l2 / 2 * sum(jnp.sum(p**2) for p in jax.tree.leaves(v) if jnp.ndim(p) > 1)
 
 
-def weighted_mean(losses: Any, weight: Any) -> Any:
-    """The mean of losses (n,) by weights (n,)."""
-    # A minibatch may hold weightless samples alone: 0 / 0.
+def weighted_mean(losses: Float[Array, " n"], weight: Float[Array, " n"]) -> Float[Array, ""]:
+    """The weighted mean of losses."""
+    # All weights of a minibatch may be zero.
     return jnp.sum(weight * losses) / jnp.maximum(jnp.sum(weight), jnp.finfo(weight.dtype).tiny ** 0.5)
 
 
 @dataclass(frozen=True)
 class _WeightedLoss:
-    """The training loss of a model by sample weights."""
+    """The training loss of a model with sample weights."""
 
     model: Model
     l2: float
@@ -100,22 +110,29 @@ class _WeightedLoss:
         return penalised(weighted_mean(cross_entropy(self.model, v, x, y, key), weight), self.l2, v)
 
 
-def _nothing(u: Any, v: PyTree, data: Any) -> Any:
-    """There is no upper level."""
+def _nothing(u: Float[Array, "1"], v: PyTree, data: Any) -> Float[Array, ""]:
+    """The upper loss of a problem without an upper level."""
     return jnp.sum(u)
 
 
 @functools.partial(jax.jit, static_argnames=("model", "training"))
-def train(model: Model, training: Training, x: Any, y: Any, weight: Any, key: Any) -> PyTree:
-    """The parameters of a model trained from its start on samples by their weights.
+def train(
+    model: Model,
+    training: Training,
+    x: Shaped[Array, "n ..."],
+    y: Integer[Array, " n"],
+    weight: Float[Array, " n"],
+    key: PRNGKeyArray,
+) -> PyTree:
+    """The parameters of a model trained on weighted samples from its initial parameters.
 
     Args:
         model: maps x to logits (n, classes).
-        training: how.
-        x: features or images (n, ...).
-        y: integer labels (n,), 0..classes-1.
-        weight: (n,) of floats, zero or positive.
-        key: a jax.random key, for the start, the order of the samples and dropout.
+        training: settings.
+        x: features or images.
+        y: labels 0..classes-1.
+        weight: zero or positive.
+        key: for the initial parameters, the order of the samples and dropout.
     """
     init_key, train_key = jax.random.split(key)
     order_key = jax.random.fold_in(train_key, training.steps)
@@ -123,7 +140,7 @@ def train(model: Model, training: Training, x: Any, y: Any, weight: Any, key: An
     rate = training.rate if callable(training.rate) else optax.cosine_decay_schedule(training.rate, training.steps)
     optimizer = optax.adam(rate)
     descent = base.Descent(Problem(_nothing, _WeightedLoss(model, training.l2), random_lower=True), u, optimizer)
-    # None where a batch would hold everything: the same samples without a gather.
+    # None where a batch would hold all samples, which needs no gather.
     size = training.batch_size if training.batch_size is not None and training.batch_size < len(x) else None
     source = Epochs(jnp.zeros(1), (x, y, weight), lower_size=size)
 
@@ -135,24 +152,26 @@ def train(model: Model, training: Training, x: Any, y: Any, weight: Any, key: An
 
 
 @functools.partial(jax.jit, static_argnames=("model",))
-def _probabilities(model: Model, v: PyTree, x: Any) -> Any:
+def _probabilities(model: Model, v: PyTree, x: Shaped[Array, "n ..."]) -> Float[Array, "n classes"]:
     return jax.nn.softmax(logits(model, v, x))
 
 
-def probabilities(model: Model, v: PyTree, x: Any) -> np.ndarray:
-    """The probability of each class, (n, classes), a few thousand samples at a time."""
+def probabilities(model: Model, v: PyTree, x: Shaped[np.ndarray | Array, "n ..."]) -> Float[np.ndarray, "n classes"]:
+    """The probability of each class, computed for a few thousand samples at a time."""
     return _in_parts(_probabilities, model, v, x)
 
 
 @functools.partial(jax.jit, static_argnames=("model",))
-def _logits(model: Model, v: PyTree, x: Any) -> Any:
+def _logits(model: Model, v: PyTree, x: Shaped[Array, "n ..."]) -> Float[Array, "n classes"]:
     return logits(model, v, x)
 
 
-def improbable(model: Model, v: PyTree, x: Any, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The probability (n,) that each sample's label is another than y (n,), and the most likely label (n,).
+def improbable(
+    model: Model, v: PyTree, x: Shaped[np.ndarray | Array, "n ..."], y: Integer[np.ndarray, " n"]
+) -> tuple[Float[np.ndarray, " n"], Int[np.ndarray, " n"]]:
+    """The probability that the label of each sample is not y, and the most likely label.
 
-    In float64, and as the sum over the other labels: of single precision, where a network is sure, all but a few would
+    It is the sum over the other labels in float64. In single precision, nearly all values of a confident network would
     be 0 or 1, and could not be ranked.
     """
     found = _in_parts(_logits, model, v, x).astype(np.float64)
@@ -161,6 +180,8 @@ def improbable(model: Model, v: PyTree, x: Any, y: np.ndarray) -> tuple[np.ndarr
     return np.where(own, 0, odds).sum(1) / odds.sum(1), found.argmax(1)
 
 
-def _in_parts(function: Any, model: Model, v: PyTree, x: Any) -> np.ndarray:
+def _in_parts(
+    function: Callable[..., Array], model: Model, v: PyTree, x: Shaped[np.ndarray | Array, "n ..."]
+) -> Float[np.ndarray, "n classes"]:
     starts = range(0, len(x), PREDICTED_AT_ONCE)
     return np.concatenate([np.asarray(function(model, v, x[i : i + PREDICTED_AT_ONCE])) for i in starts])
