@@ -15,11 +15,11 @@ from bilevax import InputError, _files
         (None, "is None, and must be a path"),
         (3, "is 3, and must be a path"),
         (["a"], r"is \['a'\], and must be a path"),
-        (b"folder", "is b'folder', of bytes. Pass a str"),
+        (b"folder", "is b'folder', bytes. Pass a str"),
         ("", "is '', an empty path"),
         ("  ", "an empty path"),
         ("a\0b", "holds a NUL character"),
-        ("~nobody-of-that-name/x", "no such home folder"),
+        ("~nobody-of-that-name/x", "home folder does not exist"),
         ("x" * 300, "a name of more than 255 bytes"),
         ("é" * 130, "a name of more than 255 bytes"),
         ("\ud83d", "cannot be encoded"),
@@ -55,7 +55,7 @@ def test_a_relative_path_in_a_folder_that_is_gone_is_refused(tmp_path, monkeypat
     (tmp_path / "gone").mkdir()
     monkeypatch.chdir(tmp_path / "gone")
     (tmp_path / "gone").rmdir()
-    with pytest.raises(InputError, match="a current folder that is gone"):
+    with pytest.raises(InputError, match="a current folder that was removed"):
         _files.local_path("x", "saves")
 
 
@@ -167,7 +167,7 @@ def test_an_input_is_never_an_output(tmp_path, kind, overwrite):
     elif kind == "symlink to the folder":
         (tmp_path / "same").symlink_to(out)
         source = tmp_path / "same" / "a.csv"
-    with pytest.raises(InputError, match=r"--out: '.*a.csv' would be overwritten, and it is the input TRAIN"):
+    with pytest.raises(InputError, match=r"--out: '.*a.csv' is the input TRAIN and would be overwritten"):
         _files.Outputs(out, ["b.csv", "a.csv"], inputs={"--test": None, "TRAIN": source}, overwrite=overwrite)
     assert tree(out) == ["a.csv"]
 
@@ -226,7 +226,7 @@ def test_a_folder_in_the_place_of_an_output_is_refused(tmp_path, overwrite):
     with pytest.raises(InputError, match=r"--out: '.*file' cannot be written"):
         _files.Outputs(tmp_path / "file", ["a.csv"], overwrite=overwrite)
     (tmp_path / "out" / ".bilevax").write_text("mine")
-    with pytest.raises(InputError, match=r"'.*\.bilevax' is damaged, or was not written by bilevax"):
+    with pytest.raises(InputError, match=r"'.*\.bilevax' is damaged or was not written by bilevax"):
         _files.Outputs(tmp_path / "out", ["b.csv"], overwrite=overwrite)
 
 

@@ -1,8 +1,7 @@
-"""Files and folders that this program makes, as distinct from those of a user.
+"""Files and folders that this program writes, kept apart from a user's files.
 
-A folder made here, or written to, holds an owner file, `.bilevax`: whether the folder was made by this
-program, and the SHA-256 of each file that it wrote there. Nothing that the owner file does not list is
-removed or overwritten.
+A folder that is made or written to here holds an owner file, `.bilevax`. It records whether this program made the
+folder, and the SHA-256 of each file that it wrote there. A file that it does not list is never removed or overwritten.
 """
 
 from bilevax._files.folders import claim as claim

@@ -1,4 +1,4 @@
-"""Folders that this program makes, marked by an owner file."""
+"""Folders with an owner file, which marks what this program wrote."""
 
 import errno
 import json
@@ -19,7 +19,7 @@ OWNER = ".bilevax"
 
 
 def make(folder: Path) -> None:
-    """Make a folder, with its parents, and mark it. One that is already there is left as it is.
+    """Make a folder with its parents, and mark it. An existing one stays unchanged.
 
     Raises:
         OSError: it cannot be made.
@@ -35,7 +35,7 @@ def make(folder: Path) -> None:
 
 
 def make_writable(folder: Path) -> None:
-    """`make`, and try the folder with a file that leaves no trace.
+    """`make`, then test that files can be written.
 
     Raises:
         OSError: it cannot be made or written.
@@ -46,14 +46,14 @@ def make_writable(folder: Path) -> None:
 
 
 def claim(folder: Path, where: str) -> None:
-    """Make a folder that is to hold nothing of a user's: a new one, an empty one, or one marked before.
+    """Make and mark a folder for this program alone: it must be new, empty, or marked already.
 
     Args:
         folder: the folder.
-        where: what names it in an error, such as "--out".
+        where: its name in an error, such as "--out".
 
     Raises:
-        InputError: it holds files and no mark, is a file, or cannot be written.
+        InputError: it holds files but no mark, is a file, or cannot be written.
     """
     try:
         if folder.is_dir() and not is_ours(folder) and any(folder.iterdir()):
@@ -75,15 +75,15 @@ def is_ours(folder: Path) -> bool:
 
 
 def remove_ours(folder: Path) -> bool:
-    """Remove from a marked folder what this program wrote, folders below it that are marked included.
+    """Remove what this program wrote from a marked folder, including marked folders inside it.
 
-    Files that the owner file does not list, or that were changed since, stay, and so do the folders they lie in.
+    Files that the owner file does not list, or that were changed since, stay, and so do their folders.
 
     Returns:
         Whether the folder is gone.
 
     Raises:
-        LockedError: a solve is writing to it.
+        LockedError: a solve is writing to the folder.
         OSError: something could not be removed.
     """
     mark = read_mark(folder)
@@ -102,10 +102,10 @@ def remove_ours(folder: Path) -> bool:
         else:
             left[name] = hashes
         for parent in path.relative_to(folder).parents:
-            with suppress(OSError):  # it holds more
+            with suppress(OSError):  # not empty
                 if parent.parts:
                     (folder / parent).rmdir()
-    for path in folder.iterdir():  # left by a process that was killed
+    for path in folder.iterdir():  # left by killed processes
         if TEMPORARY.fullmatch(path.name) and path.is_file() and not path.is_symlink():
             path.unlink()
     if os.path.lexists(folder / LOCK):
@@ -119,7 +119,7 @@ def remove_ours(folder: Path) -> bool:
 
 
 def read_mark(folder: Path) -> dict[str, Any] | None:
-    """What the owner file of a folder holds; None where there is none, or one that this program did not write."""
+    """The content of the owner file; None where there is none, or one that this program did not write."""
     path = folder / OWNER
     try:
         if not stat.S_ISREG(path.lstat().st_mode):
@@ -145,9 +145,9 @@ def write_mark(folder: Path, mark: dict[str, Any]) -> None:
 
 
 def scratch(folder: Path, names: Iterable[str], **more: Any) -> Path:
-    """A new marked folder with a temporary name in `folder`, for files of these names; `more` goes into the mark.
+    """A new marked folder with a temporary name in `folder`, for files with these names; `more` is added to the mark.
 
-    Renamed once its files are written, it is a folder that is there whole or not at all.
+    Renaming it once its files are written makes a complete folder, or none.
     """
     part = temporary_name(folder / "x")
     part.mkdir()
@@ -161,16 +161,16 @@ def scratch(folder: Path, names: Iterable[str], **more: Any) -> Path:
 
 
 def sweep(folder: Path) -> None:
-    """Remove the scratch folders that killed processes have left."""
+    """Remove the scratch folders left by killed processes."""
     for path in folder.iterdir():
         if TEMPORARY.fullmatch(path.name) and path.is_dir() and not path.is_symlink():
             if not is_ours(path) and all(TEMPORARY.fullmatch(p.name) for p in path.iterdir()):
-                write_mark(path, {"made": True, "files": {}})  # killed before it was marked
+                write_mark(path, {"made": True, "files": {}})  # its process was killed before marking it
             remove_ours(path)
 
 
 def remove_whole(folder: Path) -> bool:
-    """Remove a marked folder at once, as seen from outside; not if it holds a file that its mark does not list.
+    """Remove a marked folder atomically, unless it holds a file that its mark does not list.
 
     Returns:
         Whether it was removed.

@@ -1,4 +1,4 @@
-"""Locks on folders, which the system drops with the process."""
+"""Locks on folders, which end with the process."""
 
 import os
 import socket
@@ -21,20 +21,16 @@ class LockedError(InputError):
 
 
 def lock(folder: Path, where: str) -> Callable[[], None]:
-    """Lock a folder.
+    """Lock a folder until the returned function is called or the process ends.
 
-    The system drops the lock with the process, however that ends. Where the file system or the system has no locks,
-    nothing is locked.
+    Without support by the file system or the operating system, nothing is locked.
 
     Args:
         folder: the folder.
-        where: what names it in an error, such as "Checkpoint: directory".
-
-    Returns:
-        What unlocks it.
+        where: its name in an error, such as "Checkpoint: directory".
 
     Raises:
-        LockedError: it is locked.
+        LockedError: it is locked already.
         OSError: it cannot be written.
     """
     if fcntl is None:
@@ -47,12 +43,12 @@ def lock(folder: Path, where: str) -> Callable[[], None]:
             if same_descriptor(descriptor, path):
                 break
         except BlockingIOError as error:
-            holder = os.pread(descriptor, 200, 0).decode(errors="replace").strip()
+            locked = _locked(folder, where, descriptor)
             os.close(descriptor)
-            raise _locked(folder, where, holder) from error
+            raise locked from error
         except OSError:  # this file system has no locks
             break
-        os.close(descriptor)  # the one who held it removed the file meanwhile
+        os.close(descriptor)  # the holder has removed the file meanwhile
     try:
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
@@ -79,20 +75,20 @@ def require_unlocked(folder: Path, where: str) -> None:
         return
     try:
         descriptor = os.open(folder / LOCK, os.O_RDONLY | os.O_CLOEXEC)
-    except OSError:  # nobody has locked it
+    except OSError:  # no lock file
         return
     try:
         fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError as error:
-        holder = os.pread(descriptor, 200, 0).decode(errors="replace").strip()
-        raise _locked(folder, where, holder) from error
+        raise _locked(folder, where, descriptor) from error
     except OSError:
         pass
     finally:
         os.close(descriptor)
 
 
-def _locked(folder: Path, where: str, holder: str) -> LockedError:
+def _locked(folder: Path, where: str, descriptor: int) -> LockedError:
+    holder = os.pread(descriptor, 200, 0).decode(errors="replace").strip()
     by = f" ({holder})" if holder else ""
     return LockedError(
         f"{where} is {str(folder)!r}, which another solve{by} is writing to. Wait for it to end, or name another "
@@ -101,7 +97,7 @@ def _locked(folder: Path, where: str, holder: str) -> LockedError:
 
 
 def same_descriptor(descriptor: int, path: Path) -> bool:
-    """Whether an open file is still what stands at a path."""
+    """Whether a path is still the open file."""
     try:
         return os.path.samestat(os.fstat(descriptor), os.stat(path))
     except FileNotFoundError:

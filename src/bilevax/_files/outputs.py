@@ -15,18 +15,17 @@ class Outputs:
     """The files that a command writes into a folder, checked before anything is computed.
 
     Args:
-        folder: where the files go. It is made if need be; other files in it are left alone.
-        names: the files to be written, relative to the folder.
-        inputs: the files that are read, by the name of their argument.
-        overwrite: whether files that are not unchanged outputs of this program may be overwritten.
-        where: what names the folder in an error.
+        folder: where the files go; made if needed. Other files in it are not touched.
+        names: the files to write, relative to the folder.
+        inputs: the files to read, by the name of their argument.
+        overwrite: whether to overwrite files that are not unchanged outputs of this program.
+        where: name of the folder in an error.
 
-    What `write` writes is recorded in the folder's owner file by its SHA-256, so an output that was edited since counts
-    as the user's.
+    `write` records the SHA-256 of each file in the owner file, so an output that was edited since counts as the user's.
 
     Raises:
-        InputError: a file to be written is an input; or exists, and is not an unchanged output of this program; or the
-            folder cannot be written.
+        InputError: a file to write is an input, or exists and is not an unchanged output of this program; or the folder
+            cannot be written.
 
     Example:
         >>> import pathlib, tempfile
@@ -54,8 +53,8 @@ class Outputs:
             mark = read_mark(folder)
             if mark is None and os.path.lexists(folder / OWNER):
                 raise InputError(
-                    f"{where}: {str(folder / OWNER)!r} is damaged, or was not written by bilevax, so what is its own "
-                    "cannot be known. Move it away, or name another folder."
+                    f"{where}: {str(folder / OWNER)!r} is damaged or was not written by bilevax, so it is unknown "
+                    "which files are its own. Move it away, or name another folder."
                 )
             for name in names:
                 self._check(folder / name, {} if mark is None else mark["files"], inputs or {}, overwrite)
@@ -69,29 +68,28 @@ class Outputs:
         for argument, source in inputs.items():
             if source is not None and same_file(path, source):
                 raise InputError(
-                    f"{self.where}: {str(path)!r} would be overwritten, and it is the input {argument}. Name another "
+                    f"{self.where}: {str(path)!r} is the input {argument} and would be overwritten. Name another "
                     "folder."
                 )
         if not os.path.lexists(path):
             return
         if path.is_dir() and not path.is_symlink():
             raise InputError(
-                f"{self.where}: {str(path)!r} is a folder, and a file of that name is to be written. Name another "
-                "folder."
+                f"{self.where}: {str(path)!r} is a folder, and a file with that name is needed. Name another folder."
             )
         name = path.relative_to(self.folder).as_posix()
         if not force and not (name in files and unchanged(path, files[name])):
             raise InputError(
-                f"{self.where}: {str(path)!r} exists and would be overwritten: it was not written by bilevax, or was "
+                f"{self.where}: {str(path)!r} exists and would be overwritten: bilevax did not write it, or it was "
                 "changed since. Name another folder, move the file away, or pass --overwrite."
             )
 
     def write(self, name: str, write: Callable[[Path], Any]) -> None:
-        """Write one of the files, whole or not at all, and record it.
+        """Write one of the files, completely or not at all, and record it.
 
         Args:
             name: relative to the folder.
-            write: writes the file at the path that it is called with.
+            write: called with the path to write to.
 
         Raises:
             OSError: the file cannot be written.
@@ -102,7 +100,7 @@ class Outputs:
         def recorded(temporary: Path) -> None:
             write(temporary)
             mark = read_mark(self.folder) or {"made": False, "files": {}}
-            # The hash before stays as well: a kill between here and the rename leaves the earlier file.
+            # The previous hash stays, too: a kill between here and the rename leaves the previous file.
             mark["files"][name] = [*mark["files"].get(name, [])[-1:], digest(temporary)]
             write_mark(self.folder, mark)
 

@@ -1,4 +1,4 @@
-"""Paths that a user passed, and what the system says of them."""
+"""Checks of paths that a user passed."""
 
 import os
 import re
@@ -11,14 +11,14 @@ LONGEST_NAME = 255  # bytes; the limit of every common file system
 
 
 def local_path(where: str, path: Any) -> Path:
-    """A path that a user passed, as an absolute Path. Nothing is made.
+    """A path that a user passed, as an absolute Path. Nothing is created.
 
     Args:
-        where: what names the argument in an error, such as "JsonLines: path".
-        path: what was passed.
+        where: name of the argument in an error, such as "JsonLines: path".
+        path: the argument.
 
     Raises:
-        InputError: it is not a str or a path, is empty, is a URL, holds a NUL, or has a name that no file can have.
+        InputError: it is not a str or a path, or is empty, a URL or not a valid name of a file.
 
     Example:
         >>> local_path("JsonLines: path", "/logs/../logs/log.jsonl").name
@@ -31,12 +31,12 @@ def local_path(where: str, path: Any) -> Path:
         raise InputError(f"{where} is {path!r}, and must be a path: a str or a pathlib.Path.")
     text = os.fspath(path)
     if not isinstance(text, str):
-        raise InputError(f"{where} is {text!r}, of bytes. Pass a str; os.fsdecode makes one.")
+        raise InputError(f"{where} is {text!r}, bytes. Pass a str; os.fsdecode converts it.")
     if not text.strip():
         raise InputError(f"{where} is {text!r}, an empty path. Name a file or a folder.")
     if "\0" in text:
-        raise InputError(f"{where} is {text!r}, which holds a NUL character. No file can have such a name.")
-    if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", text):  # pathlib makes one slash of two
+        raise InputError(f"{where} is {text!r}, which holds a NUL character. File names cannot contain it.")
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", text):  # one slash, since pathlib collapses two
         raise InputError(
             f"{where} is {text!r}, a URL. Only local folders can be written to: mount the bucket, or write to a "
             "local folder and copy it."
@@ -44,7 +44,7 @@ def local_path(where: str, path: Any) -> Path:
     try:
         found = Path(text).expanduser()
     except RuntimeError as error:
-        raise InputError(f"{where} is {text!r}, and there is no such home folder. Write the path out.") from error
+        raise InputError(f"{where} is {text!r}, and that home folder does not exist. Pass the full path.") from error
     try:
         too_long = any(len(os.fsencode(part)) > LONGEST_NAME for part in found.parts)
     except UnicodeEncodeError as error:
@@ -55,17 +55,17 @@ def local_path(where: str, path: Any) -> Path:
         return Path(os.path.abspath(found))
     except FileNotFoundError as error:
         raise InputError(
-            f"{where} is {text!r}, relative to a current folder that is gone. Write it in full."
+            f"{where} is {text!r}, relative to a current folder that was removed. Pass the full path."
         ) from error
 
 
 def reason(error: OSError) -> str:
-    """Why the system refused, in its own words."""
+    """The reason that the operating system gives."""
     return error.strerror or str(error) or type(error).__name__
 
 
 def same_file(one: Path, other: Path) -> bool:
-    """Whether two paths are one file, through symlinks and hard links too, or would be one if they were made."""
+    """Whether two paths are the same file, also through links, or would be if they existed."""
     try:
         return os.path.samefile(one, other)
     except OSError:

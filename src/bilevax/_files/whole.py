@@ -1,4 +1,4 @@
-"""Files written whole or not at all."""
+"""Files written completely or not at all."""
 
 import hashlib
 import os
@@ -14,13 +14,13 @@ TEMPORARY = re.compile(r"\.bilevax-[0-9a-f]{12}(\..*)?")
 
 
 def replace(path: Path, write: Callable[[Path], Any]) -> None:
-    """Write a file whole or not at all: under another name in the same folder, then by a rename.
+    """Write a file completely or not at all: under a temporary name in the same folder, then renamed.
 
-    A symlink at `path` is replaced; what it points to is not touched. What was there before stays if writing fails.
+    A symlink at `path` is replaced, not its target. If writing fails, the previous file stays.
 
     Args:
         path: the file.
-        write: writes the file at the path that it is called with, which has the same suffix.
+        write: called with the path to write to, which has the same suffix.
 
     Raises:
         OSError: the file cannot be written.
@@ -41,18 +41,18 @@ def replace(path: Path, write: Callable[[Path], Any]) -> None:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-    with suppress(OSError):  # some file systems cannot
+    with suppress(OSError):  # not supported by some file systems
         sync(path.parent)
 
 
 def temporary_name(path: Path) -> Path:
-    """A name beside a path that no file has, with its suffix."""
+    """An unused path in the same folder, with the same suffix."""
     suffix = path.suffix if len(path.suffix) < 20 else ""
     return path.with_name(f".bilevax-{secrets.token_hex(6)}{suffix}")
 
 
 def sync(path: Path) -> None:
-    """Wait until a file or a folder is on the disk."""
+    """Wait until a file or a folder is on disk."""
     descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
     try:
         os.fsync(descriptor)
@@ -67,7 +67,7 @@ def digest(path: Path) -> str:
 
 
 def unchanged(path: Path, hashes: list[str]) -> bool:
-    """Whether a path is a regular file with one of these hashes; without any, whether it is a regular file."""
+    """Whether a path is a regular file with one of these hashes; any hash if the list is empty."""
     if not stat.S_ISREG(path.lstat().st_mode):
         return False
     return not hashes or digest(path) in hashes

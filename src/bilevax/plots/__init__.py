@@ -1,8 +1,7 @@
-"""Figures of denoising and tuning runs and of experiments, drawn without any of pyplot's global state.
+"""Figures of runs and experiments, drawn without the global state of pyplot.
 
-Texts are shown as they are: none is parsed as a formula, control characters are replaced, long ones are shortened.
-Figures are PNG files, written whole or not at all. Input of wrong types or shapes, and a path that cannot be written,
-raise InputError.
+Texts are not parsed as formulas; control characters are replaced, and long texts are shortened. Figures are PNG files,
+written completely or not at all. Wrong types or shapes, and a path that cannot be written, raise InputError.
 """
 
 from bilevax.plots.curves import Line as Line

@@ -1,15 +1,17 @@
-"""Curves over steps, seconds or settings."""
+"""Curves against steps, seconds or settings."""
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
+from jaxtyping import Float
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
+from numpy.typing import ArrayLike
 
 from bilevax._checks import InputError, require_count
 from bilevax.plots.drawing import (
@@ -30,30 +32,30 @@ MOST_POINTS = 2000  # of a running median
 
 
 class Panel(NamedTuple):
-    """One panel of `curve_panels`: `curves` (trials, k) over `x` (k,); `log` for a logarithmic y axis."""
+    """One panel of `curve_panels`: `curves` (trials, k) against `x` (k,); `log` for a logarithmic y axis."""
 
     title: str
-    x: Any
-    curves: Any
+    x: ArrayLike
+    curves: ArrayLike
     log: bool
 
 
 class TimedLosses(NamedTuple):
     """One curve of `loss_against_time`: `losses` (k,) at `seconds` (k,) since the start."""
 
-    seconds: Any
-    losses: Any
+    seconds: ArrayLike
+    losses: ArrayLike
 
 
 class Line(NamedTuple):
-    """One line of a `LinePanel`: `y` (k,), or (trials, k), over `x` (k,)."""
+    """One line of a `LinePanel`: `y` (k,) or (trials, k) against `x` (k,)."""
 
-    x: Any
-    y: Any
+    x: ArrayLike
+    y: ArrayLike
 
 
 class LinePanel(NamedTuple):
-    """One panel of `line_panels`: lines by their names, and levels that do not depend on x, drawn across."""
+    """One panel of `line_panels`: named lines, and named levels drawn as horizontal lines."""
 
     title: str
     x_label: str
@@ -63,18 +65,17 @@ class LinePanel(NamedTuple):
 
 
 def convergence(histories: Mapping[str, Info], path: Path) -> None:
-    """Losses and gradient norms over the steps, one colour for each solver.
+    """Losses and gradient norms against steps, one colour per solver.
 
-    The thin pale line is each step (with minibatches, a noisy one), the strong one its running median. Of a
-    `Vectorized` solver the strong line is the median over the members that are still finite, and the band holds the
-    middle half of them.
+    The thin pale line shows every step, the thick line its running median. For a `Vectorized` solver the thick line is
+    the median over the members that are still finite, and the band contains the middle half of them.
 
     Args:
-        histories: `Result.history` by the solver's name, arrays (steps,), or (steps, members).
-        path: the PNG to write.
+        histories: `Result.history` by the name of the solver, arrays (steps,) or (steps, members).
+        path: the PNG file to write.
 
     Raises:
-        InputError: no histories, or values that are none.
+        InputError: no histories, or wrong values.
 
     Example:
         >>> import pathlib, tempfile
@@ -86,7 +87,7 @@ def convergence(histories: Mapping[str, Info], path: Path) -> None:
         ...     convergence({"Penalty": Info(loss, loss, loss, loss, {})}, pathlib.Path(folder) / "convergence.png")
     """
     if not isinstance(histories, Mapping) or not histories:
-        raise InputError("convergence: histories must hold at least one Result.history, by the solver's name.")
+        raise InputError("convergence: histories must hold at least one Result.history, by the name of the solver.")
     panels = [
         ("Upper loss f", "loss", lambda h: h.upper_loss),
         ("Lower loss g", "loss", lambda h: h.lower_loss),
@@ -119,16 +120,16 @@ def convergence(histories: Mapping[str, Info], path: Path) -> None:
 def curve_panels(
     panels: Sequence[Panel], path: Path, columns: int, x_label: str = "upper iterations", y_label: str = ""
 ) -> None:
-    """A grid of panels: the mean over trials as a strong line, over each trial as a thin one.
+    """A grid of panels with a thin line for each trial and a thick line for their mean.
 
     Args:
-        panels: what to draw, row by row. Panels without a finite value stay empty and say so.
-        path: the PNG to write.
-        columns: panels in a row.
+        panels: row by row. A panel without a finite value shows a note.
+        path: the PNG file to write.
+        columns: panels per row.
         x_label, y_label: axis labels of the outer panels.
 
     Raises:
-        InputError: no panels, or curves that do not fit their x.
+        InputError: no panels, or curves and x of different lengths.
 
     Example:
         >>> import tempfile, pathlib, numpy as np
@@ -145,7 +146,7 @@ def curve_panels(
         width, height = max(2.7 * columns, 4.5), 2.1 * rows + 0.4
         figure = Figure(figsize=(width, height))
         grid = figure.subplots(rows, columns, squeeze=False)
-        # Margins in inches: a layout engine would draw dozens of panels several times over to find them.
+        # Margins in inches: a layout engine would draw dozens of panels several times to find them.
         figure.subplots_adjust(0.75 / width, 0.5 / height, 1 - 0.1 / width, 1 - 0.35 / height, wspace=0.36, hspace=0.42)
         for i, axes in enumerate(grid.flat):
             if i >= len(panels):
@@ -162,17 +163,17 @@ def curve_panels(
 def loss_against_time(
     curves: Mapping[str, TimedLosses], path: Path, title: str, levels: Mapping[str, float] | None = None
 ) -> None:
-    """Loss against seconds since the start, every method on one pair of axes; a loss holds until the next one.
+    """Loss against seconds since the start for several methods, as step functions.
 
     Args:
-        curves: by the method's name.
-        path: the PNG to write.
-        title: one line above.
-        levels: named losses that do not depend on time, drawn across.
+        curves: by the name of the method.
+        path: the PNG file to write.
+        title: of the figure.
+        levels: named losses drawn as horizontal lines.
 
     Raises:
-        InputError: no curves, seconds and losses that do not fit or seconds that are not positive: their axis is
-            logarithmic.
+        InputError: no curves, seconds and losses of different lengths, or seconds that are not positive (their axis is
+            logarithmic).
 
     Example:
         >>> import tempfile, pathlib
@@ -182,7 +183,7 @@ def loss_against_time(
         ...     loss_against_time(curves, pathlib.Path(folder) / "tuning.png", "Digits", {"default": 0.6})
     """
     if not isinstance(curves, Mapping) or not curves:
-        raise InputError("loss_against_time: no curves. Pass at least one, by the method's name.")
+        raise InputError("loss_against_time: no curves. Pass at least one, by the name of the method.")
     with rc_context(STYLE):
         figure = Figure(figsize=(7, 4.6), layout="constrained")
         axes = figure.subplots()
@@ -201,23 +202,23 @@ def loss_against_time(
             axes.plot(seconds, losses, "o", color=colour, markersize=3.5)
         _draw_levels(axes, levels or {})
         axes.set_xscale("log")
-        axes.set(xlabel="seconds, compilation apart", ylabel="loss", title=title)
-        # Below the axes: within them the curves leave no corner that is always free.
+        axes.set(xlabel="seconds without compilation", ylabel="loss", title=title)
+        # Below the axes: no corner within them is always free.
         draw_legend(figure, loc="outside lower center", ncols=3)
     save(figure, path)
 
 
 def line_panels(panels: Sequence[LinePanel], path: Path) -> None:
-    """Panels side by side with a line for each method: its mean over the trials, and a band from least to largest.
+    """Panels side by side: for each method the mean over the trials, and a band from the smallest to the largest.
 
-    A method has the same colour in all panels, and the figure one legend.
+    A method has the same colour in all panels, and the figure has one legend.
 
     Args:
-        panels: what to draw, from left to right.
-        path: the PNG to write.
+        panels: from left to right.
+        path: the PNG file to write.
 
     Raises:
-        InputError: no panels, or lines whose y do not fit their x.
+        InputError: no panels, or y and x of different lengths.
 
     Example:
         >>> import tempfile, pathlib
@@ -269,7 +270,7 @@ def _draw_panel(axes: Axes, panel: Panel) -> None:
         axes.text(0.5, 0.5, "no finite value", transform=axes.transAxes, ha="center", va="center", color="#777777")
         return
     axes.plot(x, drawn.T, color=SKY, alpha=0.45, linewidth=0.7)
-    # A trial that has left the numbers takes the mean with it: say so by ending the line, not by averaging the rest.
+    # Where a trial is not finite, the line of the mean ends: the mean of the others would hide it.
     axes.plot(x, drawn.mean(0), color=BLUE, linewidth=2.0)
     if panel.log:
         _log_where_possible(axes)
@@ -289,8 +290,8 @@ def _log_where_possible(axes: Axes) -> None:
             axes.set_yscale("symlog", linthresh=float(max(sizes.min(), 1e-12 * sizes.max())))
 
 
-def _draw_history(axes: Axes, values: np.ndarray, colour: str, name: Any) -> None:
-    """A history (steps, members) as `convergence` shows it."""
+def _draw_history(axes: Axes, values: Float[np.ndarray, "steps members"], colour: str, name: str) -> None:
+    """A history of `convergence`."""
     x, middle = np.arange(1, len(values) + 1), values[:, 0] if values.shape[1] else np.full(len(values), np.nan)
     if values.shape[1] > 1:
         low, middle, high = _over_known(lambda v: np.nanquantile(v, (0.25, 0.5, 0.75), axis=1).T, values, 3).T
@@ -299,10 +300,10 @@ def _draw_history(axes: Axes, values: np.ndarray, colour: str, name: Any) -> Non
     axes.plot(*_running_median(middle), color=colour, linewidth=1.8, label=name)
 
 
-def _running_median(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Over a fiftieth of the steps around each, narrower at the ends: the steps, counted from 1, and the medians.
+def _running_median(values: Float[np.ndarray, " steps"]) -> tuple[Float[np.ndarray, " k"], Float[np.ndarray, " k"]]:
+    """Steps, counted from 1, and medians over a fiftieth of all steps around each, narrower at the ends.
 
-    Of many steps the medians of blocks stand for them.
+    Many steps are first reduced to medians of blocks.
     """
     if not len(values):
         return values, values
@@ -315,8 +316,10 @@ def _running_median(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return x, _over_known(lambda v: np.nanmedian(v, axis=1), windows)
 
 
-def _over_known(function: Any, rows: np.ndarray, columns: int | None = None) -> np.ndarray:
-    """`function` of the rows that hold a number; NaN for the others."""
+def _over_known(
+    function: Callable[[np.ndarray], np.ndarray], rows: Float[np.ndarray, "n m"], columns: int | None = None
+) -> Float[np.ndarray, " n *columns"]:
+    """`function` of the rows with a finite value; NaN for the others."""
     known = np.isfinite(rows).any(1)
     result = np.full(len(rows) if columns is None else (len(rows), columns), np.nan)
     if known.any():

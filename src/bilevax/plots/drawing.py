@@ -1,4 +1,4 @@
-"""What all figures share: colours, style, checks of input, texts as they are, and files written whole."""
+"""What all figures share: colours, style, checks of arguments, safe texts, and writing of files."""
 
 import re
 import unicodedata
@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.legend import Legend
@@ -18,7 +19,7 @@ from matplotlib.ticker import FixedLocator
 from bilevax import _files
 from bilevax._checks import InputError
 
-# Okabe and Ito's palette, which colour-blind readers can tell apart.
+# The palette of Okabe and Ito, which colour-blind readers can distinguish.
 BLUE, ORANGE, GREEN, RED, PURPLE, SKY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9"
 COLOURS = (BLUE, RED, GREEN, PURPLE, ORANGE, SKY)
 STYLE: dict[Any, Any] = {
@@ -39,37 +40,37 @@ STYLE: dict[Any, Any] = {
     "text.usetex": False,
 }
 DOTS_PER_INCH = 150
-MOST_DOTS = 2**16 - 1  # of a side, as matplotlib has it
-HUGE = 1e100  # larger numbers are drawn as this one: the squares of axes' ranges must be finite
+MOST_DOTS = 2**16 - 1  # per side, the limit of matplotlib
+HUGE = 1e100  # larger numbers are clipped to it: the squares of axis ranges must be finite
 MOST_ENTRIES = 24  # of a legend
-LONGEST, LONGEST_NAME, MOST_LINES = 120, 40, 6  # characters of a line; of a name in a legend or at a tick; lines
-_UNNAMED = re.compile(r"_child\d+$|_container\d+$|_nolegend_$|_line\d+$|$")  # what matplotlib calls what has no name
+LONGEST, LONGEST_NAME, MOST_LINES = 120, 40, 6  # characters of a line; of a legend entry or tick label; lines
+_UNNAMED = re.compile(r"_child\d+$|_container\d+$|_nolegend_$|_line\d+$|$")  # labels that matplotlib makes
 
 
-def as_numbers(owner: str, name: str, x: Any, rank: int | None = None) -> np.ndarray:
-    """An array of floats; refuse what is none, or of another rank."""
+def as_numbers(owner: str, name: str, x: Any, rank: int | None = None) -> Float[np.ndarray, "..."]:
+    """An array of floats; raises for anything else, or another rank."""
     try:
         x = np.asarray(x)
         if np.iscomplexobj(x) or x.dtype.kind not in "biufO" or (x.ndim == 0 and x.item() is None):
             raise TypeError(f"it holds {x.dtype}")
         array = x.astype(float)
     except (TypeError, ValueError) as error:
-        raise InputError(f"{owner}: {name} must be an array of numbers, and is not ({error}).") from error
+        raise InputError(f"{owner}: {name} must be an array of numbers ({error}).") from error
     if rank is not None and array.ndim != rank:
         raise InputError(f"{owner}: {name} has shape {array.shape}, and must have {rank} axes.")
     return array
 
 
-def as_pictures(owner: str, name: str, x: Any, rank: int) -> np.ndarray:
-    """Grey pictures, of so many axes in all, or colour ones, of one more, three or four channels each."""
+def as_pictures(owner: str, name: str, x: Any, rank: int) -> Float[np.ndarray, "..."]:
+    """Grey pictures with `rank` axes, or colour pictures with a last axis of three or four channels."""
     array = as_numbers(owner, name, x)
     if array.ndim not in (rank, rank + 1) or (array.ndim == rank + 1 and array.shape[-1] not in (3, 4)):
         raise InputError(
-            f"{owner}: {name} has shape {array.shape}. Grey pictures have {rank} axes, the last two height and width, "
-            "and colour ones a last axis of 3 or 4 more."
+            f"{owner}: {name} has shape {array.shape}. Grey pictures have {rank} axes, the last two height and width; "
+            "colour pictures have one more of 3 or 4 channels."
         )
     if 0 in array.shape[1:]:
-        raise InputError(f"{owner}: {name} has shape {array.shape}: pictures without pixels.")
+        raise InputError(f"{owner}: {name} has shape {array.shape}, pictures without pixels.")
     if array.ndim == rank:
         return drawable(array)
     scale = 255 if np.asarray(x).dtype == np.uint8 else 1
@@ -77,49 +78,49 @@ def as_pictures(owner: str, name: str, x: Any, rank: int) -> np.ndarray:
 
 
 def as_texts(owner: str, name: str, texts: Any) -> list[str]:
-    """Texts as they can be shown; numbers become texts."""
+    """Texts that can be shown; numbers are converted."""
     if isinstance(texts, str | bytes) or not isinstance(texts, Iterable):
         raise InputError(f"{owner}: {name} is {texts!r}, and must be a sequence of texts.")
     return [plain_text(text) for text in texts]
 
 
 def require_kind(owner: str, panels: Any, kind: type) -> None:
-    """Refuse what is not a list of panels of a kind."""
+    """Refuse anything but a list of panels of a kind."""
     if not isinstance(panels, Sequence) or isinstance(panels, str):
         raise InputError(f"{owner}: panels is a {type(panels).__name__}, and must be a list of {kind.__name__}.")
     if not panels:
-        raise InputError(f"{owner}: 0 panels, no panels. Pass at least one.")
+        raise InputError(f"{owner}: no panels. Pass at least one.")
     for panel in panels:
         if not isinstance(panel, kind):
             raise InputError(f"{owner}: panels holds a {type(panel).__name__}, and must hold {kind.__name__}s.")
 
 
 def require_room(*inches: float) -> None:
-    """Refuse sizes that no figure can have."""
+    """Refuse figures that are too large."""
     if DOTS_PER_INCH * max(inches) > MOST_DOTS:
-        raise InputError("plots: that is more than fits into one figure. Draw fewer at once.")
+        raise InputError("plots: this does not fit into one figure. Draw fewer items at once.")
 
 
-def drawable(x: np.ndarray) -> np.ndarray:
-    """Numbers that axes can be scaled to: NaN for infinities, and none that is too large."""
+def drawable(x: Float[np.ndarray, "..."]) -> Float[np.ndarray, "..."]:
+    """Numbers that axes can be scaled to: infinities become NaN, and large numbers are clipped."""
     return np.clip(np.where(np.isfinite(x), x, np.nan), -HUGE, HUGE)
 
 
-def largest(x: np.ndarray) -> float:
+def largest(x: Float[np.ndarray, "..."]) -> float:
     """The largest finite number; 0 where there is none."""
     known = x[np.isfinite(x)]
     return float(known.max()) if known.size else 0.0
 
 
 def plain_text(text: Any, longest: int = LONGEST) -> str:
-    """A text of a few lines that a font can show: no control characters, no lone surrogates, none too long."""
+    """A short text of a few lines that a font can show, without control characters and lone surrogates."""
     lines = str(text).encode("utf-8", "replace").decode().splitlines()
     more = ["…"] if len(lines) > MOST_LINES else []
     return "\n".join(["".join(map(_shown, _short(line, longest))) for line in lines[:MOST_LINES]] + more)
 
 
 def _short(line: str, longest: int) -> str:
-    """A line with its middle left out where it is too long: names often differ at their ends."""
+    """A long line with its middle left out, since names often differ at their ends."""
     half = (longest - 1) // 2
     return line if len(line) <= longest else f"{line[: longest - 1 - half]}…{line[-half:]}"
 
@@ -129,12 +130,12 @@ def _shown(character: str) -> str:
         return character
     if character.isspace():
         return " "
-    # Those that format, such as direction marks, are left out.
+    # Format characters, such as direction marks, are dropped.
     return "" if unicodedata.category(character) == "Cf" else "\N{REPLACEMENT CHARACTER}"
 
 
 def draw_legend(owner: Axes | Figure, **look: Any) -> None:
-    """A legend of what is drawn, each name once. Names that start with an underscore, which matplotlib hides, too."""
+    """A legend with each name once, including names that start with an underscore, which matplotlib hides."""
     entries: dict[str, Any] = {}
     for axes in [owner] if isinstance(owner, Axes) else owner.axes:
         for artist in [*axes.lines, *axes.containers, *axes.patches]:
@@ -148,17 +149,17 @@ def draw_legend(owner: Axes | Figure, **look: Any) -> None:
         names.append(f"and {more} more")
         handles.append(Line2D([], [], linestyle="none"))
     names = [plain_text(name, LONGEST_NAME) for name in names]
-    if isinstance(owner, Figure):  # as many columns as have room
+    if isinstance(owner, Figure):  # as many columns as fit
         column = 0.6 + 0.08 * max(len(line) for name in names for line in name.split("\n"))
         look["ncols"] = max(1, min(look.get("ncols", 1), int(owner.get_figwidth() / column)))
-    # By number at first: of these it leaves none out.
+    # Numbers first: matplotlib leaves none of them out.
     legend = owner.legend(handles, [str(i) for i in range(len(names))], **look)
     for text, name in zip(legend.get_texts(), names, strict=True):
         text.set_text(name)
 
 
-def _show_as_they_are(figure: Figure) -> None:
-    """Every text that is not a tick's number: not parsed, and such as a font can show."""
+def _make_plain(figure: Figure) -> None:
+    """Make every text except numbers at ticks plain and not parsed."""
     numbers, names = set(), set()
     for axes in figure.axes:
         for axis in (axes.xaxis, axes.yaxis):
@@ -177,7 +178,7 @@ def _show_as_they_are(figure: Figure) -> None:
 
 
 def framed(axes: Axes, colour: str = "#999999", width: float | None = None) -> None:
-    """A picture's axes: no grid, no ticks, and a frame."""
+    """Axes for a picture: no grid, no ticks, and a frame."""
     axes.grid(False)
     axes.set(xticks=[], yticks=[])
     for spine in axes.spines.values():
@@ -188,19 +189,19 @@ def framed(axes: Axes, colour: str = "#999999", width: float | None = None) -> N
 
 
 def colours(n: int) -> list[str]:
-    """So many colours of the palette, from its start again where it ends."""
+    """The first n colours of the palette, which is repeated."""
     return [COLOURS[i % len(COLOURS)] for i in range(n)]
 
 
 def save(figure: Figure, path: Path) -> None:
-    """Write a figure as PNG, whole or not at all."""
+    """Write a figure as PNG, completely or not at all."""
     path = _files.local_path("plots: path", path)
     if path.suffix.lower() != ".png":
-        raise InputError(f"plots: path is {str(path)!r}, and must end in .png, which is the format that is written.")
+        raise InputError(f"plots: path is {str(path)!r}, and must end in .png, the only format.")
     require_room(*figure.get_size_inches())
-    _show_as_they_are(figure)
+    _make_plain(figure)
     with warnings.catch_warnings():
-        # Of glyphs that the font lacks, which it shows as boxes, and of labels that leave no room for the axes.
+        # About glyphs that the font lacks, which are shown as boxes, and labels that leave no room for the axes.
         warnings.simplefilter("ignore")
         try:
             _files.replace(path, lambda temporary: figure.savefig(temporary, dpi=DOTS_PER_INCH, format="png"))

@@ -2,12 +2,12 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
+from numpy.typing import ArrayLike
 
 from bilevax._checks import InputError
 from bilevax.plots.drawing import (
@@ -26,23 +26,23 @@ from bilevax.plots.drawing import (
 )
 
 
-def weight_histogram(weights: Any, wrong: Any | None, path: Path) -> None:
-    """How the samples' weights are spread.
+def weight_histogram(weights: ArrayLike, wrong: ArrayLike | None, path: Path) -> None:
+    """A histogram of the weights of the samples.
 
     Args:
         weights: (n,), in 0..1.
-        wrong: (n,) of bool, which labels are known to be wrong; None where that is not known.
-        path: the PNG to write.
+        wrong: (n,) of bool, which labels are wrong; None if unknown.
+        path: the PNG file to write.
 
     Raises:
-        InputError: no weights, weights outside of 0..1, or truth values that do not fit them.
+        InputError: no weights, weights outside 0..1, or weights and truth values of different lengths.
     """
     weights = as_numbers("weight_histogram", "weights", weights, 1)
     if not len(weights) or not ((weights >= -1e-3) & (weights <= 1 + 1e-3)).all():
-        raise InputError(f"weight_histogram: {len(weights)} weights. At least one is needed, and all in 0..1.")
+        raise InputError(f"weight_histogram: {len(weights)} weights. At least one is needed, and all must be in 0..1.")
     if wrong is not None and np.shape(wrong) != weights.shape:
         raise InputError(
-            f"weight_histogram: wrong has shape {np.shape(wrong)}, and must have that of the weights, {weights.shape}."
+            f"weight_histogram: wrong has shape {np.shape(wrong)}, and must have that of weights, {weights.shape}."
         )
     weights = np.clip(weights, 0, 1)
     bins = np.linspace(0, 1, 41).tolist()
@@ -76,18 +76,18 @@ def weight_histogram(weights: Any, wrong: Any | None, path: Path) -> None:
     save(figure, path)
 
 
-def bars(names: Sequence[str], values: Mapping[str, Any], path: Path, title: str, label: str) -> None:
-    """Horizontal bars beside each other: a row for each name, a bar in it for each method.
+def bars(names: Sequence[str], values: Mapping[str, ArrayLike], path: Path, title: str, label: str) -> None:
+    """Horizontal bars: a row for each name, with a bar for each method.
 
     Args:
         names: of the rows, the first on top.
-        values: (rows,) for each method.
-        path: the PNG to write.
-        title: one line above.
-        label: of the values' axis.
+        values: (rows,) by the name of the method.
+        path: the PNG file to write.
+        title: of the figure.
+        label: of the axis of the values.
 
     Raises:
-        InputError: no method, or values that do not fit the names.
+        InputError: no method, or names and values of different lengths.
 
     Example:
         >>> import tempfile, pathlib
@@ -97,7 +97,9 @@ def bars(names: Sequence[str], values: Mapping[str, Any], path: Path, title: str
     """
     names = [plain_text(name, LONGEST_NAME) for name in as_texts("bars", "names", names)]
     if not isinstance(values, Mapping):
-        raise InputError(f"bars: values is a {type(values).__name__}, and must map each method's name to its values.")
+        raise InputError(
+            f"bars: values is a {type(values).__name__}, and must map the name of each method to its values."
+        )
     values = {method: drawable(as_numbers("bars", f"values of {method!r}", v)) for method, v in values.items()}
     if not values or any(np.shape(v) != (len(names),) for v in values.values()):
         raise InputError(

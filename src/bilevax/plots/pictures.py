@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from matplotlib import rc_context
 from matplotlib.figure import Figure
+from numpy.typing import ArrayLike
 
 from bilevax._checks import InputError
 from bilevax.plots.drawing import (
@@ -24,25 +25,31 @@ from bilevax.plots.drawing import (
 
 
 def contact_sheet(
-    images: Any, titles: Sequence[str], path: Path, heading: str = "", flags: Sequence[bool] | None = None
+    images: ArrayLike,
+    titles: Sequence[str],
+    path: Path,
+    heading: str = "",
+    flags: Sequence[bool] | None = None,
 ) -> None:
-    """Small pictures in a grid, ten to a row, with a title above each.
+    """Small pictures in a grid, ten per row, with a title above each.
 
     Args:
-        images: (n, height, width) grey, or (n, height, width, 3 or 4) colour with values in 0..1.
-        titles: n short texts; line breaks are kept.
-        path: the PNG to write.
-        heading: one line above all.
-        flags: n truth values; where given, True frames a picture in red-orange and False in blue.
+        images: (n, height, width) grey, or (n, height, width, 3 or 4) in colour with values in 0..1.
+        titles: n short texts, which may have line breaks.
+        path: the PNG file to write.
+        heading: of the figure.
+        flags: n truth values: True frames a picture in red-orange, False in blue.
 
     Raises:
-        InputError: no images, or not one title for each; more than fit into a figure.
+        InputError: no images, numbers of images and titles that differ, or more images than fit into a figure.
     """
     images, titles = as_pictures("contact_sheet", "images", images, 3), as_texts("contact_sheet", "titles", titles)
     flags = None if flags is None else (as_numbers("contact_sheet", "flags", flags, 1) != 0).tolist()
     n = len(images)
     if n == 0 or len(titles) != n or (flags is not None and len(flags) != n):
-        raise InputError(f"contact_sheet: {n} images and {len(titles)} titles. At least one image, each with a title.")
+        raise InputError(
+            f"contact_sheet: {n} images and {len(titles)} titles. At least one image is needed, and a title for each."
+        )
     brightest = largest(images)
     columns = min(10, n)
     rows = -(-n // columns)
@@ -82,26 +89,26 @@ def contact_sheet(
 
 
 def change_sheet(
-    before: Any,
-    after: Any,
+    before: ArrayLike,
+    after: ArrayLike,
     above: Sequence[str],
     below: Sequence[str],
     path: Path,
     heading: str = "",
-    targets: Any | None = None,
+    targets: ArrayLike | None = None,
 ) -> None:
-    """Pictures before and after a change and the change itself, in three rows; red is more, blue is less.
+    """Pictures before and after a change, and the change, in three rows; red is an increase, blue a decrease.
 
     Args:
-        before, after: (n, height, width) grey, or (n, height, width, 3) colour, with values in 0..1; at most 12.
-        above: n short texts over the pictures before.
-        below: n short texts under the changes.
-        path: the PNG to write.
-        heading: one line above all.
-        targets: pictures as `before`, what each was changed for; a row of their own above the others.
+        before, after: (n, height, width) grey, or (n, height, width, 3) in colour, with values in 0..1; at most 12.
+        above: n short texts above the pictures.
+        below: n short texts below the changes.
+        path: the PNG file to write.
+        heading: of the figure.
+        targets: pictures as `before` that each was changed for, in another row on top.
 
     Raises:
-        InputError: no pictures, or shapes or texts that do not fit.
+        InputError: no pictures, or shapes or numbers of texts that differ.
 
     Example:
         >>> import tempfile, pathlib
@@ -147,29 +154,29 @@ def change_sheet(
 
 
 def task_sheet(
-    support: Any,
-    query: Any,
+    support: ArrayLike,
+    query: ArrayLike,
     names: Sequence[str],
     answers: Sequence[Sequence[str]],
-    right: Any,
+    right: ArrayLike,
     path: Path,
     heading: str = "",
 ) -> None:
-    """A task of few-shot learning, a row for each class: its support set, then its query set with the answers.
+    """A few-shot task with a row per class: its support set, then its query set with the answers.
 
-    Above a query stands its answer; the query is framed in blue where that is right, otherwise in red-orange.
+    The answer is above each query, which is framed in blue if the answer is right and in red-orange otherwise.
 
     Args:
-        support: (classes, k, height, width[, 3]) pictures learned from, with values in 0..1.
-        query: (classes, n, height, width[, 3]) pictures to answer.
+        support: (classes, k, height, width[, 3]) pictures with values in 0..1.
+        query: (classes, n, height, width[, 3]) pictures.
         names: of the classes.
         answers: n short texts for each class.
-        right: (classes, n) truth values.
-        path: the PNG to write.
-        heading: one line above all.
+        right: (classes, n) of bool, whether each answer is right.
+        path: the PNG file to write.
+        heading: of the figure.
 
     Raises:
-        InputError: no pictures, or shapes or texts that do not fit.
+        InputError: no pictures, or shapes or numbers of texts that differ.
 
     Example:
         >>> import tempfile, pathlib
@@ -181,15 +188,16 @@ def task_sheet(
         ...     task_sheet(support, query, ["cat", "dog"], [["cat"], ["cat"]], [[True], [False]], path)
     """
     support, query = (as_pictures("task_sheet", n, x, 4) for n, x in (("support", support), ("query", query)))
-    right, names = as_numbers("task_sheet", "right", right) != 0, as_texts("task_sheet", "names", names)
+    correct: np.ndarray = as_numbers("task_sheet", "right", right) != 0
+    names = as_texts("task_sheet", "names", names)
     if isinstance(answers, str) or not isinstance(answers, Iterable):
         raise InputError(f"task_sheet: answers is {answers!r}, and must hold a list of texts for each class.")
     answers = [as_texts("task_sheet", "answers", row) for row in answers]
     fits = support.ndim in (4, 5) and support.shape[:1] + support.shape[2:] == query.shape[:1] + query.shape[2:]
-    if not fits or 0 in support.shape + query.shape or right.shape != query.shape[:2]:
+    if not fits or 0 in support.shape + query.shape or correct.shape != query.shape[:2]:
         raise InputError(
             f"task_sheet: pictures of shape {support.shape} and {query.shape}, and truth values of shape "
-            f"{right.shape}. Pictures (classes, k, ...) and (classes, n, ...), at least one each, and truth values "
+            f"{correct.shape}. Pictures (classes, k, ...) and (classes, n, ...), at least one each, and truth values "
             "(classes, n) are needed."
         )
     if len(names) != len(query) or [len(row) for row in answers] != [query.shape[1]] * len(query):
@@ -213,7 +221,7 @@ def task_sheet(
             framed(axes)
         row[gap].axis("off")
         row[0].set_ylabel(names[i], fontsize=8)
-        for axes, answer, known in zip(row[gap + 1 :], answers[i], right[i], strict=True):
+        for axes, answer, known in zip(row[gap + 1 :], answers[i], correct[i], strict=True):
             axes.set_title(answer, fontsize=7.5, fontweight="normal", loc="center", pad=3)
             framed(axes, BLUE if known else RED, 2.0)
     grid[0, 0].set_title("learned from", fontsize=7.5, fontweight="normal", pad=3)
