@@ -28,7 +28,7 @@ from bilevax.applications._inputs import (
     require_batch,
     require_classes,
 )
-from bilevax.applications.denoising.tasks import per_sample
+from bilevax.applications.denoising.importance import per_sample
 from bilevax.applications.fewshot.episodes import Adapt, Episode, Scores, class_means
 from bilevax.applications.fewshot.recipes import ADAPT_STEPS, HEAD_RATE
 from bilevax.applications.fewshot.tasks import (

@@ -199,7 +199,7 @@ def test_feature_l2_needs_a_matrix_with_a_row_for_each_feature(key):
     ("change", "message"),
     [
         ({"hyperparameters": []}, "hyperparameters are none. Pass at least one"),
-        ({"hyperparameters": [LAYER_L2, LAYER_L2]}, "no two of the same name"),
+        ({"hyperparameters": [LAYER_L2, LAYER_L2]}, "with different names"),
         ({"y": np.zeros(11, int)}, "X has 12 samples and y 11 labels"),
         ({"X_validation": np.zeros((0, 4)), "y_validation": np.zeros(0, int)}, r"X_validation has shape \(0, 4\)"),
         ({"y_validation": np.arange(12)}, "a label 11 in y_validation and the model gives 3 logits"),

@@ -108,7 +108,7 @@ def test_users_files_ended_by_a_signal_and_resumed(tmp_path, files, ended_early)
 
     # 40 steps, each of 10 moves of v and one of u, each of three derivatives; a search gets no less.
     assert rows["Penalty"]["gradient_evaluations"] == 40 * 11 * 3
-    assert told["penalty_evaluations"] == {"gradients_of_g": 440, "along": 440, "gradients_of_f": 440}
+    assert told["penalty_evaluations"] == {"gradients_of_g": 440, "second_products": 440, "gradients_of_f": 440}
     for name in ("random search", "Bayesian, TPE"):
         assert rows[name]["trials"] == 8
         assert rows[name]["gradient_evaluations"] == 8 * comparison.TRIAL_STEPS >= 1320

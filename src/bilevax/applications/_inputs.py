@@ -14,7 +14,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Float64, Int, PRNGKeyArray, Shaped
+from numpy.typing import ArrayLike
 from scipy import sparse
+from sklearn.base import BaseEstimator
+from sklearn.utils.validation import validate_data
 
 from bilevax._checks import InputError, listed, require_count
 from bilevax.applications._units import require_sizes
@@ -219,6 +222,18 @@ def table(name: str, X: Any) -> Float64[np.ndarray, "n d"]:
         raise InputError(f"{name} has shape {x.shape}, and must be (samples, features), neither of them zero.")
     require_sizes(name, x)
     return x
+
+
+def validated(estimator: BaseEstimator, *arrays: ArrayLike, **settings: Any) -> Any:
+    """Return what scikit-learn's `validate_data` returns for X, or X and y, in double precision."""
+    validate: Any = validate_data  # its annotations are inferred from default values
+    return validate(estimator, *arrays, dtype=np.float64, **settings)
+
+
+def require_both(X_val: ArrayLike | None, y_val: ArrayLike | None) -> None:
+    """Refuse validation samples without labels, and labels without samples."""
+    if (X_val is None) != (y_val is None):
+        raise InputError("X_val and y_val go together: pass both, or neither.")
 
 
 def require_classes(scores: int, **found: Int[np.ndarray, " n"]) -> None:

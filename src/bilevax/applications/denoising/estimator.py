@@ -36,8 +36,9 @@ from bilevax.applications._inputs import (
     seed_key,
 )
 from bilevax.applications._pickling import Picklable
+from bilevax.applications.denoising.importance import weights
 from bilevax.applications.denoising.recipes import penalty_solver
-from bilevax.applications.denoising.tasks import denoising_task, weights
+from bilevax.applications.denoising.tasks import denoising_task
 from bilevax.data.corruption import overlap
 from bilevax.loop.result import Result
 from bilevax.loop.solve import solve

@@ -8,7 +8,7 @@ import functools
 
 import optax
 
-from bilevax.applications.denoising.tasks import per_sample
+from bilevax.applications.denoising.importance import per_sample
 from bilevax.linear_solve import ByOptimizer
 from bilevax.solvers import Implicit, Penalty
 

@@ -2,9 +2,9 @@
 
     min over u of  f(v*(u)) = loss on a validation set,   v*(u) = argmin over v of  training loss with hyperparameters u
 
-Any pytree u will do: `tuning_task` takes the two losses. For classifiers the usual hyperparameters are ready, each a
-`Hyperparameter`, and go together: `classifier_task` and `tune`. Strengths are positive, so u holds their logarithms,
-within bounds. `TunedLogisticRegression` tunes one L2 strength per feature.
+u is any pytree: `tuning_task` takes the two losses. For classifiers, `classifier_task` and `tune` combine the usual
+hyperparameters, each a `Hyperparameter`. Strengths are positive, so u holds their logarithms, within bounds.
+`TunedLogisticRegression` tunes one L2 strength per feature.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -15,8 +15,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jaxtyping import Array, Float, PRNGKeyArray, PyTree, Shaped
+from numpy.typing import ArrayLike
 
-from bilevax._checks import InputError, PyTree, check_key, listed, require_count
+from bilevax._checks import InputError, check_key, listed, require_count
 from bilevax.applications._inputs import (
     coded_samples,
     on_one_scale,
@@ -39,8 +41,8 @@ from bilevax.solvers import base
 
 
 def tuning_task(
-    train_loss: Callable[..., Any],
-    validation_loss: Callable[..., Any],
+    train_loss: Callable[..., Float[Array, ""]],
+    validation_loss: Callable[..., Float[Array, ""]],
     u: PyTree,
     v: PyTree,
     train: PyTree,
@@ -56,10 +58,10 @@ def tuning_task(
     Args:
         train_loss: (u, v, samples) -> scalar; `samples` as a source gives them, with `.data` and `.index`.
         validation_loss: (u, v, samples) -> scalar.
-        u, v: where hyperparameters and parameters start.
-        train, validation: data sets, pytrees whose leaves lead with the axis of samples.
+        u, v: the start of the hyperparameters and the parameters.
+        train, validation: data sets, pytrees whose leaves have a leading axis of samples.
         random_train: whether train_loss is random; it is then called as train_loss(u, v, samples, key=key).
-        project: onto the set that u lives in, bounds say.
+        project: the projection onto the set of allowed u, for example bounds.
         batch_size, validation_batch_size: samples per minibatch; None for all.
 
     Metrics: train_loss and validation_loss of (u, v) on all samples.
@@ -94,12 +96,14 @@ def tuning_task(
 
 @dataclass(frozen=True)
 class _TrainLoss:
-    """The training loss of a model with hyperparameters; equal for equal ones, so that programs are shared."""
+    """The training loss of a model with hyperparameters."""
 
     model: Model
     hyperparameters: tuple[Hyperparameter, ...]
 
-    def __call__(self, u: Any, v: PyTree, samples: Samples, *, key: Any) -> Any:
+    def __call__(
+        self, u: dict[str, Float[Array, "..."]], v: PyTree, samples: Samples, *, key: PRNGKeyArray
+    ) -> Float[Array, ""]:
         x, y = samples.data
         x = pixels(x)  # hyperparameters change floats
         model_key, *keys = jax.random.split(key, 1 + len(self.hyperparameters))
@@ -125,7 +129,7 @@ class _ValidationLoss:
 
     model: Model
 
-    def __call__(self, u: Any, v: PyTree, samples: Samples) -> Any:
+    def __call__(self, u: dict[str, Float[Array, "..."]], v: PyTree, samples: Samples) -> Float[Array, ""]:
         return jnp.mean(cross_entropy(self.model, v, *samples.data))
 
 
@@ -135,19 +139,19 @@ class _WithinBounds:
 
     hyperparameters: tuple[Hyperparameter, ...]
 
-    def __call__(self, u: Any) -> Any:
+    def __call__(self, u: dict[str, Float[Array, "..."]]) -> dict[str, Float[Array, "..."]]:
         return {h.name: jnp.clip(u[h.name], h.low, h.high) for h in self.hyperparameters}
 
 
 def classifier_task(
     model: Model,
-    X: Any,
-    y: Any,
-    X_validation: Any,
-    y_validation: Any,
+    X: ArrayLike,
+    y: ArrayLike,
+    X_validation: ArrayLike,
+    y_validation: ArrayLike,
     hyperparameters: Sequence[Hyperparameter],
     *,
-    key: Any,
+    key: PRNGKeyArray,
     batch_size: int | None = None,
     validation_batch_size: int | None = None,
 ) -> Task:
@@ -159,7 +163,7 @@ def classifier_task(
         model: maps X to logits (n, classes).
         X, y: features (n, ...) and integer labels (n,), 0..classes-1, to train on.
         X_validation, y_validation: the same, to tune by.
-        hyperparameters: which ones; no two of the same name.
+        hyperparameters: with different names.
         key: a jax.random key, for the model's initialisation.
         batch_size, validation_batch_size: samples per minibatch; None for all.
 
@@ -214,12 +218,12 @@ def _checked(hyperparameters: Any) -> tuple[Hyperparameter, ...]:
     for one in found:
         if not isinstance(one, Hyperparameter):
             raise InputError(
-                f"hyperparameters holds {one!r}. Pass a list of Hyperparameter objects, such as "
+                f"hyperparameters holds {one!r}. Pass a list of Hyperparameter objects, for example "
                 "[FEATURE_L2, INPUT_NOISE]."
             )
     names = [one.name for one in found]
     if not names or len(set(names)) < len(names):
-        raise InputError(f"hyperparameters are {listed(names) or 'none'}. Pass at least one, no two of the same name.")
+        raise InputError(f"hyperparameters are {listed(names) or 'none'}. Pass at least one, with different names.")
     return found
 
 
@@ -227,13 +231,13 @@ class Tuned(NamedTuple):
     """The result of `tune`.
 
     Attributes:
-        hyperparameters: by the hyperparameter's name, in natural units.
-        params: the model's parameters, trained from its start with them.
-        validation_loss: of those parameters.
+        hyperparameters: in natural units, by name.
+        params: the model's parameters, trained from its start with these hyperparameters.
+        validation_loss: at these parameters.
         result: of the solve, with its history.
     """
 
-    hyperparameters: dict[str, np.ndarray]
+    hyperparameters: dict[str, Shaped[np.ndarray, "..."]]
     params: PyTree
     validation_loss: float
     result: Result
@@ -241,13 +245,13 @@ class Tuned(NamedTuple):
 
 def tune(
     model: Model,
-    X: Any,
-    y: Any,
-    X_validation: Any,
-    y_validation: Any,
+    X: ArrayLike,
+    y: ArrayLike,
+    X_validation: ArrayLike,
+    y_validation: ArrayLike,
     hyperparameters: Sequence[Hyperparameter],
     *,
-    key: Any,
+    key: PRNGKeyArray,
     solver: base.Solver | None = None,
     steps: int = 200,
     batch_size: int | None = None,
@@ -261,15 +265,15 @@ def tune(
 
     Args:
         model, X, y, X_validation, y_validation, hyperparameters, key, batch_size: as for `classifier_task`.
-        solver: any solver, of which `steps` are taken. None for `penalty_solver(steps)`, or for
-            `implicit_solver(steps)` where minibatches or a hyperparameter that changes inputs make the training loss
-            random (`penalty_solver` says why).
+        solver: any solver. None for `penalty_solver(steps)`, or for `implicit_solver(steps)` if minibatches or a
+            hyperparameter that changes inputs make the training loss random (see `penalty_solver`).
+        steps: of the solver.
         train_steps, train_optimizer: of the training at the end.
         callbacks, resume, mesh: passed to `bilevax.solve`.
 
     Raises:
         InputError: as for `classifier_task`.
-        SolveError: a value was not finite in mid-run.
+        SolveError: a value was not finite during the solve.
 
     Example:
         >>> import jax

@@ -1,4 +1,4 @@
-"""Strengths by gradient compared with random and Bayesian search, on the same data and from the same start."""
+"""Comparison of strengths by gradient with random and Bayesian search, on the same data and from the same start."""
 
 import importlib.util
 import time
@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 import optax
+from jaxtyping import Array, Float
 from sklearn.metrics import log_loss
 
 from bilevax.applications.task import Task
@@ -18,21 +19,23 @@ from bilevax.loop.checkpoint import Checkpoint
 from bilevax.loop.layout import Layout
 from bilevax.loop.solve import solve
 from bilevax.loop.stages import Keep, Stages, pack
-from bilevax.search import GP, TPE, Random, search
+from bilevax.search import GP, TPE, Random, Sampler, search
 
-# A trial trains as long as it takes for f at its end to be that of the optimum to three digits, for the strengths
-# that matter: shorter ones favour early stopping over what the strengths do.
+# A trial trains until f agrees with its value at the optimum to three digits, for the strengths that matter. With
+# fewer steps the search would choose strengths that stop early, and not those that generalise.
 TRIAL_STEPS = 300
 TRIAL_OPTIMIZER = optax.adam(0.1)
-# Searches draw log strengths from -2..2. Penalty's own range, -5..5, is too wide for them: on the digits no one of
+# Searches draw log strengths from -2..2. Penalty's own range, -5..5, is too wide for them: on the digits none of
 # 400 random trials within it beat the default; within -2..2 some did.
 SEARCH_RANGE = 2.0
-GP_SECONDS = 60.0  # a Gaussian process's cost grows with the cube of the trials
+GP_SECONDS = 60.0  # the cost of a Gaussian process grows with the cube of the trials
 VISITS = 20
+
+Path = list[tuple[float, int, Float[Array, " d"] | Float[np.ndarray, " d"]]]
 
 
 class Row(NamedTuple):
-    """A method's figures; None where one does not apply, or was not reached."""
+    """A row of the table; None for a figure that does not apply, or a loss that was not reached."""
 
     method: str
     validation_loss: float
@@ -45,26 +48,26 @@ class Row(NamedTuple):
 
 
 class Run(NamedTuple):
-    """What a method did.
+    """A run of a method.
 
     Attributes:
-        u: its logarithms of strengths at the end.
-        seconds, compile_seconds: of a run with everything compiled, and of a short one before it, which compiles.
+        u: the log strengths at the end.
+        seconds, compile_seconds: of a run with everything compiled, and of a short run before it, which compiles.
         evaluations: of gradients.
-        trials: of a search.
-        path: logarithms of strengths on the way, each with the seconds and evaluations until then.
+        trials: of a search; None for Penalty.
+        path: seconds, evaluations and log strengths during the run.
     """
 
-    u: Any
+    u: Float[Array, " d"] | Float[np.ndarray, " d"]
     seconds: float
     compile_seconds: float
     evaluations: int
     trials: int | None
-    path: list[tuple[float, int, Any]]
+    path: Path
 
 
 class Losses(NamedTuple):
-    """A method's validation losses on the way, of models trained to the end: (k,) each."""
+    """Validation losses of fully trained models at the points of a method's path, (k,) each."""
 
     seconds: list[float]
     evaluations: list[int]
@@ -72,19 +75,19 @@ class Losses(NamedTuple):
 
 
 class Comparison(NamedTuple):
-    """What `compare` found on one data set.
+    """The result of `compare` on one data set.
 
     Attributes:
         rows: of the table, the default first.
-        strengths: (d,) those of Penalty.
-        runs, paths: of each method but the default, by its name.
+        strengths: found by Penalty.
+        runs, paths: of each method except the default, by its name.
         default, best: validation losses of the default, and of the best of random search.
         report: everything, for a JSON file.
-        sentences: what it means, in words.
+        sentences: the outcome in words.
     """
 
     rows: list[Row]
-    strengths: np.ndarray
+    strengths: Float[np.ndarray, " d"]
     runs: dict[str, Run]
     paths: dict[str, Losses]
     default: float
@@ -105,7 +108,7 @@ def compare(
 ) -> Comparison:
     """Tune one L2 strength per feature of logistic regression by Penalty and by searches.
 
-    Each method is a stage: a search that was interrupted starts over, and Penalty goes on from its last checkpoint.
+    Each method is a stage: a search that was interrupted starts again, and Penalty continues from its last checkpoint.
 
     Args:
         job: the job.
@@ -114,11 +117,11 @@ def compare(
         seed: of everything drawn.
         stages: keeps what is finished.
         mesh: passed to `bilevax.solve`.
-        notice: called with a sentence on what is about to run.
+        notice: called with a sentence before a part runs.
     """
     steps = LOGISTIC_STEPS if steps is None else steps
     task = logistic_task(job.X, job.y, job.X_validation, job.y_validation, job.classes)
-    # g, the pass back through it, and f: each once in every move of v and in that of u.
+    # One gradient of g, one of f and one second product in each update of v and of u.
     passes = (penalty_solver(steps, lower_rate=LOGISTIC_RATE).lower_steps + 1) * steps
     least = -(-3 * passes // TRIAL_STEPS)
     if trials < least:
@@ -127,22 +130,7 @@ def compare(
     notice(
         f"{job.title}: {len(job.features)} strengths by {steps} steps of Penalty, or {trials} trials of a search ..."
     )
-    samplers: dict[str, tuple[Any, float | None]] = {
-        "random search": (Random(), None),
-        "Bayesian, TPE": (TPE(), None),
-    }
-    if _has_torch():
-        samplers["Bayesian, GP"] = (GP(), GP_SECONDS)
-
-    def searched(name: str) -> dict[str, Any]:
-        sampler, seconds = samplers[name]
-        return _as_stage(_search(task, sampler, trials, seed, seconds), job)
-
-    found = {name: stages.of(_stage_name(job, name), lambda keep, name=name: searched(name)) for name in samplers}
-    place = _stage_name(job, "Penalty")
-    found["Penalty"] = stages.of(place, lambda keep: _as_stage(_penalty(task, steps, seed, stages, place, mesh), job))
-    runs = {name: Run(u=stage["u"], path=[], **stage["run"]) for name, stage in found.items()}
-    paths = {name: Losses(**stage["losses"]) for name, stage in found.items()}
+    runs, paths = _runs(task, job, trials, steps, seed, stages, mesh)
     default = _evaluate(np.zeros(len(job.features)), job)
     best = min(paths["random search"].losses)
     rows = [Row("default (C=1)", *default, None, None, None, None, None)]
@@ -162,7 +150,7 @@ def compare(
         "trials": trials,
         "trial_steps": TRIAL_STEPS,
         "search_range": [-SEARCH_RANGE, SEARCH_RANGE],
-        "penalty_evaluations": {"gradients_of_g": passes, "along": passes, "gradients_of_f": passes},
+        "penalty_evaluations": {"gradients_of_g": passes, "second_products": passes, "gradients_of_f": passes},
         "methods": [row._asdict() for row in rows],
         "comparison": comparison,
         "curves": {name: path._asdict() for name, path in paths.items()},
@@ -172,14 +160,37 @@ def compare(
     return Comparison(rows, strengths, runs, paths, default[0], best, report, sentences)
 
 
+def _runs(
+    task: Task, job: Job, trials: int, steps: int, seed: int, stages: Stages, mesh: Layout | None
+) -> tuple[dict[str, Run], dict[str, Losses]]:
+    """The run of each method and the losses on its path, by its name; each is a stage."""
+    samplers: dict[str, tuple[Sampler, float | None]] = {
+        "random search": (Random(), None),
+        "Bayesian, TPE": (TPE(), None),
+    }
+    if _has_torch():
+        samplers["Bayesian, GP"] = (GP(), GP_SECONDS)
+
+    def searched(name: str) -> dict[str, Any]:
+        sampler, seconds = samplers[name]
+        return _as_stage(_search(task, sampler, trials, seed, seconds), job)
+
+    found = {name: stages.of(_stage_name(job, name), lambda keep, name=name: searched(name)) for name in samplers}
+    name = _stage_name(job, "Penalty")
+    found["Penalty"] = stages.of(name, lambda keep: _as_stage(_penalty(task, steps, seed, stages, name, mesh), job))
+    runs = {name: Run(u=stage["u"], path=[], **stage["run"]) for name, stage in found.items()}
+    return runs, {name: Losses(**stage["losses"]) for name, stage in found.items()}
+
+
 def _stage_name(job: Job, method: str) -> str:
     return job.prefix + method.lower().replace(", ", "_").replace(" ", "_")
 
 
 def _as_stage(run: Run, job: Job) -> dict[str, Any]:
-    """A run and its true losses as a stage's result."""
+    """A run and the losses on its path, as a stage stores them; the losses are measured outside the run's clock."""
     fields = {name: value for name, value in run._asdict().items() if name not in ("u", "path")}
-    losses = _losses_on_path(run, job)
+    seconds, evaluations, points = zip(*run.path, strict=True)
+    losses = Losses(list(seconds), list(evaluations), [_evaluate(u, job)[0] for u in points])
     return {"u": np.asarray(run.u), "run": fields, "losses": losses._asdict()}
 
 
@@ -187,7 +198,7 @@ def _has_torch() -> bool:
     return importlib.util.find_spec("torch") is not None
 
 
-def _search(task: Task, sampler: Any, trials: int, seed: int, seconds: float | None) -> Run:
+def _search(task: Task, sampler: Sampler, trials: int, seed: int, seconds: float | None) -> Run:
     u, v = task.start
 
     def run(trials: int) -> Any:
@@ -217,11 +228,11 @@ def _search(task: Task, sampler: Any, trials: int, seed: int, seconds: float | N
     return Run(result.u, taken, warm, TRIAL_STEPS * result.steps, result.steps, path)
 
 
-def _penalty(task: Task, steps: int, seed: int, stages: Stages, place: str, mesh: Layout | None) -> Run:
+def _penalty(task: Task, steps: int, seed: int, stages: Stages, name: str, mesh: Layout | None) -> Run:
     solver, every = penalty_solver(steps, lower_rate=LOGISTIC_RATE), max(1, steps // VISITS)
     passes = 3 * (solver.lower_steps + 1)
-    keep = stages.checkpoint(place)
-    trail = _Trail(stages, f"{place}-way", passes, keep)
+    keep = stages.checkpoint(name)
+    trail = _Trail(stages, f"{name}-way", passes, keep)
 
     def run(steps: int, callbacks: list[Any], resume: Checkpoint | None) -> Any:
         return solve(
@@ -238,24 +249,24 @@ def _penalty(task: Task, steps: int, seed: int, stages: Stages, place: str, mesh
         )
 
     _, warm = _timed(lambda: run(1, [], None))
-    # The trail is written before the checkpoint: what is resumed from a save needs the path until there.
+    # The trail is written before the checkpoint, since a run resumed from a checkpoint needs the path up to it.
     result = run(steps, [trail, keep], keep)
     return Run(result.u, trail.seconds(), warm, passes * result.steps, None, trail.path)
 
 
 class _Trail:
-    """A callback: log strengths at each visit, with the seconds and gradients until then; kept among the stages.
+    """A callback that records log strengths at each visit, with seconds and gradient evaluations, among the stages.
 
-    The seconds of a solve that was resumed are those of its parts; those that `keep` takes do not count.
+    The seconds of a resumed solve are the sum over its parts; the time that `keep` takes is not counted.
     """
 
     def __init__(self, stages: Stages, name: str, passes: int, keep: Keep):
-        self.path: list[tuple[float, int, Any]] = []
+        self.path: Path = []
         self._stages, self._name, self._passes, self._keep = stages, name, passes, keep
         self._before = self._began = self._apart = 0.0
 
     def start(self, run: Any) -> None:
-        """Read back what a solve that is resumed has passed."""
+        """Read back the path of a resumed solve."""
         kept = self._stages.read(self._name) if run.step else None
         if kept is not None:
             evaluations = self._passes * run.step
@@ -265,7 +276,7 @@ class _Trail:
         self._began = time.perf_counter()
 
     def visit(self, visit: Any) -> None:
-        """Note a point, and keep it."""
+        """Add a point to the path, and write the path."""
         self.path.append((self.seconds(), self._passes * visit.step, np.array(visit.state.u)))
         began = time.perf_counter()
         points = np.stack([u for _, _, u in self.path])
@@ -273,10 +284,10 @@ class _Trail:
         self._apart += time.perf_counter() - began
 
     def finish(self, result: Any) -> None:
-        """Nothing is left to do."""
+        """Do nothing."""
 
     def seconds(self) -> float:
-        """Since the start, but for what keeping takes."""
+        """Seconds since the start, without the time that writing takes."""
         return self._before + time.perf_counter() - self._began - self._apart - self._keep.seconds
 
 
@@ -286,18 +297,12 @@ def _timed(run: Any) -> tuple[Any, float]:
     return result, time.perf_counter() - began
 
 
-def _evaluate(u: Any, job: Job) -> tuple[float, float]:
-    """Validation and test loss of the model that is trained to the end with these log strengths."""
+def _evaluate(u: Float[Array, " d"] | Float[np.ndarray, " d"], job: Job) -> tuple[float, float]:
+    """Validation and test loss of the model that is fully trained with log strengths u."""
     model = fit_logistic(np.exp(np.asarray(u, np.float64)), job.X, job.y)
     sets = ((job.X_validation, job.y_validation), (job.X_test, job.y_test))
     validation, test = (float(log_loss(y, model.predict_proba(x), labels=range(job.classes))) for x, y in sets)
     return validation, test
-
-
-def _losses_on_path(run: Run, job: Job) -> Losses:
-    """What the losses truly were: measured after the run, so that its clock has no part in it."""
-    seconds, evaluations, points = zip(*run.path, strict=True)
-    return Losses(list(seconds), list(evaluations), [_evaluate(u, job)[0] for u in points])
 
 
 def _first_at(path: Losses, level: float) -> float | None:
@@ -305,7 +310,7 @@ def _first_at(path: Losses, level: float) -> float | None:
 
 
 def _ratios(rows: list[Row], paths: dict[str, Losses], runs: dict[str, Run], best: float) -> dict[str, Any]:
-    """Penalty against random search, in seconds and in gradient evaluations."""
+    """Penalty relative to random search, in seconds and in gradient evaluations."""
     at = {row.method: row for row in rows}
     penalty, random = at["Penalty"], at["random search"]
     reached, path, random_run = penalty.seconds_to_random, paths["random search"], runs["random search"]
@@ -337,13 +342,13 @@ def _sentences(found: dict[str, Any], job: Job, runs: dict[str, Run], passes: in
         first = (
             f"Penalty reached random search's best validation loss ({best:.4f}) in "
             f"{found['penalty_seconds_to_it']:.3f} s: {found['ratio']:.3f} of the {found['random_seconds']:.2f} s that "
-            f"random search took, {found['ratio_to_the_moment_it_was_found']:.3f} of the "
-            f"{found['random_seconds_to_its_best']:.2f} s after which it had found it; "
+            f"random search took, and {found['ratio_to_the_moment_it_was_found']:.3f} of the "
+            f"{found['random_seconds_to_its_best']:.2f} s after which random search found it; "
             f"{found['ratio_with_compilation']:.2f} with the compilation of both."
         )
     count = (
-        f"Gradients: of g in a search; in Penalty {passes:,} each of gradients of g, of passes back through them "
-        "(along) and of gradients of f, all counted."
+        f"Gradient evaluations: a search takes gradients of g; Penalty takes {passes:,} gradients of g, {passes:,} "
+        f"second products and {passes:,} gradients of f, which are all counted."
     )
     if found["random_loss_at_penalty_evaluations"] is not None:
         count += (
@@ -351,7 +356,7 @@ def _sentences(found: dict[str, Any], job: Job, runs: dict[str, Run], passes: in
             f"{found['random_loss_at_penalty_evaluations']:.4f}."
         )
     caution = (
-        f"{len(job.features)} strengths fit {len(job.y_validation)} validation samples in part: the test loss tells "
-        "what tuning is worth."
+        f"{len(job.features)} strengths can overfit {len(job.y_validation)} validation samples: the test loss shows "
+        "how much tuning helps."
     )
     return [first, count, caution]

@@ -2,13 +2,13 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
-from bilevax._checks import InputError, PyTree, listed
+from bilevax._checks import InputError, listed
 
 STRENGTH_RANGE = 5.0  # log strengths of `logistic_task` lie within -5..5, strengths within 0.007..150
 
@@ -21,29 +21,29 @@ class Hyperparameter:
         name: its key in u.
         start: (v, x, classes) -> the array that u holds at first.
         low, high: bounds of every entry of that array.
-        natural: from that array to natural units, say from a logarithm to a strength.
-        inputs: (u, x, key) -> x, a batch of features changed.
+        natural: from that array to natural units, for example from a logarithm to a strength.
+        inputs: (u, x, key) -> x, a changed batch of features.
         targets: (u, targets) -> targets, both (n, classes).
         weights: (u, y) -> weight of each sample (n,); only their ratios matter.
         penalty: (u, v) -> a scalar that is added to the loss.
     """
 
     name: str
-    start: Callable[[PyTree, Any, int], Any]
+    start: Callable[[PyTree, Float[Array, "n ..."], int], Float[Array, "..."]]
     low: float
     high: float
-    natural: Callable[[Any], Any] = jnp.exp
-    inputs: Callable[[Any, Any, Any], Any] | None = None
-    targets: Callable[[Any, Any], Any] | None = None
-    weights: Callable[[Any, Any], Any] | None = None
-    penalty: Callable[[Any, PyTree], Any] | None = None
+    natural: Callable[[Float[Array, "..."]], Float[Array, "..."]] = jnp.exp
+    inputs: Callable[[Float[Array, "..."], Float[Array, "n ..."], PRNGKeyArray], Float[Array, "n ..."]] | None = None
+    targets: Callable[[Float[Array, "..."], Float[Array, "n classes"]], Float[Array, "n classes"]] | None = None
+    weights: Callable[[Float[Array, "..."], Int[Array, " n"]], Float[Array, " n"]] | None = None
+    penalty: Callable[[Float[Array, "..."], PyTree], Float[Array, ""] | float] | None = None
 
 
-def _matrices(v: PyTree) -> list[Any]:
+def _matrices(v: PyTree) -> list[Float[Array, "..."]]:
     return [p for p in jax.tree.leaves(v) if jnp.ndim(p) > 1]
 
 
-def _first_layer(v: PyTree, features: int) -> Any:
+def _first_layer(v: PyTree, features: int) -> Float[Array, "features width"]:
     found = [p for p in _matrices(v) if jnp.ndim(p) == 2 and jnp.shape(p)[0] == features]
     if not found:
         raise InputError(
@@ -53,13 +53,13 @@ def _first_layer(v: PyTree, features: int) -> Any:
     return found[0]
 
 
-def _feature_start(v: PyTree, x: Any, classes: int) -> Any:
+def _feature_start(v: PyTree, x: Float[Array, "n ..."], classes: int) -> Float[Array, " features"]:
     features = int(np.prod(jnp.shape(x)[1:]))
     _first_layer(v, features)
     return jnp.full(features, -5.0)
 
 
-def _feature_penalty(u: Any, v: PyTree) -> Any:
+def _feature_penalty(u: Float[Array, " features"], v: PyTree) -> Float[Array, ""]:
     return jnp.sum(jnp.exp(u)[:, None] * _first_layer(v, len(u)) ** 2) / 2
 
 
@@ -93,10 +93,10 @@ INPUT_NOISE = Hyperparameter(
     1.0,
     inputs=lambda u, x, key: x + jnp.exp(u) * jax.random.normal(key, x.shape, x.dtype),
 )
-"""Gaussian noise of standard deviation exp(u), in the features' units, drawn anew in each move."""
+"""Gaussian noise of standard deviation exp(u), in the units of the features, drawn again in each update of v."""
 
 
-def _one_per_sample(x: Any, key: Any) -> Any:
+def _one_per_sample(x: Float[Array, "n ..."], key: PRNGKeyArray) -> Float[Array, "n ..."]:
     return jax.random.normal(key, (x.shape[0],) + (1,) * (x.ndim - 1), x.dtype)
 
 
@@ -110,10 +110,10 @@ BRIGHTNESS = Hyperparameter(
 """A Gaussian shift of standard deviation exp(u), one for all features of a sample."""
 
 
-def _contrast(u: Any, x: Any, key: Any) -> Any:
+def _contrast(u: Float[Array, ""], x: Float[Array, "n ..."], key: PRNGKeyArray) -> Float[Array, "n ..."]:
     middle = jnp.mean(x, axis=tuple(range(1, x.ndim)), keepdims=True)
     return middle + (x - middle) * jnp.exp(jnp.exp(u) * _one_per_sample(x, key))
 
 
 CONTRAST = Hyperparameter("contrast", lambda v, x, classes: jnp.full((), -3.0), -8.0, 0.0, inputs=_contrast)
-"""Each sample's deviations from its mean are stretched by a factor, log-normal with deviation exp(u)."""
+"""The deviations of each sample from its mean are multiplied by a log-normal factor, of log deviation exp(u)."""

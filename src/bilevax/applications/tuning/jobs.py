@@ -1,4 +1,4 @@
-"""What `bilevax tune` tunes on: a user's files, or scikit-learn's data, split in three."""
+"""Data of `bilevax tune`: a user's files, or scikit-learn's data, split in three."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
+from jaxtyping import Float, Int
 
 from bilevax._checks import InputError, listed
 from bilevax.data import tables
@@ -14,29 +15,29 @@ from bilevax.data.splits import stratified_part
 
 
 class Job(NamedTuple):
-    """Three sets of samples, features scaled by the first, labels as 0..classes-1.
+    """Three sets of samples: features scaled by the training set, labels as 0..classes-1.
 
     Attributes:
-        title: what the data are, in a few words.
-        prefix: of the names of its output files.
-        features: a name for each column.
-        classes: how many.
-        X, y: (n, d) and (n,), to train on.
-        X_validation, y_validation: the same, to tune by.
-        X_test, y_test: the same, that no method sees.
-        notes: what was done to the data, in sentences.
+        title: of the data, in a few words.
+        prefix: of the names of the output files.
+        features: the name of each column.
+        classes: their number.
+        X, y: to train on.
+        X_validation, y_validation: to tune by.
+        X_test, y_test: to measure on; no method sees them.
+        notes: on what was done to the data, in sentences.
     """
 
     title: str
     prefix: str
     features: list[str]
     classes: int
-    X: np.ndarray
-    y: np.ndarray
-    X_validation: np.ndarray
-    y_validation: np.ndarray
-    X_test: np.ndarray
-    y_test: np.ndarray
+    X: Float[np.ndarray, "n d"]
+    y: Int[np.ndarray, " n"]
+    X_validation: Float[np.ndarray, "m d"]
+    y_validation: Int[np.ndarray, " m"]
+    X_test: Float[np.ndarray, "t d"]
+    y_test: Int[np.ndarray, " t"]
     notes: tuple[str, ...]
 
 
@@ -64,7 +65,7 @@ def job_from_files(files: Mapping[str, Path | None], target: str | None, hold_ou
     Args:
         files: "train", and "validation" and "test", each a path or None.
         target: the column, or the NPZ array, that holds the labels.
-        hold_out: the part of the training file that is set aside for each of the two that is None.
+        hold_out: the part of the training file that replaces each of the two that is None.
         seed: of that split.
 
     Raises:
@@ -77,14 +78,14 @@ def job_from_files(files: Mapping[str, Path | None], target: str | None, hold_ou
 
 
 def read_files(read: Any, files: Mapping[str, Path | None], target: str | None) -> dict[str, tables.Table]:
-    """The tables of the files that are given, by their names; `read` is a reader of `data.tables`."""
+    """The tables of the files, by name; `read` is a reader of `data.tables`."""
     paths = {name: path for name, path in files.items() if path is not None}
     roles = {"TRAIN" if name == "train" else f"--{name}": path for name, path in paths.items()}
     return dict(zip(paths, read(roles, target), strict=True))
 
 
 def _split(train: tables.Table, others: dict[str, tables.Table], hold_out: float, seed: int) -> Job:
-    """Set aside what has no table of its own, then scale all by what is left to train on."""
+    """Split off the sets without a table of their own, then scale all sets by the training set."""
     title = train.name
     for table in others.values():
         tables.check_known_labels(table, train)
@@ -99,25 +100,14 @@ def _split(train: tables.Table, others: dict[str, tables.Table], hold_out: float
     labels = [table.labels for table in (train, validation, test)]
     classes, codes = np.unique(np.concatenate(labels), return_inverse=True)
     y, y_validation, y_test = np.split(codes, np.cumsum([len(part) for part in labels])[:-1])
-    return Job(
-        title,
-        "",
-        encoded_names(train)[0],
-        len(classes),
-        X,
-        y,
-        X_validation,
-        y_validation,
-        X_test,
-        y_test,
-        encoded.notes,
-    )
+    features = encoded_names(train)[0]
+    return Job(title, "", features, len(classes), X, y, X_validation, y_validation, X_test, y_test, encoded.notes)
 
 
 def _parts(
     table: tables.Table, wanted: list[str], hold_out: float, seed: int
 ) -> tuple[tables.Table, dict[str, tables.Table]]:
-    """The table without the wanted parts, and these by name; each stratified by class."""
+    """The table without the wanted parts, and the parts by name; each is stratified by class."""
     if not wanted:
         return table, {}
     labels, codes, counts = np.unique(table.labels, return_inverse=True, return_counts=True)
@@ -126,11 +116,11 @@ def _parts(
         raise InputError(
             f"{table.name} has classes with too few samples ({listed(few, quote=False)}): to train on some and set "
             f"some aside for {' and '.join(wanted)}, at least {len(wanted) + 1} of each are needed. Add samples, leave "
-            "rare classes out, or pass files of their own by --validation and --test."
+            "rare classes out, or pass --validation and --test."
         )
     random_state, kept, parts = np.random.RandomState(seed), np.arange(len(codes)), {}
     for i, name in enumerate(wanted):
-        # Each part is one of the whole, whatever was set aside before it.
+        # Each part has the same share of the whole table, whatever was set aside before.
         aside = stratified_part(codes[kept], hold_out / (1 - i * hold_out), random_state)
         parts[name], kept = tables.part_of(table, kept[aside], name), kept[~aside]
     return tables.part_of(table, kept, "training"), parts

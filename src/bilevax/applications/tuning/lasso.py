@@ -1,15 +1,15 @@
-"""Strengths of the lasso and of the group lasso, one or one per feature, chosen by gradient on held-out error.
+"""Strengths of the lasso and the group lasso, one or one per feature, chosen by gradient on the held-out error.
 
     min over u of  mean squared error on samples held out,   v*(u) = argmin over v of
     |y - X v|^2 / (2 n) + sum over groups of strength_g sqrt(p_g) |v_g|,    p_g the features of a group
 
-(Bertrand et al., ICML 2020; JMLR 2022; the group lasso of Yuan and Lin 2006.) Samples are held out fold by fold, each
-with coefficients of its own, or once. The lower level is solved to the end in each step: the lasso by coordinate
-descent on the host (celer where it is installed, else scikit-learn), the group lasso by accelerated proximal descent.
+(Bertrand et al., ICML 2020; JMLR 2022; the group lasso of Yuan and Lin 2006.) Samples are held out once, or fold by
+fold, where each fold has its own coefficients. Each step solves the lower level to convergence: the lasso by coordinate
+descent on the host (celer if it is installed, else scikit-learn), the group lasso by accelerated proximal descent.
 
 Everything is computed in units in which the least strength with all coefficients zero is 1, the largest eigenvalue of
-the folds' Gram matrices is at most 1, and the held-out error is relative to the variance of the targets. So the units
-of X and y change nothing, and the same compiled program serves all data of one shape.
+the folds' Gram matrices is at most 1, and the held-out error is relative to the variance of the targets. Results
+therefore do not depend on the units of X and y, and all data of one shape share one compiled program.
 """
 
 from collections.abc import Sequence
@@ -21,11 +21,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jaxtyping import Array, Bool, Float, PRNGKeyArray
+from numpy.typing import ArrayLike
 from sklearn.base import BaseEstimator, RegressorMixin
-from sklearn.utils.validation import check_is_fitted, check_random_state, validate_data
+from sklearn.utils.validation import check_is_fitted, check_random_state
 
 from bilevax._checks import InputError, require_count
-from bilevax.applications._inputs import numeric
+from bilevax.applications._inputs import numeric, require_both, validated
 from bilevax.applications._pickling import Picklable
 from bilevax.applications.task import Task
 from bilevax.applications.tuning.path import (
@@ -58,11 +60,11 @@ STEPS = 150
 
 
 class Sparse(NamedTuple):
-    """A tuning job.
+    """A `lasso_task` with its solver.
 
     Attributes:
         task: for `solve`; u holds log strengths, (1,) or (groups,), and v coefficients (folds, d), both in `units`.
-        solver: of the kind that suits it, for so many steps.
+        solver: the solver for the task, with its number of steps.
         units: of u and v.
         grid: the best single strength of the grid from which u starts, as an array like u, and its held-out error.
     """
@@ -70,31 +72,33 @@ class Sparse(NamedTuple):
     task: Task
     solver: SparseHO
     units: Units
-    grid: tuple[Any, float]
+    grid: tuple[Float[Array, " strengths"], float]
 
-    def strengths(self, u: Any) -> np.ndarray:
-        """The strengths that u stands for, in units of scikit-learn's alpha."""
+    def strengths(self, u: Float[Array, " strengths"]) -> Float[np.ndarray, " strengths"]:
+        """The strengths of u, in units of scikit-learn's alpha."""
         return self.units.strength * np.exp(np.asarray(u, np.float64))
 
 
 @dataclass(frozen=True)
 class _Exact:
-    """v*(u): the coefficients of all folds (folds, d)."""
+    """v*(u): the coefficients of all folds."""
 
     penalty: Strengths
 
-    def __call__(self, u: Any, batch: Batch, key: Any) -> Any:
+    def __call__(
+        self, u: Float[Array, " strengths"], batch: Batch, key: PRNGKeyArray | None
+    ) -> Float[Array, "folds d"]:
         if self.penalty.members is not None:
             return group_lasso(self.penalty, u, batch.lower)[0]
         shape = jax.ShapeDtypeStruct(batch.lower.x_mean.shape, batch.lower.x_mean.dtype)
         return jax.pure_callback(on_host, shape, u, batch.lower)
 
 
-def _training(u: Any, v: Any, data: Folds) -> Any:
+def _training(u: Float[Array, " strengths"], v: Float[Array, "folds d"], data: Folds) -> Float[Array, ""]:
     return jnp.sum(data.train * residuals(v, data) ** 2) / 2
 
 
-def _within(u: Any) -> Any:
+def _within(u: Float[Array, " strengths"]) -> Float[Array, " strengths"]:
     return jnp.clip(u, LOWEST, HIGHEST)
 
 
@@ -104,38 +108,38 @@ def _problem(penalty: Strengths) -> Problem:
 
 @cache
 def _solver(penalty: Strengths, steps: int) -> SparseHO:
-    # The error is relative, so Adam's eps is, too: it keeps exact zeros where they are, and is below any other slope.
+    # The held-out error is relative, so this eps keeps exact zeros fixed and is below all other gradients.
     adam = optax.adam(optax.cosine_decay_schedule(0.1, steps), eps=1e-15)
     return SparseHO(adam, ProximalMap(penalty), 1.0, 1, CG(200))
 
 
 def lasso_task(
-    X: Any,
-    y: Any,
-    held: Sequence[Any],
+    X: ArrayLike,
+    y: ArrayLike,
+    held: Sequence[ArrayLike],
     *,
-    groups: Any = None,
+    groups: ArrayLike | None = None,
     per_group: bool = False,
     steps: int = STEPS,
 ) -> Sparse:
     """The choice of a (group) lasso's strengths by the squared error on samples held out.
 
-    u starts at the best of 100 single strengths, over three decades; with a strength for each group these are of
-    features divided by their group's spread. An entry of u whose group is zero in all folds has no slope: its group
-    stays out.
+    u starts at the best of 100 single strengths over three decades, found on features that are divided by the spread
+    of their group where each group has a strength. An entry of u whose group is zero in all folds has a zero gradient,
+    so its group stays zero.
 
     Args:
         X, y: features (n, d) and targets (n,).
         held: boolean masks (n,), one for each fold: which samples are held out.
-        groups: (d,) a label for each feature, those alike being one group; None for the lasso.
-        per_group: a strength for each group (each feature, in the lasso) instead of one.
-        steps: of the solver, whose rate falls to nothing by their end.
+        groups: (d,) a label for each feature; features of equal label are one group. None for the lasso.
+        per_group: a strength for each group (for each feature in the lasso) instead of one.
+        steps: of the solver; its rate falls to zero over these steps.
 
     Metrics: held_out_error, the mean squared error, and chosen, the share of non-zero coefficients.
 
     Raises:
         InputError: arrays that are not numbers, not finite, or of shapes that do not fit; a fold without samples to
-            train on or to hold out; no feature that varies with y in any fold, so that all strengths are alike.
+            train on or to hold out; no feature that varies with y in any fold, so that the strengths have no effect.
 
     Example:
         >>> import jax, numpy as np
@@ -159,7 +163,7 @@ def lasso_task(
     if found is None:
         raise InputError(
             "No feature varies together with y in the samples that any fold trains on, so the coefficients are zero "
-            "whatever the strengths, and there is nothing to choose. Check y, which must not be constant, and X."
+            "for all strengths. Check y, which must not be constant, and X."
         )
     folds, units = found
     penalty = penalty_of(groups, index)
@@ -167,7 +171,7 @@ def lasso_task(
     data = on_device(folds._replace(near=near))
     dtype, shape = data.x.dtype, len(sizes) if per_group else 1
 
-    def metrics(u: Any, v: Any) -> dict[str, float]:
+    def metrics(u: Float[Array, " strengths"], v: Float[Array, "folds d"]) -> dict[str, float]:
         return {"held_out_error": float(held_out_error(u, v, data)) * units.error, "chosen": float(jnp.mean(v != 0))}
 
     start = jnp.full(shape, first, dtype), jnp.zeros((len(masks), x.shape[1]), dtype)
@@ -178,37 +182,37 @@ def lasso_task(
 
 
 class Chosen(NamedTuple):
-    """What `choose_strengths` found.
+    """The result of `choose_strengths`.
 
     Attributes:
         strengths: (1,) or (groups,).
-        coefficients, intercept: of all samples with them, (d,) and a number.
+        coefficients, intercept: fitted to all samples with these strengths.
         held_out_error: the mean squared error on the held-out samples at the end.
         result: of the solve; its upper loss is the held-out error over the variance of all targets.
     """
 
-    strengths: np.ndarray
-    coefficients: np.ndarray
+    strengths: Float[np.ndarray, " strengths"]
+    coefficients: Float[np.ndarray, " d"]
     intercept: float
     held_out_error: float
     result: Result
 
 
 def choose_strengths(
-    X: Any,
-    y: Any,
-    held: Sequence[Any],
+    X: ArrayLike,
+    y: ArrayLike,
+    held: Sequence[ArrayLike],
     *,
-    groups: Any = None,
+    groups: ArrayLike | None = None,
     per_group: bool = False,
     steps: int = STEPS,
     callbacks: Sequence[Any] = (),
     resume: Any = None,
     mesh: Any = None,
 ) -> Chosen:
-    """Solve a `lasso_task`, then fit all samples. The grid's best strength is kept where the solve found none better.
+    """Solve a `lasso_task`, then fit all samples. The best strength of the grid is kept if the solve found none better.
 
-    Arguments and errors as there; `callbacks`, `resume` and `mesh` as for `bilevax.solve`.
+    Arguments and errors as for `lasso_task`; `callbacks`, `resume` and `mesh` as for `bilevax.solve`.
     """
     job = lasso_task(X, y, held, groups=groups, per_group=per_group, steps=steps)
     task = job.task
@@ -230,12 +234,15 @@ def choose_strengths(
     return Chosen(strengths, *fit_lasso(strengths, X, y, groups), error, result)
 
 
-def _checked(X: Any, y: Any, held: Sequence[Any]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    x, y = strength_values(X, y)
+def _checked(
+    X: ArrayLike, y: ArrayLike, held: Sequence[ArrayLike]
+) -> tuple[Float[np.ndarray, "n d"], Float[np.ndarray, " n"], Bool[np.ndarray, "folds n"]]:
+    x, targets = strength_values(X, y)
     masks = numeric("held", held)
-    if masks.ndim != 2 or masks.shape[1:] != y.shape:
+    if masks.ndim != 2 or masks.shape[1:] != targets.shape:
         raise InputError(
-            f"X has shape {x.shape}, y {y.shape} and held {masks.shape}. held needs a boolean mask (n,) for each fold."
+            f"X has shape {x.shape}, y {targets.shape} and held {masks.shape}. "
+            "held needs a boolean mask (n,) for each fold."
         )
     if not np.isin(masks, (0, 1)).all():
         raise InputError("held holds values other than True and False. For each fold a boolean mask is needed.")
@@ -246,21 +253,21 @@ def _checked(X: Any, y: Any, held: Sequence[Any]) -> tuple[np.ndarray, np.ndarra
                 f"Fold {k} holds out {mask.sum()} of {len(mask)} samples. At least one, and two to train on, are "
                 "needed."
             )
-    return x, y, masks
+    return x, targets, masks
 
 
 class TunedLasso(RegressorMixin, Picklable, BaseEstimator):
     """A lasso, or group lasso, whose strengths are chosen by gradient.
 
-    What `LassoCV` finds on a grid for one strength is found here to any digit; and one strength for each feature or
-    group, for which no grid would do. The units of y, and of X as a whole, change nothing but the units of the results;
-    with one strength for all, features of one scale are assumed, as for any lasso. With the strengths found, the
-    coefficients are fitted to all samples.
+    One strength is found to any precision, where `LassoCV` is limited to a grid; one strength for each feature or group
+    is found as well, which no grid could search. The units of y, and of X as a whole, change only the units of the
+    results; with one strength for all, features should be on one scale, as for any lasso. The coefficients are then
+    fitted to all samples.
 
     Args:
         per_group: a strength for each feature (or group) instead of one.
         groups: (d,) a label for each feature: the group lasso; None for the lasso.
-        folds: for cross-validation, where `fit` is given no validation samples.
+        folds: for cross-validation, if `fit` is called without validation samples.
         steps: of the solver.
         random_state: an integer, a NumPy RandomState or None; shuffles the samples into folds.
         callbacks, resume: passed to `bilevax.solve`.
@@ -271,7 +278,7 @@ class TunedLasso(RegressorMixin, Picklable, BaseEstimator):
         alpha_: the strengths, (1,) or (groups,), in units of scikit-learn's alpha.
         support_: (d,) which coefficients are not zero.
         held_out_error_: the mean squared error on the held-out samples at the end.
-        history_: the solve's, an entry per step; its upper loss is the held-out error over the variance of y.
+        history_: of the solve, an entry per step; its upper loss is the held-out error over the variance of y.
         n_iter_: steps taken.
         n_features_in_: number of features; with a DataFrame also `feature_names_in_`.
 
@@ -289,7 +296,7 @@ class TunedLasso(RegressorMixin, Picklable, BaseEstimator):
     def __init__(
         self,
         per_group: bool = False,
-        groups: Any = None,
+        groups: ArrayLike | None = None,
         folds: int = 5,
         steps: int = STEPS,
         random_state: Any = 0,
@@ -304,26 +311,25 @@ class TunedLasso(RegressorMixin, Picklable, BaseEstimator):
         self.callbacks = callbacks
         self.resume = resume
 
-    def fit(self, X: Any, y: Any, X_val: Any = None, y_val: Any = None) -> Self:
-        """Tune and train on X (n, d) with targets y (n,); by X_val and y_val where given, else by folds of X.
+    def fit(self, X: ArrayLike, y: ArrayLike, X_val: ArrayLike | None = None, y_val: ArrayLike | None = None) -> Self:
+        """Tune and train on X (n, d) with targets y (n,); tune on X_val and y_val if passed, else on folds of X.
 
         Raises:
-            InputError: as for `lasso_task`, so where y is constant; fewer than two samples for each fold.
-            ValueError: as scikit-learn's validation has it, for features that are not finite numbers, say.
+            InputError: as for `lasso_task`, for example for a constant y; fewer than two samples for each fold.
+            ValueError: as scikit-learn's `validate_data`, for example for features that are not finite numbers.
         """
         require_count(type(self).__name__, "steps", self.steps)
-        X, y = validate_data(self, X, y, dtype=np.float64, y_numeric=True, ensure_min_samples=3)
-        if (X_val is None) != (y_val is None):
-            raise InputError("X_val and y_val go together: pass both, or neither.")
-        if X_val is None:
-            held = self._held_out(len(y))
+        x, targets = validated(self, X, y, y_numeric=True, ensure_min_samples=3)
+        require_both(X_val, y_val)
+        if X_val is None or y_val is None:
+            held = self._held_out(len(targets))
         else:
-            x_val, y_val = validate_data(self, X_val, y_val, dtype=np.float64, y_numeric=True, reset=False)
-            held = [np.arange(len(y) + len(y_val)) >= len(y)]
-            X, y = np.concatenate([X, x_val]), np.concatenate([y, y_val])
+            x_val, val_targets = validated(self, X_val, y_val, y_numeric=True, reset=False)
+            held = [np.arange(len(targets) + len(val_targets)) >= len(targets)]
+            x, targets = np.concatenate([x, x_val]), np.concatenate([targets, val_targets])
         found = choose_strengths(
-            X,
-            y,
+            x,
+            targets,
             held,
             groups=self.groups,
             per_group=self.per_group,
@@ -337,7 +343,7 @@ class TunedLasso(RegressorMixin, Picklable, BaseEstimator):
         self.support_ = self.coef_ != 0
         return self
 
-    def _held_out(self, n: int) -> list[np.ndarray]:
+    def _held_out(self, n: int) -> list[Bool[np.ndarray, " n"]]:
         folds = require_count(type(self).__name__, "folds", self.folds)
         if not 2 <= folds <= n // 2:
             raise InputError(
@@ -347,7 +353,7 @@ class TunedLasso(RegressorMixin, Picklable, BaseEstimator):
             )
         return fold_masks(n, folds, check_random_state(self.random_state))
 
-    def predict(self, X: Any) -> np.ndarray:
-        """Targets (n,)."""
+    def predict(self, X: ArrayLike) -> Float[np.ndarray, " n"]:
+        """The predicted targets of samples X (n, d)."""
         check_is_fitted(self)
-        return validate_data(self, X, dtype=np.float64, reset=False) @ self.coef_ + self.intercept_
+        return validated(self, X, reset=False) @ self.coef_ + self.intercept_

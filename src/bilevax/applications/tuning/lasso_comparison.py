@@ -1,4 +1,4 @@
-"""Strengths of a lasso or group lasso by gradient compared with scikit-learn's LassoCV, on the same folds."""
+"""Comparison of a lasso's or group lasso's strengths by gradient with scikit-learn's LassoCV, on the same folds."""
 
 import time
 from collections.abc import Mapping
@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
+from jaxtyping import Bool, Float, Shaped
 from sklearn.datasets import load_diabetes
 from sklearn.linear_model import LassoCV
 from sklearn.preprocessing import PolynomialFeatures
@@ -28,31 +29,31 @@ ONE, EACH = "one strength", "a strength each"
 
 
 class LassoJob(NamedTuple):
-    """A job: features and targets, which samples are held out to tune by, and samples that no method sees.
+    """Features and targets, the samples held out to tune by, and a test set.
 
     Attributes:
-        title: what the data are, in a few words.
-        names: of the features, as they are after encoding.
+        title: of the data, in a few words.
+        names: of the features after encoding.
         columns: the column of the file that each feature comes from.
         X, y: to tune and train on, features on one scale.
-        held: boolean masks (n,), one for each fold.
-        X_test, y_test: to measure on.
-        notes: what was done to the data, in sentences.
+        held: the samples that each fold holds out.
+        X_test, y_test: to measure on; no method sees them.
+        notes: on what was done to the data, in sentences.
     """
 
     title: str
     names: list[str]
     columns: list[str]
-    X: np.ndarray
-    y: np.ndarray
-    held: list[np.ndarray]
-    X_test: np.ndarray
-    y_test: np.ndarray
+    X: Float[np.ndarray, "n d"]
+    y: Float[np.ndarray, " n"]
+    held: list[Bool[np.ndarray, " n"]]
+    X_test: Float[np.ndarray, "t d"]
+    y_test: Float[np.ndarray, " t"]
     notes: tuple[str, ...]
 
 
 class Row(NamedTuple):
-    """A method's figures; None where one does not apply."""
+    """A row of the table; None for a figure that does not apply."""
 
     method: str
     held_out_error: float | None
@@ -62,34 +63,34 @@ class Row(NamedTuple):
 
 
 class Fit(NamedTuple):
-    """A method's coefficients (d,), intercept, strengths (one, or one each), held-out error and seconds."""
+    """The fit of a method; one strength, or one for each feature or group."""
 
-    coefficients: np.ndarray
+    coefficients: Float[np.ndarray, " d"]
     intercept: float
-    strengths: np.ndarray
+    strengths: Float[np.ndarray, " strengths"]
     held_out_error: float | None
     seconds: float | None
 
 
 class LassoComparison(NamedTuple):
-    """What `compare_lasso` found.
+    """The result of `compare_lasso`.
 
     Attributes:
         job: the data.
-        labels: (d,) the group of each feature; None without groups.
+        labels: the group of each feature; None without groups.
         rows: of the table, the mean alone first.
         fits: of the other methods, by their names.
         report: everything, for a JSON file.
     """
 
     job: LassoJob
-    labels: np.ndarray | None
+    labels: Shaped[np.ndarray, " d"] | None
     rows: list[Row]
     fits: dict[str, Fit]
     report: dict[str, Any]
 
     def coefficients(self) -> pd.DataFrame:
-        """A line for each feature: its group, each method's coefficient, and its strength where it has its own."""
+        """A row for each feature: its group, its coefficient by each method, and its strength where it has one."""
         job, labels, fits = self.job, self.labels, self.fits
         frame = pd.DataFrame({"feature": job.names})
         if labels is not None:
@@ -104,7 +105,7 @@ class LassoComparison(NamedTuple):
         return frame
 
     def chosen(self) -> pd.DataFrame:
-        """The lines of `coefficients` for features that any method chose, the largest coefficients first."""
+        """The rows of `coefficients` for the features that any method chose, the largest coefficients first."""
         frame = self.coefficients()
         sizes = frame[list(self.fits)].abs().max(axis=1)
         return frame[sizes > 0].assign(size=sizes).sort_values("size", ascending=False, kind="stable")
@@ -112,7 +113,7 @@ class LassoComparison(NamedTuple):
 
 def compare_lasso(
     job: LassoJob,
-    labels: np.ndarray | None,
+    labels: Shaped[np.ndarray, " d"] | None,
     *,
     per_feature: bool,
     steps: int | None,
@@ -123,8 +124,8 @@ def compare_lasso(
 
     Args:
         job: the data.
-        labels: (d,) the group of each feature, for group lassos besides; None without groups.
-        per_feature: whether there are lassos with a strength for each feature or group, too.
+        labels: the group of each feature, to fit group lassos as well; None without groups.
+        per_feature: whether to fit lassos with a strength for each feature or group as well.
         steps: of the solver; None for the estimator's own.
         stages: keeps what is finished.
         mesh: passed to `bilevax.solve`.
@@ -166,7 +167,7 @@ def lasso_from_files(files: Mapping[str, Path | None], target: str | None, hold_
     Args:
         files: "train", and "validation" and "test", each a path or None.
         target: the column, or the NPZ array, that holds the quantities.
-        hold_out: without a test file, the part of the training file that is set aside for the test.
+        hold_out: without a test file, the part of the training file that becomes the test set.
         seed: of that split, and of the folds where there is no validation file.
 
     Raises:
@@ -191,21 +192,21 @@ def lasso_from_files(files: Mapping[str, Path | None], target: str | None, hold_
     return LassoJob(str(files["train"]), names, columns, X, y, held, X_test, y_test, encoded.notes)
 
 
-def _folds(n: int, seed: int) -> list[np.ndarray]:
+def _folds(n: int, seed: int) -> list[Bool[np.ndarray, " n"]]:
     if n < 2 * FOLDS:
         raise InputError(
             f"There are {n} samples to tune by {FOLDS} folds, and at least {2 * FOLDS} are needed. Add samples, or "
-            "pass samples to tune by as --validation."
+            "pass a file to tune by as --validation."
         )
     return fold_masks(n, FOLDS, seed)
 
 
-def read_groups(path: Path, job: LassoJob) -> np.ndarray:
-    """The group of each feature: that of its column, or of its own where the file does not name it.
+def read_groups(path: Path, job: LassoJob) -> Shaped[np.ndarray, " d"]:
+    """The group of each feature: the group of its column, or its own where the file does not name the column.
 
     Raises:
-        InputError: it is not a CSV file with columns feature and group, or names a column twice, or one that the data
-            lack.
+        InputError: the file is not a CSV file with columns feature and group, names a column twice, or names a column
+            that the data lack.
     """
     frame = read_words(path, f"--groups ({path})")
     if list(frame.columns) != ["feature", "group"]:
@@ -230,7 +231,7 @@ def _fits(
     stages: Stages,
     mesh: Layout | None,
 ) -> dict[str, Fit]:
-    """What each method finds, a stage each."""
+    """The fit of each method; each is a stage."""
     steps = STEPS if steps is None else steps
     jobs: dict[str, tuple[str, np.ndarray | None, bool]] = {f"lasso, {ONE}": ("lasso-one", None, False)}
     if per_feature:
@@ -277,5 +278,5 @@ def _tuned(
     return Fit(found.coefficients, found.intercept, found.strengths, found.held_out_error, seconds)
 
 
-def _error(predicted: np.ndarray, job: LassoJob) -> float:
+def _error(predicted: Float[np.ndarray, " t"], job: LassoJob) -> float:
     return float(np.mean((predicted - job.y_test) ** 2))

@@ -7,20 +7,25 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jaxtyping import Array, Float, Float64, Int, PyTree, Shaped
+from numpy.typing import ArrayLike
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.linear_model import LogisticRegression
 from sklearn.utils.multiclass import check_classification_targets
-from sklearn.utils.validation import check_is_fitted, check_random_state, validate_data
+from sklearn.utils.validation import check_is_fitted, check_random_state
 
-from bilevax._checks import InputError, PyTree, listed, require_count
+from bilevax._checks import InputError, listed, require_count
 from bilevax.applications._inputs import (
     classes_of,
     coded_samples,
     labels,
     numeric,
     places,
+    require_both,
+    require_label_each,
     require_solver,
     table,
+    validated,
 )
 from bilevax.applications._pickling import Picklable
 from bilevax.applications._units import require_sizes, standard
@@ -40,69 +45,70 @@ LOGISTIC_RATE = 0.1  # of v, which is whitened
 
 
 class _Weighted(NamedTuple):
-    """Whitened features (n, d), labels (n,), and weights (n,) that sum to one; rows without weight are padding."""
+    """Whitened features, labels, and weights that sum to one; rows of zero weight are padding."""
 
-    x: Any
-    y: Any
-    weight: Any
+    x: Float[Array, "n d"]
+    y: Int[Array, " n"]
+    weight: Float[Array, " n"]
 
 
 class _LogisticTraining(NamedTuple):
-    """Samples, their number, and the whitening R = base I + vectors diag(stretch) vectors', (d, r) and (r,)."""
+    """Samples, their number, and the whitening R = base I + vectors diag(stretch) vectors'."""
 
     samples: _Weighted
-    count: Any
-    base: Any
-    vectors: Any
-    stretch: Any
+    number: Float[Array, ""]
+    base: Float[Array, ""]
+    vectors: Float[Array, "d r"]
+    stretch: Float[Array, " r"]
 
-    def coefficients(self, z: Any) -> Any:
-        """R z: those of the original features, for z of the whitened ones, (d, columns)."""
+    def coefficients(self, z: Float[Array, "d columns"]) -> Float[Array, "d columns"]:
+        """R z: the coefficients of the original features, from coefficients z of the whitened features."""
         return self.base * z + self.vectors @ (self.stretch[:, None] * (self.vectors.T @ z))
 
 
-def _logistic_loss(v: PyTree, data: _Weighted) -> Any:
+def _logistic_loss(v: PyTree[Float[Array, "..."]], data: _Weighted) -> Float[Array, ""]:
     scores = data.x @ v["weight"] + v["bias"]
-    if scores.shape[1] == 1:  # two classes need but the difference of their scores
+    if scores.shape[1] == 1:  # for two classes, the difference of their scores
         losses = jax.nn.softplus(jnp.where(data.y == 1, -scores[:, 0], scores[:, 0]))
     else:
         losses = optax.softmax_cross_entropy_with_integer_labels(scores, data.y)
     return jnp.sum(data.weight * losses)
 
 
-def _logistic_validation_loss(u: Any, v: PyTree, data: _Weighted) -> Any:
+def _logistic_validation_loss(
+    u: Float[Array, " d"], v: PyTree[Float[Array, "..."]], data: _Weighted
+) -> Float[Array, ""]:
     return _logistic_loss(v, data)
 
 
-def _logistic_training_loss(u: Any, v: PyTree, data: _LogisticTraining) -> Any:
-    penalty = jnp.sum(jnp.exp(u)[:, None] * data.coefficients(v["weight"]) ** 2) / (2 * data.count)
+def _logistic_training_loss(
+    u: Float[Array, " d"], v: PyTree[Float[Array, "..."]], data: _LogisticTraining
+) -> Float[Array, ""]:
+    penalty = jnp.sum(jnp.exp(u)[:, None] * data.coefficients(v["weight"]) ** 2) / (2 * data.number)
     return _logistic_loss(v, data.samples) + penalty
 
 
-def _within_range(u: Any) -> Any:
+def _within_range(u: Float[Array, " d"]) -> Float[Array, " d"]:
     return jnp.clip(u, -STRENGTH_RANGE, STRENGTH_RANGE)
 
 
-LOGISTIC = Problem(
-    _logistic_validation_loss,
-    _logistic_training_loss,
-    project_upper=_within_range,
-)
+LOGISTIC = Problem(_logistic_validation_loss, _logistic_training_loss, project_upper=_within_range)
 """Logistic regression with one L2 strength exp(u_j) per feature, in units of scikit-learn's 1/C."""
 
 
-def logistic_task(X: Any, y: Any, X_validation: Any, y_validation: Any, classes: int) -> Task:
+def logistic_task(X: ArrayLike, y: ArrayLike, X_validation: ArrayLike, y_validation: ArrayLike, classes: int) -> Task:
     """Logistic regression with one L2 strength per feature, as a Task.
 
     g = mean cross-entropy + sum_j exp(u_j) |w_j|^2 / (2 n). At the start u = 0: scikit-learn's default C = 1.
-    The lower variable is z with w = R z, R = (C + C's largest eigenvalue / 100)^(-1/2), C the covariance of X: so
-    g's Hessian is near a multiple of the identity at first, and descent on g and on the penalty function (whose
-    condition number is its square) takes tens of moves instead of thousands. The problem is the same one.
+    The lower variable is z with w = R z, R = (C + lambda I / 100)^(-1/2), C the covariance of X and lambda its largest
+    eigenvalue. The Hessian of g is then near a multiple of the identity at the start, and descent on g and on the
+    penalty function (whose condition number is its square) takes tens of updates instead of thousands. The solution
+    is the same.
 
     Args:
         X, y: features (n, d) and labels (n,), 0..classes-1, to train on.
         X_validation, y_validation: the same, to tune by.
-        classes: how many.
+        classes: their number.
 
     Metrics: train_loss, validation_loss.
 
@@ -125,10 +131,9 @@ def logistic_task(X: Any, y: Any, X_validation: Any, y_validation: Any, classes:
     """
     classes = require_count("logistic_task", "classes", classes, 2)
     dtype = jnp.result_type(float)
-    (x, codes), (x_val, val_codes) = (
-        _rows("X", X, "y", y),
-        _rows("X_validation", X_validation, "y_validation", y_validation),
-    )
+    x, (_, codes) = table("X", X), coded_samples("X", X, "y", y)
+    x_val = table("X_validation", X_validation)
+    _, val_codes = coded_samples("X_validation", X_validation, "y_validation", y_validation)
     if x_val.shape[1:] != x.shape[1:]:
         raise InputError(
             f"X has shape {x.shape} and X_validation {x_val.shape}. Both must be (samples, features), with the same "
@@ -139,31 +144,23 @@ def logistic_task(X: Any, y: Any, X_validation: Any, y_validation: Any, classes:
         raise InputError(f"There is a label {highest}, and classes is {classes}. Labels are 0..classes-1.")
     middle = x.mean(axis=0)
     x, x_val = x - middle, x_val - middle
-    values, vectors = _principal(x)
-    largest = values.max(initial=0.0)
-    floor = WHITENING_FLOOR * largest if largest > 0 else 1.0
-    plain = 1 / np.sqrt(floor)
-    stretch = 1 / np.sqrt(values + floor) - plain
-    # As many directions as the padded samples could have, so that their number changes no shape.
-    directions = min(_padded(len(x)), x.shape[1])
-    more = directions - len(values)
-    vectors, stretch = np.pad(vectors, ((0, 0), (0, more))), np.pad(stretch, (0, more))
+    base, vectors, stretch = _whitening(x)
 
-    def whitened(x: np.ndarray, codes: np.ndarray) -> _Weighted:
+    def whitened(x: Float64[np.ndarray, "n d"], codes: Int[np.ndarray, " n"]) -> _Weighted:
         n, rows = len(x), (0, _padded(len(x)) - len(x))
-        z = plain * x + ((x @ vectors) * stretch) @ vectors.T
+        z = base * x + ((x @ vectors) * stretch) @ vectors.T
         return _Weighted(
             jnp.asarray(np.pad(z, (rows, (0, 0))), dtype),
             jnp.asarray(np.pad(codes, rows)),
             jnp.asarray(np.pad(np.full(n, 1 / n), rows), dtype),
         )
 
-    train = _LogisticTraining(whitened(x, codes), *(jnp.asarray(a, dtype) for a in (len(x), plain, vectors, stretch)))
+    train = _LogisticTraining(whitened(x, codes), *(jnp.asarray(a, dtype) for a in (len(x), base, vectors, stretch)))
     validation = whitened(x_val, val_codes)
     columns = 1 if classes == 2 else classes
     v = {"weight": jnp.zeros((x.shape[1], columns), dtype), "bias": jnp.zeros(columns, dtype)}
 
-    def metrics(u: Any, v: PyTree) -> dict[str, float]:
+    def metrics(u: Float[Array, " d"], v: PyTree[Float[Array, "..."]]) -> dict[str, float]:
         return {
             "train_loss": float(_logistic_training_loss(u, v, train)),
             "validation_loss": float(_logistic_loss(v, validation)),
@@ -172,19 +169,28 @@ def logistic_task(X: Any, y: Any, X_validation: Any, y_validation: Any, classes:
     return Task(LOGISTIC, (jnp.zeros(x.shape[1], dtype), v), Batch(validation, train), metrics)
 
 
-def _rows(x_name: str, X: Any, y_name: str, y: Any) -> tuple[np.ndarray, np.ndarray]:
-    """A table in double precision, and its labels 0, 1, ..."""
-    return table(x_name, X), coded_samples(x_name, X, y_name, y)[1]
-
-
 def _padded(n: int) -> int:
-    """A number of rows, up to an eighth above n, that data of about one size share: so they share programs."""
+    """A number of rows, up to an eighth above n, so that data of similar sizes share their programs."""
     step = 1 << max(n.bit_length() - 4, 0)
     return n + -n % step
 
 
-def _principal(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Eigenvalues (r,) and eigenvectors (d, r) of x'x / n, r = min(n, d); no larger matrix than x is formed."""
+def _whitening(
+    x: Float64[np.ndarray, "n d"],
+) -> tuple[np.float64, Float64[np.ndarray, "d r"], Float64[np.ndarray, " r"]]:
+    """base, vectors and stretch of the whitening; see `_LogisticTraining`."""
+    values, vectors = _principal(x)
+    largest = values.max(initial=0.0)
+    floor = WHITENING_FLOOR * largest if largest > 0 else 1.0
+    base = 1 / np.sqrt(floor)
+    stretch = 1 / np.sqrt(values + floor) - base
+    # As many directions as the padded samples could have, so that the number of samples changes no shape.
+    more = min(_padded(len(x)), x.shape[1]) - len(values)
+    return base, np.pad(vectors, ((0, 0), (0, more))), np.pad(stretch, (0, more))
+
+
+def _principal(x: Float64[np.ndarray, "n d"]) -> tuple[Float64[np.ndarray, " r"], Float64[np.ndarray, "d r"]]:
+    """Eigenvalues and eigenvectors of x'x / n, r = min(n, d), without a matrix larger than x."""
     if len(x) < x.shape[1]:
         _, sizes, rows = np.linalg.svd(x, full_matrices=False)
         return sizes**2 / len(x), rows.T
@@ -192,11 +198,11 @@ def _principal(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return np.maximum(values, 0), vectors
 
 
-def fit_logistic(strength: Any, X: Any, y: Any) -> LogisticRegression:
-    """Logistic regression with one L2 strength per feature, solved to the end by scikit-learn.
+def fit_logistic(strength: ArrayLike, X: ArrayLike, y: ArrayLike) -> LogisticRegression:
+    """Logistic regression with one L2 strength per feature, fully trained by scikit-learn.
 
-    With features divided by the root of their strength the penalty is uniform, so C = 1 serves;
-    `coef_` is of the original features.
+    Features are divided by the root of their strength, which makes the penalty uniform with C = 1; `coef_` belongs
+    to the original features.
 
     Args:
         strength: (d,), positive, in units of 1/C.
@@ -212,30 +218,30 @@ def fit_logistic(strength: Any, X: Any, y: Any) -> LogisticRegression:
         >>> bool(abs(fit_logistic(np.array([1.0, 1e6]), X, y).coef_[0, 1]) < 1e-4)
         True
     """
-    strength, x, y = numeric("strength", strength).astype(np.float64), table("X", X), labels("y", y)
-    if strength.shape != x.shape[1:]:
+    strengths, x, given = numeric("strength", strength).astype(np.float64), table("X", X), labels("y", y)
+    if strengths.shape != x.shape[1:]:
         raise InputError(
-            f"strength has shape {strength.shape} and X {x.shape}. One strength for each column of X is needed."
+            f"strength has shape {strengths.shape} and X {x.shape}. One strength for each column of X is needed."
         )
-    if len(x) != len(y):
-        raise InputError(f"X has {len(x)} samples and y {len(y)} labels. One label each is needed.")
-    if wrong := int((~(strength > 0)).sum()):
+    require_label_each("X", x, "y", given)
+    if wrong := int((~(strengths > 0)).sum()):
         raise InputError(
-            f"strength has {wrong} of {strength.size} entries that are not positive. "
-            "A small one, 1e-6 say, leaves a feature all but free."
+            f"strength has {wrong} of {strengths.size} entries that are not positive. "
+            "With a small one, for example 1e-6, a feature is hardly penalised."
         )
-    classes = classes_of("y", y)
-    scale = 1 / np.sqrt(strength)
+    classes = classes_of("y", given)
+    scale = 1 / np.sqrt(strengths)
     middle = x.mean(axis=0)
     x = (x - middle) * scale
     rows = np.eye(0)
     if len(x) < x.shape[1]:
-        # The coefficients lie in the span of the samples, where a Hessian is no larger than their number.
+        # The coefficients lie in the span of the n samples, where the Hessian is n x n.
         left, sizes, rows = np.linalg.svd(x, full_matrices=False)
         x = left * sizes
-    # A factorisation of the Hessian takes (d * classes)^3: fine for one column of coefficients, slow for ten.
+    # A factorisation of the Hessian takes (d * classes)^3 operations: fast for one column of coefficients, slow for
+    # ten.
     newton = "newton-cholesky" if len(classes) == 2 else "newton-cg"
-    model = LogisticRegression(solver=newton, max_iter=200, tol=1e-8).fit(x, y)
+    model = LogisticRegression(solver=newton, max_iter=200, tol=1e-8).fit(x, given)
     model.coef_ = (model.coef_ @ rows if rows.size else model.coef_) * scale
     model.n_features_in_ = len(scale)
     model.intercept_ = model.intercept_ - model.coef_ @ middle
@@ -246,14 +252,14 @@ class TunedLogisticRegression(ClassifierMixin, Picklable, BaseEstimator):
     """Logistic regression with one L2 strength per feature, tuned by gradient on a validation set.
 
     The strengths are tuned by `logistic_task`; the coefficients are then fitted to all data with them
-    (`fit_logistic`). The units of the features change nothing but those of `coef_` and `alpha_`: inside, features are
-    divided by their standard deviations, and the strengths start alike.
+    (`fit_logistic`). The units of the features change only the units of `coef_` and `alpha_`: features are divided by
+    their standard deviations, and all strengths start from the same value.
 
     Args:
-        validation_fraction: the part of fit's data that is set aside to tune by, stratified by class.
+        validation_fraction: the part of the data of `fit` that is set aside to tune by, stratified by class.
         steps: of the solver.
         solver: any solver of bilevax; None for `penalty_solver(steps, lower_rate=0.1)`.
-        random_state: an integer, a NumPy RandomState or None; says which samples are set aside.
+        random_state: an integer, a NumPy RandomState or None; determines which samples are set aside.
         callbacks, resume: passed to `bilevax.solve`.
 
     Attributes:
@@ -262,7 +268,7 @@ class TunedLogisticRegression(ClassifierMixin, Picklable, BaseEstimator):
         alpha_: (d,) the tuned strengths, in units of scikit-learn's 1/C, of the original features.
         classes_: the labels, sorted.
         n_iter_: steps taken.
-        history_: the solve's, an entry per step.
+        history_: of the solve, an entry per step.
         n_features_in_: number of features; with a DataFrame also `feature_names_in_`.
 
     Example:
@@ -291,35 +297,32 @@ class TunedLogisticRegression(ClassifierMixin, Picklable, BaseEstimator):
         self.callbacks = callbacks
         self.resume = resume
 
-    def fit(self, X: Any, y: Any, X_val: Any = None, y_val: Any = None) -> Self:
-        """Tune and train on X (n, d) with labels y (n,); by X_val and y_val where given, else by a part of X.
+    def fit(self, X: ArrayLike, y: ArrayLike, X_val: ArrayLike | None = None, y_val: ArrayLike | None = None) -> Self:
+        """Tune and train on X (n, d) with labels y (n,); tune on X_val and y_val if passed, else on a part of X.
 
         Raises:
             InputError: classes too small for a stratified split; validation labels that y lacks.
-            ValueError: as scikit-learn's validation has it, for features that are not finite numbers, say.
+            ValueError: as scikit-learn's `validate_data`, for example for features that are not finite numbers.
         """
         steps = require_count(type(self).__name__, "steps", self.steps)
-        if self.solver is not None:
-            require_solver(self.solver)
-        X, y = validate_data(self, X, y, dtype=np.float64)
-        require_sizes("X", X)
-        check_classification_targets(y)
-        self.classes_ = classes_of("y", y)
-        codes = places("y", y, self.classes_)
-        if (X_val is None) != (y_val is None):
-            raise InputError("X_val and y_val go together: pass both, or neither.")
-        if X_val is None:
-            x, x_val, labels, val_labels = self._split(X, codes)
-            all_x, all_labels = X, codes
-        else:
-            x, labels = X, codes
-            x_val, known = validate_data(self, X_val, y_val, dtype=np.float64, reset=False)
-            require_sizes("X_val", np.asarray(x_val))
-            val_labels = places("y_val", np.asarray(known), self.classes_)
-            all_x, all_labels = np.concatenate([x, x_val]), np.concatenate([labels, val_labels])
-        unit = standard(X, np.arange(X.shape[1]))[1]
-        task = logistic_task(x / unit, labels, x_val / unit, val_labels, len(self.classes_))
         solver = penalty_solver(steps, lower_rate=LOGISTIC_RATE) if self.solver is None else self.solver
+        require_solver(solver)
+        all_x, given = validated(self, X, y)
+        require_sizes("X", all_x)
+        check_classification_targets(given)
+        self.classes_ = classes_of("y", given)
+        all_labels = places("y", given, self.classes_)
+        unit = standard(all_x, np.arange(all_x.shape[1]))[1]
+        require_both(X_val, y_val)
+        if X_val is None or y_val is None:
+            x, x_val, labels, val_labels = self._split(all_x, all_labels)
+        else:
+            x, labels = all_x, all_labels
+            x_val, known = validated(self, X_val, y_val, reset=False)
+            require_sizes("X_val", x_val)
+            val_labels = places("y_val", known, self.classes_)
+            all_x, all_labels = np.concatenate([x, x_val]), np.concatenate([labels, val_labels])
+        task = logistic_task(x / unit, labels, x_val / unit, val_labels, len(self.classes_))
         result = solve(
             solver,
             task.problem,
@@ -337,7 +340,14 @@ class TunedLogisticRegression(ClassifierMixin, Picklable, BaseEstimator):
         self.coef_, self.intercept_ = fitted.coef_, fitted.intercept_
         return self
 
-    def _split(self, X: np.ndarray, codes: np.ndarray) -> Any:
+    def _split(
+        self, X: Float64[np.ndarray, "n d"], codes: Int[np.ndarray, " n"]
+    ) -> tuple[
+        Float64[np.ndarray, "train d"],
+        Float64[np.ndarray, "val d"],
+        Int[np.ndarray, " train"],
+        Int[np.ndarray, " val"],
+    ]:
         part = self.validation_fraction
         if isinstance(part, bool) or not isinstance(part, float | int | np.number) or not 0 < part < 1:
             raise InputError(f"validation_fraction is {part!r}, and must be a number between 0 and 1.")
@@ -346,27 +356,26 @@ class TunedLogisticRegression(ClassifierMixin, Picklable, BaseEstimator):
             few = [f"{c}: {n}" for c, n in zip(self.classes_.tolist(), sizes, strict=True) if n < 2]
             raise InputError(
                 f"y has classes with fewer than two samples ({listed(few, quote=False)}), so a validation set cannot "
-                "be set aside. Add samples of those, leave them out, or pass X_val and y_val."
+                "be set aside. Add samples of these classes, leave them out, or pass X_val and y_val."
             )
         aside = stratified_part(codes, float(part), check_random_state(self.random_state))
         return X[~aside], X[aside], codes[~aside], codes[aside]
 
-    def decision_function(self, X: Any) -> np.ndarray:
-        """Scores (n, classes), or (n,) for two classes: the log-odds of `classes_[1]`."""
+    def decision_function(self, X: ArrayLike) -> Float[np.ndarray, "n classes"] | Float[np.ndarray, " n"]:
+        """Scores of samples X (n, d); for two classes the log-odds of `classes_[1]`, (n,)."""
         check_is_fitted(self)
-        X = validate_data(self, X, dtype=np.float64, reset=False)
-        scores = X @ self.coef_.T + self.intercept_
+        scores = validated(self, X, reset=False) @ self.coef_.T + self.intercept_
         return scores[:, 0] if scores.shape[1] == 1 else scores
 
-    def predict_proba(self, X: Any) -> np.ndarray:
-        """The probability of each class, (n, classes), in the order of `classes_`."""
+    def predict_proba(self, X: ArrayLike) -> Float[np.ndarray, "n classes"]:
+        """The probability of each class, in the order of `classes_`, for samples X (n, d)."""
         scores = self.decision_function(X)
         if scores.ndim == 1:
             scores = np.stack([np.zeros_like(scores), scores], axis=1)
         exponentials = np.exp(scores - scores.max(axis=1, keepdims=True))
         return exponentials / exponentials.sum(axis=1, keepdims=True)
 
-    def predict(self, X: Any) -> np.ndarray:
-        """The most likely label of each sample, (n,)."""
+    def predict(self, X: ArrayLike) -> Shaped[np.ndarray, " n"]:
+        """The most likely label of each sample of X (n, d)."""
         scores = self.decision_function(X)
         return self.classes_[(scores > 0).astype(int) if scores.ndim == 1 else scores.argmax(axis=1)]

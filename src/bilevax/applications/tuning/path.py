@@ -10,6 +10,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Bool, Float, Int
+from numpy.typing import ArrayLike
 from scipy.linalg import eigh
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import enet_path
@@ -20,46 +22,46 @@ from bilevax.applications._inputs import numeric, table
 from bilevax.applications._units import require_sizes, standard
 from bilevax.penalties.base import block_factors
 
+Real = Array | np.ndarray  # the host's functions take NumPy, compiled ones JAX
 GRID = 100  # strengths tried for the start: the grid of scikit-learn's LassoCV
 DECADES = 3.0
 TOLERANCE = 1e-6
 GRID_TOLERANCE = 1e-4
 MOST_ITERATIONS = 20_000
-LEAST_CORRELATION = 1e-10  # below it a correlation is rounding
+LEAST_CORRELATION = 1e-10  # a smaller correlation is rounding error
 
 
 class Folds(NamedTuple):
-    """All samples, and for each fold its means and which samples it trains on. Rows of zero weight are padding.
+    """All samples, and the training and held-out samples of each fold. Rows of zero weight are padding.
 
     Attributes:
-        x: (n, d).
-        y: (n,).
-        x_mean, y_mean: (folds, d) and (folds,), of the fold's training samples.
-        train: (folds, n), one over their number for the fold's training samples, else 0.
-        held: (folds, n), the same of the samples held out, times the units of the held-out error.
-        near: (folds, d), coefficients near those sought, from which their search starts.
+        x, y: features and targets.
+        x_mean, y_mean: means of the training samples of each fold.
+        train: one over the number of training samples of the fold for each of them, else 0.
+        held: the same for the samples held out, times the unit of the held-out error.
+        near: coefficients from which the search for the solution starts.
     """
 
-    x: Any
-    y: Any
-    x_mean: Any
-    y_mean: Any
-    train: Any
-    held: Any
-    near: Any
+    x: Float[Real, "n d"]
+    y: Float[Real, " n"]
+    x_mean: Float[Real, "folds d"]
+    y_mean: Float[Real, " folds"]
+    train: Float[Real, "folds n"]
+    held: Float[Real, "folds n"]
+    near: Float[Real, "folds d"]
 
 
 class Units(NamedTuple):
-    """What one unit of the computation is, in the user's units.
+    """The units of the computation in the user's units.
 
     Attributes:
         strength: (1,) or (groups,).
-        coefficient: (d,).
+        coefficient: of each feature.
         error: of the mean squared error.
     """
 
-    strength: np.ndarray
-    coefficient: np.ndarray
+    strength: Float[np.ndarray, " strengths"]
+    coefficient: Float[np.ndarray, " d"]
     error: float
 
 
@@ -73,55 +75,61 @@ class Strengths:
 
     members: tuple[int, ...] | None
 
-    def weights(self, u: Any, features: int) -> Any:
+    def weights(self, u: Float[Array, " strengths"], features: int) -> Float[Array, " groups"]:
         """The strength of each feature or group, times the root of its size."""
         sizes = np.ones(features) if self.members is None else np.bincount(self.members)
         return jnp.broadcast_to(jnp.exp(u), sizes.shape) * np.sqrt(sizes).astype(u.dtype)
 
-    def squares(self, v: Any) -> Any:
-        """Squared norms (folds, groups) of v (folds, d)."""
+    def squares(self, v: Float[Array, "folds d"]) -> Float[Array, "folds groups"]:
+        """The squared norm of each group."""
         if self.members is None:
             return v**2
         return jax.ops.segment_sum(v.T**2, np.array(self.members), max(self.members) + 1).T
 
-    def __call__(self, u: Any, v: Any, mu: Any) -> Any:
-        """The smoothed penalty at u and v (folds, d)."""
+    def __call__(
+        self, u: Float[Array, " strengths"], v: Float[Array, "folds d"], mu: float | Float[Array, ""]
+    ) -> Float[Array, ""]:
+        """The penalty at (u, v), smoothed by mu."""
         return jnp.sum(self.weights(u, v.shape[1]) * jnp.sqrt(self.squares(v) + mu**2))
 
 
 @dataclass(frozen=True)
 class ProximalMap:
-    """The proximal map of a penalty: each group shortened by its weight, or zero."""
+    """The proximal map of a penalty, which shortens each group by its weight, at most to zero."""
 
     penalty: Strengths
 
-    def __call__(self, u: Any, v: Any, step: Any) -> Any:
-        """The proximal map at v (folds, d) for a step."""
+    def __call__(
+        self, u: Float[Array, " strengths"], v: Float[Array, "folds d"], step: float | Float[Array, ""]
+    ) -> Float[Array, "folds d"]:
+        """The proximal map at v for a step size."""
         kept = block_factors(self.penalty.squares(v), step * self.penalty.weights(u, v.shape[1]))
         return v * (kept if self.penalty.members is None else kept[:, np.array(self.penalty.members)])
 
 
-def residuals(v: Any, data: Folds) -> Any:
-    """Residuals (folds, n) of coefficients v (folds, d), on centred data."""
+def residuals(v: Float[Real, "folds d"], data: Folds) -> Any:
+    """Residuals (folds, n) of coefficients v on centred data."""
     return v @ data.x.T - (v * data.x_mean).sum(1)[:, None] - (data.y - data.y_mean[:, None])
 
 
-def held_out_error(u: Any, v: Any, data: Folds) -> Any:
-    """The mean over folds of the squared error on the samples held out."""
+def held_out_error(u: Float[Real, " strengths"] | None, v: Float[Real, "folds d"], data: Folds) -> Any:
+    """The mean over folds of the squared error on the samples held out; u has no direct effect."""
     return (data.held * residuals(v, data) ** 2).sum(1).mean()
 
 
-def fold_masks(n: int, folds: int, random_state: Any) -> list[np.ndarray]:
-    """For each of so many shuffled folds which of n samples it holds out, boolean (n,)."""
+def fold_masks(n: int, folds: int, random_state: int | np.random.RandomState) -> list[Bool[np.ndarray, " n"]]:
+    """The samples that each of the shuffled folds holds out."""
     splits = KFold(folds, shuffle=True, random_state=random_state).split(np.zeros(n))
     return [np.isin(np.arange(n), aside) for _, aside in splits]
 
 
-def fit_lasso(strength: Any, X: Any, y: Any, groups: Any = None) -> tuple[np.ndarray, float]:
-    """Coefficients (d,) and intercept of the (group) lasso with given strengths, solved to the end.
+def fit_lasso(
+    strength: ArrayLike, X: ArrayLike, y: ArrayLike, groups: ArrayLike | None = None
+) -> tuple[Float[np.ndarray, " d"], float]:
+    """Coefficients and intercept of the (group) lasso with given strengths, solved to convergence.
 
     Args:
-        strength: (1,) or one for each group, as `lasso_task` has it.
+        strength: (1,) or one for each group, as for `lasso_task`.
         X, y: features (n, d) and targets (n,).
         groups: (d,) a label for each feature; None for the lasso.
 
@@ -135,19 +143,19 @@ def fit_lasso(strength: Any, X: Any, y: Any, groups: Any = None) -> tuple[np.nda
         >>> print(coefficients.round(6), round(intercept, 6))
         [1.5] 3.0
     """
-    x, y = strength_values(X, y)
+    x, targets = strength_values(X, y)
     index, sizes = group_codes(groups, x.shape[1])
-    strength = numeric("strength", strength).astype(np.float64)
-    if strength.shape not in {(1,), (len(sizes),)} or not (strength > 0).all():
+    strengths = numeric("strength", strength).astype(np.float64)
+    if strengths.shape not in {(1,), (len(sizes),)} or not (strengths > 0).all():
         raise InputError(
-            f"strength has shape {strength.shape}, and must be positive, one number or one for each of {len(sizes)}."
+            f"strength has shape {strengths.shape}, and must be positive, one number or one for each of {len(sizes)}."
         )
-    found = in_units(x, y, np.zeros((1, len(y)), bool), index, sizes, strength.size > 1)
+    found = in_units(x, targets, np.zeros((1, len(targets)), bool), index, sizes, strengths.size > 1)
     if found is None:
-        return np.zeros(x.shape[1]), float(y.mean())
+        return np.zeros(x.shape[1]), float(targets.mean())
     folds, units = found
-    # A strength below the least normal number would be zero in these units, and one so far above it infinite.
-    u = np.clip(np.log(strength) - np.log(units.strength), -300, 300)
+    # Without bounds, very small and very large strengths would underflow to zero and overflow in these units.
+    u = np.clip(np.log(strengths) - np.log(units.strength), -300, 300)
     if groups is None:
         v, settled = _lassos(u, folds)
     else:
@@ -161,16 +169,16 @@ def fit_lasso(strength: Any, X: Any, y: Any, groups: Any = None) -> tuple[np.nda
             stacklevel=2,
         )
     coefficients = np.asarray(v[0], np.float64) * units.coefficient
-    return coefficients, float(y.mean() - x.mean(0) @ coefficients)
+    return coefficients, float(targets.mean() - x.mean(0) @ coefficients)
 
 
-def penalty_of(groups: Any, index: np.ndarray) -> Strengths:
+def penalty_of(groups: ArrayLike | None, index: Int[np.ndarray, " d"]) -> Strengths:
     """The penalty with one strength per feature, or per group."""
     return Strengths(None if groups is None else tuple(index.tolist()))
 
 
-def _lassos(u: Any, folds: Folds) -> tuple[np.ndarray, bool]:
-    """The lasso of each fold, (folds, d), and whether all are solved; with columns divided by their strengths."""
+def _lassos(u: Float[Real, " strengths"], folds: Folds) -> tuple[Float[np.ndarray, "folds d"], bool]:
+    """The lasso of each fold, and whether all are solved. Columns are divided by their strengths."""
     x, y, x_mean, y_mean, train, _, near = (np.asarray(a, np.float64) for a in folds)
     strength = np.broadcast_to(np.exp(np.asarray(u, np.float64)), x_mean.shape[1:])
     middle = float(np.median(strength))
@@ -187,22 +195,28 @@ def _lassos(u: Any, folds: Folds) -> tuple[np.ndarray, bool]:
     return np.stack([v for v, _ in solved]), all(settled for _, settled in solved)
 
 
-def on_host(u: Any, folds: Folds) -> np.ndarray:
-    """The lasso of each fold, (folds, d), in the dtype of the data."""
+def on_host(u: Float[Real, " strengths"], folds: Folds) -> Float[np.ndarray, "folds d"]:
+    """The lasso of each fold, in the dtype of the data."""
     return _lassos(u, folds)[0].astype(folds.x.dtype)
 
 
 def _lasso_of_celer() -> Any:
     if importlib.util.find_spec("celer") is None:
         return None
-    return getattr(importlib.import_module("celer"), "Lasso", None)  # any folder of that name can be imported
+    return getattr(importlib.import_module("celer"), "Lasso", None)  # a folder named celer imports without one
 
 
-def _path(x: np.ndarray, y: np.ndarray, alphas: np.ndarray, tolerance: float, start: Any = None) -> tuple[Any, Any]:
-    """scikit-learn's lasso for falling strengths: coefficients (d, alphas), and the iterations of each."""
+def _path(
+    x: Float[np.ndarray, "n d"],
+    y: Float[np.ndarray, " n"],
+    alphas: Float[np.ndarray, " alphas"],
+    tolerance: float,
+    start: Float[np.ndarray, " d"] | None = None,
+) -> tuple[Float[np.ndarray, "d alphas"], list[int]]:
+    """scikit-learn's lasso for falling strengths: coefficients, and the iterations of each strength."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # fit_lasso warns, and names the strengths
-        path: Any = enet_path  # its annotations are of scikit-learn's docstring
+        path: Any = enet_path  # its annotations are inferred from default values
         _, v, _, iterations = path(
             x,
             y,
@@ -217,14 +231,14 @@ def _path(x: np.ndarray, y: np.ndarray, alphas: np.ndarray, tolerance: float, st
     return v, iterations
 
 
-def _explained(x: np.ndarray, y: np.ndarray) -> float:
-    """The largest squared correlation of a feature with y: scikit-learn's tolerances are relative to |y|^2."""
+def _explained(x: Float[np.ndarray, "n d"], y: Float[np.ndarray, " n"]) -> float:
+    """The largest squared correlation of a feature with y, since scikit-learn's tolerances are relative to |y|^2."""
     sizes = np.einsum("nd,nd->d", x, x) * (y @ y)
     return float(np.max((x.T @ y) ** 2 / np.where(sizes > 0, sizes, 1.0), initial=0.0)) or 1.0
 
 
-def strength_grid(penalty: Strengths, folds: Folds) -> tuple[float, float, np.ndarray]:
-    """The best of a grid of single log strengths; the best with a support, and the coefficients (folds, d) there."""
+def strength_grid(penalty: Strengths, folds: Folds) -> tuple[float, float, Float[np.ndarray, "folds d"]]:
+    """The best single log strength of a grid; the best one with non-zero coefficients, and these coefficients."""
     grid = -np.linspace(0, DECADES * np.log(10), GRID)
     if penalty.members is None:
         v = np.stack([_fold_path(folds, k, np.exp(grid)) for k in range(len(folds.train))]).transpose(2, 0, 1)
@@ -236,18 +250,20 @@ def strength_grid(penalty: Strengths, folds: Folds) -> tuple[float, float, np.nd
     return float(grid[np.argmin(errors)]), float(grid[first]), v[first]
 
 
-def _fold_path(folds: Folds, k: int, strengths: np.ndarray) -> np.ndarray:
-    """A fold's coefficients (d, strengths), roughly."""
+def _fold_path(folds: Folds, k: int, strengths: Float[np.ndarray, " alphas"]) -> Float[np.ndarray, "d alphas"]:
+    """The coefficients of fold k to a low tolerance."""
     rows = folds.train[k] > 0
-    x, y = np.asfortranarray(folds.x[rows] - folds.x_mean[k]), folds.y[rows] - folds.y_mean[k]
+    x, y = np.asfortranarray(folds.x[rows] - folds.x_mean[k]), np.asarray(folds.y[rows] - folds.y_mean[k])
     return _path(x, y, strengths, GRID_TOLERANCE * _explained(x, y))[0]
 
 
 @partial(jax.jit, static_argnames=("penalty",))
-def _group_grid(penalty: Strengths, grid: Any, data: Folds) -> Any:
-    """The group lasso (strengths, folds, d), each from the coefficients of the last, and its held-out errors."""
+def _group_grid(
+    penalty: Strengths, grid: Float[Array, " alphas"], data: Folds
+) -> tuple[Float[Array, "alphas folds d"], Float[Array, " alphas"]]:
+    """The group lasso for each strength, started from the previous one, and its held-out errors."""
 
-    def one(v: Any, u: Any) -> tuple[Any, Any]:
+    def one(v: Float[Array, "folds d"], u: Float[Array, ""]) -> tuple[Any, Any]:
         v, _ = _descended(ProximalMap(penalty), u[None], data, v)
         return v, (v, held_out_error(u, v, data))
 
@@ -255,53 +271,60 @@ def _group_grid(penalty: Strengths, grid: Any, data: Folds) -> Any:
 
 
 @partial(jax.jit, static_argnames=("penalty",))
-def group_lasso(penalty: Strengths, u: Any, data: Folds) -> tuple[Any, Any]:
-    """The group lasso of each fold, (folds, d), and whether it is solved."""
+def group_lasso(
+    penalty: Strengths, u: Float[Array, " strengths"], data: Folds
+) -> tuple[Float[Array, "folds d"], Bool[Array, ""]]:
+    """The group lasso of each fold, and whether it is solved."""
     v, count = _descended(ProximalMap(penalty), u, data, data.near)
     return v, count < MOST_ITERATIONS
 
 
-def _descended(proximal: Any, u: Any, data: Folds, start: Any) -> tuple[Any, Any]:
-    """Accelerated proximal descent with restarts (Beck and Teboulle 2009; O'Donoghue and Candes 2015); its steps."""
+def _descended(
+    proximal: ProximalMap, u: Float[Array, " strengths"], data: Folds, start: Any
+) -> tuple[Float[Array, "folds d"], Int[Array, ""]]:
+    """The solution and the steps of accelerated proximal descent with restarts.
+
+    Beck and Teboulle 2009; O'Donoghue and Candes 2015.
+    """
     tolerance = TOLERANCE if start.dtype == jnp.float64 else 1e-5
 
-    def slope(v: Any) -> Any:
+    def gradient(v: Float[Array, "folds d"]) -> Float[Array, "folds d"]:
         weighted = data.train * residuals(v, data)
         return weighted @ data.x - jnp.sum(weighted, 1, keepdims=True) * data.x_mean
 
     def unsettled(carry: Any) -> Any:
-        v, _, _, moved, count = carry
-        return (moved > tolerance * jnp.linalg.norm(v)) & (count < MOST_ITERATIONS)
+        v, _, _, change, count = carry
+        return (change > tolerance * jnp.linalg.norm(v)) & (count < MOST_ITERATIONS)
 
     def one(carry: Any) -> Any:
         v, ahead, t, _, count = carry
-        new = proximal(u, ahead - slope(ahead), 1.0)
+        new = proximal(u, ahead - gradient(ahead), 1.0)
         uphill = jnp.sum((ahead - new) * (new - v)) > 0
         t_new = jnp.where(uphill, 1.0, (1 + jnp.sqrt(1 + 4 * t**2)) / 2)
-        push = jnp.where(uphill, 0.0, (t - 1) / t_new)
-        return new, new + push * (new - v), t_new, jnp.linalg.norm(new - v), count + 1
+        momentum = jnp.where(uphill, 0.0, (t - 1) / t_new)
+        return new, new + momentum * (new - v), t_new, jnp.linalg.norm(new - v), count + 1
 
     one_ = jnp.ones((), start.dtype)
     v, *_, count = jax.lax.while_loop(unsettled, one, (start, start, one_, jnp.inf * one_, 0))
     return v, count
 
 
-def strength_values(X: Any, y: Any) -> tuple[np.ndarray, np.ndarray]:
-    """X (n, d) and y (n,) in double precision."""
-    x, y = table("X", X), numeric("y", y).astype(np.float64)
-    if y.shape != x.shape[:1]:
-        raise InputError(f"X has shape {x.shape} and y {y.shape}. (n, d) and (n,) are needed.")
-    require_sizes("y", y)
-    return x, y
+def strength_values(X: ArrayLike, y: ArrayLike) -> tuple[Float[np.ndarray, "n d"], Float[np.ndarray, " n"]]:
+    """X and y in double precision."""
+    x, targets = table("X", X), numeric("y", y).astype(np.float64)
+    if targets.shape != x.shape[:1]:
+        raise InputError(f"X has shape {x.shape} and y {targets.shape}. (n, d) and (n,) are needed.")
+    require_sizes("y", targets)
+    return x, targets
 
 
-def group_codes(groups: Any, features: int) -> tuple[np.ndarray, np.ndarray]:
-    """The number of each feature's group (d,), and the sizes of the groups."""
+def group_codes(groups: ArrayLike | None, features: int) -> tuple[Int[np.ndarray, " d"], np.ndarray]:
+    """The index of each feature's group, and the sizes (groups,) of the groups."""
     if groups is None:
         return np.arange(features), np.ones(features)
     try:
         labels = np.asarray(groups)
-        missing = int((labels != labels).sum()) + sum(label is None for label in labels.flat)
+        missing = int(np.sum(labels != labels)) + sum(label is None for label in labels.flat)
         _, index, sizes = np.unique(labels, return_inverse=True, return_counts=True)
     except (TypeError, ValueError) as error:
         raise InputError(
@@ -311,25 +334,30 @@ def group_codes(groups: Any, features: int) -> tuple[np.ndarray, np.ndarray]:
     if labels.shape != (features,):
         raise InputError(f"groups has shape {labels.shape}, and X {features} features. One label for each is needed.")
     if missing:
-        raise InputError(f"groups lacks the labels of {missing} features. Give each a label, of its own if need be.")
+        raise InputError(f"groups lacks the labels of {missing} features. Give each of them a label.")
     return index, sizes
 
 
 def in_units(
-    x: np.ndarray, y: np.ndarray, masks: np.ndarray, index: np.ndarray, sizes: np.ndarray, per_group: bool
+    x: Float[np.ndarray, "n d"],
+    y: Float[np.ndarray, " n"],
+    masks: Bool[np.ndarray, "folds n"],
+    index: Int[np.ndarray, " d"],
+    sizes: np.ndarray,
+    per_group: bool,
 ) -> tuple[Folds, Units] | None:
-    """The folds in the units that the module's text describes; None where y varies with no feature."""
+    """The folds in the units that `tuning.lasso` describes; None if no feature varies with y."""
     x, x_unit = standard(x, index if per_group else np.zeros(x.shape[1], int))
     y, y_unit = (a[..., 0] for a in standard(y[:, None], np.zeros(1, int)))
     train = np.where(masks, 0, 1 / (~masks).sum(1, keepdims=True))
     held = masks / np.maximum(masks.sum(1, keepdims=True), 1)
     x_mean, y_mean = train @ x, train @ y
-    slopes = (train * (y - y_mean[:, None])) @ x
-    norms = np.sqrt([np.bincount(index, s**2, len(sizes)) for s in slopes])
+    gradients = (train * (y - y_mean[:, None])) @ x
+    norms = np.sqrt([np.bincount(index, gradient**2, len(sizes)) for gradient in gradients])
     highest = float((norms / np.sqrt(sizes)).max())
     if not highest > LEAST_CORRELATION:
         return None
-    # The Gram matrix of a fold's samples about their mean is at most that of all samples, but for their numbers.
+    # The Gram matrix of all centred samples over the smallest number of training samples bounds that of each fold.
     gram = (x @ x.T if len(x) < x.shape[1] else x.T @ x) / (~masks).sum(1).min()
     root = float(np.sqrt(eigh(gram, eigvals_only=True, subset_by_index=[len(gram) - 1, len(gram) - 1])[0]))
     unit = x_unit[np.unique(index, return_index=True)[1]] if per_group else x_unit[:1]
@@ -340,7 +368,7 @@ def in_units(
 
 
 def on_device(folds: Folds) -> Folds:
-    """With rows of no weight up to a round number, so that data of about one size share their programs."""
+    """The folds on the device, padded by rows of zero weight so that data of similar sizes share their programs."""
     n, dtype = len(folds.y), jnp.result_type(float)
     step = 1 << max(n.bit_length() - 4, 0)
     rows = (0, -n % step)

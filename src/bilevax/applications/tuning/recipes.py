@@ -11,8 +11,8 @@ from bilevax.linear_solve import CG
 from bilevax.solvers import Implicit, Penalty
 
 LOWER_STEPS = 10
-# The rate of u rises over the first steps: v starts far from v*(u), so that the first directions of u mean little, and
-# at the full rate they lead astray.
+# The rate of u rises over the first steps: v starts far from v*(u), so the first gradients of u are inaccurate, and
+# would lead in a wrong direction at the full rate.
 _UPPER = optax.adam(optax.linear_schedule(0.01, 0.2, 20), b2=0.99)
 
 
@@ -20,12 +20,12 @@ def penalty_solver(steps: int, lower_steps: int = LOWER_STEPS, *, lower_rate: fl
     """Penalty for `tuning_task`, `classifier_task` and, with a lower_rate of 0.1, `logistic_task`.
 
     lam / gamma is a damping: where v minimises the penalty function, p = -(H + lam/gamma)^-1 grad_v f.
-    It is for training losses without noise. The mean of |grad_v g|^2 over minibatches or augmentations is that of the
-    mean gradient plus their variance, which Penalty then makes small, too: it would switch augmentation off.
+    Use it for training losses without noise. The mean of |grad_v g|^2 over minibatches or augmentations is the square
+    of the mean gradient plus the variance, and Penalty minimises both: it would switch augmentation off.
 
     Args:
-        steps: of the solve. The rate of u rises over the first 20 steps and is constant from then on, so the solver
-            is the same for every number of steps.
+        steps: of the solve. The rate of u rises over the first 20 steps and is then constant, so the solver is the
+            same for every number of steps.
         lower_steps: updates of v in each step.
         lower_rate: Adam's learning rate for v.
 
@@ -54,7 +54,8 @@ def _penalty(lower_steps: int, lower_rate: float) -> Penalty:
 def implicit_solver(steps: int, lower_steps: int = LOWER_STEPS, *, lower_rate: float = 1e-2) -> Implicit:
     """Implicit with damped conjugate gradients, for training losses with noise.
 
-    Without damping, a direction in which g is flat (any, in a minibatch smaller than the model) ends CG at once.
+    Without damping, CG would stop at once at a direction in which g is flat; a minibatch smaller than the model always
+    has such directions.
 
     Args:
         steps, lower_steps, lower_rate: as for `penalty_solver`.
