@@ -274,7 +274,7 @@ def test_omniglot_at_hand_is_split_as_in_the_papers(tmp_path, monkeypatch):
 def test_a_damaged_omniglot_is_told(tmp_path, monkeypatch):
     (tmp_path / "omniglot.npz").write_bytes(b"no archive")
     monkeypatch.setenv("BILEVAX_DATA", str(tmp_path))
-    assert "is damaged or no NPZ file" in refused("--out", tmp_path / "out")
+    assert "is damaged or not an NPZ file" in refused("--out", tmp_path / "out")
     monkeypatch.setenv("BILEVAX_DATA", str(tmp_path / "nowhere"))
     assert "there is no such directory" in refused("--out", tmp_path / "out")
 

@@ -1,7 +1,7 @@
 """Printing of any text to any terminal, file or pipe.
 
-What a user named (columns, labels, files) may hold markup, escape sequences of terminals, or characters that the
-output's encoding lacks. Nothing of it is interpreted, and no output that cannot be written ends a computation.
+Names from a user (columns, labels, files) may contain markup, terminal escape sequences, or characters that the
+encoding of the output lacks. They are not interpreted, and output that cannot be written does not end a computation.
 """
 
 import errno
@@ -18,12 +18,12 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-# What the commands themselves print beyond ASCII, for encodings without it.
+# Replacements of the non-ASCII characters that the commands print, for encodings without them.
 PLAIN = {"–": "-", "±": "+/-", "→": "->", "…": "...", "°": " degrees", "×": "x", "✓": "y", "✗": "n"}
 DIRECTIONS = {chr(c) for c in (0x061C, 0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2066, 0x206A))}
-NARROWEST, USUAL = 40, 80  # columns; below, rich lays out tables that nobody can read
+NARROWEST, USUAL = 40, 80  # columns; narrower tables are unreadable
 
-_lost: list[str] = []  # why stdout could not be written, other than that its reader had left
+_lost: list[str] = []  # why stdout could not be written, except for a closed pipe
 
 
 def shown(text: str, keep: str = "") -> str:
@@ -84,12 +84,12 @@ def as_table(
 
 
 def failed() -> str:
-    """Why stdout could not be written; empty where it could, or where only its reader had left."""
+    """Why stdout could not be written; empty if it could, or if its reader closed the pipe."""
     return _lost[0] if _lost else ""
 
 
 def quoted(arguments: Sequence[str]) -> str:
-    r"""A command line for a shell; bytes that are no text, and control characters, as bash and zsh write them.
+    r"""A command line for a shell, with undecodable bytes and control characters escaped as in bash and zsh.
 
     Example:
         >>> print(quoted(["bilevax", "my file.csv", "a\x1b.csv"]))
@@ -106,7 +106,7 @@ def quoted(arguments: Sequence[str]) -> str:
 
 
 def _fitting(text: str, keep: str = "", encoding: str | None = None) -> str:
-    """Text that is safe to print, in characters that the output's encoding has."""
+    """Text that is safe to print, in characters of the output's encoding."""
     text = shown(text, keep)
     encoding = encoding or _encoding(sys.stdout)
     try:
@@ -143,17 +143,17 @@ def _print(name: str, what: Any) -> None:
 
 
 class _Nowhere(io.TextIOBase):
-    """A stream that keeps nothing."""
+    """A stream that discards everything."""
 
     def write(self, text: str, /) -> int:
         return len(text)
 
 
 class Lenient(io.TextIOBase):
-    """A stream whose writes never raise: what libraries draw there (progress bars) must not end a run.
+    """A stream whose writes never raise, so that progress bars of libraries cannot end a run.
 
     Args:
-        stream: what to write to, until that fails.
+        stream: written to until that fails.
     """
 
     def __init__(self, stream: TextIO):
@@ -196,20 +196,20 @@ class Lenient(io.TextIOBase):
 
 
 def prepare() -> None:
-    """Make stdout and stderr fit for text in any encoding, and for readers that leave."""
+    """Prepare stdout and stderr for text in any encoding and for closed pipes."""
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
-        if stream is None:  # it was closed before we began
+        if stream is None:  # closed before the start
             setattr(sys, name, _Nowhere())
         elif isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")  # help pages and libraries print there, too
+            stream.reconfigure(errors="replace")  # also for help pages and libraries
     sys.stderr = Lenient(sys.stderr)
-    # As sentences: without the place in the code that they come from, and escaped like all that a user may have named.
+    # As sentences, without their place in the code, and escaped.
     warnings.showwarning = lambda message, *more, **named: complain(f"Warning: {message}")
 
 
 def silence(name: str, error: BaseException) -> None:
-    """Write a stream that has failed to nowhere from now on; a reader that has left is no failure."""
+    """Discard what is written to a failed stream from now on. A closed pipe does not count as a failure."""
     stream = getattr(sys, name)
     try:
         nowhere = os.open(os.devnull, os.O_WRONLY)

@@ -1,4 +1,4 @@
-"""A command as a run: what it may write, what it has finished, and how it goes on after an interruption."""
+"""A run of a command: its output files, its finished stages, and its continuation after an interruption."""
 
 import json
 import sys
@@ -27,7 +27,7 @@ SETTINGS = "settings.json"
 
 
 class Ended(SystemExit):
-    """A run that SIGTERM or SIGUSR1 has ended between two stages."""
+    """Exit of a run that SIGTERM or SIGUSR1 ended between two stages."""
 
     def __init__(self) -> None:
         super().__init__(143)
@@ -40,16 +40,16 @@ class Run:
         command: its name, for the settings.
         out: where this process writes.
         names: the files that it may write there.
-        settings: all that its results depend on, digests of its inputs among them.
-        inputs: the files that are read, by the name of their argument.
-        resume: whether an interrupted run is to go on.
-        overwrite: whether files of the user's may be overwritten.
-        shared: --out as given: of several processes, all read the first one's checkpoints there.
-        asked: whether a signal has asked for an end.
+        settings: everything that the results depend on, including hashes of the inputs.
+        inputs: the files to read, by the name of their argument.
+        resume: whether to continue an interrupted run.
+        overwrite: whether files of the user may be overwritten.
+        shared: --out as passed; all processes read the checkpoints of the first one there.
+        asked: whether a signal has requested the end.
 
     Raises:
-        InputError: an output would overwrite an input or a user's file; OUT/checkpoints holds a user's files, or a run
-            that was interrupted and is not resumed, or one with other settings. Nothing was changed.
+        InputError: an output would overwrite an input or a file of the user; OUT/checkpoints holds files of the user,
+            an interrupted run that is not resumed, or one with other settings. Nothing was changed.
     """
 
     def __init__(
@@ -82,7 +82,7 @@ class Run:
             _files.claim(self.folder, "--out")
 
     def _check_interrupted(self, resume: bool) -> None:
-        """Neither overwrite an interrupted run nor go on with another one's."""
+        """Refuse to overwrite an interrupted run, or to resume a different one."""
         file = self.folder / SETTINGS
         self._fresh = not (_files.is_ours(self.folder) and file.is_file())
         if self._fresh:
@@ -108,7 +108,7 @@ class Run:
 
     @contextmanager
     def stages(self) -> Iterator[Stages]:
-        """Within, stages are kept, and are removed at the end; if an end comes too soon, how to go on is printed."""
+        """Keep stages within the context and remove them at its end; print how to resume after an early end."""
         if jax.process_count() > 1:
             processes.require_agreement(settings=json.dumps(self._settings))  # all have looked for an interrupted run
         unlock = _files.lock(self.folder, "--out") if self._first else None
@@ -121,7 +121,7 @@ class Run:
         try:
             yield stages
         except BaseException as error:
-            # What is refused, or is not finite, when a part is done would be so again; an earlier run's parts stay.
+            # A refusal or a non-finite value would recur after resuming; stages of an earlier run stay.
             futile = isinstance(error, InputError | SolveError) and not isinstance(error, SaveError)
             kept = stages.any() and not (self._fresh and futile)
             if unlock is not None:
@@ -169,14 +169,14 @@ class Run:
         self._write(name, lambda path: write_json(path, content, indent))
 
     def picture(self, name: str, draw: Callable[[Path], Any]) -> None:
-        """Draw a picture; one that cannot be drawn is a sentence. Data files are written before."""
+        """Draw a picture; if that fails, print a sentence. Call it after the data files are written."""
         try:
             self._write(name, draw)
         except Exception as error:
             complain(f"{name} could not be drawn ({short_reason(error)}). The other files hold all figures.")
 
     def _write(self, name: str, write: Callable[[Path], Any]) -> None:
-        """Write a file to --out; where that has become impossible, to a new folder, so that nothing is lost."""
+        """Write a file to --out, or to a new folder if that has become impossible."""
         if self.elsewhere is None:
             try:
                 self._outputs.write(name, write)
@@ -191,10 +191,10 @@ class Run:
         self.written.append(name)
 
     def end(self, seconds: float) -> None:
-        """Print what was written, where and in how many seconds.
+        """Print which files were written, where, and the seconds.
 
         Raises:
-            SystemExit: with code 1, where the files are not where they were to be.
+            SystemExit: with code 1, if the files are not in --out.
         """
         where = self.out if self.elsewhere is None else self.elsewhere
         say(f"Wrote {', '.join(self.written)} to {where} in {seconds:.1f} s.")

@@ -1,4 +1,4 @@
-"""What the commands share: options, exit codes, sentences in place of traces, and a report's surroundings."""
+"""What the commands share: options, exit codes, messages instead of tracebacks, and versions for reports."""
 
 import hashlib
 import math
@@ -32,10 +32,10 @@ MOST = 2**31 - 1  # of what a loop counts in 32 bits
 
 @contextmanager
 def in_plain_words() -> Iterator[Asked]:
-    """What a user can mend ends in a sentence on stderr and an exit code, not in a traceback.
+    """Print errors that a user can correct as a sentence on stderr and exit with a code, without a traceback.
 
-    Within, SIGTERM and SIGUSR1 do not end the process: they are noted in what this yields, and a run ends at its next
-    point of rest.
+    Within the context, SIGTERM and SIGUSR1 do not end the process: they are recorded in the yielded object, and the run
+    ends between its next two stages.
     """
     try:
         with deferred(*PREEMPTION) as asked:
@@ -48,11 +48,11 @@ def in_plain_words() -> Iterator[Asked]:
     except ProcessLostError as error:
         complain(str(error))
         sys.stderr.flush()
-        os._exit(SOLVE_FAILED)  # JAX's own way out would wait for the process that is gone
+        os._exit(SOLVE_FAILED)  # JAX's own exit would wait for the lost process
     except SolveError as error:
         complain(f"The solve failed. {error}")
         raise typer.Exit(SOLVE_FAILED) from error
-    except OSError as error:  # a disk that is full, say
+    except OSError as error:  # such as a full disk
         complain(str(error))
         raise typer.Exit(SOLVE_FAILED) from error
     except (MemoryError, jax.errors.JaxRuntimeError) as error:
@@ -67,7 +67,7 @@ def in_plain_words() -> Iterator[Asked]:
 
 
 def finite(value: float) -> float:
-    """An option's number, which must be one: NaN passes every comparison with a range."""
+    """Refuse NaN, which passes the range checks of options, and infinities."""
     if not math.isfinite(value):
         raise typer.BadParameter(f"{value} is not a finite number.")
     return value
@@ -99,9 +99,9 @@ Devices = Annotated[
 
 
 def laid_out(devices: int | None, out: Path) -> tuple[Layout | None, Path]:
-    """The layout for --devices, and where this process writes: of several the first alone writes to --out, and speaks.
+    """The layout for --devices, and where this process writes: only the first process writes to --out and prints.
 
-    Called before JAX is used.
+    Call it before JAX is used.
     """
     if devices is None:
         return None, out
@@ -124,10 +124,10 @@ def check_writable(out: Path) -> None:
 
 
 def digest(name: str, path: Path) -> dict[str, str]:
-    """A file's name and contents, so that a resumed run is known to be the same one."""
+    """The name and hash of a file, to recognise the same run when it is resumed."""
     name = name.upper() if name in ARGUMENTS else f"--{name}"
     try:
-        # Before it is opened: a FIFO would wait for its writer, and a device may have no end.
+        # Before it is opened: a FIFO waits for its writer, and a device may be endless.
         if not stat.S_ISREG(path.stat().st_mode):
             kind = "a folder" if path.is_dir() else "a pipe" if path.is_fifo() else "not a regular file"
             raise InputError(f"{name} ({path}) is {kind}. Pass a file; save what comes from a pipe to one first.")
@@ -141,7 +141,7 @@ def digest(name: str, path: Path) -> dict[str, str]:
 
 
 def figure(value: float | None, form: str) -> str:
-    """A number for a table; a dash where it is not known."""
+    """A number for a table; a dash if unknown."""
     return "–" if value is None else format(value, form)
 
 

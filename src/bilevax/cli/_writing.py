@@ -1,4 +1,4 @@
-"""Output files of the commands: JSON that every reader takes, CSV that no spreadsheet runs."""
+"""Output files of the commands: strict JSON, and CSV without formulas that a spreadsheet would run."""
 
 import csv
 import json
@@ -18,7 +18,7 @@ FORMULA = re.compile(r"'*[=+\-@\t\r]")
 
 
 def as_json(value: Any) -> Any:
-    r"""A value as JSON has it: NaN and infinities are null, bytes that are no text are escaped.
+    r"""A value for JSON: NaN and infinities become null, undecodable bytes are escaped.
 
     Example:
         >>> as_json({"loss": np.float32("nan"), "name": "caf\udce9", "u": np.arange(2)})
@@ -45,8 +45,8 @@ def write_json(path: Path, content: Any, indent: int | None = 2) -> None:
 def cell(value: Any) -> Any:
     r"""A cell of a CSV file: text that a spreadsheet would run as a formula gets a single quote before it.
 
-    That is text which begins, perhaps after single quotes, with one of = + - @, a tab or a carriage return, and is no
-    number. To have the text back, remove one quote from cells that begin so: `re.sub(r"^'(?='*[=+@\t\r-])", "", x)`.
+    Such text begins, possibly after single quotes, with one of = + - @, a tab or a carriage return, and is not a
+    number. To recover the text, remove one quote from cells that begin so: `re.sub(r"^'(?='*[=+@\t\r-])", "", x)`.
 
     Example:
         >>> [cell(x) for x in ("=1+1", "-2.5", -2.5, "it's", "'=x")]
@@ -69,5 +69,5 @@ def write_csv(path: Path, frame: "pd.DataFrame") -> None:
             cells = [cell(value) for value in safe[name]]
             safe[name] = pd.Series(cells, index=safe.index, dtype=object)
             if any(isinstance(value, str) and "\r" in value for value in cells):
-                quoting = csv.QUOTE_NONNUMERIC  # the least quoting leaves a carriage return bare, which ends a line
+                quoting = csv.QUOTE_NONNUMERIC  # QUOTE_MINIMAL does not quote a carriage return, which ends a line
     safe.to_csv(path, index=False, encoding="utf-8", errors="backslashreplace", quoting=quoting)

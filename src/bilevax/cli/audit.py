@@ -149,7 +149,7 @@ def _table(report: "Report") -> Table:
 
 
 def _write(report: "Report", job: "Job", settings: dict[str, Any], run: Run) -> None:
-    """The report first, for a picture may fail."""
+    """Write the report, then the pictures, which may fail."""
     from bilevax import plots
 
     content = {

@@ -132,7 +132,7 @@ def denoise(
 
 
 def _write_results(job: "Job", found: "Comparison", report: dict[str, Any], run: Run) -> None:
-    """Everything about the samples, by Penalty's weights: tables first, for a picture may fail."""
+    """Write the results of Penalty: tables first, since a picture may fail."""
     import pandas as pd
 
     from bilevax import plots

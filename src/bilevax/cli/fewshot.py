@@ -23,8 +23,9 @@ from bilevax.cli._shared import (
     laid_out,
     surroundings,
 )
+from bilevax.loop.layout import Layout
 
-if TYPE_CHECKING:  # these pull in solvers and networks, for which `--help` need not wait
+if TYPE_CHECKING:  # these pull in solvers and networks, which `--help` need not wait for
     from bilevax.applications.fewshot.comparison import Answered, Row, Sizes
     from bilevax.applications.fewshot.jobs import Parts, Pictures
 
@@ -107,8 +108,7 @@ def fewshot(
         shared = out
         layout, out = laid_out(devices, out)
         check_writable(out)
-        from bilevax import plots
-        from bilevax.applications.fewshot.comparison import Sizes, learn, measure, one_task
+        from bilevax.applications.fewshot.comparison import Sizes
         from bilevax.applications.fewshot.jobs import (
             pictures_from_folder,
             queries_of,
@@ -135,47 +135,64 @@ def fewshot(
             shared=shared,
             asked=asked,
         )
-        high, wide = pictures.images.shape[2:4]
-        say(
-            f"{pictures.title}: {len(parts.train):,} classes to learn from and {len(parts.test):,} to test on, "
-            f"{pictures.images.shape[1]:,} pictures of {wide} x {high} each."
+        _run(pictures, parts, sizes, settings, run, layout, began)
+
+
+def _run(
+    pictures: "Pictures",
+    parts: "Parts",
+    sizes: "Sizes",
+    settings: dict[str, Any],
+    run: Run,
+    layout: Layout | None,
+    began: float,
+) -> None:
+    """Learn, test, write fewshot.json, curve.png and episode.png, and print the table."""
+    from bilevax import plots
+    from bilevax.applications.fewshot.comparison import learn, measure, one_task
+
+    episodes, seed = settings["episodes"], settings["seed"]
+    high, wide = pictures.images.shape[2:4]
+    say(
+        f"{pictures.title}: {len(parts.train):,} classes to learn from and {len(parts.test):,} to test on, "
+        f"{pictures.images.shape[1]:,} pictures of {wide} x {high} each."
+    )
+    with run.stages() as stages:
+        learned = learn(
+            pictures.images[parts.train],
+            sizes,
+            filters=settings["filters"],
+            tasks=settings["tasks"],
+            steps=settings["steps"],
+            seed=seed,
+            stages=stages,
+            mesh=layout,
         )
-        with run.stages() as stages:
-            learned = learn(
-                pictures.images[parts.train],
-                sizes,
-                filters=filters,
-                tasks=tasks,
-                steps=steps,
-                seed=seed,
-                stages=stages,
-                mesh=layout,
-            )
-            test = pictures.images[parts.test]
-            with Console(stderr=True).status(f"testing on {episodes:,} tasks of new classes"):
-                rows = measure(learned, test, sizes, episodes=episodes, seed=seed, stages=stages)
-            history = learned.learner.history_
-            seconds = time.perf_counter() - began
-            content = {
-                "data": _contents(pictures, parts),
-                "settings": settings,
-                **surroundings("jax", "optax", "numpy", "pillow"),
-                "wall_seconds": seconds,
-                "methods": [row._asdict() for row in rows],
-                "upper_loss": np.asarray(history.upper_loss, float).tolist(),
-            }
-            run.json("fewshot.json", content, indent=None)
-            run.picture("curve.png", lambda path: plots.convergence({"Penalty": history}, path))
-            answered = one_task(learned, pictures, parts, sizes, seed)
-            run.picture("episode.png", lambda path: _draw(answered, path))
-        show(_table(rows, sizes, episodes))
-        if hint := _hint(rows, parts):
-            say(hint)
-        run.end(seconds)
+        test = pictures.images[parts.test]
+        with Console(stderr=True).status(f"testing on {episodes:,} tasks of new classes"):
+            rows = measure(learned, test, sizes, episodes=episodes, seed=seed, stages=stages)
+        history = learned.learner.history_
+        seconds = time.perf_counter() - began
+        content = {
+            "data": _contents(pictures, parts),
+            "settings": settings,
+            **surroundings("jax", "optax", "numpy", "pillow"),
+            "wall_seconds": seconds,
+            "methods": [row._asdict() for row in rows],
+            "upper_loss": np.asarray(history.upper_loss, float).tolist(),
+        }
+        run.json("fewshot.json", content, indent=None)
+        run.picture("curve.png", lambda path: plots.convergence({"Penalty": history}, path))
+        answered = one_task(learned, pictures, parts, sizes, seed)
+        run.picture("episode.png", lambda path: _draw(answered, path))
+    show(_table(rows, sizes, episodes))
+    if hint := _hint(rows, parts):
+        say(hint)
+    run.end(seconds)
 
 
 def _draw(answered: "Answered", path: Path) -> None:
-    """A part of the task, as much as a page has room for."""
+    """The part of the task that fits on a page."""
     from bilevax import plots
 
     names, right = [name[:14] for name in answered.names], answered.right()
@@ -196,7 +213,7 @@ def _draw(answered: "Answered", path: Path) -> None:
 
 
 def _hint(rows: list["Row"], parts: "Parts") -> str:
-    """What to try where the representation is no better than pixels; empty where it is better."""
+    """What to try if plain pixels are as good as the representation; empty otherwise."""
     pixels, _, trained = rows
     if trained.accuracy > pixels.accuracy:
         return ""

@@ -117,7 +117,7 @@ def _print(found: "LassoComparison") -> None:
         say(f"... and {len(chosen) - MOST_SHOWN} more, in lasso.csv.")
     if any(EACH in method for method in found.fits):
         say(
-            "Strengths of their own fit the held-out samples in part: the test error tells what they are worth, and a "
+            "Strengths of their own fit the held-out samples in part: the test error shows what they are worth, and a "
             "feature that is out in all folds stays out."
         )
 

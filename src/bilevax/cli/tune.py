@@ -25,6 +25,7 @@ from bilevax.cli._shared import (
     surroundings,
 )
 from bilevax.cli.lasso import tune_lasso
+from bilevax.loop.layout import Layout
 
 if TYPE_CHECKING:  # these pull in pandas and scikit-learn, which `--help` need not wait for
     from bilevax.applications.tuning.comparison import Comparison, Row
@@ -123,36 +124,54 @@ def tune(
         )
         if lasso:
             tune_lasso(files, groups, settings, run, layout)
-            return
-        with run.stages() as stages:
-            from bilevax.applications.tuning.comparison import compare
-            from bilevax.applications.tuning.jobs import job_from_files, ready_made_jobs
+        else:
+            _tune_classifier(files, settings, run, layout, began)
 
-            jobs = ready_made_jobs(hold_out, seed) if train is None else [job_from_files(files, target, hold_out, seed)]
-            found = []
-            for job in jobs:
-                for note in job.notes:
-                    say(note)
-                found.append(
-                    compare(job, trials=trials, steps=steps, seed=seed, stages=stages, mesh=layout, notice=say)
+
+def _tune_classifier(
+    files: dict[str, Path | None], settings: dict[str, Any], run: Run, layout: Layout | None, began: float
+) -> None:
+    """Run all methods, write strengths.csv, tuning.png and results.json, and print the table."""
+    split = settings["hold_out"], settings["seed"]
+    with run.stages() as stages:
+        from bilevax.applications.tuning.comparison import compare
+        from bilevax.applications.tuning.jobs import job_from_files, ready_made_jobs
+
+        jobs = (
+            ready_made_jobs(*split) if files["train"] is None else [job_from_files(files, settings["target"], *split)]
+        )
+        found = []
+        for job in jobs:
+            for note in job.notes:
+                say(note)
+            found.append(
+                compare(
+                    job,
+                    trials=settings["trials"],
+                    steps=settings["steps"],
+                    seed=settings["seed"],
+                    stages=stages,
+                    mesh=layout,
+                    notice=say,
                 )
-            seconds = time.perf_counter() - began
-            for job, one in zip(jobs, found, strict=True):
-                _write_strengths(job, one, run)
-            report = {
-                "settings": settings,
-                **surroundings("jax", "optax", "numpy", "scikit-learn", "optuna"),
-                "wall_seconds": seconds,
-                "data_sets": [one.report for one in found],
-            }
-            run.json("results.json", report)
-            for job, one in zip(jobs, found, strict=True):
-                _draw(job, one, run)
+            )
+        seconds = time.perf_counter() - began
         for job, one in zip(jobs, found, strict=True):
-            show(_table(job, one.rows))
-            for sentence in one.sentences:
-                say(sentence)
-        run.end(seconds)
+            _write_strengths(job, one, run)
+        report = {
+            "settings": settings,
+            **surroundings("jax", "optax", "numpy", "scikit-learn", "optuna"),
+            "wall_seconds": seconds,
+            "data_sets": [one.report for one in found],
+        }
+        run.json("results.json", report)
+        for job, one in zip(jobs, found, strict=True):
+            _draw(job, one, run)
+    for job, one in zip(jobs, found, strict=True):
+        show(_table(job, one.rows))
+        for sentence in one.sentences:
+            say(sentence)
+    run.end(seconds)
 
 
 def _write_strengths(job: "Job", found: "Comparison", run: Run) -> None:
