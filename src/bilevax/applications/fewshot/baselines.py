@@ -5,22 +5,31 @@ Each is stated as a bilevel problem, so that the solvers of the library run on i
 
 import functools
 from dataclasses import dataclass
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
+from jax.typing import ArrayLike
+from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
-from bilevax._checks import InputError, PyTree, require_count
+from bilevax._checks import InputError, require_count
 from bilevax.applications.fewshot.episodes import Adapt, Episode, Scores, class_means
 from bilevax.applications.fewshot.recipes import UPPER_RATE
-from bilevax.applications.fewshot.tasks import FewShot, cross_entropies, features_of, metrics_of, sources
+from bilevax.applications.fewshot.tasks import (
+    FewShot,
+    cross_entropies,
+    descended,
+    features_of,
+    functions_of,
+    metrics_of,
+    sources,
+)
 from bilevax.applications.task import Task
 from bilevax.linear_solve import CG
-from bilevax.nn.model import Method, pixels
+from bilevax.nn.model import pixels
 from bilevax.nn.representations import Representation
-from bilevax.problem import Batch, Problem
-from bilevax.solvers import Alternating, Implicit, ReverseMode, base
+from bilevax.problem import Batch
+from bilevax.solvers import Alternating, Implicit, ReverseMode
 
 INNER_RATE = 0.4  # of MAML on Omniglot
 INNER_STEPS = 1
@@ -32,7 +41,7 @@ RELATION_WIDTH = 8
 
 @functools.cache
 def maml_solver(steps: int, lower_steps: int = INNER_STEPS, *, lower_rate: float = INNER_RATE) -> ReverseMode:
-    """MAML for `maml_task`: the inner moves are differentiated (Finn, Abbeel and Levine, ICML 2017, Algorithm 2)."""
+    """MAML for `maml_task`: the inner updates are differentiated (Finn, Abbeel and Levine, ICML 2017, Algorithm 2)."""
     return ReverseMode(optax.adam(optax.cosine_decay_schedule(1e-3, steps)), optax.sgd(lower_rate), lower_steps)
 
 
@@ -40,7 +49,7 @@ def maml_solver(steps: int, lower_steps: int = INNER_STEPS, *, lower_rate: float
 def first_order_maml_solver(
     steps: int, lower_steps: int = INNER_STEPS, *, lower_rate: float = INNER_RATE
 ) -> Alternating:
-    """First-order MAML for `maml_task`: the gradient at the adapted parameters is taken for that at the start."""
+    """First-order MAML for `maml_task`: the gradient at the adapted parameters replaces the gradient at the start."""
     return Alternating(optax.adam(optax.cosine_decay_schedule(1e-3, steps)), optax.sgd(lower_rate), lower_steps)
 
 
@@ -53,18 +62,18 @@ def imaml_solver(steps: int, lower_steps: int = IMAML_STEPS, *, lower_rate: floa
 
 @functools.cache
 def metric_solver(steps: int) -> Implicit:
-    """For `prototypical_task` and `relation_task`, whose lower level is solved at its start and has the Hessian 1."""
+    """For `prototypical_task` and `relation_task`, whose lower level is solved at its start and has Hessian 1."""
     upper = optax.adam(optax.cosine_decay_schedule(UPPER_RATE, steps))
     return Implicit(upper, optax.sgd(1.0), 1, CG(steps=1))
 
 
 def maml_task(
     representation: Representation,
-    images: Any,
+    images: ArrayLike,
     *,
     way: int,
     shot: int,
-    key: Any,
+    key: PRNGKeyArray,
     queries: int = 15,
     tasks: int = 32,
     proximal: float = 0.0,
@@ -73,11 +82,11 @@ def maml_task(
 ) -> FewShot:
     """A network whose parameters are a good start for every task (Finn et al. 2017; Rajeswaran et al. 2019).
 
-    u are the parameters of a representation and a dense layer to `way` logits. v, with a leading axis of tasks, is how
-    far each task moves away from them: in every step it starts at zero and descends. g is the sum over the tasks of the
-    cross-entropy at u + v, plus proximal / 2 times the squared norm of v; f the mean over the tasks of that of the
-    queries. Reverse mode on it is MAML, alternating descent first-order MAML, and an implicit solver, with
-    a positive `proximal`, iMAML. Tasks are normalised apart, by their own samples.
+    u are the parameters of a representation and a dense layer to `way` logits. v, with a leading axis of tasks, is the
+    difference of each task's parameters from u: in every step it starts at zero and descends. g is the sum over the
+    tasks of the cross-entropy at u + v, plus proximal / 2 times the squared norm of v; f the mean over the tasks of the
+    cross-entropy of the queries. With reverse mode this is MAML, with alternating descent first-order MAML, and with an
+    implicit solver and a positive `proximal` iMAML. Each task is normalised by its own samples.
 
     Args:
         representation, images, way, shot, key, queries, tasks: as for `fewshot_task`.
@@ -85,15 +94,15 @@ def maml_task(
         adapt_rate, adapt_steps: of the descent by which a new task is learned.
 
     Raises:
-        InputError: as for `fewshot_task`; proximal is negative, or adapt_steps no positive integer; in use, tasks of
-            another number of classes.
+        InputError: as for `fewshot_task`; proximal is negative, or adapt_steps is not a positive integer; later, tasks
+            of another number of classes.
     """
     source = sources(images, way, shot, queries, tasks)
     require_count("maml_task", "adapt_steps", adapt_steps)
     if not proximal >= 0:
         raise InputError(f"maml_task: proximal is {proximal}, and must be zero or positive.")
     maml = _Maml(representation, float(proximal), float(adapt_rate), adapt_steps)
-    problem, adapt, scores = maml.problem(), Method(maml, "adapt"), Method(maml, "scores")
+    problem, adapt, scores = functions_of(maml)
     x = pixels(source.images[0])
     u: PyTree = {"representation": representation.init(key, x)}
     width = jax.eval_shape(representation.apply, u["representation"], x).shape[-1]
@@ -108,7 +117,7 @@ def maml_task(
             )
         return adapt, scores
 
-    def statistics(u: PyTree, x: Any) -> PyTree:
+    def statistics(u: PyTree, x: Float[Array, "n ..."]) -> PyTree:
         return representation.statistics(u["representation"], x)
 
     return FewShot(Task(problem, (u, v), source, metrics_of(adapt, scores, source)), use, statistics)
@@ -116,49 +125,51 @@ def maml_task(
 
 @dataclass(frozen=True)
 class _Maml:
-    """The functions of `maml_task`, as values: those of equal settings share their programs."""
+    """The functions of `maml_task`."""
 
     representation: Representation
     proximal: float
     rate: float
     steps: int
 
-    def scores(self, u: PyTree, v: PyTree, samples: Episode) -> Any:
-        def one(moved: PyTree, x: Any) -> Any:
-            params = optax.tree.add(u, moved)
+    def scores(self, u: PyTree, v: PyTree, samples: Episode) -> Float[Array, "tasks n way"]:
+        def one(difference: PyTree, x: Float[Array, "n ..."]) -> Float[Array, "n way"]:
+            params = optax.tree.add(u, difference)
             features = self.representation.apply(params["representation"], pixels(x), samples.statistics, samples.key)
             return features @ params["dense"]["weight"] + params["dense"]["bias"]
 
         return jax.vmap(one)(v, samples.x)
 
-    def upper_loss(self, u: PyTree, v: PyTree, queries: Episode) -> Any:
+    def upper_loss(self, u: PyTree, v: PyTree, queries: Episode) -> Float[Array, ""]:
         return jnp.mean(cross_entropies(self.scores(u, v, queries), queries.y))
 
-    def lower_loss(self, u: PyTree, v: PyTree, samples: Episode) -> Any:
+    def lower_loss(self, u: PyTree, v: PyTree, samples: Episode) -> Float[Array, ""]:
         loss = jnp.sum(cross_entropies(self.scores(u, v, samples), samples.y))
         return loss + self.proximal / 2 * optax.tree.norm(v, squared=True)
 
-    def start(self, u: PyTree, batch: Batch, key: Any) -> PyTree:
+    def start(self, u: PyTree, batch: Batch, key: PRNGKeyArray | None) -> PyTree:
         return jax.tree.map(lambda p: jnp.zeros((len(batch.lower.x), *p.shape), p.dtype), u)
 
-    def problem(self) -> Problem:
-        upper, lower, start = (Method(self, name) for name in ("upper_loss", "lower_loss", "start"))
-        return Problem(upper, lower, lower_start=start)
-
     def adapt(self, u: PyTree, samples: Episode) -> PyTree:
-        batch, optimizer, key = Batch(None, samples), optax.sgd(self.rate), jax.random.key(0)
-        v, problem = self.start(u, batch, None), self.problem()
-        return base.Descent(problem, u, optimizer).moves(v, optimizer.init(v), batch, self.steps, key)[0]
+        v = self.start(u, Batch(None, samples), None)
+        return descended(functions_of(self)[0], u, v, samples, self.rate, self.steps)
 
 
 def prototypical_task(
-    representation: Representation, images: Any, *, way: int, shot: int, key: Any, queries: int = 15, tasks: int = 1
+    representation: Representation,
+    images: ArrayLike,
+    *,
+    way: int,
+    shot: int,
+    key: PRNGKeyArray,
+    queries: int = 15,
+    tasks: int = 1,
 ) -> FewShot:
     """Prototypical networks (Snell, Swersky and Zemel, NeurIPS 2017): the class whose mean is nearest in features.
 
-    v (tasks, way, d) are the prototypes, g half the sum of their squared distances from their classes' means, so that
-    v*(u) are the means; f the cross-entropy of minus the squared distances. As published, it may learn from tasks of
-    more classes than later tasks have.
+    v (tasks, way, d) are the prototypes, g half the sum of their squared distances from the means of their classes, so
+    that v*(u) are the means; f the cross-entropy of minus the squared distances. As in the paper, the tasks to learn
+    from may have more classes than later tasks.
 
     Args, raises: as for `fewshot_task`.
     """
@@ -166,13 +177,20 @@ def prototypical_task(
 
 
 def relation_task(
-    representation: Representation, images: Any, *, way: int, shot: int, key: Any, queries: int = 15, tasks: int = 1
+    representation: Representation,
+    images: ArrayLike,
+    *,
+    way: int,
+    shot: int,
+    key: PRNGKeyArray,
+    queries: int = 15,
+    tasks: int = 1,
 ) -> FewShot:
-    """Relation networks (Sung et al., CVPR 2018): how like a query is to a class is learned, too.
+    """Relation networks (Sung et al., CVPR 2018): the similarity of a query to a class is learned as well.
 
-    As `prototypical_task`, but a network of two dense layers maps a prototype's and a query's features, side by side,
-    to a score in 0..1, and f is the squared error from 1 for the right class and 0 for the others. As published it
-    compares maps of features by convolutions; here, feature vectors, since a representation gives no more.
+    As `prototypical_task`, but a network of two dense layers maps the features of a prototype and a query together
+    to a score in 0..1, and f is the squared error from 1 for the right class and 0 for the others. The paper compares
+    feature maps by convolutions; here feature vectors are compared, since a representation returns vectors.
 
     Args, raises: as for `fewshot_task`.
     """
@@ -181,12 +199,12 @@ def relation_task(
 
 def _metric_task(
     representation: Representation,
-    images: Any,
+    images: ArrayLike,
     way: int,
     shot: int,
     queries: int,
     tasks: int,
-    key: Any,
+    key: PRNGKeyArray,
     width: int | None,
 ) -> FewShot:
     source = sources(images, way, shot, queries, tasks)
@@ -201,57 +219,53 @@ def _metric_task(
             "last": (1 / wide) ** 0.5 * jax.random.normal(keys[2], (wide,)),
             "bias": jnp.zeros(()),
         }
-    problem, adapt, scores = _metric_problem(representation, way, width is not None)
+    problem, adapt, scores = functions_of(_Metric(representation, way, width is not None))
     task = Task(problem, (u, jnp.zeros((tasks, way, d))), source, metrics_of(adapt, scores, source))
 
-    def statistics(u: PyTree, x: Any) -> PyTree:
+    def statistics(u: PyTree, x: Float[Array, "n ..."]) -> PyTree:
         return representation.statistics(u["representation"], x)
 
-    return FewShot(task, lambda way: _metric_problem(representation, way, width is not None)[1:], statistics)
-
-
-def _metric_problem(representation: Representation, way: int, related: bool) -> tuple[Problem, Adapt, Scores]:
-    metric = _Metric(representation, way, related)
-    return metric.problem(), Method(metric, "means"), Method(metric, "scores")
+    return FewShot(task, lambda way: functions_of(_Metric(representation, way, width is not None))[1:], statistics)
 
 
 @dataclass(frozen=True)
 class _Metric:
-    """The functions of `prototypical_task` and `relation_task`, as values."""
+    """The functions of `prototypical_task` and `relation_task`."""
 
     representation: Representation
     way: int
     related: bool
 
-    def means(self, u: PyTree, samples: Episode) -> Any:
+    def adapt(self, u: PyTree, samples: Episode) -> Float[Array, "tasks way d"]:
+        """The means of the classes."""
         return class_means(features_of(self.representation, u["representation"], samples), samples.y, self.way)
 
-    def scores(self, u: PyTree, v: Any, queries: Episode) -> Any:
+    def scores(self, u: PyTree, v: Float[Array, "tasks way d"], queries: Episode) -> Float[Array, "tasks n way"]:
         features = features_of(self.representation, u["representation"], queries)
         return _relations(u["relation"], v, features) if self.related else _minus_distances(v, features)
 
-    def upper_loss(self, u: PyTree, v: Any, queries: Episode) -> Any:
-        found = self.scores(u, v, queries)
+    def upper_loss(self, u: PyTree, v: Float[Array, "tasks way d"], queries: Episode) -> Float[Array, ""]:
+        scores = self.scores(u, v, queries)
         if self.related:
-            return jnp.mean(jnp.sum(jnp.square(found - jax.nn.one_hot(queries.y, self.way)), -1))
-        return jnp.mean(cross_entropies(found, queries.y))
+            return jnp.mean(jnp.sum(jnp.square(scores - jax.nn.one_hot(queries.y, self.way)), -1))
+        return jnp.mean(cross_entropies(scores, queries.y))
 
-    def lower_loss(self, u: PyTree, v: Any, samples: Episode) -> Any:
-        return jnp.sum(jnp.square(v - self.means(u, samples))) / 2
+    def lower_loss(self, u: PyTree, v: Float[Array, "tasks way d"], samples: Episode) -> Float[Array, ""]:
+        return jnp.sum(jnp.square(v - self.adapt(u, samples))) / 2
 
-    def start(self, u: PyTree, batch: Batch, key: Any) -> Any:
-        return self.means(u, batch.lower)
-
-    def problem(self) -> Problem:
-        upper, lower, start = (Method(self, name) for name in ("upper_loss", "lower_loss", "start"))
-        return Problem(upper, lower, lower_start=start)
+    def start(self, u: PyTree, batch: Batch, key: PRNGKeyArray | None) -> Float[Array, "tasks way d"]:
+        return self.adapt(u, batch.lower)
 
 
-def _minus_distances(v: Any, features: Any) -> Any:
+def _minus_distances(
+    v: Float[Array, "tasks way d"], features: Float[Array, "tasks n d"]
+) -> Float[Array, "tasks n way"]:
     return -jnp.sum(jnp.square(features[:, :, None] - v[:, None]), -1)
 
 
-def _relations(net: PyTree, v: Any, features: Any) -> Any:
+def _relations(
+    net: PyTree[Float[Array, "..."]], v: Float[Array, "tasks way d"], features: Float[Array, "tasks n d"]
+) -> Float[Array, "tasks n way"]:
     half = v.shape[-1]
     first = (features @ net["first"][half:])[:, :, None] + (v @ net["first"][:half])[:, None]
     return jax.nn.sigmoid(jax.nn.relu(first + net["shift"]) @ net["last"] + net["bias"])

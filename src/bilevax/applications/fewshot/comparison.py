@@ -1,4 +1,4 @@
-"""A representation by Penalty compared with an untrained one and with plain pixels, on tasks of new classes."""
+"""Comparison of a representation learned by Penalty with an untrained one and with pixels, on tasks of new classes."""
 
 import time
 from typing import Any, NamedTuple
@@ -17,7 +17,7 @@ from bilevax.nn.representations import omniglot_network
 
 
 class Sizes(NamedTuple):
-    """Of a task: how many classes, and of each how many pictures to learn from and to answer."""
+    """The size of a task: its classes, and the support and query pictures of each class."""
 
     way: int
     shot: int

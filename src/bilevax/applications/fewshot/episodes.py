@@ -12,8 +12,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import PRNGKeyArray, PyTree
 
-from bilevax._checks import InputError, PyTree, require_count
+from bilevax._checks import InputError, require_count
 from bilevax.applications._inputs import numeric
 from bilevax.loop.sources import leading_size
 from bilevax.nn.model import Method
@@ -85,12 +86,12 @@ class Episodes:
                 "about. Lower shot or queries."
             )
 
-    def at(self, step: Any, key: Any) -> Batch:
+    def at(self, step: Any, key: PRNGKeyArray) -> Batch:
         """The meta-batch of a step."""
         task_key, upper_key, lower_key = jax.random.split(jax.random.fold_in(key, step), 3)
         classes, pictures = self.images.shape[:2]
 
-        def one(key: Any) -> tuple[Any, Any]:
+        def one(key: PRNGKeyArray) -> tuple[Any, Any]:
             class_key, picture_key = jax.random.split(key)
             chosen = _some(class_key, classes, self.way)
             keys = jax.random.split(picture_key, self.way)
@@ -141,7 +142,7 @@ def evaluate(
     *,
     way: int,
     shot: int,
-    key: Any,
+    key: PRNGKeyArray,
     queries: int = 15,
     episodes: int = 600,
     statistics: PyTree = None,

@@ -5,9 +5,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import PyTree
 from sklearn.base import BaseEstimator
 
-from bilevax._checks import InputError, PyTree, require_count
+from bilevax._checks import InputError, require_count
 from bilevax._programs import compiled
 from bilevax.applications._inputs import (
     classes_of,
@@ -94,8 +95,8 @@ class FewShotLearner(Picklable, BaseEstimator):
     Attributes, after `meta_fit`:
         u_: the representation's parameters.
         shape_: of one sample.
-        statistics_: by which it normalises from then on: those of 2,000 of the images that it learned from.
-        history_: the solve's.
+        statistics_: by which it normalises afterwards, from 2,000 of the images that it learned from.
+        history_: of the solve.
 
     Example:
         >>> import numpy as np

@@ -1,4 +1,4 @@
-"""What `bilevax fewshot` works on: a folder of pictures, Omniglot, or scikit-learn's digits."""
+"""Data of `bilevax fewshot`: a folder of pictures, Omniglot, or scikit-learn's digits."""
 
 import hashlib
 from collections.abc import Callable

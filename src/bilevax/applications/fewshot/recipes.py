@@ -22,7 +22,7 @@ def penalty_solver(steps: int, lower_steps: int = LOWER_STEPS, *, lower_rate: fl
 
     Args:
         steps: of the solve; the rate of u falls to zero by its end.
-        lower_steps: moves of the heads in each step.
+        lower_steps: updates of the heads in each step.
         lower_rate: the rate of gradient descent for the heads.
 
     Example:
@@ -37,7 +37,7 @@ def penalty_solver(steps: int, lower_steps: int = LOWER_STEPS, *, lower_rate: fl
 
 @functools.cache
 def approxgrad_solver(steps: int, lower_steps: int = LOWER_STEPS, *, lower_rate: float = HEAD_RATE) -> Implicit:
-    """ApproxGrad: `Implicit`, whose linear solve, on the quadratic form, takes as many moves as the heads.
+    """ApproxGrad: `Implicit`, whose linear solve, on the quadratic form, takes as many updates as the heads.
 
     Args:
         steps, lower_steps, lower_rate: as for `penalty_solver`.
@@ -48,7 +48,7 @@ def approxgrad_solver(steps: int, lower_steps: int = LOWER_STEPS, *, lower_rate:
 
 @functools.cache
 def reverse_solver(steps: int, lower_steps: int = LOWER_STEPS, *, lower_rate: float = HEAD_RATE) -> ReverseMode:
-    """Reverse mode: the moves of the heads are differentiated (Franceschi et al. 2018).
+    """Reverse mode: the updates of the heads are differentiated (Franceschi et al. 2018).
 
     Args:
         steps, lower_steps, lower_rate: as for `penalty_solver`.

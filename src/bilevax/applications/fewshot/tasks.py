@@ -1,7 +1,7 @@
 """Few-shot learning: one representation for all tasks, a small classifier on top of it for each.
 
-u are the parameters of the representation, v the heads of a meta-batch of tasks, each trained on a few samples of its
-own; u is to serve the queries (Franceschi et al., ICML 2018; Mehra and Hamm 2021, eq. 4).
+u are the parameters of the representation, v the heads of a meta-batch of tasks, each trained on the few samples of its
+task; u minimises the loss of the queries (Franceschi et al., ICML 2018; Mehra and Hamm 2021, eq. 4).
 """
 
 from collections.abc import Callable
@@ -11,8 +11,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jax.typing import ArrayLike
+from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree, Shaped
 
-from bilevax._checks import PyTree, require_count
+from bilevax._checks import require_count
 from bilevax.applications.fewshot.episodes import (
     Adapt,
     Episode,
@@ -29,8 +31,8 @@ from bilevax.nn.representations import Representation
 from bilevax.problem import Batch, Problem
 from bilevax.solvers import base
 
-SCALE = 10.0  # of a cosine, so that a softmax of cosines can be sure of something
-SAMPLED = 2000  # training images whose statistics are kept
+SCALE = 10.0  # of a cosine, so that a softmax of cosines can be near 0 or 1
+SAMPLED = 2000  # training images for the statistics that are kept
 _SIZES = ("way", "shot", "queries", "tasks")
 
 
@@ -38,96 +40,97 @@ class FewShot(NamedTuple):
     """A way to learn from few samples.
 
     Attributes:
-        task: for `solve`; u is what all tasks share.
-        use: way -> (adapt, scores), for tasks of so many classes: adapt(u, samples) -> v, and scores(u, v, queries) ->
+        task: for `solve`; u is shared by all tasks.
+        use: way -> (adapt, scores), for tasks of `way` classes: adapt(u, samples) -> v, and scores(u, v, queries) ->
             (tasks, n, way).
-        statistics: (u, images) -> by which a trained representation normalises.
+        statistics: (u, images) -> statistics by which a trained representation normalises.
     """
 
     task: Task
     use: Callable[[int], tuple[Adapt, Scores]]
-    statistics: Callable[[PyTree, Any], PyTree]
+    statistics: Callable[[PyTree, Float[Array, "n ..."]], PyTree]
 
 
-def features_of(representation: Representation, u: PyTree, samples: Episode) -> Any:
-    """The features (tasks, n, d) of all tasks' samples, in one pass."""
+def features_of(representation: Representation, u: PyTree, samples: Episode) -> Float[Array, "tasks n d"]:
+    """The features of the samples of all tasks, in one pass."""
     x = pixels(samples.x.reshape(-1, *samples.x.shape[2:]))
     features = representation.apply(u, x, samples.statistics, samples.key)
     return features.reshape(*samples.y.shape, -1)
 
 
-def cosine_scores(v: Any, features: Any) -> Any:
-    """Ten times the cosines (tasks, n, way) of features (tasks, n, d) and heads (tasks, way, d) (Luo et al. 2018)."""
-    return SCALE * unit(features) @ jnp.swapaxes(unit(v), 1, 2)
-
-
-def unit(x: Any) -> Any:
-    """Vectors along the last axis, of length one; a zero stays zero."""
+def unit(x: Float[Array, "..."]) -> Float[Array, "..."]:
+    """Vectors along the last axis, scaled to length one; a zero vector stays zero."""
     return x * jax.lax.rsqrt(jnp.maximum(jnp.sum(x * x, -1, keepdims=True), jnp.finfo(x.dtype).tiny ** 0.5))
 
 
-def cross_entropies(scores: Any, y: Any) -> Any:
-    """The mean cross-entropy (tasks,) of each task."""
+def cross_entropies(scores: Float[Array, "tasks n way"], y: Int[Array, "tasks n"]) -> Float[Array, " tasks"]:
+    """The mean cross-entropy of each task."""
     return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(scores, y), 1)
+
+
+def functions_of(method: Any) -> tuple[Problem, Adapt, Scores]:
+    """The problem, the adaptation and the scores of a method that has them as methods of a value."""
+    upper, lower, start = (Method(method, name) for name in ("upper_loss", "lower_loss", "start"))
+    return Problem(upper, lower, lower_start=start), Method(method, "adapt"), Method(method, "scores")
+
+
+def descended(problem: Problem, u: PyTree, v: PyTree, samples: Episode, rate: float, steps: int) -> PyTree:
+    """The result of gradient descent on the lower loss of samples, from v."""
+    optimizer = optax.sgd(rate)
+    descent = base.Descent(problem, u, optimizer)
+    return descent.moves(v, optimizer.init(v), Batch(None, samples), steps, jax.random.key(0))[0]
 
 
 @dataclass(frozen=True)
 class _CosineHeads:
-    """The functions of tasks of `way` classes, heads on a representation, as values: equal ones compile once."""
+    """The functions of heads on a representation for tasks of `way` classes."""
 
     representation: Representation
     way: int
 
-    def upper_loss(self, u: PyTree, v: Any, queries: Episode) -> Any:
+    def upper_loss(self, u: PyTree, v: Float[Array, "tasks way d"], queries: Episode) -> Float[Array, ""]:
         return jnp.mean(cross_entropies(self.scores(u, v, queries), queries.y))
 
-    def lower_loss(self, u: PyTree, v: Any, samples: Episode) -> Any:
-        # The sum: each head descends its own loss, whatever the number of tasks.
+    def lower_loss(self, u: PyTree, v: Float[Array, "tasks way d"], samples: Episode) -> Float[Array, ""]:
+        # The sum, so that the descent of each head does not depend on the number of tasks.
         return jnp.sum(cross_entropies(self.scores(u, v, samples), samples.y))
 
-    def start(self, u: PyTree, batch: Batch, key: Any) -> Any:
-        # The start is a constant: methods that differentiate the moves do not go back through it.
-        found = class_means(features_of(self.representation, u, batch.lower), batch.lower.y, self.way)
-        return jax.lax.stop_gradient(unit(found))
+    def start(self, u: PyTree, batch: Batch, key: PRNGKeyArray | None) -> Float[Array, "tasks way d"]:
+        # The start is a constant: methods that differentiate the descent do not differentiate it.
+        means = class_means(features_of(self.representation, u, batch.lower), batch.lower.y, self.way)
+        return jax.lax.stop_gradient(unit(means))
 
-    def scores(self, u: PyTree, v: Any, queries: Episode) -> Any:
-        return cosine_scores(v, features_of(self.representation, u, queries))
+    def scores(self, u: PyTree, v: Float[Array, "tasks way d"], queries: Episode) -> Float[Array, "tasks n way"]:
+        """Ten times the cosines of features and heads (Luo et al. 2018)."""
+        return SCALE * unit(features_of(self.representation, u, queries)) @ jnp.swapaxes(unit(v), 1, 2)
 
-    def adapt(self, u: PyTree, samples: Episode) -> Any:
-        batch, optimizer = Batch(None, samples), optax.sgd(HEAD_RATE)
-        problem = self.problem()
-        v = self.start(u, batch, None)
-        descent = base.Descent(problem, u, optimizer)
-        return descent.moves(v, optimizer.init(v), batch, ADAPT_STEPS, jax.random.key(0))[0]
-
-    def problem(self) -> Problem:
-        upper, lower, start = (Method(self, name) for name in ("upper_loss", "lower_loss", "start"))
-        return Problem(upper, lower, lower_start=start)
+    def adapt(self, u: PyTree, samples: Episode) -> Float[Array, "tasks way d"]:
+        v = self.start(u, Batch(None, samples), None)
+        return descended(functions_of(self)[0], u, v, samples, HEAD_RATE, ADAPT_STEPS)
 
 
 def cosine_problem(representation: Representation, way: int) -> tuple[Problem, Adapt, Scores]:
     """The problem of heads with cosine scores, their adaptation and their scores."""
-    heads = _CosineHeads(representation, way)
-    return heads.problem(), Method(heads, "adapt"), Method(heads, "scores")
+    return functions_of(_CosineHeads(representation, way))
 
 
 def fewshot_task(
     representation: Representation,
-    images: Any,
+    images: ArrayLike,
     *,
     way: int,
     shot: int,
-    key: Any,
+    key: PRNGKeyArray,
     queries: int = 15,
     tasks: int = 30,
 ) -> FewShot:
     """A representation under softmax heads with cosine normalisation (appendix E.3).
 
     u is the representation's parameters; v (tasks, way, d) the heads, which in each step start at the means of their
-    classes' features and descend. g is the sum over the tasks of the mean cross-entropies of the support sets,
-    f the mean over the tasks of those of the queries. The representation is applied to all tasks'
-    samples in one pass; neither loss applies it anew when v moves, since it depends on u and the batch alone: the
-    compiled step has it outside of the loop over the moves.
+    classes' features and descend. g is the sum over the tasks of the mean cross-entropies of the support sets, f the
+    mean over the tasks of the mean cross-entropies of the query sets. The representation is applied to the samples of
+    all tasks in one pass. It depends only on u and the batch, so the compiled step computes it once, outside the loop
+    over the updates of v.
 
     Args:
         representation: maps samples to features, such as `omniglot_network`.
@@ -138,7 +141,7 @@ def fewshot_task(
     Raises:
         InputError: images are not (classes, pictures, ...); fewer classes than way, or pictures than shot + queries.
 
-    Metrics: accuracy on 100 tasks of these classes, after 100 moves of the heads.
+    Metrics: accuracy on 100 tasks of these classes, after 100 updates of the heads.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -156,7 +159,7 @@ def fewshot_task(
     return FewShot(task, lambda way: cosine_problem(representation, way)[1:], representation.statistics)
 
 
-def sources(images: Any, way: int, shot: int, queries: int, tasks: int) -> Episodes:
+def sources(images: ArrayLike, way: int, shot: int, queries: int, tasks: int) -> Episodes:
     """Episodes of checked images."""
     source = Episodes(
         class_images("images", images),
@@ -166,8 +169,10 @@ def sources(images: Any, way: int, shot: int, queries: int, tasks: int) -> Episo
     return source
 
 
-def start_of(representation: Representation, source: Episodes, key: Any) -> tuple[PyTree, Any]:
-    """A new representation, and heads (tasks, way, d) of zeros."""
+def start_of(
+    representation: Representation, source: Episodes, key: PRNGKeyArray
+) -> tuple[PyTree, Float[Array, "tasks way d"]]:
+    """A new representation, and heads of zeros."""
     u = representation.init(key, pixels(source.images[0]))
     shapes = jax.eval_shape(lambda: features_of(representation, u, source.at(0, key).lower))
     return u, jnp.zeros((source.tasks, source.way, shapes.shape[-1]), shapes.dtype)
@@ -193,8 +198,10 @@ def metrics_of(adapt: Adapt, scores: Scores, source: Episodes) -> Callable[[PyTr
     return metrics
 
 
-def statistics_of(method: FewShot, u: PyTree, images: Any, *, key: Any) -> PyTree:
-    """The statistics by which a trained representation normalises: those of 2,000 of its training images."""
+def statistics_of(
+    method: FewShot, u: PyTree, images: Shaped[ArrayLike, "classes pictures ..."], *, key: PRNGKeyArray
+) -> PyTree:
+    """The statistics by which a trained representation normalises, from 2,000 of its training images."""
     x = jnp.asarray(images)
     x = x.reshape(-1, *x.shape[2:])
     chosen = jax.random.choice(key, len(x), (min(SAMPLED, len(x)),), replace=False)

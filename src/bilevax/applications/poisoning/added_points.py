@@ -12,8 +12,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import PRNGKeyArray, PyTree
+from numpy.typing import ArrayLike
 
-from bilevax._checks import InputError, PyTree
+from bilevax._checks import InputError
 from bilevax.applications._inputs import floats, integer_samples, require_training
 from bilevax.applications.poisoning.points import (
     SOFTMAX_TRAINING,
@@ -50,7 +52,7 @@ class _WithPoints:
         if isinstance(self.source, Epochs):
             self.source.check()
 
-    def at(self, step: Any, key: Any) -> Batch:
+    def at(self, step: Any, key: PRNGKeyArray) -> Batch:
         """The batch of a step."""
         batch = self.source.at(step, key)
         return Batch(batch.upper, Poisoned(batch.lower, self.labels, self.share))
@@ -74,13 +76,13 @@ class _PoisonedLoss:
     model: Model
     l2: float
 
-    def __call__(self, u: Any, v: PyTree, data: Poisoned, *, key: Any) -> Any:
+    def __call__(self, u: Any, v: PyTree, data: Poisoned, *, key: PRNGKeyArray) -> Any:
         clean = one_hot_cross_entropy(self.model, v, *data.clean.data, key=key)
         added = one_hot_cross_entropy(self.model, v, u, data.labels, key=key)
         return penalised((1 - data.share) * clean + data.share * added, self.l2, v)
 
 
-def wrongly_labelled(X: Any, y: Any, count: int, *, key: Any) -> Points:
+def wrongly_labelled(X: Any, y: Any, count: int, *, key: PRNGKeyArray) -> Points:
     """Random samples with random wrong labels: where the untargeted attack starts, and label flipping itself.
 
     Args:
@@ -109,7 +111,7 @@ def wrongly_labelled(X: Any, y: Any, count: int, *, key: Any) -> Points:
     return Points(floats(X)[chosen], classes[other_labels(place, len(classes), rng)])
 
 
-def swapped(X: Any, y: Any, count: int, source: int, target: int, *, key: Any) -> Points:
+def swapped(X: Any, y: Any, count: int, source: int, target: int, *, key: PRNGKeyArray) -> Points:
     """Random samples of two classes, each labelled as the other: where the targeted attack starts.
 
     Args:
@@ -132,13 +134,13 @@ def swapped(X: Any, y: Any, count: int, source: int, target: int, *, key: Any) -
 
 def untargeted_task(
     model: Model,
-    X: Any,
-    y: Any,
-    X_val: Any,
-    y_val: Any,
+    X: ArrayLike,
+    y: ArrayLike,
+    X_val: ArrayLike,
+    y_val: ArrayLike,
     points: Points,
     *,
-    key: Any,
+    key: PRNGKeyArray,
     training: Training = SOFTMAX_TRAINING,
     low: float = 0.0,
     high: float = 1.0,
@@ -190,15 +192,15 @@ def untargeted_task(
 
 def targeted_task(
     model: Model,
-    X: Any,
-    y: Any,
-    X_val: Any,
-    y_val: Any,
+    X: ArrayLike,
+    y: ArrayLike,
+    X_val: ArrayLike,
+    y_val: ArrayLike,
     points: Points,
     source: int,
     target: int,
     *,
-    key: Any,
+    key: PRNGKeyArray,
     training: Training = SOFTMAX_TRAINING,
     low: float = 0.0,
     high: float = 1.0,
@@ -235,13 +237,13 @@ def targeted_task(
 
 def _added_points_task(
     model: Model,
-    X: Any,
-    y: Any,
-    X_val: Any,
-    y_val: Any,
+    X: ArrayLike,
+    y: ArrayLike,
+    X_val: ArrayLike,
+    y_val: ArrayLike,
     points: Points,
     sign: float,
-    key: Any,
+    key: PRNGKeyArray,
     training: Training,
     limits: tuple[float, float],
     sizes: tuple[int | None, int | None],

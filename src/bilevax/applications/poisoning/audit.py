@@ -319,7 +319,7 @@ def _report(
     trials: list[_Trial],
     began: float,
 ) -> Report:
-    """What the trials say, in the units of X."""
+    """The report of the trials, in the units of X."""
     _, _, _, first, found = trials[0]
     unit = float(scale) if data.x.ndim > 2 else 1.0
     flat, points, base = (x.reshape(len(x), -1) for x in (data.x, found.x, first.x))

@@ -8,9 +8,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jaxtyping import PRNGKeyArray, PyTree
+from numpy.typing import ArrayLike
 
 from bilevax import derivatives
-from bilevax._checks import InputError, PyTree, require_count
+from bilevax._checks import InputError, require_count
 from bilevax.applications.poisoning.clean_label import FeatureMap, Target
 from bilevax.applications.poisoning.points import Poisoned
 from bilevax.applications.poisoning.recipes import LOWER_STEPS
@@ -31,7 +33,7 @@ def influence_solver(
 
     Args:
         steps: of the solve. The rates are constant, so the settings are the same for every number of steps.
-        lower_steps, lower_rate: moves of v in each step, and Adam's learning rate for them.
+        lower_steps, lower_rate: updates of v in each step, and Adam's learning rate for them.
         rate: how far an entry of a point moves in a step.
     """
     return Implicit(
@@ -119,15 +121,15 @@ class _LowerInBall:
     low: float
     high: float
 
-    def __call__(self, u: Any, v: PyTree, data: tuple[tuple[Poisoned, PyTree], Target], *, key: Any) -> Any:
+    def __call__(self, u: Any, v: PyTree, data: tuple[tuple[Poisoned, PyTree], Target], *, key: PRNGKeyArray) -> Any:
         poisoned, target = data
         return self.problem.lower_loss(_points(u, target, self.low, self.high), v, poisoned, key=key)
 
 
 def poison_frogs(
     features: FeatureMap,
-    target: Any,
-    base: Any,
+    target: ArrayLike,
+    base: ArrayLike,
     *,
     eps: float,
     rate: float = 0.01,
@@ -140,7 +142,7 @@ def poison_frogs(
 
     Forward: x - rate * grad |r(x) - r(t)|^2. Backward: (x + rate * similarity * base) / (1 + similarity * rate). Then,
     as in appendix E.4 of Mehra and Hamm (2021), x - base is projected onto the ball of radius eps, and x clipped to
-    low..high. No model is trained: the head above the features is not looked at.
+    low..high. No model is trained, and the head on the features is not used.
 
     Args:
         features: the map r.
@@ -194,11 +196,11 @@ def _frogs(apply: Any, steps: int, params: PyTree, wanted: Any, base: Any, setti
     problem = Problem(_Collision(apply), _no_lower_level)
 
     def one(x: Any, _: None) -> tuple[Any, None]:
-        slope = derivatives.upper(problem, x, jnp.zeros(1), (params, wanted), None).grad_u
-        forward = x - rate * slope
+        gradient = derivatives.upper(problem, x, jnp.zeros(1), (params, wanted), None).grad_u
+        forward = x - rate * gradient
         backward = (forward + rate * similarity * base) / (1 + similarity * rate)
-        moved = base + eps * _unit_balls((backward - base) / eps)
-        return jnp.clip(moved, low, high), None
+        projected = base + eps * _unit_balls((backward - base) / eps)
+        return jnp.clip(projected, low, high), None
 
     return jax.lax.scan(one, base, None, length=steps)[0]
 

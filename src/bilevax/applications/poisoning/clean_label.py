@@ -7,8 +7,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import PRNGKeyArray, PyTree
+from numpy.typing import ArrayLike
 
-from bilevax._checks import InputError, PyTree
+from bilevax._checks import InputError
 from bilevax.applications._inputs import floats, integer_samples, require_training
 from bilevax.applications.poisoning.points import (
     SOFTMAX_TRAINING,
@@ -88,7 +90,7 @@ class _HeadLoss:
     features: Callable[..., Any]
     l2: float
 
-    def __call__(self, u: Any, v: PyTree, data: tuple[Poisoned, PyTree], *, key: Any) -> Any:
+    def __call__(self, u: Any, v: PyTree, data: tuple[Poisoned, PyTree], *, key: PRNGKeyArray) -> Any:
         poisoned, params = data
         clean = one_hot_cross_entropy(self.head, v, *poisoned.clean.data, key=key)
         added = one_hot_cross_entropy(self.head, v, self.features(params, u), poisoned.labels, key=key)
@@ -108,15 +110,15 @@ class _Beyond:
 def clean_label_task(
     head: Model,
     features: FeatureMap,
-    X: Any,
-    y: Any,
-    target: Any,
+    X: ArrayLike,
+    y: ArrayLike,
+    target: ArrayLike,
     target_class: int,
-    base: Any,
+    base: ArrayLike,
     base_class: int,
     *,
     eps: float,
-    key: Any,
+    key: PRNGKeyArray,
     distance: Callable[[Any, Any], Any] | None = euclidean,
     collision: float = 1.0,
     training: Training = SOFTMAX_TRAINING,
@@ -160,17 +162,16 @@ def clean_label_task(
     check_class_pair(y, target_class, base_class)
     require_training(training)
     x, base = floats(X), floats(base, "base")
-    target = floats(np.asarray(target)[None], "target")[
-        0
-    ]  # with the axis of samples, by which images differ from tables
-    for name, samples in (("X", x), ("base", base), ("target", target[None])):
+    # With the axis of samples, by which images differ from tables.
+    aim = floats(np.asarray(target)[None], "target")
+    for name, samples in (("X", x), ("base", base), ("target", aim)):
         check_samples(name, samples, x.shape[1:], low, high)
     check_budget(len(base), len(y))
     r = jax.jit(features.apply)
     found = r(features.params, jnp.asarray(x))
     if jnp.ndim(found) != 2 or len(found) != len(x):
         raise InputError(f"features maps {len(x)} samples to {jnp.shape(found)}, and must map them to ({len(x)}, d).")
-    target_features = r(features.params, jnp.asarray(target)[None])[0]
+    target_features = r(features.params, jnp.asarray(aim))[0]
     classes = all_classes(head, found, key)
     one_hot = one_hot_of("y", y, classes)
     v = trained(head, training, found, one_hot, key) if start is None else start
@@ -210,7 +211,7 @@ def clean_label_task(
 
 
 def well_classified(head: Model, features: FeatureMap, v: PyTree, X: Any, y: Any) -> np.ndarray:
-    """The indices of the samples that a head v takes for their own class: what a clean-label attack can aim at."""
+    """The indices of the samples that a head v classifies rightly: possible targets of a clean-label attack."""
     X, y = integer_samples("X", X, "y", y)
     p = probabilities(head, v, features.apply(features.params, jnp.asarray(floats(X))))
     return np.flatnonzero(p.argmax(1) == y)

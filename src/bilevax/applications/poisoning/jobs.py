@@ -1,4 +1,4 @@
-"""What `bilevax audit` works on: a user's files, or scikit-learn's digits."""
+"""Data of `bilevax audit`: a user's files, or scikit-learn's digits."""
 
 from pathlib import Path
 from typing import Any, NamedTuple

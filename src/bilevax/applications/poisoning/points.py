@@ -6,8 +6,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import PRNGKeyArray, PyTree
 
-from bilevax._checks import InputError, PyTree, listed, require_count
+from bilevax._checks import InputError, listed, require_count
 from bilevax.applications._inputs import floats, integer_samples
 from bilevax.loop.sources import Samples
 from bilevax.nn.model import Model, initial, logits
@@ -49,7 +50,7 @@ class Clip:
         return jax.tree.map(lambda x: jnp.clip(x, self.low, self.high), u)
 
 
-def retrained(model: Model, training: Training, X: Any, y: Any, points: Points | None, *, key: Any) -> PyTree:
+def retrained(model: Model, training: Training, X: Any, y: Any, points: Points | None, *, key: PRNGKeyArray) -> PyTree:
     """Parameters of a model trained from its start on clean samples and points: which shows what an attack does.
 
     Args:
@@ -69,7 +70,7 @@ def distances(x: Any, base: Any) -> np.ndarray:
     return np.linalg.norm((np.asarray(x) - np.asarray(base)).reshape(len(x), -1), axis=1)
 
 
-def trained(model: Model, training: Training, x: Any, one_hot: Any, key: Any) -> PyTree:
+def trained(model: Model, training: Training, x: Any, one_hot: Any, key: PRNGKeyArray) -> PyTree:
     """The model trained on samples and one-hot labels (n, k)."""
     labels = jnp.argmax(one_hot, 1).astype(jnp.int32)
     return train(model, training, jnp.asarray(x), labels, jnp.ones(len(labels)), key)
@@ -105,7 +106,7 @@ def check_class_pair(y: np.ndarray, source: int, target: int) -> None:
             raise InputError(f"{name} is class {label!r}, which y does not have. y has {listed(known)}.")
 
 
-def all_classes(model: Model, x: np.ndarray, key: Any) -> int:
+def all_classes(model: Model, x: np.ndarray, key: PRNGKeyArray) -> int:
     """How many logits a model gives."""
     shape = jax.eval_shape(lambda x: logits(model, initial(model, key, x), x), jnp.asarray(x[:2])).shape
     if len(shape) != 2:

@@ -18,7 +18,7 @@ def penalty_solver(steps: int, lower_steps: int = LOWER_STEPS, *, lower_rate: fl
     """Penalty for `untargeted_task` and `targeted_task`.
 
     f, the loss that the attacker wants, may fall without bound in v. lam g, ten times gamma, holds v at the trained
-    model, and the multipliers, which move at every step, do the rest: they tend to -(grad2_vv g)^-1 grad_v f at
+    model, and the multipliers, which are updated at every step, do the rest: they tend to -(grad2_vv g)^-1 grad_v f at
     a rate of gamma / lam (see `Penalty`).
 
     Args:
@@ -45,7 +45,7 @@ def penalty_solver(steps: int, lower_steps: int = LOWER_STEPS, *, lower_rate: fl
 
 @functools.cache
 def clean_label_solver(steps: int, lower_steps: int = 10, *, lower_rate: float = 1e-2) -> Penalty:
-    """Penalty for `clean_label_task`; its multipliers move at every tenth step, so that u can follow the bound's.
+    """Penalty for `clean_label_task`; its multipliers are updated every tenth step, so that u can follow the bound.
 
     Args:
         steps, lower_steps, lower_rate: as for `penalty_solver`.
@@ -64,7 +64,7 @@ def clean_label_solver(steps: int, lower_steps: int = 10, *, lower_rate: float =
 
 @functools.cache
 def approxgrad_solver(steps: int, lower_steps: int = LOWER_STEPS, *, lower_rate: float = 1e-3) -> Implicit:
-    """ApproxGrad: `Implicit`, whose linear solve takes as many moves as v, by Adam, and goes on from step to step.
+    """ApproxGrad: `Implicit`, whose linear solve takes as many updates as v, by Adam, and continues from step to step.
 
     Args:
         steps, lower_steps, lower_rate: as for `penalty_solver`.
@@ -79,7 +79,7 @@ def approxgrad_solver(steps: int, lower_steps: int = LOWER_STEPS, *, lower_rate:
 
 @functools.cache
 def reverse_solver(steps: int, lower_steps: int = LOWER_STEPS, *, lower_rate: float = 0.1) -> ReverseMode:
-    """Back-gradient descent (Munoz-Gonzalez et al., AISec 2017): the last T moves of training are differentiated.
+    """Back-gradient descent (Munoz-Gonzalez et al., AISec 2017): the last T updates of training are differentiated.
 
     Args:
         steps, lower_steps: as for `penalty_solver`.

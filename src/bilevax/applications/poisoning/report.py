@@ -96,7 +96,7 @@ class Report:
         }
 
     def in_words(self) -> str:
-        """What was found, in a few sentences."""
+        """The findings in a few sentences."""
         lost, _ = self.lost(self.attacked)
         of = "" if self.points.x.ndim > 2 else ", columns in units of their ranges"
         further = float((self.nearest > 2 * self.usual_nearest).mean())
