@@ -198,7 +198,7 @@ def test_files_that_are_not_there_or_not_known(tmp_path, files):
     other = tmp_path / "train.xlsx"
     other.write_bytes(b"PK")
     text = refused("denoise", other, "--clean", files[1], "--target", "kind", "--out", tmp_path / "o")
-    assert "'.xlsx', which is not known" in text
+    assert "'.xlsx', an unknown format" in text
     np.savez(tmp_path / "a.npz", y=np.arange(4))
     text = refused("denoise", tmp_path / "a.npz", "--clean", files[1], "--out", tmp_path / "o")
     assert "has no array 'X'" in text
