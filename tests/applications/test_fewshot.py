@@ -564,7 +564,11 @@ def step_s_products(representation, d, make, change=lambda representation, probl
     return [[sizes - heads for sizes in part] for part in products(text)]
 
 
-@pytest.mark.parametrize("make", [penalty_solver, approxgrad_solver, alternating_solver, reverse_solver])
+# `that would be seen` is about the reading of a program, which is the same for all.
+MAKES = [penalty_solver, reverse_solver, pytest.param(approxgrad_solver, marks=pytest.mark.slow), alternating_solver]
+
+
+@pytest.mark.parametrize("make", MAKES)
 def test_moves_of_the_heads_do_not_run_the_representation(make):
     """All products in the compiled loops have the heads' dimensions; those of the representation are outside."""
     inside, outside = step_s_products(two_blocks(), 112, make)
@@ -584,7 +588,13 @@ def moved_by_the_heads(representation, problem):
     return dataclasses.replace(problem, lower_loss=lower_loss)
 
 
-@pytest.mark.parametrize("make", [penalty_solver, approxgrad_solver, alternating_solver, reverse_solver])
+@pytest.mark.parametrize(
+    "make",
+    [
+        alternating_solver,
+        *(pytest.param(make, marks=pytest.mark.slow) for make in (penalty_solver, approxgrad_solver, reverse_solver)),
+    ],
+)
 def test_that_would_be_seen_if_they_did(make):
     inside, _ = step_s_products(dense(23, 7), 7, make, moved_by_the_heads)
     assert sum(map(bool, inside)) >= 4  # two layers, forward and back

@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import functools
 import io
 import itertools
 import pickle
@@ -19,7 +20,7 @@ from scipy.special import log_softmax
 from sklearn.base import clone
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss
-from sklearn.utils.estimator_checks import parametrize_with_checks
+from sklearn.utils.estimator_checks import estimator_checks_generator
 
 from bilevax import Alternating, Implicit, InputError, Penalty, solve, whole
 from bilevax.applications.tuning import (
@@ -71,6 +72,11 @@ def losses(scores, targets):
     return -(targets * log_softmax(scores, axis=1)).sum(1)
 
 
+@functools.partial(jax.jit, static_argnums=0)
+def lower(problem, *arguments):
+    return problem.lower(*arguments)
+
+
 class Loss:
     """The training loss of a 4-5-3 network at random parameters, by the task and by hand."""
 
@@ -85,9 +91,8 @@ class Loss:
         self.first, self.last = (np.asarray(layer["weight"]) for layer in self.v)
 
     def at(self, u, key=None):
-        u = jax.tree.map(jnp.asarray, u)
-        data = (jnp.asarray(self.x), jnp.asarray(self.y))
-        return float(self.task.problem.lower(u, self.v, whole(data), jax.random.key(0) if key is None else key))
+        u, data = jax.tree.map(jnp.asarray, u), whole((jnp.asarray(self.x), jnp.asarray(self.y)))
+        return float(lower(self.task.problem, u, self.v, data, jax.random.key(0) if key is None else key))
 
 
 def test_feature_l2_is_a_ridge_by_feature(rng):
@@ -171,9 +176,7 @@ def test_every_hyperparameter_starts_within_bounds_moves_the_loss_and_is_held_to
         return loss.at(jax.tree.map(lambda a, d: a + t * d, u, direction))
 
     data = whole((jnp.asarray(loss.x), jnp.asarray(loss.y)))
-    slope = jax.grad(lambda u: loss.task.problem.lower(u, loss.v, data, jax.random.key(0)))(u)[
-        hyperparameter.name
-    ].sum()
+    slope = jax.grad(lower, 1)(loss.task.problem, u, loss.v, data, jax.random.key(0))[hyperparameter.name].sum()
     assert float(slope) == pytest.approx((at(step) - at(-step)) / (2 * step), rel=1e-6, abs=1e-9)
     # Class weights all alike are the one direction in which the loss must not move.
     assert (abs(float(slope)) > 1e-4) == (hyperparameter is not CLASS_WEIGHTS)
@@ -417,7 +420,7 @@ def test_logistic_task_states_the_problem_that_scikit_learn_solves(classes, rng)
     assert metrics["train_loss"] == pytest.approx(log_loss(y, model.predict_proba(X)) + penalty, rel=1e-9)
     truth = log_loss(y_validation, model.predict_proba(X_validation))
     assert metrics["validation_loss"] == pytest.approx(truth, rel=1e-9)
-    gradient = jax.grad(lambda v: task.problem.lower(u, v, task.batches.lower, None))(v)
+    gradient = jax.grad(lower, 2)(task.problem, u, v, task.batches.lower, None)
     assert float(optax.tree.norm(gradient)) < 1e-5
 
 
@@ -520,12 +523,33 @@ def test_features_that_are_constant_or_repeated_are_no_trouble(key):
 # --- the estimator ----------------------------------------------------------------------------------------------------
 
 
+def checks(estimator):
+    """scikit-learn's checks; those that fit several shapes, each of which is compiled, are slow."""
+    slow = {
+        "check_classifier_data_not_an_array",
+        "check_classifiers_classes",
+        "check_decision_proba_consistency",
+        "check_dont_overwrite_parameters",
+        "check_dtype_object",
+        "check_estimators_dtypes",
+        "check_estimators_overwrite_params",
+        "check_fit2d_1feature",
+        "check_fit_score_takes_y",
+        "check_n_features_in_after_fitting",
+        "check_pipeline_consistency",
+        "check_positive_only_tag_during_fit",
+    }
+    for _, check in estimator_checks_generator(estimator):
+        name = check.func.__name__
+        yield pytest.param(check, id=name, marks=pytest.mark.slow if name in slow else ())
+
+
 # A validation set makes none of scikit-learn's checks impossible: too few samples for one are refused in their words.
-@parametrize_with_checks([TunedLogisticRegression(steps=1)])
-def test_scikit_learns_checks(estimator, check, monkeypatch):
+@pytest.mark.parametrize("check", checks(TunedLogisticRegression(steps=1)))
+def test_scikit_learns_checks(check, monkeypatch):
     # The checks have dozens of shapes, for each of which the simplest solver compiles in a fraction of the time.
     monkeypatch.setattr(logistic, "penalty_solver", lambda steps, *, lower_rate: SIMPLEST)
-    check(estimator)
+    check(TunedLogisticRegression(steps=1))
 
 
 @pytest.fixture(scope="module")

@@ -231,7 +231,7 @@ def test_a_failed_solve_is_told_in_words(tmp_path, files, monkeypatch):
 def test_interrupted_run_on_the_digits_is_kept_and_resumed(tmp_path):
     """Ctrl-C in a true process, once a checkpoint is there."""
     command = [sys.executable, "-c", "from bilevax.cli import main; main()"]
-    command += ["denoise", "--steps", "200", "--out", str(tmp_path)]
+    command += ["denoise", "--steps", "60", "--out", str(tmp_path)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     saves = tmp_path / "checkpoints" / "penalty"
     deadline = time.monotonic() + 120
@@ -245,7 +245,7 @@ def test_interrupted_run_on_the_digits_is_kept_and_resumed(tmp_path):
     assert "Traceback" not in errors
     assert "To go on with it: bilevax denoise" in errors
     assert errors.strip().endswith("--resume")
-    assert 10 <= max(int(path.name) for path in saves.iterdir() if path.name.isdecimal()) <= 200
+    assert 10 <= max(int(path.name) for path in saves.iterdir() if path.name.isdecimal()) <= 60
     assert not (tmp_path / "results.json").exists()
 
     arguments = command[3:]

@@ -192,7 +192,9 @@ def test_kkt_residual_is_small_where_penalty_ends(name):
     assert found.kkt_residual < 1e-3, str(found)
 
 
-@pytest.mark.parametrize("name", ["active", "inactive", "several", "outside a curve"])
+@pytest.mark.parametrize(
+    "name", ["active", "several", *(pytest.param(n, marks=pytest.mark.slow) for n in ("inactive", "outside a curve"))]
+)
 def test_the_explicit_slack_gives_the_same_point(name):
     """The paper's form: h + s^2 = 0 with s part of u."""
     known = KNOWN[name]

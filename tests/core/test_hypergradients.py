@@ -260,10 +260,15 @@ def flat(tree):
     return np.concatenate([np.ravel(x) for x in jax.tree.leaves(tree)])
 
 
+@functools.partial(jax.jit, static_argnames="curvature")
+def second_products(u, v, p, data, curvature=derivatives.exact):
+    return derivatives.lower(NETWORK, u, v, data, KEY, curvature=curvature).second_products(p)
+
+
 def test_along_is_the_difference_of_gradients():
     u, v, p, data = network()
-    found = derivatives.lower(NETWORK, u, v, data, KEY).second_products(p)
-    gradient = jax.grad(network_loss, (0, 1))
+    found = second_products(u, v, p, data)
+    gradient = jax.jit(jax.grad(network_loss, (0, 1)))
 
     def moved(t):
         return gradient(u, jax.tree.map(lambda x, d: x + t * d, v, p), data)
@@ -282,9 +287,9 @@ def test_along_is_the_explicit_second_derivative():
         return network_loss(unravel_u(x), unravel(y), data)
 
     x, y = flat_u, jax.flatten_util.ravel_pytree(v)[0]
-    found_u, found_v = derivatives.lower(NETWORK, u, v, data, KEY).second_products(p)
+    found_u, found_v = second_products(u, v, p, data)
     direction = jax.flatten_util.ravel_pytree(p)[0]
-    mixed, hessian = jax.jacfwd(jax.grad(loss), 1)(x, y), jax.hessian(loss, 1)(x, y)
+    mixed, hessian = jax.jit(lambda x, y: (jax.jacfwd(jax.grad(loss), 1)(x, y), jax.hessian(loss, 1)(x, y)))(x, y)
     np.testing.assert_allclose(flat(found_u), mixed @ direction, rtol=1e-10, atol=1e-12)
     np.testing.assert_allclose(flat(found_v), hessian @ direction, rtol=1e-10, atol=1e-12)
 
@@ -292,18 +297,14 @@ def test_along_is_the_explicit_second_derivative():
 @pytest.mark.parametrize(("dtype", "bound"), [(jnp.float64, 1e-8), (jnp.float32, 2e-3)])
 def test_finite_difference_curvature_agrees_with_exact(dtype, bound):
     u, v, p, data = jax.tree.map(lambda x: x.astype(dtype), network())
-    exact = derivatives.lower(NETWORK, u, v, data, KEY).second_products(p)
+    exact, difference = second_products(u, v, p, data), derivatives.finite_difference
     for size in (1e-3, 1.0, 1e3):
         scaled = jax.tree.map(lambda x, size=size: (size * x).astype(dtype), p)
-        found = derivatives.lower(NETWORK, u, v, data, KEY, curvature=derivatives.finite_difference).second_products(
-            scaled
-        )
+        found = second_products(u, v, scaled, data, difference)
         for part, wanted in zip(found, exact, strict=True):
             error = relative(flat(part), size * flat(wanted))
             assert error < bound, f"|p| scaled by {size}: relative error {error:.1e}"
-    zero = derivatives.lower(NETWORK, u, v, data, KEY, curvature=derivatives.finite_difference).second_products(
-        jax.tree.map(jnp.zeros_like, p)
-    )
+    zero = second_products(u, v, jax.tree.map(jnp.zeros_like, p), data, difference)
     assert np.all(flat(zero) == 0)
 
 

@@ -59,8 +59,10 @@ def test_the_residuals_are_those_of_the_true_problem(kind):
     np.testing.assert_allclose(found.v, v, atol=1e-12)
     sides = [float(error(None, minimiser(penalty, u + h, v, rate), (X_VAL, Y_VAL))) / 2e-4 for h in (1e-4, -1e-4)]
     assert found.upper == pytest.approx(abs(sides[0] - sides[1]), rel=1e-4)
-    assert (np.abs(v) < 1e-9).any() or kind == "oscar"  # at a corner, or
-    assert len(np.unique(np.abs(v).round(9))) < D  # at a tie
+    if kind == "oscar":  # entries of one size
+        assert len(np.unique(np.abs(v).round(9))) < D
+    else:
+        assert (np.abs(v) < 1e-9).any()
     away = nonsmooth_stationarity(problem_of(penalty), jnp.full(1, u), jnp.asarray(v + 0.01), BATCH, **arguments)
     assert away.lower > 1e-2
 

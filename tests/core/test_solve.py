@@ -38,7 +38,8 @@ SOLVERS = [bx.Penalty(ADAM, ADAM, 3), bx.Implicit(ADAM, ADAM, 3), bx.ReverseMode
 
 def run(solver, problem=None, **options):
     problem = problem or bx.Problem(upper_loss, lower_loss)
-    options = {"batches": SOURCE, "steps": 20, "key": jax.random.key(0)} | options
+    # The same `every` in all tests, so that they share a compiled program.
+    options = {"batches": SOURCE, "steps": 20, "every": 10, "key": jax.random.key(0)} | options
     return bx.solve(solver, problem, *START, **options)
 
 
@@ -133,8 +134,10 @@ def test_equals_the_plain_loop():
     solver, problem, key = SOLVERS[0], bx.Problem(upper_loss, lower_loss), jax.random.key(3)
     batch_key, step_key = jax.random.split(key)
     state = solver.init(problem, *START, SOURCE.at(0, batch_key))
+    one_step = jax.jit(lambda state, batch, key: solver.step(problem, state, batch, key)[0])
+    at = jax.jit(lambda step: (SOURCE.at(step, batch_key), jax.random.fold_in(step_key, step)))
     for step in range(12):
-        state, _ = solver.step(problem, state, SOURCE.at(step, batch_key), jax.random.fold_in(step_key, step))
+        state = one_step(state, *at(step))
     result = run(solver, problem, steps=12, key=key)
     np.testing.assert_allclose(result.u, state.u, rtol=1e-12)
     np.testing.assert_allclose(result.v, state.v, rtol=1e-12)
@@ -143,8 +146,9 @@ def test_equals_the_plain_loop():
 def test_a_host_stream_gives_what_the_source_gives():
     key = jax.random.key(4)
     batch_key = jax.random.split(key)[0]
-    stream = (jax.device_get(SOURCE.at(i, batch_key)) for i in range(20))
-    a, b = run(SOLVERS[0], batches=stream, key=key, every=6), run(SOLVERS[0], key=key, every=6)
+    at = jax.jit(lambda i: SOURCE.at(i, batch_key))
+    stream = (jax.device_get(at(i)) for i in range(25))
+    a, b = run(SOLVERS[0], batches=stream, key=key, steps=25), run(SOLVERS[0], key=key, steps=25)
     np.testing.assert_allclose(a.u, b.u, rtol=1e-12)
     np.testing.assert_allclose(a.history.upper_loss, b.history.upper_loss, rtol=1e-12)
     assert a.status is bx.Status.FINISHED
@@ -152,10 +156,9 @@ def test_a_host_stream_gives_what_the_source_gives():
 
 def test_a_stream_that_ends():
     batch = SOURCE.at(0, jax.random.key(0))
-    result = run(SOLVERS[0], batches=[batch] * 7, every=5)
-    assert (result.status, result.steps) == (bx.Status.EXHAUSTED, 7)
-    result = run(SOLVERS[0], batches=[batch] * 10, every=5)
-    assert (result.status, result.steps) == (bx.Status.EXHAUSTED, 10)
+    for n in (17, 20):
+        result = run(SOLVERS[0], batches=[batch] * n, steps=30)
+        assert (result.status, result.steps) == (bx.Status.EXHAUSTED, n)
 
 
 def test_stop_and_callbacks():

@@ -20,6 +20,11 @@ ON_PROBLEM = [name for name, case in CASES.items() if case.problem is PROBLEM]
 MOVES = [name for name in ON_PROBLEM if hasattr(CASES[name].solver, "lower_steps")]
 
 
+def slow_variants(names, *quick):
+    """A solver with other settings is slow, after a comma in its name, where its path through a test is the same."""
+    return [pytest.param(n, marks=pytest.mark.slow if "," in n and n not in quick else ()) for n in names]
+
+
 def run(solver, problem, u, v, batch, steps, key, **more):
     return bx.solve(solver, problem, u, v, batch, steps=steps, every=EVERY, key=key, **more)
 
@@ -33,7 +38,7 @@ def same(one, other):
         np.testing.assert_array_equal(a, b)
 
 
-@pytest.fixture(params=CASES)
+@pytest.fixture(params=slow_variants(CASES))
 def case(request):
     return CASES[request.param]
 
@@ -58,20 +63,26 @@ def test_alternating_descent_does_not(key):
     np.testing.assert_allclose(result.u, 0, atol=1e-3)
 
 
-def test_protocol(case, key):
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+@pytest.mark.parametrize("name", CASES)
+def test_protocol(name, dtype, key):
     """State and Info keep structure, shapes and dtypes."""
-    solver = case.solver
-    state = solver.init(case.problem, *case.start, case.batch)
+    case, solver = CASES[name], CASES[name].solver
+    u, v, batch = floats(lambda x: x.astype(dtype), (*case.start, case.batch))
+    state = solver.init(case.problem, u, v, batch)
     assert isinstance(state, State)
-    moved, info = jax.jit(lambda s: solver.step(case.problem, s, case.batch, key))(state)
+    moved, info = jax.eval_shape(lambda s: solver.step(case.problem, s, batch, key), state)
     assert jax.tree.structure(moved) == jax.tree.structure(state)
     assert [(x.shape, x.dtype) for x in jax.tree.leaves(moved)] == [(x.shape, x.dtype) for x in jax.tree.leaves(state)]
+    assert {x.dtype for x in jax.tree.leaves((moved.u, moved.v))} == {jnp.dtype(dtype)}
     assert isinstance(info, bx.Info)
     assert all(x.shape == () for x in jax.tree.leaves(info))
+    assert info.upper_loss.dtype == dtype
     hash(solver)
 
 
-def test_float32_stays_float32(case, key):
+def test_float32_stays_float32(key):
+    case = CASES["Penalty"]
     small = floats(lambda x: x.astype(jnp.float32), (*case.start, case.batch))
     result = run(case.solver, case.problem, *small, 3, key)
     assert {x.dtype for x in jax.tree.leaves((result.u, result.v))} == {jnp.dtype("float32")}
@@ -106,6 +117,10 @@ def test_vectorized_members_equal_single_runs(case, key):
     for i in (0, 1):
         one = jax.tree.map(lambda x, i=i: x[i], (*starts, batches))
         alone = run(case.solver, case.problem, *one, 40, key)
+        for members, single in zip(
+            *map(jax.tree.leaves, (together.state.memory.memory, alone.state.memory)), strict=True
+        ):
+            np.testing.assert_allclose(members[i], single, rtol=1e-9, atol=1e-11)
         np.testing.assert_allclose(together.u[i], alone.u, rtol=1e-9, atol=1e-11)
 
 
@@ -117,7 +132,7 @@ def test_constraints_are_refused_by_name(case, key):
         run(case.solver, problem, *case.start, case.batch, 1, key)
 
 
-@pytest.mark.parametrize("name", MOVES)
+@pytest.mark.parametrize("name", slow_variants(MOVES, "ReverseMode, segments", "ReverseMode, truncated"))
 def test_fresh_data_for_each_move(name, key):
     """PerMove hands move t its own slice; T copies of one batch change nothing."""
     solver = CASES[name].solver
@@ -132,7 +147,7 @@ def test_fresh_data_for_each_move(name, key):
     assert not np.allclose(one.v["a"], other.v["a"], rtol=1e-6)
 
 
-@pytest.mark.parametrize("name", ON_PROBLEM)
+@pytest.mark.parametrize("name", slow_variants(ON_PROBLEM, "ReverseMode, truncated"))
 def test_lower_start(name, key):
     """v starts where the problem says, in every step."""
     solver = CASES[name].solver
