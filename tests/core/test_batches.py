@@ -18,7 +18,7 @@ from bilevax.loop.sources import epoch_indices
 def test_every_sample_once_per_pass(n, size, key):
     """Over any whole number of passes each index comes equally often, batches spanning passes included."""
     turns = n  # n batches of `size` are exactly `size` passes
-    indices = np.asarray(jax.vmap(lambda t: epoch_indices(t, size, n, key))(jnp.arange(turns))).ravel()
+    indices = np.asarray(jax.jit(jax.vmap(lambda t: epoch_indices(t, size, n, key)))(jnp.arange(turns))).ravel()
     for one_pass in indices.reshape(size, n):
         np.testing.assert_array_equal(np.sort(one_pass), np.arange(n))
 

@@ -1,5 +1,7 @@
 """Every solver on u and v whose leaves have several types: they run, keep the types, and come to the same answer."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -55,20 +57,45 @@ CASES = {f"{name}, {types}": (SOLVERS[name], TYPES[types]) for name in SOLVERS f
 CASES |= {f"{name}, {types}": (SOLVERS[name], TYPES[types]) for name in ("Implicit", "SparseHO") for types in TYPES}
 
 
+def problem_for(solver):
+    return PROBLEM if isinstance(solver, bx.SparseHO | bx.SMNBP | bx.SPNBO) else SMOOTH
+
+
 @pytest.mark.parametrize(("solver", "types"), CASES.values(), ids=CASES)
-def test_types_are_kept(solver, types):
-    problem = PROBLEM if isinstance(solver, bx.SparseHO | bx.SMNBP | bx.SPNBO) else SMOOTH
+def test_a_step_keeps_types(solver, types):
     u, v = start(types)
+    state = solver.init(problem_for(solver), u, v, bx.Batch())
+    moved, _ = jax.eval_shape(lambda s: solver.step(problem_for(solver), s, bx.Batch(), jax.random.key(0)), state)
+    assert kinds(moved) == kinds(state)
+    assert kinds((moved.u, moved.v)) == kinds((u, v))
+
+
+SOLVED = [
+    pytest.param(
+        *case, id=name, marks=() if name.startswith(("Implicit, f", "SparseHO", "Penalty")) else pytest.mark.slow
+    )
+    for name, case in CASES.items()
+]
+
+
+@pytest.mark.parametrize(("solver", "types"), SOLVED)
+def test_a_solve_keeps_types_and_moves(solver, types):
+    problem, (u, v) = problem_for(solver), start(types)
     result = solve(solver, problem, u, v, steps=2, key=jax.random.key(0))
     assert kinds((result.u, result.v)) == kinds((u, v))
     assert np.any(np.asarray(result.u["a"] != u["a"]))
     assert np.isfinite(np.asarray(result.history.upper_loss, float)).all()
 
 
+@functools.cache
+def exact():
+    return hypergradient(SMOOTH, *start((jnp.float64,) * 2)).gradient
+
+
 @pytest.mark.parametrize("types", TYPES.values(), ids=TYPES)
 def test_the_hypergradient_of_several_types(types):
     u, v = start(types)
-    wanted = hypergradient(SMOOTH, *start((jnp.float64,) * 2)).gradient
+    wanted = exact()
     found = hypergradient(SMOOTH, u, v, linear_solve=linear_solve.CG(20, 1e-4)).gradient
     assert kinds(found) == kinds(u)
     for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
