@@ -564,11 +564,10 @@ def step_s_products(representation, d, make, change=lambda representation, probl
     return [[sizes - heads for sizes in part] for part in products(text)]
 
 
-# `that would be seen` is about the reading of a program, which is the same for all.
-MAKES = [penalty_solver, reverse_solver, pytest.param(approxgrad_solver, marks=pytest.mark.slow), alternating_solver]
-
-
-@pytest.mark.parametrize("make", MAKES)
+@pytest.mark.parametrize(
+    "make",
+    [penalty_solver, reverse_solver, alternating_solver, pytest.param(approxgrad_solver, marks=pytest.mark.slow)],
+)
 def test_moves_of_the_heads_do_not_run_the_representation(make):
     """All products in the compiled loops have the heads' dimensions; those of the representation are outside."""
     inside, outside = step_s_products(two_blocks(), 112, make)
@@ -596,6 +595,7 @@ def moved_by_the_heads(representation, problem):
     ],
 )
 def test_that_would_be_seen_if_they_did(make):
+    """Which is about the reading of a program: the same for all."""
     inside, _ = step_s_products(dense(23, 7), 7, make, moved_by_the_heads)
     assert sum(map(bool, inside)) >= 4  # two layers, forward and back
 
