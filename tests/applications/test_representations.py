@@ -214,17 +214,17 @@ def test_by_given_statistics_a_picture_knows_nothing_of_the_others(network):
     params = somewhere(network, x)
     known = statistics_of(network, params, other)
     together = run(network, params, x, known)
-    beside = run(network, params, jnp.concatenate([x[:1], 3 * other]), known)
+    beside = run(network, params, jnp.concatenate([x[:1], 3 * other[1:]]), known)
     np.testing.assert_allclose(together[:1], beside[:1], rtol=1e-9, atol=1e-10)
     np.testing.assert_allclose(together[:1], run(network, params, x[:1], known), rtol=1e-9, atol=1e-10)
     # By its own batch's it does know of them.
     alone = run(network, params, x)[:1]
-    assert float(jnp.abs(alone - run(network, params, jnp.concatenate([x[:1], 3 * other]))[:1]).max()) > 1e-2
+    assert float(jnp.abs(alone - run(network, params, jnp.concatenate([x[:1], 3 * other[1:]]))[:1]).max()) > 1e-2
 
 
 @pytest.mark.parametrize("network", BOTH, ids=IDS)
 def test_bytes_are_pixels_and_floats_are_taken_as_they_are(network, key):
-    images = np.random.default_rng(0).integers(0, 256, (3, 16, 17)).astype(np.uint8)
+    images = np.random.default_rng(0).integers(0, 256, (4, 16, 16)).astype(np.uint8)
     params = somewhere(network, images)
     known = jax.eval_shape(network.statistics, params, images)
     known = tuple((jnp.full(mean.shape, 0.1), jnp.ones(mean.shape)) for mean, _ in known)
@@ -270,8 +270,8 @@ def test_dropout_is_by_its_key(key):
     network, x = mini_imagenet_network(6), pictures(2, 16, 16)
     params = somewhere(network, x)
     keys = jax.random.split(key, 20)
-    many = hasty(lambda keys: jax.lax.map(lambda key: network.apply(params, x, None, key), keys))(keys)
-    assert float(many.std(0).min()) > 1e-2
+    many = np.stack([run(network, params, x, None, key) for key in keys])
+    assert many.std(0).min() > 1e-2
     np.testing.assert_array_equal(run(network, params, x, None, key), run(network, params, x, None, key))
 
 

@@ -173,7 +173,7 @@ def test_a_row_for_gaussian_processes_where_torch_is_there(tmp_path, monkeypatch
     monkeypatch.setattr(comparison, "_has_torch", lambda: True)
     monkeypatch.setattr(comparison, "GP", comparison.Random)
     (data, _) = ready_made_jobs(0.25, 0)
-    tuned = comparison.compare(data, trials=20, steps=10, seed=0, stages=stages(tmp_path))
+    tuned = comparison.compare(data, trials=2, steps=10, seed=0, stages=stages(tmp_path))
     assert [row["method"] for row in tuned.report["methods"]] == [*METHODS[:-1], "Bayesian, GP", "Penalty"]
     names = ["Bayesian, GP", "Bayesian, TPE", "Penalty", "random search"]
     assert sorted(tuned.paths) == sorted(tuned.runs) == names
