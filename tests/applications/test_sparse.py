@@ -108,8 +108,7 @@ def test_a_group_lasso_is_tuned():
 
 
 def test_the_estimator_by_folds_and_by_samples_of_their_own():
-    by_folds = TunedLasso(folds=4, random_state=3).fit(X, Y)
-    again = TunedLasso(folds=4, random_state=3).fit(X, Y)
+    by_folds, again = (TunedLasso(steps=30, folds=4, random_state=3).fit(X, Y) for _ in range(2))
     np.testing.assert_array_equal(by_folds.coef_, again.coef_)
     assert by_folds.alpha_.shape == (1,)
     np.testing.assert_allclose(by_folds.predict(X), X @ by_folds.coef_ + by_folds.intercept_)

@@ -212,7 +212,7 @@ def test_a_softmax_with_an_intercept_has_the_derivative_of_the_pseudo_inverse():
     u, start = jnp.array([-2.0]), {"w": jnp.zeros((3, 3)), "b": jnp.zeros(3)}
     value = jax.jit(lambda u: upper(u, fitted(u, start), None))
     wanted = (value(u + 1e-4) - value(u - 1e-4)) / 2e-4
-    v = fitted(u, start)
+    v = jax.jit(fitted)(u, start)
     for linear_solve in (CG(100), CG(1000, 1e-15), Direct()):
         found = hypergradient(Problem(upper, lower), u, v, linear_solve=linear_solve)
         np.testing.assert_allclose(found.gradient, wanted, rtol=1e-5)

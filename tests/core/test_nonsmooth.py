@@ -47,7 +47,12 @@ def minimiser(penalty, u, v, rate):
     return v
 
 
-@pytest.mark.parametrize("kind", PENALTIES)
+@pytest.mark.parametrize(
+    "kind",
+    [
+        pytest.param(kind, marks=pytest.mark.slow if kind == "oscar" else ()) for kind in PENALTIES
+    ],  # its map is on the host
+)
 def test_the_residuals_are_those_of_the_true_problem(kind):
     penalty = PENALTIES[kind]
     u, rate = -0.7, RATE / (20 if kind == "l_0.6" else 1)
