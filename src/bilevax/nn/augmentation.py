@@ -26,7 +26,8 @@ def augmented(model: Model, augment: Augment) -> Model:
         >>> from bilevax.nn import augmented, crop_and_flip, lenet5
         >>> model = augmented(lenet5(), crop_and_flip())
         >>> images = jnp.zeros((5, 32, 32, 3), jnp.uint8)
-        >>> model.apply(model.init(jax.random.key(0), images), images, key=jax.random.key(1)).shape
+        >>> params = jax.eval_shape(model.init, jax.random.key(0), images)
+        >>> jax.eval_shape(model.apply, params, images, key=jax.random.key(1)).shape
         (5, 10)
     """
     return Model(model.init, Method(_Augmented(model, augment), "apply"))

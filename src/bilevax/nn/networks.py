@@ -106,7 +106,7 @@ def lenet5(classes: int = 10) -> Model:
         >>> from bilevax.nn import lenet5
         >>> images = jnp.zeros((5, 28, 28), jnp.uint8)
         >>> model = lenet5()
-        >>> model.apply(model.init(jax.random.key(0), images), images).shape
+        >>> jax.eval_shape(model.apply, jax.eval_shape(model.init, jax.random.key(0), images), images).shape
         (5, 10)
     """
     blocks = ((Conv(6, 5, "SAME"),), (Conv(16, 5, "VALID"),))

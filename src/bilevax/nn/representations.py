@@ -31,10 +31,10 @@ class Representation(NamedTuple):
         >>> import jax, jax.numpy as jnp
         >>> from bilevax.nn import omniglot_network
         >>> network, x = omniglot_network(filters=8), jax.random.uniform(jax.random.key(0), (6, 28, 28))
-        >>> params = network.init(jax.random.key(1), x)
-        >>> network.apply(params, x).shape
+        >>> params = jax.jit(network.init)(jax.random.key(1), x)
+        >>> jax.jit(network.apply)(params, x).shape
         (6, 8)
-        >>> len(network.statistics(params, x))  # a mean and a variance for each block
+        >>> len(jax.eval_shape(network.statistics, params, x))  # a mean and a variance for each block
         4
     """
 

@@ -192,7 +192,7 @@ class DenoisingClassifier(_Classifier):
     Example:
         >>> from bilevax.applications.denoising import DenoisingClassifier
         >>> from bilevax.data import noisy_digits
-        >>> d = noisy_digits(seed=100, train=300, clean=200)
+        >>> d = noisy_digits(seed=100, train=300, clean=100)
         >>> classifier = DenoisingClassifier(steps=20).fit(d.X, d.y, d.X_clean, d.y_clean)
         >>> wrong = d.y != d.y_true
         >>> bool(wrong[classifier.suspects_].mean() > 0.8)

@@ -105,7 +105,7 @@ class FewShotLearner(Picklable, BaseEstimator):
         >>> rng = np.random.default_rng(0)
         >>> centres = rng.integers(0, 255, (12, 1, 16, 16))
         >>> images = np.clip(centres + rng.normal(0, 5, (12, 8, 16, 16)), 0, 255).astype(np.uint8)
-        >>> learner = FewShotLearner(omniglot_network(8), way=3, shot=1, queries=3, tasks=2, steps=20)
+        >>> learner = FewShotLearner(omniglot_network(4), way=3, shot=1, queries=3, tasks=2, steps=5)
         >>> classifier = learner.meta_fit(images[:8]).adapt(images[8:11, 0], ["a", "b", "c"])
         >>> classifier.predict(images[8:11, 1]).tolist()
         ['a', 'b', 'c']
