@@ -147,7 +147,8 @@ def arrays_of(name: str) -> dict[str, np.ndarray]:
     more = {"steps": 40, "every": 10, "key": KEY} | (options[0] if options else {})
 
     def run(**extra: Any) -> bx.Result:
-        return bx.solve(solver, problem, u, v, batches() if callable(batches) else batches, **more | extra)
+        source: Any = batches() if callable(batches) else batches
+        return bx.solve(solver, problem, u, v, source, **more | extra)
 
     with tempfile.TemporaryDirectory() as folder:
         if name.startswith("resume"):

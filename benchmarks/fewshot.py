@@ -15,6 +15,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import PyTree
 
 from benchmarks.stretch import seconds_of_a_step
 from bilevax.applications.fewshot import approxgrad_solver, fewshot_task, penalty_solver
@@ -34,10 +35,10 @@ def main() -> None:
     x = jnp.asarray(images.reshape(-1, 28, 28)[: TASKS * WAY * (SHOT + QUERIES) // 2])
 
     @jax.jit
-    def gradients(u: Any) -> Any:
+    def gradients(u: PyTree) -> Any:
         """The gradient of two passes, one for the samples to learn from and one for the queries."""
 
-        def one(u: Any, _: None) -> tuple[Any, None]:
+        def one(u: PyTree, _: None) -> tuple[Any, None]:
             for _part in range(2):
                 slope = jax.grad(lambda u: jnp.sum(jnp.tanh(network.apply(u, x))))(u)
                 u = jax.tree.map(lambda p, d: p - 1e-9 * d, u, slope)

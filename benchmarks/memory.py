@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+from jaxtyping import PyTree
 
 import bilevax as bx
 from bilevax import linear_solve
@@ -17,12 +18,12 @@ WIDTHS = (784, 256, 10)
 ADAM, SGD = optax.adam(1e-3), optax.sgd(1e-2)
 
 
-def logits(v: Any, x: Any) -> Any:
+def logits(v: PyTree, x: Any) -> Any:
     """A network of one hidden layer."""
     return jax.nn.relu(x @ v["w1"] + v["b1"]) @ v["w2"] + v["b2"]
 
 
-def losses(v: Any, data: Any) -> Any:
+def losses(v: PyTree, data: Any) -> Any:
     """Cross-entropy of each sample."""
     return optax.losses.softmax_cross_entropy_with_integer_labels(logits(v, data[0]), data[1])
 

@@ -15,6 +15,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import PyTree
 
 from benchmarks.stretch import seconds_of_a_step
 from bilevax.applications.poisoning import Points, penalty_solver, untargeted_task
@@ -25,10 +26,10 @@ STEPS, ROUNDS = 40, 9
 
 
 @jax.jit
-def products(x: Any, x_val: Any, v: Any, residual: Any) -> Any:
+def products(x: Any, x_val: Any, v: PyTree, residual: Any) -> Any:
     """The products of STEPS upper iterations, each depending on the one before."""
 
-    def evaluation(v: Any, _: None) -> tuple[Any, None]:
+    def evaluation(v: PyTree, _: None) -> tuple[Any, None]:
         for samples, count in ((x_val, 1), (x, 2)):
             for _again in range(count):
                 forward = jax.lax.dot_general(v, samples, (((1,), (1,)), ((), ())))

@@ -2,11 +2,13 @@
 
 from typing import Any
 
+from jaxtyping import PRNGKeyArray
+
 from bilevax import solve
 from bilevax.applications import Task
 
 
-def seconds_of_a_step(solver: Any, task: Task, steps: int, key: Any) -> float:
+def seconds_of_a_step(solver: Any, task: Task, steps: int, key: PRNGKeyArray) -> float:
     """Seconds of a step, over the second stretch of `steps` steps."""
     seconds: list[float] = []
     solve(

@@ -18,6 +18,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+from jaxtyping import PyTree
 
 import bilevax as bx
 from bilevax.loop.sources import Fixed
@@ -39,14 +40,14 @@ SOLVER = bx.Penalty(ADAM, ADAM, T, lam=Geometric(10.0, 0.9))
 
 
 @functools.partial(jax.jit, static_argnames="steps")
-def by_hand(u: Any, v: Any, steps: int) -> Any:
+def by_hand(u: PyTree, v: PyTree, steps: int) -> Any:
     """The same algorithm with hand-derived gradients: grad_v g = -2 r with r = 1 - u - v, products (2 p, 2 p)."""
 
     def one(carry: Any, _: None) -> Any:
         u, v, upper_opt, lower_opt, stage, nu = carry
         gamma, lam, eps, scale = 1.1**stage, 10 * 0.9**stage, 0.9**stage, 1.1**-stage
 
-        def directions(v: Any) -> tuple[Any, Any, Any]:
+        def directions(v: PyTree) -> tuple[Any, Any, Any]:
             grad_g = -2 * (1 - u - v)
             p = gamma * grad_g + nu
             return 2 * u + 2 * p, 2 * v + 2 * p + lam * grad_g, grad_g

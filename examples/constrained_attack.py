@@ -27,6 +27,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jaxtyping import PyTree
 from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss
@@ -38,23 +39,23 @@ from bilevax.schedules import Geometric
 ADDED, DISTANCE, L2, MARGIN = 5, 1.0, 1e-2, 2e-3
 
 
-def cross_entropy(v: Any, x: Any, labels: Any) -> Any:
+def cross_entropy(v: PyTree, x: Any, labels: Any) -> Any:
     """The mean over samples with one-hot labels."""
     return jnp.mean(optax.softmax_cross_entropy(x @ v["weight"] + v["bias"], labels))
 
 
-def training_loss(u: Any, v: Any, batch: dict[str, Any]) -> Any:
+def training_loss(u: PyTree, v: PyTree, batch: dict[str, Any]) -> Any:
     """The loss of the digits and of the added ones."""
     x, labels = jnp.concatenate([batch["x"], u]), jnp.concatenate([batch["labels"], batch["added"]])
     return cross_entropy(v, x, labels) + L2 / 2 * jnp.sum(v["weight"] ** 2)
 
 
-def too_far(u: Any, v: Any, batch: dict[str, Any]) -> Any:
+def too_far(u: PyTree, v: PyTree, batch: dict[str, Any]) -> Any:
     """How far each added digit exceeds its distance bound."""
     return jnp.sqrt(jnp.sum((u - batch["base"]) ** 2, 1) + 1e-12) - DISTANCE
 
 
-def too_visible(u: Any, v: Any, batch: dict[str, Any]) -> Any:
+def too_visible(u: PyTree, v: PyTree, batch: dict[str, Any]) -> Any:
     """How far the validation loss exceeds its bound."""
     return cross_entropy(v, *batch["validation"]) - batch["allowed"] + MARGIN
 

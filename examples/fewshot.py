@@ -21,6 +21,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import PRNGKeyArray, PyTree
 
 from bilevax.applications.fewshot import FewShotLearner, class_means, evaluate
 from bilevax.nn import Representation
@@ -41,23 +42,23 @@ def glyphs(classes: int, rng: np.random.Generator) -> np.ndarray:
     return (255 * np.stack(ink)).astype(np.uint8).reshape(classes, PICTURES, SIDE, SIDE)
 
 
-def start(key: Any, x: Any) -> dict[str, Any]:
+def start(key: PRNGKeyArray, x: Any) -> dict[str, Any]:
     """Random parameters."""
     keys = jax.random.split(key)
     return {"in": jax.random.normal(keys[0], (SIDE**2, 256)) / 4, "out": jax.random.normal(keys[1], (256, 64)) / 16}
 
 
-def features(u: dict[str, Any], x: Any, statistics: Any = None, key: Any = None) -> Any:
+def features(u: dict[str, Any], x: Any, statistics: Any = None, key: PRNGKeyArray | None = None) -> Any:
     """From pictures (n, 16, 16), with values in 0..1, to features (n, 64)."""
     return jax.nn.relu((x.reshape(len(x), -1) - 0.15) @ u["in"]) @ u["out"]
 
 
-def means(u: Any, given: Any) -> Any:
+def means(u: PyTree, given: Any) -> Any:
     """The class means of pixels of each task, (tasks, 5, 256)."""
     return class_means(given.x.reshape(*given.y.shape, -1) / 255, given.y, WAY)
 
 
-def nearness(u: Any, v: Any, asked: Any) -> Any:
+def nearness(u: PyTree, v: PyTree, asked: Any) -> Any:
     """How near each picture is to each mean, (tasks, n, 5)."""
     return -jnp.sum((asked.x.reshape(*asked.y.shape, 1, -1) / 255 - v[:, None]) ** 2, -1)
 

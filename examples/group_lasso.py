@@ -27,6 +27,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jaxtyping import PyTree
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
@@ -37,18 +38,18 @@ GROUPS, SIZE, USEFUL, NOISE, FOLDS = 40, 5, 5, 2.0, 4
 RATE = 0.1  # of proximal descent; below one over the largest curvature of the squared errors here
 
 
-def norms(v: Any) -> Any:
+def norms(v: PyTree) -> Any:
     """Of each group."""
     return jnp.sqrt(jnp.sum(v**2, -1))
 
 
-def shrunk(u: Any, v: Any, step: Any) -> Any:
+def shrunk(u: PyTree, v: PyTree, step: Any) -> Any:
     """The proximal map: each group is shortened by step exp(u_j), or vanishes."""
     size = norms(v)
     return v * jnp.maximum(1 - step * jnp.exp(u) / jnp.where(size > 0, size, 1), 0)[..., None]
 
 
-def errors(v: Any, share: Any, data: tuple[Any, Any]) -> Any:
+def errors(v: PyTree, share: Any, data: tuple[Any, Any]) -> Any:
     """The sum over the folds of the squared errors, each sample by its share (folds, n)."""
     x, y = data
     return jnp.sum(share * (v.reshape(len(v), -1) @ x.T - y) ** 2)
@@ -62,7 +63,7 @@ PROBLEM = Problem(
 
 
 @jax.jit
-def fit(u: Any, share: Any, data: tuple[Any, Any]) -> Any:
+def fit(u: PyTree, share: Any, data: tuple[Any, Any]) -> Any:
     """The coefficients of given strengths, by many proximal moves."""
     slope, start = jax.grad(errors), jnp.zeros((len(share), GROUPS, SIZE))
     return jax.lax.fori_loop(0, 2000, lambda _, v: shrunk(u, v - RATE / 2 * slope(v, share, data), RATE), start)

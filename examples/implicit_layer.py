@@ -29,6 +29,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jaxtyping import PRNGKeyArray, PyTree
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
@@ -38,7 +39,7 @@ from bilevax.plots import COLOURS, STYLE
 WIDTH, SEEN, OFF, VISITS = 64, 10, 0.15, 20
 
 
-def draw(key: Any, tasks: int, asked: int) -> tuple[Any, Any, Any, Any]:
+def draw(key: PRNGKeyArray, tasks: int, asked: int) -> tuple[Any, Any, Any, Any]:
     """Random waves: x and y of observed points (tasks, 10), and of query points (tasks, n)."""
     keys = jax.random.split(key, 5)
     amplitude = jax.random.uniform(keys[0], (tasks, 1), minval=0.5, maxval=2)
@@ -49,7 +50,7 @@ def draw(key: Any, tasks: int, asked: int) -> tuple[Any, Any, Any, Any]:
     return x, amplitude * jnp.sin(x + phase) + far, at, amplitude * jnp.sin(at + phase)
 
 
-def start(key: Any) -> dict[str, Any]:
+def start(key: PRNGKeyArray) -> dict[str, Any]:
     """Random parameters of the network."""
     sizes = list(itertools.pairwise([1, WIDTH, WIDTH, WIDTH]))
     keys = jax.random.split(key, len(sizes))
@@ -65,7 +66,7 @@ def features(params: dict[str, Any], x: Any) -> Any:
     return x / WIDTH**0.5
 
 
-def robust_loss(u: dict[str, Any], v: Any, y: Any) -> Any:
+def robust_loss(u: dict[str, Any], v: PyTree, y: Any) -> Any:
     """What the layer minimises."""
     residuals = (u["features"] @ v - y) / 0.3
     return jnp.mean(jnp.sqrt(1 + residuals**2) - 1) + jnp.exp(u["strength"]) * jnp.sum(v**2)
@@ -74,7 +75,7 @@ def robust_loss(u: dict[str, Any], v: Any, y: Any) -> Any:
 ROBUST = Argmin(robust_loss, optax.sgd(0.05, momentum=0.9, nesterov=True), steps=100)
 
 
-def least_squares(u: dict[str, Any], v: Any, y: Any) -> Any:
+def least_squares(u: dict[str, Any], v: PyTree, y: Any) -> Any:
     """Ridge regression by its formula."""
     x = u["features"]
     return x.T @ jnp.linalg.solve(x @ x.T + SEEN * jnp.exp(u["strength"]) * jnp.eye(SEEN), y)

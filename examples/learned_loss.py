@@ -25,6 +25,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jaxtyping import PyTree
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 from sklearn.datasets import load_diabetes
@@ -40,25 +41,25 @@ WIDTHS = np.array([0.25, 0.5, 1.0, 2.0])
 TRAIN, TRUSTED, WRONG = 250, 60, 0.3
 
 
-def learned_loss(u: Any, r: Any) -> Any:
+def learned_loss(u: PyTree, r: Any) -> Any:
     """The loss of residuals of any shape: quadratic up to each width and linear beyond, with slope 1."""
     sides = jnp.stack([jnp.maximum(r, 0), jnp.maximum(-r, 0)], -1)[..., None]
     huber = jnp.where(sides < WIDTHS, sides**2 / (2 * WIDTHS), sides - WIDTHS / 2)
     return jnp.sum(jax.nn.softmax(u, (0, 1)) * huber, (-2, -1))
 
 
-def residuals(v: Any, data: tuple[Any, Any]) -> Any:
+def residuals(v: PyTree, data: tuple[Any, Any]) -> Any:
     """Positive where a target lies above the prediction."""
     x, y = data
     return y - x @ v[1:] - v[0]
 
 
-def squared_error(u: Any, v: Any, data: tuple[Any, Any]) -> Any:
+def squared_error(u: PyTree, v: PyTree, data: tuple[Any, Any]) -> Any:
     """The mean."""
     return jnp.mean(residuals(v, data) ** 2)
 
 
-def training_loss(u: Any, v: Any, data: tuple[Any, Any]) -> Any:
+def training_loss(u: PyTree, v: PyTree, data: tuple[Any, Any]) -> Any:
     """The mean of the learned loss."""
     return jnp.mean(learned_loss(u, residuals(v, data)))
 

@@ -24,6 +24,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jaxtyping import PyTree
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 from sklearn.linear_model import LassoCV, RidgeCV
@@ -36,7 +37,7 @@ START = 2.5
 NOISE = 2.0  # standard deviation of the targets' noise
 
 
-def errors(v: Any, share: Any, data: tuple[Any, Any]) -> Any:
+def errors(v: PyTree, share: Any, data: tuple[Any, Any]) -> Any:
     """The sum over the folds of the squared errors, each sample by its share (folds, n)."""
     x, y = data
     return jnp.sum(share * (v @ x.T - y) ** 2)
@@ -65,7 +66,7 @@ def main(quick: bool, out: Path) -> dict[str, float]:
     folds = list(KFold(3).split(x))
     held = np.stack([np.isin(np.arange(samples), fold) for _, fold in folds])
 
-    def test_error(v: Any) -> float:
+    def test_error(v: PyTree) -> float:
         return float(np.mean((x_test @ v - y_test) ** 2))
 
     # A strength for each feature. After every second step a callback takes a copy.

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jaxtyping import PRNGKeyArray, PyTree
 
 import bilevax as bx
 from benchmarks.peers.works import FILTERS, HIDDEN, L2, QUERIES, SHOT, TASKS, WAY, Arrays, leaves
@@ -33,8 +34,8 @@ class Setup(NamedTuple):
 
     problem: bx.Problem
     source: Any
-    u: Any
-    v: Any
+    u: PyTree
+    v: PyTree
     data: bx.Batch
     shared: Callable[[Any, bx.Batch], Any]
     f: Callable[[Any, Any, bx.Batch], Any]
@@ -52,7 +53,7 @@ class Pool(NamedTuple):
 
     batches: bx.Batch
 
-    def at(self, step: Any, key: Any) -> bx.Batch:
+    def at(self, step: Any, key: PRNGKeyArray) -> bx.Batch:
         """The batch of a step."""
         count = jax.tree.leaves(self.batches)[0].shape[0]
         return jax.tree.map(lambda x: x[step % count], self.batches)
@@ -74,13 +75,13 @@ def _synthetic(arrays: Arrays) -> Setup:
     return _plain(problem, Fixed(bx.Batch()), u, v)
 
 
-def _plain(problem: bx.Problem, source: Any, u: Any, v: Any) -> Setup:
+def _plain(problem: bx.Problem, source: Any, u: PyTree, v: PyTree) -> Setup:
     """A problem in which nothing is computed from u alone."""
 
-    def f(u: Any, v: Any, data: bx.Batch) -> Any:
+    def f(u: PyTree, v: PyTree, data: bx.Batch) -> Any:
         return problem.upper(u, v, data.upper, None)
 
-    def g(u: Any, v: Any, data: bx.Batch) -> Any:
+    def g(u: PyTree, v: PyTree, data: bx.Batch) -> Any:
         return problem.lower(u, v, data.lower, None)
 
     return Setup(problem, source, u, v, source.at(0, jax.random.key(0)), lambda u, data: u, f, g, None)
@@ -118,10 +119,10 @@ def _fewshot(arrays: Arrays) -> Setup:
     task = fewshot_task(network, some, key=key, **sizes).task
     u, v = _like(task.start[0], arrays, "u"), jnp.asarray(leaves(arrays, "v")[0])
 
-    def shared(u: Any, data: bx.Batch) -> Any:
+    def shared(u: PyTree, data: bx.Batch) -> Any:
         return [features_of(network, u, part) for part in (data.lower, data.upper)]
 
-    def losses(features: Any, v: Any, part: episodes.Episode) -> Any:
+    def losses(features: Any, v: PyTree, part: episodes.Episode) -> Any:
         return cross_entropies(cosine_scores(v, features), part.y)
 
     def restart(s: Any, data: bx.Batch) -> Any:
@@ -158,7 +159,7 @@ def setup(work: str, arrays: Arrays) -> Setup:
 
 @functools.partial(jax.jit, static_argnames=("problem", "optimizer", "moves"))
 def descended(
-    problem: bx.Problem, data: bx.Batch, u: Any, v: Any, optimizer: optax.GradientTransformation, moves: int
+    problem: bx.Problem, data: bx.Batch, u: PyTree, v: PyTree, optimizer: optax.GradientTransformation, moves: int
 ) -> Any:
     """V after so many moves down g."""
     return base.Descent(problem, u, optimizer).moves(v, optimizer.init(v), data, moves, jax.random.key(0))[0]

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jaxtyping import PyTree
 
 import bilevax as bx
 from benchmarks import lower_move
@@ -31,7 +32,7 @@ PRODUCT = 1024
 class Itself:
     """The linear solve of one-step methods such as first-order look-ahead: q = b, as if the Hessian were I."""
 
-    def __call__(self, second_products: Any, b: Any, start: Any) -> LinearSolution:
+    def __call__(self, second_products: Any, b: Any, start: PyTree) -> LinearSolution:
         """B, and no residual: it would take a product."""
         return LinearSolution(b, second_products(b)[0], jnp.zeros(()))
 
@@ -48,7 +49,7 @@ class PlainCG:
     late: bool = False
     damping: float = 0.0
 
-    def __call__(self, second_products: Any, b: Any, start: Any) -> LinearSolution:
+    def __call__(self, second_products: Any, b: Any, start: PyTree) -> LinearSolution:
         """The result of the steps; the residual is not computed."""
 
         def one(carry: Any, _: None) -> tuple[Any, None]:
@@ -70,7 +71,7 @@ class PlainSeries:
     terms: int
     scale: float
 
-    def __call__(self, second_products: Any, b: Any, start: Any) -> LinearSolution:
+    def __call__(self, second_products: Any, b: Any, start: PyTree) -> LinearSolution:
         """The sum of the terms; the residual is not computed."""
 
         def one(carry: Any, _: None) -> tuple[Any, None]:
@@ -82,7 +83,7 @@ class PlainSeries:
         return LinearSolution(q, second_products(q)[0], jnp.zeros(()))
 
 
-def by_differences(g: Any, u: Any, v: Any) -> derivatives.Lower:
+def by_differences(g: Any, u: PyTree, v: PyTree) -> derivatives.Lower:
     """The curvature of Betty 0.2.1's "darts": a central difference whose step has length 0.01 for every v.
 
     Used to check Betty, as `PlainCG` is.
@@ -137,7 +138,7 @@ def solver(
 def recording() -> optax.GradientTransformation:
     """An optimizer that does not move, and whose state is the last gradient."""
 
-    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+    def update(updates: Any, state: Any, params: PyTree = None) -> tuple[Any, Any]:
         return jax.tree.map(jnp.zeros_like, updates), updates
 
     return optax.GradientTransformation(lambda params: jax.tree.map(jnp.zeros_like, params), update)
@@ -249,11 +250,11 @@ def _squares(a: Any, count: int) -> Any:
 
 
 @functools.partial(jax.jit, static_argnames="count")
-def _skinny(x: Any, x_val: Any, v: Any, count: int) -> Any:
+def _skinny(x: Any, x_val: Any, v: PyTree, count: int) -> Any:
     """As in benchmarks/poisoning.py: two products of the validation samples and four of the others an evaluation."""
     residual = jnp.ones((v.shape[0], len(x)))
 
-    def evaluation(_: Any, v: Any) -> Any:
+    def evaluation(_: Any, v: PyTree) -> Any:
         for samples in (x_val, x, x):
             forward = jax.lax.dot_general(v, samples, (((1,), (1,)), ((), ())))
             v = v + 1e-12 * ((residual + 1e-12 * forward) @ samples)
@@ -263,7 +264,7 @@ def _skinny(x: Any, x_val: Any, v: Any, count: int) -> Any:
 
 
 @functools.partial(jax.jit, static_argnames="shared")
-def _representation(shared: Any, u: Any, data: Any) -> Any:
+def _representation(shared: Any, u: PyTree, data: Any) -> Any:
     """As in benchmarks/fewshot.py: the gradient of one pass over all samples; what the heads add is not counted."""
     return jax.grad(lambda u: sum(jnp.sum(jnp.tanh(x)) for x in shared(u, data)))(u)
 

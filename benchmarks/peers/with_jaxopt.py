@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import jaxopt  # pyright: ignore[reportMissingImports]
 import numpy as np
 import optax
+from jaxtyping import PyTree
 
 from benchmarks.peers import jax_problems
 from benchmarks.peers.works import Arrays
@@ -47,7 +48,7 @@ class Runner:
         )
         optimizer, project = optax.adam(settings["upper_rate"]), made.problem.project_upper
 
-        def upper_loss(u: Any, v: Any, data: Any) -> Any:
+        def upper_loss(u: PyTree, v: PyTree, data: Any) -> Any:
             s = made.shared(u, data)
             start = v if made.restart is None else jax.lax.stop_gradient(made.restart(s, data))
             v = solver.run(start, s, data).params
@@ -56,7 +57,7 @@ class Runner:
         self.gradient = jax.jit(jax.grad(upper_loss, has_aux=True))
 
         @jax.jit
-        def iteration(u: Any, v: Any, state: Any, data: Any) -> Any:
+        def iteration(u: PyTree, v: PyTree, state: Any, data: Any) -> Any:
             gradient, v = jax.grad(upper_loss, has_aux=True)(u, v, data)
             updates, state = optimizer.update(gradient, state, u)
             return project(optax.apply_updates(u, updates)), v, state

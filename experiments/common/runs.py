@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+from jaxtyping import PyTree
 
 from bilevax import Implicit, LearningToReweight, LookAhead, Penalty, solve
 from bilevax.applications import Task
@@ -14,8 +15,8 @@ from bilevax.applications import Task
 class Solved(NamedTuple):
     """The end of a solve: u, v, the state, and the wall seconds, compilation included."""
 
-    u: Any
-    v: Any
+    u: PyTree
+    v: PyTree
     state: Any
     seconds: float
 
@@ -37,7 +38,7 @@ class Look(NamedTuple):
 
 
 def watched_solve(
-    solver: Any, task: Task, steps: int, every: int, seed: int, look: Callable[[Any, Any], dict[str, float]]
+    solver: Any, task: Task, steps: int, every: int, seed: int, look: Callable[[PyTree, PyTree], dict[str, float]]
 ) -> list[Look]:
     """Solve a task and call `look(u, v)` after each `every` steps; these calls are not timed."""
     key = jax.random.key(seed)

@@ -6,9 +6,9 @@ and on the test set. The times do not include compilation and the evaluation of 
 """
 
 import time
-from typing import Any
 
 import numpy as np
+from jaxtyping import PyTree
 
 from bilevax.nn import lenet5, mnist_network, probabilities
 from bilevax.plots import Line, LinePanel, line_panels
@@ -34,13 +34,13 @@ def plan_of(settings: Settings) -> Plan:
     return Plan(mnist_network(), 1000, None, 100, 100, 20)
 
 
-def watch(trial: Trial, v: Any, plan: Plan, label: str, seed: int) -> list[Look]:
+def watch(trial: Trial, v: PyTree, plan: Plan, label: str, seed: int) -> list[Look]:
     """A method's accuracies during the solve, from a model v of the clean set."""
     task = task_from(trial, v, plan)
     x, y = trial.x[:LOOKED_AT], np.asarray(trial.y)[:LOOKED_AT]
     y_clean = np.asarray(trial.y_clean)
 
-    def look(u: Any, v: Any) -> dict[str, float]:
+    def look(u: PyTree, v: PyTree) -> dict[str, float]:
         given = (probabilities(trial.model, v, x).argmax(1) == y).mean()
         clean = (probabilities(trial.model, v, trial.x_clean).argmax(1) == y_clean).mean()
         return dict(zip(KINDS, (100 * float(given), 100 * float(clean), trial.accuracy(v)), strict=True))

@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+from jaxtyping import PyTree
 
 from bilevax.nn import lenet5, mnist_network
 from bilevax.plots import Line, LinePanel, line_panels
@@ -34,13 +35,13 @@ def plan_of(settings: Settings) -> Plan:
     return Plan(mnist_network(), 1000, None, 100, 100, 1)
 
 
-def one(trial: Trial, v: Any, plan: Plan, label: str, seed: int) -> dict[str, float]:
+def one(trial: Trial, v: PyTree, plan: Plan, label: str, seed: int) -> dict[str, float]:
     """A method's figures at one T, from a model v of the clean set."""
     task = task_from(trial, v, plan)
     steps = plan.solve_steps(len(trial.right))
     ends: list[Any] = []
 
-    def look(u: Any, v: Any) -> dict[str, float]:
+    def look(u: PyTree, v: PyTree) -> dict[str, float]:
         ends[:] = [trial.accuracy(v), average_precision(trial.right, trial.suspicion(v))]
         return {}
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import optax
+from jaxtyping import PyTree
 
 from bilevax import Implicit, Penalty
 from bilevax.applications import Task
@@ -105,7 +106,7 @@ def draw(plan: Plan, seed: int) -> Trial:
     return Trial(data, plan.model, plan.training(plan.passes, len(data.y) + plan.clean), seed)
 
 
-def task_from(trial: Trial, v: Any, plan: Plan) -> Task:
+def task_from(trial: Trial, v: PyTree, plan: Plan) -> Task:
     """The task with the start of appendix E.2: a model v of the clean set, and weights by its predictions."""
     start = from_agreement(trial.agreement(v)), v
     return trial.task(denoising_task, plan.batch, plan.batch, training=trial.training, start=start)

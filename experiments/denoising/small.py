@@ -21,6 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jaxtyping import PyTree
 
 from bilevax import Implicit, LearningToReweight, LookAhead, Penalty, ReverseMode
 from bilevax.applications.denoising import denoising_task, meta_weight_task, per_sample, reweighting_task
@@ -166,7 +167,7 @@ def one(trial: Trial, label: str, seed: int) -> Judged:
     return by_weights(trial, solved.u, time.perf_counter() - began)
 
 
-def by_weights(trial: Trial, u: Any, seconds: float) -> Judged:
+def by_weights(trial: Trial, u: PyTree, seconds: float) -> Judged:
     """The figures of learned weights u."""
     weight = learned_weights(u)
     accuracy = trial.accuracy(trial.fit(weight > KEPT))
@@ -185,10 +186,10 @@ def as_the_authors(rate: float, size: int, per_pass: int) -> optax.GradientTrans
     """
     adam = optax.adam(rate)
 
-    def init(params: Any) -> Any:
+    def init(params: PyTree) -> Any:
         return adam.init(jnp.zeros(size)), jnp.zeros((), jnp.int32)
 
-    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+    def update(updates: Any, state: Any, params: PyTree = None) -> tuple[Any, Any]:
         adam_state, count = state
         places = jnp.nonzero(updates, size=size, fill_value=updates.size)[0]
         moved, adam_state = adam.update(updates.at[places].get(mode="fill", fill_value=0.0), adam_state)

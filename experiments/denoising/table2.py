@@ -14,6 +14,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jaxtyping import PyTree
 
 from bilevax.applications.denoising import denoising_task
 from bilevax.data import corrupted
@@ -80,7 +81,7 @@ def run_cell(
     trial = Trial(data, plan.model, replace(plan.training(plan.passes, samples), rate=Constant(plan.rate)), seed)
     rows = {label: known[label] for label in labels if label in known}
 
-    def record(label: str, v: Any, seconds: float, **more: float) -> None:
+    def record(label: str, v: PyTree, seconds: float, **more: float) -> None:
         rows[label] = {"accuracy": trial.accuracy(v), "seconds": seconds, **more}
 
     plain = {"Oracle": trial.right, "Train+Val": np.ones(len(trial.right))}
@@ -101,7 +102,7 @@ def run_cell(
         start = short.posterior(v), v
         start_seconds = time.perf_counter() - began
 
-        def judged(label: str, u: Any, seconds: float, **more: float) -> None:
+        def judged(label: str, u: PyTree, seconds: float, **more: float) -> None:
             weight = learned_weights(u)
             found = {
                 "f1": f1(trial.right, weight > 0.5),

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import PyTree
 from sklearn.metrics import average_precision_score, f1_score, roc_auc_score
 
 from bilevax.applications import Task
@@ -52,23 +53,23 @@ class Trial:
         ones = jnp.ones(len(self.y_clean))
         return jax.block_until_ready(train(self.model, self.training, self.x_clean, self.y_clean, ones, self.key))
 
-    def accuracy(self, v: Any) -> float:
+    def accuracy(self, v: PyTree) -> float:
         """Percent of the test samples that parameters v classify correctly."""
         p = probabilities(self.model, v, jnp.asarray(self.data.x_test))
         return 100 * float((p.argmax(1) == self.data.y_test).mean())
 
-    def suspicion(self, v: Any) -> np.ndarray:
+    def suspicion(self, v: PyTree) -> np.ndarray:
         """The cross-entropy (n,) of the labels as given, under parameters v."""
         return self._cross_entropies(v, self.x, self.y)
 
-    def _cross_entropies(self, v: Any, x: Any, y: Any) -> np.ndarray:
+    def _cross_entropies(self, v: PyTree, x: Any, y: Any) -> np.ndarray:
         return cross_entropies(probabilities(self.model, v, x), np.asarray(y))
 
-    def agreement(self, v: Any) -> np.ndarray:
+    def agreement(self, v: PyTree) -> np.ndarray:
         """Whether parameters v predict the label as given, (n,)."""
         return probabilities(self.model, v, self.x).argmax(1) == np.asarray(self.data.y)
 
-    def posterior(self, v: Any) -> Any:
+    def posterior(self, v: PyTree) -> Any:
         """Variable u (n,) whose weights are the probabilities that labels are right, by cross-entropies under v."""
         return from_losses(self.suspicion(v), self._cross_entropies(v, self.x_clean, self.y_clean))
 
@@ -105,6 +106,6 @@ def unrolled_from_zero(task: Task) -> Task:
     return task._replace(problem=problem)
 
 
-def learned_weights(u: Any) -> np.ndarray:
+def learned_weights(u: PyTree) -> np.ndarray:
     """Importance weights (n,) in 0..1."""
     return np.asarray(weights(u))

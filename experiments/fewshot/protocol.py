@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import PyTree
 
 from bilevax.applications.fewshot import (
     Adapt,
@@ -112,7 +113,7 @@ def run_cell(
     images, test = jnp.asarray(split.train), jnp.asarray(split.test)
     rows: dict[str, dict[str, Any]] = {}
 
-    def measured(adapt: Adapt, scores: Scores, u: Any, statistics: Any, episodes: int) -> Evaluation:
+    def measured(adapt: Adapt, scores: Scores, u: PyTree, statistics: Any, episodes: int) -> Evaluation:
         sizes = {"way": way, "shot": shot, "episodes": episodes}
         return evaluate(adapt, scores, u, test, key=keys[2], statistics=statistics, **sizes)
 
@@ -125,7 +126,7 @@ def run_cell(
             solver = BILEVEL[label](size.steps, lower_steps) if label in BILEVEL else OTHERS[label](size.steps)
             use, u, last = method.use, None, {}
 
-            def look(u: Any, v: Any, method: FewShot = method, last: dict[str, Any] = last) -> dict[str, float]:
+            def look(u: PyTree, v: PyTree, method: FewShot = method, last: dict[str, Any] = last) -> dict[str, float]:
                 statistics = statistics_of(method, u, images, key=keys[1])
                 last |= {"u": jax.tree.map(jnp.copy, u), "statistics": statistics}
                 return {"accuracy": 100 * measured(*method.use(way), u, statistics, LOOKED_AT).mean}

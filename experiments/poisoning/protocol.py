@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, cast
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import PRNGKeyArray
 
 from bilevax import Checkpoint, Stacked, Vectorized, solve
 from bilevax.applications import Task
@@ -115,7 +116,7 @@ def draw(kind: str, size: Size, percent: int, seed: int) -> Draw:
     return Draw(x_train, y_train, x_val, y_val, x_test, y_test, points, flipped)
 
 
-def _as_target(x: np.ndarray, y: np.ndarray, count: int, key: Any) -> Points:
+def _as_target(x: np.ndarray, y: np.ndarray, count: int, key: PRNGKeyArray) -> Points:
     chosen = np.random.default_rng(np.asarray(jax.random.key_data(key))).permutation(np.flatnonzero(y == SOURCE))[
         :count
     ]

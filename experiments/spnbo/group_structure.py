@@ -21,6 +21,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.typing import ArrayLike
+from jaxtyping import Array, Float, PRNGKeyArray
 
 from bilevax._checks import InputError, check_key, require_count
 from bilevax.applications._inputs import numeric, positive
@@ -29,27 +31,29 @@ from bilevax.problem import Batch, Problem
 from bilevax.solvers import ReverseMode
 
 LOWER_STEPS = 500
+Memberships = Float[Array, "d groups"]
+Mirror = Float[Array, "tasks d groups"]
 
 
 class Regressions(NamedTuple):
     """Related regressions.
 
     Attributes:
-        inverse: (tasks, d, d), of X'X + ridge I.
-        moment: (tasks, d), X'y.
-        x_val, y_val: (tasks, n, d) and (tasks, n).
+        inverse: of X'X + ridge I.
+        moment: X'y.
+        x_val, y_val: validation samples.
         strength: of the group lasso.
         rate: of forward-backward steps. It multiplies the dual objective, so descent takes steps of 1.
         spread: the sum of squares of the validation targets, which is the unit of the upper loss.
     """
 
-    inverse: Any
-    moment: Any
-    x_val: Any
-    y_val: Any
-    strength: Any
-    rate: Any
-    spread: Any
+    inverse: Float[Array, "tasks d d"]
+    moment: Float[Array, "tasks d"]
+    x_val: Float[Array, "tasks n d"]
+    y_val: Float[Array, "tasks n"]
+    strength: Float[Array, ""]
+    rate: Float[Array, ""]
+    spread: Float[Array, ""]
 
 
 class GroupStructure(NamedTuple):
@@ -59,13 +63,13 @@ class GroupStructure(NamedTuple):
     solver: ReverseMode
 
 
-def dual(z: Any, strength: Any) -> Any:
-    """U (..., d, groups), inside the balls of radius `strength`, from mirror coordinates z."""
+def dual(z: Float[Array, "*tasks d groups"], strength: Float[Array, ""]) -> Float[Array, "*tasks d groups"]:
+    """Dual points u, inside the balls of radius `strength`, from mirror coordinates z."""
     return strength * z / jnp.sqrt(1 + jnp.sum(z**2, -2, keepdims=True))
 
 
-def coefficients(theta: Any, z: Any, data: Regressions) -> Any:
-    """W (tasks, d) of dual points in mirror coordinates z (tasks, d, groups)."""
+def coefficients(theta: Memberships, z: Mirror, data: Regressions) -> Float[Array, "tasks d"]:
+    """Coefficients w of dual points in mirror coordinates z."""
     pull = jnp.sum(theta * dual(z, data.strength), -1)
     return jnp.einsum("tij,tj->ti", data.inverse, data.moment - pull)
 
@@ -84,19 +88,19 @@ def bregman() -> optax.GradientTransformation:
     return optax.stateless(lambda updates, params: jax.tree.map(update, updates, params))
 
 
-def upper_loss(theta: Any, z: Any, data: Regressions) -> Any:
+def upper_loss(theta: Memberships, z: Mirror, data: Regressions) -> Float[Array, ""]:
     """The tasks' squared validation errors, summed, over the sum of their squared targets, and halved."""
     residual = jnp.einsum("tnd,td->tn", data.x_val, coefficients(theta, z, data)) - data.y_val
     return jnp.sum(residual**2) / data.spread / 2
 
 
-def lower_loss(theta: Any, z: Any, data: Regressions) -> Any:
+def lower_loss(theta: Memberships, z: Mirror, data: Regressions) -> Float[Array, ""]:
     """The dual objective, times rate over strength: f*(-A'u) of f = |y - X w|^2 / 2 + ridge / 2 |w|^2."""
     pull = data.moment - jnp.sum(theta * dual(z, data.strength), -1)
     return jnp.einsum("ti,tij,tj->", pull, data.inverse, pull) * data.rate / (2 * data.strength)
 
 
-def _on_simplex(theta: Any) -> Any:
+def _on_simplex(theta: Memberships) -> Memberships:
     return jax.vmap(optax.projections.projection_simplex)(theta)
 
 
@@ -109,14 +113,14 @@ PROBLEM = Problem(
 
 
 def group_structure(
-    X: Any,
-    y: Any,
-    X_val: Any,
-    y_val: Any,
+    X: Float[ArrayLike, "tasks n d"],
+    y: Float[ArrayLike, "tasks n"],
+    X_val: Float[ArrayLike, "tasks n_val d"],
+    y_val: Float[ArrayLike, "tasks n_val"],
     groups: int,
     *,
     strength: float,
-    key: Any,
+    key: PRNGKeyArray,
     ridge: float = 1e-3,
     upper_rate: float = 0.1,
     lower_steps: int = LOWER_STEPS,
@@ -197,7 +201,7 @@ def group_structure(
     theta = _on_simplex(1 / groups + 0.1 / groups * jax.random.normal(key, (d, groups), dtype))
     z = jnp.zeros((len(x), d, groups), dtype)
 
-    def metrics(theta: Any, z: Any) -> dict[str, float]:
+    def metrics(theta: Memberships, z: Mirror) -> dict[str, float]:
         return {
             "val_error": float(2 * upper_loss(theta, z, data)) * spread / data.y_val.size,
             "sharpness": float(jnp.mean(jnp.max(theta, 1))),

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jaxtyping import PyTree
 
 from bilevax import SMNBP, SPNBO, Implicit, Penalty, Problem, ReverseMode
 from bilevax.applications import Task
@@ -71,8 +72,8 @@ class Rates(NamedTuple):
 class Run(NamedTuple):
     """The end of a run: u, v, and the evaluations during the run as (seconds, figures)."""
 
-    u: Any
-    v: Any
+    u: PyTree
+    v: PyTree
     looks: list[tuple[float, dict[str, float]]]
 
 
@@ -116,8 +117,8 @@ class Cell(NamedTuple):
     task: Task
     rates: Rates
     bounds: tuple[Any, Any]
-    look: Callable[[Any, Any], dict[str, float]]
-    judge: Callable[[Any, Any], dict[str, float]]
+    look: Callable[[PyTree, PyTree], dict[str, float]]
+    judge: Callable[[PyTree, PyTree], dict[str, float]]
     space: Callable[[Any], Any] | None = None
 
 
@@ -210,7 +211,7 @@ def run_method(label: str, cell: Cell, size: Size, seed: int) -> Run:
         return Run(u, found.v, [(float(found.history.extra["seconds"][-1]), cell.look(u, found.v))])
     last: dict[str, Any] = {}
 
-    def seen(u: Any, v: Any) -> dict[str, float]:
+    def seen(u: PyTree, v: PyTree) -> dict[str, float]:
         last.update(u=jax.tree.map(jnp.copy, u), v=jax.tree.map(jnp.copy, v))
         return cell.look(u, v)
 

@@ -1,12 +1,12 @@
 """SPNBO text, Table 3 and Figure 3: sample weights and the strengths of a sparse group lasso, by validation loss."""
 
 import functools
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jaxtyping import PyTree
 
 from bilevax.nn import Model, mlp, probabilities, six_and_four
 from bilevax.search import train_lower
@@ -91,10 +91,10 @@ def draw(settings: Settings, cell: tuple[str, ...], seed: int) -> Cell:
     v = train_lower(task.problem, protocol.TRAINING, size(settings).trial_steps, u, v, task.batches, key)[0]
     task, test = task._replace(start=(u, v)), jnp.asarray(x_test)
 
-    def look(u: Any, v: Any) -> dict[str, float]:
+    def look(u: PyTree, v: PyTree) -> dict[str, float]:
         return {"figure": float(100 * (probabilities(model, v, test).argmax(1) == y_test).mean())}
 
-    def judge(u: Any, v: Any) -> dict[str, float]:
+    def judge(u: PyTree, v: PyTree) -> dict[str, float]:
         return look(u, v) | {name: 100 * share for name, share in sparsity(v).items()}
 
     start = task.start[0]

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jaxtyping import PyTree
 
 from bilevax.applications.poisoning import wrongly_labelled
 from bilevax.nn import Training, probabilities
@@ -71,16 +72,16 @@ def draw(settings: Settings, cell: tuple[str, ...], seed: int) -> Cell:
     )
     test, fresh = jnp.asarray(x_test), model.init(keys[2], jnp.asarray(x[:1]))
 
-    def retrained(u: Any) -> Any:
+    def retrained(u: PyTree) -> Any:
         return train_lower(task.problem, protocol.TRAINING, steps, u, fresh, task.batches, keys[2])[0]
 
-    def accuracy(v: Any) -> dict[str, float]:
+    def accuracy(v: PyTree) -> dict[str, float]:
         return {"figure": float(100 * (probabilities(model, v, test).argmax(1) == y_test).mean())}
 
-    def look(u: Any, v: Any) -> dict[str, float]:
+    def look(u: PyTree, v: PyTree) -> dict[str, float]:
         return accuracy(retrained(u))
 
-    def judge(u: Any, v: Any) -> dict[str, float]:
+    def judge(u: PyTree, v: PyTree) -> dict[str, float]:
         v = retrained(u)
         return accuracy(v) | {name: 100 * share for name, share in sparsity(v).items()}
 

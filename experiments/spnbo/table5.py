@@ -1,11 +1,11 @@
 """SPNBO text, Table 5 and Figure 5: few-shot learning whose heads are regularised by l_p."""
 
 import functools
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
+from jaxtyping import PyTree
 
 from bilevax import InputError
 from bilevax.applications.fewshot import evaluate, statistics_of
@@ -84,15 +84,15 @@ def draw(settings: Settings, cell: tuple[str, ...], seed: int) -> Cell:
         strength=STRENGTH,
     )
 
-    def measured(u: Any, episodes: int) -> float:
+    def measured(u: PyTree, episodes: int) -> float:
         statistics = statistics_of(method, u, images, key=keys[1])
         sizes = {"way": 5, "shot": shot, "episodes": episodes}
         return 100 * evaluate(*method.use(5), u, test, key=keys[2], statistics=statistics, **sizes).mean
 
-    def look(u: Any, v: Any) -> dict[str, float]:
+    def look(u: PyTree, v: PyTree) -> dict[str, float]:
         return {"figure": measured(u, 100)}
 
-    def judge(u: Any, v: Any) -> dict[str, float]:
+    def judge(u: PyTree, v: PyTree) -> dict[str, float]:
         return {
             "figure": measured(u, 100 if settings.quick else 600),
             "zeros": 100 * zero_share(v, ZERO),

@@ -18,8 +18,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jaxtyping import PRNGKeyArray, PyTree
 
-from bilevax._checks import PyTree, check_key
+from bilevax._checks import check_key
 from bilevax.applications._inputs import (
     coded_samples,
     on_one_scale,
@@ -80,7 +81,7 @@ class _ReweightedLoss:
 
     model: Model
 
-    def __call__(self, u: PyTree, v: PyTree, train: Samples, *, key: Any) -> Any:
+    def __call__(self, u: PyTree, v: PyTree, train: Samples, *, key: PRNGKeyArray) -> Any:
         losses = cross_entropy(self.model, v, *train.data, key=key)
         return jnp.mean(jnp.exp(u["sample"][train.index]) * losses)
 
@@ -111,7 +112,7 @@ def sparse_reweighting_task(
     X_val: Any,
     y_val: Any,
     *,
-    key: Any,
+    key: PRNGKeyArray,
     single: float = 1e-4,
     group: float = 1e-4,
     batch_size: int | None = None,
@@ -203,7 +204,7 @@ def sparse_poisoning_task(
     y_val: Any,
     points: Points,
     *,
-    key: Any,
+    key: PRNGKeyArray,
     p: float = 0.6,
     strength: float = 1e-5,
     training: Training = SOFTMAX_TRAINING,
@@ -253,7 +254,7 @@ class _Heads:
     def lower_loss(self, u: PyTree, v: Any, samples: Episode) -> Any:
         return jnp.sum(cross_entropies(self.scores(u, v, samples), samples.y))
 
-    def start(self, u: PyTree, batch: Batch, key: Any) -> Any:
+    def start(self, u: PyTree, batch: Batch, key: PRNGKeyArray | None) -> Any:
         # The start is treated as a constant: methods that differentiate the moves do not differentiate it.
         found = class_means(unit(features_of(self.representation, u, batch.lower)), batch.lower.y, self.way)
         return SCALE * jax.lax.stop_gradient(unit(found))
@@ -275,7 +276,7 @@ def sparse_fewshot_task(
     *,
     way: int,
     shot: int,
-    key: Any,
+    key: PRNGKeyArray,
     queries: int = 15,
     tasks: int = 30,
     p: float = 0.6,

@@ -18,40 +18,42 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jaxtyping import Array, Float
 
 from bilevax import Penalty, Problem
 from bilevax.solvers import Solver
 
 SIZE, RANK, BOUND = 10, 5, 5.0
+Vector = Float[Array, " 10"]
 
 
 class Data(NamedTuple):
     """The data of a trial: `sums` is 1 in examples 1 and 3, 0 in 2 and 4; `A` (5, 10), None for the identity."""
 
-    sums: Any
-    A: Any
+    sums: Float[Array, "..."]
+    A: Float[Array, "... 5 10"] | None
 
 
 class Trials(NamedTuple):
     """Starts u, v (n, 10) and Data, stacked."""
 
-    u: Any
-    v: Any
+    u: Float[Array, "n 10"]
+    v: Float[Array, "n 10"]
     data: Data
 
 
-def residual(u: Any, v: Any, data: Data) -> Any:
+def residual(u: Vector, v: Vector, data: Data) -> Float[Array, " m"]:
     """1 - u - v, or v - u, times A."""
     difference = data.sums - u + (1 - 2 * data.sums) * v
     return difference if data.A is None else data.A @ difference
 
 
-def lower_loss(u: Any, v: Any, data: Data) -> Any:
+def lower_loss(u: Vector, v: Vector, data: Data) -> Float[Array, ""]:
     """Lower loss g at (u, v)."""
     return jnp.sum(residual(u, v, data) ** 2)
 
 
-def upper_loss(u: Any, v: Any, data: Data) -> Any:
+def upper_loss(u: Vector, v: Vector, data: Data) -> Float[Array, ""]:
     """Upper loss f at (u, v): |v|^2 with +|u|^2 in examples 1 and 3, with -g in 2 and 4."""
     return jnp.sum(v**2) + data.sums * jnp.sum(u**2) - (1 - data.sums) * lower_loss(u, v, data)
 
@@ -79,7 +81,7 @@ def draw(example: int, seeds: Sequence[int]) -> Trials:
     return jax.vmap(one)(jnp.asarray(seeds))
 
 
-def distance(u: Any, v: Any, data: Data) -> Any:
+def distance(u: Vector, v: Vector, data: Data) -> Float[Array, ""]:
     """From (u, v) to the nearest solution; in examples 3 and 4 the residual distance of appendix E.1.
 
     With P = A^T (A A^T)^-1 A, the projection onto the row space of A: sqrt(|P(u - 1/2)|^2 + |P(v - 1/2)|^2)

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jaxtyping import PyTree
 from rich.console import Console
 from tqdm import tqdm
 
@@ -44,7 +45,7 @@ FOOTNOTES = (
 def held_in_box(optimizer: optax.GradientTransformation) -> optax.GradientTransformation:
     """The optimizer, with moves shortened if they would leave the box."""
 
-    def shortened(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+    def shortened(updates: Any, state: Any, params: PyTree = None) -> tuple[Any, Any]:
         return optax.tree.sub(box(optax.tree.add(params, updates)), params), state
 
     return optax.chain(optimizer, optax.GradientTransformation(optax.init_empty_state, shortened))
