@@ -8,7 +8,6 @@ images.
 """
 
 import functools
-import statistics
 import time
 from typing import Any
 
@@ -17,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
-from benchmarks.stretch import seconds_of_a_step
+from benchmarks.stretch import in_turn, middle, ratios, seconds_of_a_step
 from bilevax.applications.fewshot import approxgrad_solver, fewshot_task, penalty_solver
 from bilevax.nn import omniglot_network
 
@@ -53,16 +52,12 @@ def main() -> None:
 
     print(f"{TASKS} tasks of {WAY}-way {SHOT}-shot with {QUERIES} queries a class, {FILTERS} filters")
     for name, make in (("Penalty", penalty_solver), ("ApproxGrad", approxgrad_solver)):
-        runs = [functools.partial(seconds_of_a_step, make(100, count), task, STEPS, key) for count in MOVES]
-        for run in (*runs, floor):
-            run()
-        rounds = [[run() for run in (*runs, floor)] for _ in range(ROUNDS)]
-        for label, values in zip((*(f"T = {n}" for n in MOVES), "floor"), zip(*rounds, strict=True), strict=True):
-            each = [1e3 * value for value in values]
-            print(f"{name:10s} {label:6s} {statistics.median(each):7.1f} ms ({min(each):.1f} to {max(each):.1f})")
-        for label, place in (("T = 20 to T = 1", (1, 0)), ("T = 20 to floor", (1, 2))):
-            ratios = [found[place[0]] / found[place[1]] for found in rounds]
-            print(f"{name:10s} {label}: {statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})")
+        calls = {f"T = {n}": functools.partial(seconds_of_a_step, make(100, n), task, STEPS, key) for n in MOVES}
+        times = in_turn(calls | {"floor": floor}, ROUNDS)
+        for label, values in times.items():
+            print(f"{name:10s} {label:6s} {middle([1e3 * x for x in values], 1, ' ms')}")
+        for other in ("T = 1", "floor"):
+            print(f"{name:10s} T = 20 to {other}: {middle(ratios(times['T = 20'], times[other]), 2)}")
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ per lower move and for the move of u, two of the validation samples (forward and
 """
 
 import functools
-import statistics
 import time
 from typing import Any
 
@@ -17,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
-from benchmarks.stretch import seconds_of_a_step
+from benchmarks.stretch import in_turn, middle, ratios, seconds_of_a_step
 from bilevax.applications.poisoning import Points, penalty_solver, untargeted_task
 from bilevax.nn import Training, softmax_head
 
@@ -58,14 +57,10 @@ def main() -> None:
         products(device_x, device_val, v, residual).block_until_ready()
         return (time.perf_counter() - began) / STEPS
 
-    attack()
-    floor()
-    rounds = [(attack(), floor()) for _ in range(ROUNDS)]
-    for name, values in zip(("attack", "floor"), zip(*rounds, strict=True), strict=True):
-        each = [1e3 * value for value in values]
-        print(f"{name:7s} {statistics.median(each):6.1f} ms ({min(each):.1f} to {max(each):.1f}) an upper iteration")
-    ratios = [a / b for a, b in rounds]
-    print(f"ratio   {statistics.median(ratios):6.2f} ({min(ratios):.2f} to {max(ratios):.2f})")
+    times = in_turn({"attack": attack, "floor": floor}, ROUNDS)
+    for name, values in times.items():
+        print(f"{name:7s} {middle([1e3 * x for x in values], 1, ' ms')} an upper iteration")
+    print(f"ratio   {middle(ratios(times['attack'], times['floor']), 2)}")
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 import optax
 
-from benchmarks.stretch import seconds_of_a_step
+from benchmarks.stretch import in_turn, middle, ratios, seconds_of_a_step
 from bilevax import SPNBO, Penalty
 from bilevax.nn import six_and_four
 from bilevax.solvers.spnbo import AllRows, Layers, layers_of
@@ -38,18 +38,12 @@ def main() -> None:
     solvers |= {
         f"SPNBO, {count} layers": SPNBO(*optimizers, LOWER_STEPS, Layers(count), test_every=1000) for count in COUNTS
     }
-    runs = [functools.partial(seconds_of_a_step, solver, task, STEPS, key) for solver in solvers.values()]
+    calls = {name: functools.partial(seconds_of_a_step, solver, task, STEPS, key) for name, solver in solvers.items()}
     print(f"{len(layers_of(task.start[1]))} layers, batches of {BATCH}, T = {LOWER_STEPS}")
-    for run in runs:
-        run()
-    rounds = [[run() for run in runs] for _ in range(ROUNDS)]
-    for name, values in zip(solvers, zip(*rounds, strict=True), strict=True):
-        each = [1e3 * value for value in values]
-        ratios = [value / found[0] for value, found in zip(values, rounds, strict=True)]
-        print(
-            f"{name:18s} {statistics.median(each):8.1f} ms ({min(each):.1f} to {max(each):.1f}), "
-            f"{statistics.median(ratios):.2f} of Penalty's"
-        )
+    times = in_turn(calls, ROUNDS)
+    for name, values in times.items():
+        ratio = statistics.median(ratios(values, times["Penalty"]))
+        print(f"{name:18s} {middle([1e3 * x for x in values], 1, ' ms')}, {ratio:.2f} of Penalty's")
 
 
 if __name__ == "__main__":

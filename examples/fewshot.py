@@ -53,14 +53,14 @@ def features(u: dict[str, Any], x: Any, statistics: Any = None, key: PRNGKeyArra
     return jax.nn.relu((x.reshape(len(x), -1) - 0.15) @ u["in"]) @ u["out"]
 
 
-def means(u: PyTree, given: Any) -> Any:
+def means(u: PyTree, support: Any) -> Any:
     """The class means of pixels of each task, (tasks, 5, 256)."""
-    return class_means(given.x.reshape(*given.y.shape, -1) / 255, given.y, WAY)
+    return class_means(support.x.reshape(*support.y.shape, -1) / 255, support.y, WAY)
 
 
-def nearness(u: PyTree, v: PyTree, asked: Any) -> Any:
+def nearness(u: PyTree, v: PyTree, queries: Any) -> Any:
     """How near each picture is to each mean, (tasks, n, 5)."""
-    return -jnp.sum((asked.x.reshape(*asked.y.shape, 1, -1) / 255 - v[:, None]) ** 2, -1)
+    return -jnp.sum((queries.x.reshape(*queries.y.shape, 1, -1) / 255 - v[:, None]) ** 2, -1)
 
 
 def main(quick: bool, out: Path) -> dict[str, float]:

@@ -39,14 +39,14 @@ from bilevax.plots import COLOURS, STYLE
 WIDTH, SEEN, OFF, VISITS = 64, 10, 0.15, 20
 
 
-def draw(key: PRNGKeyArray, tasks: int, asked: int) -> tuple[Any, Any, Any, Any]:
+def draw(key: PRNGKeyArray, tasks: int, queries: int) -> tuple[Any, Any, Any, Any]:
     """Random waves: x and y of observed points (tasks, 10), and of query points (tasks, n)."""
     keys = jax.random.split(key, 5)
     amplitude = jax.random.uniform(keys[0], (tasks, 1), minval=0.5, maxval=2)
     phase = jax.random.uniform(keys[1], (tasks, 1), maxval=2 * np.pi)
     x = jax.random.uniform(keys[2], (tasks, SEEN), minval=-5, maxval=5)
     far = 4 * jax.random.normal(keys[3], x.shape) * (jax.random.uniform(keys[4], x.shape) < OFF)
-    at = jnp.broadcast_to(jnp.linspace(-5, 5, asked), (tasks, asked))
+    at = jnp.broadcast_to(jnp.linspace(-5, 5, queries), (tasks, queries))
     return x, amplitude * jnp.sin(x + phase) + far, at, amplitude * jnp.sin(at + phase)
 
 
@@ -88,10 +88,10 @@ LAYERS = {
 }
 
 
-def predict(params: dict[str, Any], x: Any, y: Any, x_asked: Any, layer: Callable[..., Any]) -> Any:
+def predict(params: dict[str, Any], x: Any, y: Any, x_query: Any, layer: Callable[..., Any]) -> Any:
     """The wave fitted to points (x, y), at other points."""
     v = layer({"features": features(params, x), "strength": params["strength"]}, jnp.zeros(WIDTH), y)
-    return features(params, x_asked) @ v
+    return features(params, x_query) @ v
 
 
 def loss(params: dict[str, Any], waves: Any, layer: Callable[..., Any]) -> Any:
@@ -106,7 +106,7 @@ def train(steps: int, layer: Callable[..., Any], new: Any) -> tuple[Any, Any]:
     optimizer = optax.adam(optax.cosine_decay_schedule(3e-3, steps))
 
     def one(carry: Any, t: Any) -> Any:
-        waves = draw(jax.random.fold_in(jax.random.key(1), t), tasks=20, asked=20)
+        waves = draw(jax.random.fold_in(jax.random.key(1), t), tasks=20, queries=20)
         updates, state = optimizer.update(jax.grad(loss)(carry[0], waves, layer), carry[1])
         return (optax.apply_updates(carry[0], updates), state), None
 
@@ -123,7 +123,7 @@ def train(steps: int, layer: Callable[..., Any], new: Any) -> tuple[Any, Any]:
 def main(quick: bool, out: Path) -> dict[str, float]:
     """Train the network with each layer, and draw a new wave and the errors."""
     waves, steps = (40, 160) if quick else (200, 5000)
-    new = draw(jax.random.key(2), tasks=waves, asked=101)
+    new = draw(jax.random.key(2), tasks=waves, queries=101)
     trained = {name: train(steps, layer, new) for name, layer in LAYERS.items()}
     errors = {name: float(error[-1]) for name, (_, error) in trained.items()}
     errors["robust layer, untrained network"] = float(loss(start(jax.random.key(0)), new, ROBUST))

@@ -45,7 +45,7 @@ def arrays_of(work: works.Work) -> works.Arrays:
 
 
 def check(work: works.Work, rows: list[Competitor], options: Options) -> bool:
-    """Print how far each direction is from that of bilevax's same method, at the same point; are all near?"""
+    """Print how far each direction is from bilevax's of the same method, at the same point; whether all agree."""
     peers = [row for row in rows if not row.key.startswith("bilevax:") and row.method != FLOOR]
     ours = [reference(method) for method in dict.fromkeys(row.method for row in peers)]
     good = True
@@ -73,9 +73,11 @@ def check(work: works.Work, rows: list[Competitor], options: Options) -> bool:
 
 
 def main() -> None:
-    """Run what is asked for."""
+    """Parse the options, then measure, check or tune."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--work", default=",".join(works.WORKS), help=f"of {', '.join(works.WORKS)}; commas part them")
+    parser.add_argument(
+        "--work", default=",".join(works.WORKS), help=f"some of {','.join(works.WORKS)}"
+    )
     parser.add_argument("--rows", default="*", help="keys such as bilevax:penalty, or patterns such as torch*")
     parser.add_argument("--runs", type=int, default=5, help="interleaved runs of each row at each T")
     parser.add_argument("--moves", default="1,10,50", help="the T's")

@@ -19,7 +19,7 @@ class LostError(RuntimeError):
 
 
 class FailedError(RuntimeError):
-    """A worker could not do what was asked, and can take another request."""
+    """A worker could not do what was requested, and can take another request."""
 
 
 class Process:

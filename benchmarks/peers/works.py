@@ -146,7 +146,7 @@ def _fewshot(rng: np.random.Generator) -> Arrays:
     return data | numbered("u", u) | numbered("v", [np.zeros((TASKS, WAY, FILTERS))])
 
 
-FOUND = "share of the labels told rightly right or wrong by the weights"
+FOUND = "share of the labels that the weights classify correctly as right or wrong"
 WORKS = {
     work.name: work
     for work in (

@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 import bilevax
+from bilevax.plots import Line, LinePanel
 from experiments.common.settings import Settings
 
 VERSIONS_OF = ("jax", "jaxlib", "optax", "lineax", "numpy")
@@ -93,6 +94,18 @@ def show(
     console.print(table)
     for mark, note in enumerate(footnotes, 1):
         console.print(f"[{mark}] {note}", markup=False, highlight=False, soft_wrap=True)
+
+
+def against_moves(tables: Mapping[str, Sequence[Row]]) -> list[LinePanel]:
+    """A panel for each table: a line for each method, against T. The last two texts of a row are method and T."""
+    panels = []
+    for name, rows in tables.items():
+        values: dict[str, dict[int, np.ndarray]] = {}
+        for row in rows:
+            values.setdefault(row.where[-2], {})[int(row.where[-1])] = row.ours
+        lines = {label: Line(list(by_T), np.stack(list(by_T.values()), 1)) for label, by_T in values.items()}
+        panels.append(LinePanel(name[0].upper() + name[1:], "lower moves T", name, lines))
+    return panels
 
 
 def ours_text(values: np.ndarray) -> str:

@@ -12,9 +12,9 @@ import numpy as np
 from jaxtyping import PyTree
 
 from bilevax.nn import lenet5, mnist_network
-from bilevax.plots import Line, LinePanel, line_panels
+from bilevax.plots import line_panels
 from experiments.catalog import EXPERIMENTS
-from experiments.common.compare import Row, show, write_results
+from experiments.common.compare import Row, against_moves, show, write_results
 from experiments.common.runs import evaluations, readable, watched_solve
 from experiments.common.settings import Settings, pick
 from experiments.denoising.protocol import SOLVERS, Plan, draw, samples, task_from
@@ -87,18 +87,6 @@ def run(settings: Settings) -> None:
     for name, rows in tables.items():
         last = name == "seconds of an upper iteration"
         show(f"{TITLE}: {name}", ("wrong labels", "method", "T"), rows, notes if last else ())
-    panels = [
-        LinePanel(
-            name[0].upper() + name[1:],
-            "lower moves T",
-            name,
-            {
-                label: Line(moves, np.array([[t[field] for t in found[label, count]] for count in moves]).T)
-                for label in labels
-            },
-        )
-        for name, field in kinds.items()
-    ]
     write_results(
         "figure5a",
         settings,
@@ -113,4 +101,4 @@ def run(settings: Settings) -> None:
         tables,
         notes,
     )
-    line_panels(panels, settings.out / "figure5a.png")
+    line_panels(against_moves(tables), settings.out / "figure5a.png")

@@ -242,9 +242,9 @@ def footnotes(settings: Settings, plan: Plan, found: Mapping[Cell, list[dict[str
             notes.append(f"{label} is ahead of Penalty in average precision on {', '.join(cells_ahead)}.")
     if any(cell.clean < MANY for cell in found):
         notes.append(
-            "Where the clean set is small, the learned weights follow its chance samples, and what they take from "
-            "right ones costs more than they gain; cleanlab, and Train+Val's cross-entropy, lean on all samples. "
-            "Pair flips are the reverse: a network trained on them learns them, out of sample, too, and only clean "
-            "samples tell."
+            "Where the clean set is small, the learned weights follow its chance samples, and the right samples "
+            "that lose weight cost more than is gained; cleanlab and Train+Val's cross-entropy use all samples. "
+            "Pair flips are the opposite: a network trained on them learns them, also out of sample, and only clean "
+            "samples reveal them."
         )
     return notes

@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from bilevax.plots import Line, LinePanel, line_panels
+from bilevax.plots import line_panels
 from experiments.catalog import EXPERIMENTS
-from experiments.common.compare import Row, show, write_results
+from experiments.common.compare import Row, against_moves, show, write_results
 from experiments.common.runs import evaluations
 from experiments.common.settings import Settings, pick
 from experiments.fewshot import protocol, table3
@@ -57,7 +57,7 @@ def run(settings: Settings) -> None:
     notes = [
         *protocol.footnotes(settings, size),
         "The representation is applied once in a step, whatever T is: more moves of the heads cost next to nothing. "
-        "Times are those of the fastest stretch between two looks.",
+        "Times are of the fastest stretch between two evaluations.",
         "Heads start anew in each step. Where few moves leave the gradient of g large, Penalty's u moves to make it "
         "small, whatever that does to the features: it needs more moves than ApproxGrad.",
     ]
@@ -73,16 +73,4 @@ def run(settings: Settings) -> None:
         tables,
         notes,
     )
-    panels = [
-        LinePanel(
-            kind[0].upper() + kind[1:],
-            "lower moves T",
-            kind,
-            {
-                label: Line(moves, [[figure(found[count][i][label]) for count in moves] for i in range(len(seeds))])
-                for label in labels
-            },
-        )
-        for kind, figure in KINDS.items()
-    ]
-    line_panels(panels, settings.out / "figure5b.png")
+    line_panels(against_moves(tables), settings.out / "figure5b.png")

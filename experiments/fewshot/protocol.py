@@ -179,7 +179,7 @@ def footnotes(settings: Settings, size: Size) -> list[str]:
         "Heads start at the means of their classes' features and descend at a fixed rate, the same for all methods; "
         "u moves by Adam, its rate falling to zero. The paper has Adam for both, and heads that start at random.",
         "Images are normalised by the statistics of their meta-batch while the representation is learned, and by those "
-        "of 2,000 training images when it is tested: no answer depends on what else is asked.",
+        "of 2,000 training images when it is tested: no prediction depends on the other queries.",
     ]
     if settings.quick or settings.medium:
         notes.append("Fewer filters, tasks and iterations than the paper's 64, 30 and 10,000.")

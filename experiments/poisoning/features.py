@@ -94,8 +94,8 @@ def write(path: Path, images: Any, labels: Any, test: Any, features: FeatureMap)
         raise _needs_flatbuffers() from error
     except TypeError as error:
         raise InputError(
-            "The feature map cannot be traced for any number of samples. Let it have x.shape[0] where it has len(x), "
-            f"and no Python number made of it ({error})."
+            "The feature map cannot be traced for any number of samples. Use x.shape[0] instead of len(x) in it, "
+            f"and do not convert it to a Python number ({error})."
         ) from error
     arrays = {"images": images, "labels": np.asarray(labels), "test": np.asarray(test, bool)}
     np.savez(path, **arrays, features=np.asarray(apply(images)), feature_map=np.frombuffer(exported, np.uint8))
@@ -173,7 +173,7 @@ def _imported(path: Path, blob: np.ndarray) -> FeatureMap:
 
     @call.defjvp
     def refuse(primals: Any, tangents: Any) -> Any:
-        raise InputError(f"A second derivative in the images is asked for, which the map of {path} does not have.")
+        raise InputError(f"A second derivative in the images is needed, which the map of {path} does not have.")
 
     @jax.custom_jvp
     def pull(x: Any, along: Any) -> Any:

@@ -311,7 +311,7 @@ def footnotes(settings: Settings, attack: Attack, targets: int) -> list[str]:
         f"{targets} targets, test samples that the clean head gets right ({attack.accuracy():.1f}% of the test samples "
         "are); the base is the test sample of the other class that is nearest in features. A method's curve at eps "
         "counts the targets that some bound of at most eps was enough for.",
-        "A run that goes on from kept targets tells its own time only, that of an attack is each target's.",
+        "The total time of a resumed run does not include kept targets; the seconds of an attack include all targets.",
         f"A point that is beyond its bound by more than {TOLERANCE:g} relative does not count as a success.",
         f"The feature collision weighs {COLLISION:g} over the squared feature distance of base and target, where the "
         "paper has 1: it guides u at the start and leaves the end to the retrained head's mistake.",

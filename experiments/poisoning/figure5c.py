@@ -14,10 +14,10 @@ import numpy as np
 
 from bilevax import solve
 from bilevax.applications import Task
-from bilevax.plots import Line, LinePanel, line_panels
+from bilevax.plots import line_panels
 from experiments.catalog import EXPERIMENTS
 from experiments.common.cells import kept_cell
-from experiments.common.compare import Row, show, write_results
+from experiments.common.compare import Row, against_moves, show, write_results
 from experiments.common.runs import evaluations, readable
 from experiments.common.settings import Settings, pick
 from experiments.poisoning import protocol
@@ -100,16 +100,4 @@ def run(settings: Settings) -> None:
         tables,
         notes,
     )
-    panels = [
-        LinePanel(
-            name[0].upper() + name[1:],
-            "lower moves T",
-            name,
-            {
-                label: Line(moves, [[t[f"{label}, T = {count}"][field] for count in moves] for t in trials])
-                for label in methods
-            },
-        )
-        for name, field in kinds.items()
-    ]
-    line_panels(panels, settings.out / "figure5c.png")
+    line_panels(against_moves(tables), settings.out / "figure5c.png")

@@ -135,7 +135,7 @@ def _spread(kind: str, rows: list[Row]) -> str:
     """The range of the accuracies over all lam, compared with the paper's."""
     of_lam = [row for row in rows if row.where[0] == kind and row.where[1].startswith("lam")]
     if len(of_lam) < 2:
-        return f"'{kind}': too few values of lam were run to tell how much it matters."
+        return f"'{kind}': too few values of lam were run to see how much it matters."
     means, printed = [float(row.ours.mean()) for row in of_lam], [published.mean for published in PAPER_LAM]
     return (
         f"The paper finds that lam hardly matters: its means lie within {max(printed) - min(printed):.1f}. In "

@@ -32,13 +32,13 @@ THREADS = 2
 FLOOR = 1e-6  # of the logarithmic axes; float32 reaches no further
 HEADINGS = ("problem", "method", "T", f"mean < {CLOSE}")
 FOOTNOTES = (
-    "The paper gives curves and no numbers: 'paper' is what its section 3.1 says of them, and agreement means that the "
-    f"mean distance over the trials ends below {CLOSE}, or does not, as the paper has it.",
-    "E.1 does not tell by how much the steps of Penalty fall (here by 1/1.1 a stage), how ApproxGrad is damped (here "
+    "The paper gives curves and no numbers: 'paper' is what its section 3.1 states, and agreement means that the "
+    f"mean distance over the trials ends below {CLOSE}, or does not, as the paper states.",
+    "E.1 does not state by how much the steps of Penalty fall (here by 1/1.1 a stage), how ApproxGrad is damped (here "
     "by 1e-3), and the step of RMD's descent (here that of v).",
     "Our settings: rates of every method from one grid of four; Penalty's limit of gamma, stages and rates from about "
     "25 settings more, on other trials. They show that one set of Penalty's settings solves all four examples, and "
-    "are no even comparison with the others.",
+    "are not an even comparison with the others.",
 )
 
 
@@ -326,7 +326,7 @@ def reach(steps: int) -> str:
     return (
         f"E.1's settings: Adam at {lower:g} moves an entry of v by about {lower * steps:g} at most in {steps:,} "
         f"iterations at T = 1, and by less where Penalty's steps fall by stage, while it may start {BOUND + 0.5:g} "
-        "away. What does not arrive there tells of the rate, not of the method; hence a figure with our settings too."
+        "away. A method that does not arrive there is limited by the rate, so there is also a figure with our settings."
     )
 
 

@@ -109,7 +109,7 @@ def test_the_layers_derivative_is_that_of_finite_differences():
     """Of the loss of a whole batch of waves, along random directions of all parameters."""
     example = load("implicit_layer")
     layer = dataclasses.replace(example.ROBUST, steps=3000)
-    waves, params = example.draw(jax.random.key(0), tasks=3, asked=7), example.start(jax.random.key(1))
+    waves, params = example.draw(jax.random.key(0), tasks=3, queries=7), example.start(jax.random.key(1))
     loss = jax.jit(lambda params: example.loss(params, waves, layer))
     gradient, h = jax.jit(jax.grad(loss))(params), 1e-5
     for seed in range(3):
