@@ -75,9 +75,7 @@ def check(work: works.Work, rows: list[Competitor], options: Options) -> bool:
 def main() -> None:
     """Parse the options, then measure, check or tune."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--work", default=",".join(works.WORKS), help=f"some of {','.join(works.WORKS)}"
-    )
+    parser.add_argument("--work", default=",".join(works.WORKS), help=f"some of {','.join(works.WORKS)}")
     parser.add_argument("--rows", default="*", help="keys such as bilevax:penalty, or patterns such as torch*")
     parser.add_argument("--runs", type=int, default=5, help="interleaved runs of each row at each T")
     parser.add_argument("--moves", default="1,10,50", help="the T's")
