@@ -414,7 +414,8 @@ def houses(seed, n):
 
 
 @pytest.fixture
-def files(tmp_path):
+def files(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # where commands without --out write
     paths = [tmp_path / f"{name}.csv" for name in ("train", "validation", "test", "groups")]
     for seed, (path, n) in enumerate(zip(paths[:3], (60, 50, 40), strict=True)):
         houses(seed, n).to_csv(path, index=False)
