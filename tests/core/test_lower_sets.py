@@ -90,6 +90,16 @@ def test_the_derivative_goes_through_a_start_that_depends_on_u(solver, moves):
     np.testing.assert_allclose(found, wanted, rtol=1e-7)
 
 
+@pytest.mark.parametrize("mode", [ReverseMode, ForwardMode])
+def test_unrolled_moves_are_differentiated_through_the_projection(mode):
+    """v_5 of max(v - 0.2 (v - u), 0): the first entry stays inside, the second ends at its bound."""
+    u, v = np.array([0.5, -0.5]), np.array([0.2, 0.3])
+    with jax.disable_jit():
+        found = moved(mode(optax.sgd(1.0), optax.sgd(0.1), 5), SET, u, jnp.asarray(v))
+    end = np.array([0.5 - 0.3 * 0.8**5, 0.0])
+    np.testing.assert_allclose(found, 2 * (u + 2) + 2 * (end + 3) * np.array([1 - 0.8**5, 0.0]), rtol=1e-9)
+
+
 def test_a_start_whose_derivative_would_be_lost_is_refused():
     batch = Batch(lower=jnp.array([1.0, 3.0]))
     with pytest.raises(InputError, match=r"lower_start depends on u, and with last=1 of 4 lower_steps"):
