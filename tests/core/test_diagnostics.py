@@ -1,4 +1,4 @@
-"""What `diagnostics.report` tells: numbers known in closed form, curvature, refusals, the table."""
+"""`diagnostics.report`: numbers known in closed form, curvature, refusals, the table."""
 
 import dataclasses
 
@@ -193,7 +193,7 @@ U, V = np.ones(2), np.ones(2)
         (lambda: report(PLANE, U, V, (None, None)), "batch is a tuple"),
         (lambda: report(PLANE, U, V, tolerance=0.0), "tolerance is 0.0"),
         (lambda: report(PLANE, U, V, dense_limit=-1), "dense_limit is -1"),
-        (lambda: report(PLANE, U, V, state=3), "state was given without the solver"),
+        (lambda: report(PLANE, U, V, state=3), "state was passed without its solver"),
         (lambda: report(PLANE, U, V, solver=bx.Implicit(), state=3), "state is a int"),
         (
             lambda: report(PLANE, U, V, solver=bx.Implicit(), state=bx.Penalty().init(PLANE, U, V, bx.Batch())),

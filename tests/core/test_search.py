@@ -10,8 +10,7 @@ import optax
 import pytest
 
 from bilevax import Equality, InputError, Minibatches, Problem, SolveError, SolveInterrupted, Status
-from bilevax import search as search_module
-from bilevax.search import GP, TPE, Random, search
+from bilevax.search import GP, TPE, Proposals, Random, samplers, search, trials
 
 TARGET = jnp.array([0.3, -0.7])
 SHIFT = jnp.array([1.0, 2.0])
@@ -94,15 +93,15 @@ def test_failed_trials_do_not_end_the_search(key):
 
 def test_interrupt_keeps_the_trials_so_far(key, monkeypatch):
     calls = []
-    trials = search_module._trials
+    train_all = trials.train_all
 
     def break_off(*arguments):
         calls.append(1)
         if len(calls) == 3:
             signal.raise_signal(signal.SIGINT)
-        return trials(*arguments)
+        return train_all(*arguments)
 
-    monkeypatch.setattr(search_module, "_trials", break_off)
+    monkeypatch.setattr(trials, "train_all", break_off)
     with pytest.raises(SolveInterrupted) as raised:
         search(Random(4), QUADRATIC, LOW, HIGH, START, trials=40, key=key, **SETTINGS)
     assert raised.value.result.steps == 12
@@ -144,7 +143,7 @@ def test_samplers_whose_trials_all_fail():
 
 
 @pytest.mark.parametrize(
-    ("losses", "told"),
+    ("losses", "usable"),
     [
         ([1.0, 2.0, np.nan], [1.0, 2.0, 3.0]),
         ([1.0, np.inf, -np.inf], [1.0, 2.0, 2.0]),
@@ -154,8 +153,8 @@ def test_samplers_whose_trials_all_fail():
         ([-1e300, 0.0], [-1e100, 0.0]),
     ],
 )
-def test_what_a_sampler_is_told(losses, told):
-    np.testing.assert_allclose(search_module._finite(np.array(losses)), told)
+def test_losses_that_a_sampler_can_use(losses, usable):
+    np.testing.assert_allclose(samplers.finite(np.array(losses)), usable)
 
 
 def test_ctrl_c_ends_the_search_after_the_running_trials(key):
@@ -169,7 +168,7 @@ def test_ctrl_c_ends_the_search_after_the_running_trials(key):
                     signal.raise_signal(signal.SIGINT)
                 tell(losses)
 
-            return search_module.Proposals(ask, pressing)
+            return Proposals(ask, pressing)
 
     pressed, before = [], signal.getsignal(signal.SIGINT)
     with pytest.raises(SolveInterrupted, match="Trial 8 of 40") as raised:
@@ -239,7 +238,7 @@ def test_refusals(key):
         assert f"batches is a {type(batches).__name__}. Pass a Batch" in refused(batches=batches)
     assert "shaped like u" in refused(first={"x": jnp.ones(3)})
     assert "shaped like u" in refused(first=jnp.ones(2))
-    assert "first is outside of the bounds in 1 of 2" in refused(first={"x": jnp.array([0.0, 1.5])})
+    assert "first is outside the bounds in 1 of 2" in refused(first={"x": jnp.array([0.0, 1.5])})
     assert "first['x'] holds 1 NaN" in refused(first={"x": jnp.array([0.0, jnp.nan])})
     assert "v['a'] has dtype int64" in refused(v={"a": np.zeros(2, int)})
     assert "problem is None" in refused(problem=None)
@@ -254,7 +253,7 @@ def test_refusals(key):
 
 def test_packages_that_are_not_installed(key, monkeypatch):
     pytest.importorskip("optuna")
-    monkeypatch.setattr(search_module.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(samplers.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(InputError, match="pip install torch"):
         search(GP(), QUADRATIC, LOW, HIGH, START, trials=1, key=key)
     monkeypatch.setitem(__import__("sys").modules, "optuna", None)

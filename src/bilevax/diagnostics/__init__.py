@@ -1,0 +1,6 @@
+"""How good (u, v) is, and how good the direction is that a solver takes from there."""
+
+from bilevax.diagnostics.nonsmooth import NonSmooth as NonSmooth
+from bilevax.diagnostics.nonsmooth import nonsmooth_stationarity as nonsmooth_stationarity
+from bilevax.diagnostics.report import Report as Report
+from bilevax.diagnostics.report import report as report
