@@ -61,6 +61,7 @@ def test_how_visible_the_points_are(report):
     assert x.max() <= X.max() + 1e-6
 
 
+@pytest.mark.slow
 def test_labels_units_and_model_are_the_users():
     names = np.array(["zero", "one"])
     two = Y < 2
@@ -93,7 +94,10 @@ def halves(load):
 
 @pytest.mark.parametrize(
     ("load", "least"),
-    [(load_wine, 0.95), pytest.param(load_breast_cancer, 0.95, marks=pytest.mark.slow)],
+    [
+        pytest.param(load_wine, 0.95, marks=pytest.mark.slow),
+        pytest.param(load_breast_cancer, 0.95, marks=pytest.mark.slow),
+    ],
     ids=["wine", "cancer"],
 )
 def test_raw_columns_are_scaled_one_by_one(load, least):
@@ -183,6 +187,7 @@ def run(*arguments):
 QUICK = ("--levels", 1, "--seeds", 2, "--steps", 30)
 
 
+@pytest.mark.slow
 def test_the_command_ended_by_a_signal_and_resumed_writes_what_it_says(tmp_path, ended_early):
     np.savez(tmp_path / "mine.npz", X=(255 * X).astype(np.uint8), y=Y)
     command = [tmp_path / "mine.npz", *QUICK, "--out", tmp_path / "out"]

@@ -103,6 +103,7 @@ def test_suspicion_tells_apart_what_single_precision_does_not():
     assert believed.tolist() == [0, 0, 1]
 
 
+@pytest.mark.slow
 def test_a_second_fit_is_the_same_and_clones_too(small):
     d = small
     first = quick(random_state=3, callbacks=()).fit(d.X, d.y, d.X_clean, d.y_clean)
@@ -159,8 +160,8 @@ def assert_loads_elsewhere(fitted, x, folder):
 @pytest.mark.parametrize(
     ("model", "solver"),
     [
-        (Net(), None),
-        (eqx.nn.MLP(64, 10, 16, 1, key=jax.random.key(0)), approxgrad_solver(100)),
+        pytest.param(Net(), None, marks=pytest.mark.slow),
+        pytest.param(eqx.nn.MLP(64, 10, 16, 1, key=jax.random.key(0)), approxgrad_solver(100), marks=pytest.mark.slow),
         (mlp(10, (16,)), ReverseMode(optax.adam(0.1), optax.sgd(0.1), lower_steps=3)),
     ],
     ids=["flax", "equinox", "pair"],
@@ -185,6 +186,7 @@ with np.load(sys.argv[1] + "/x.npz") as file:
 """
 
 
+@pytest.mark.slow
 def test_a_fitted_classifier_is_loaded_in_another_process(small, tmp_path):
     d = small
     plain = PlainClassifier(training=Training(steps=20, rate=optax.cosine_decay_schedule(1e-2, 20))).fit(d.X, d.y)
@@ -262,6 +264,7 @@ def test_callbacks_are_called(small):
     assert seen == [1, 2, 3]
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_other_data_is_not_continued(small, tmp_path):
     """Corrected labels, other trusted samples, another training: arrays of equal shapes, and another answer."""
     d = small

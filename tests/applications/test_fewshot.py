@@ -566,7 +566,10 @@ def step_s_products(representation, d, make, change=lambda representation, probl
 
 @pytest.mark.parametrize(
     "make",
-    [penalty_solver, reverse_solver, alternating_solver, pytest.param(approxgrad_solver, marks=pytest.mark.slow)],
+    [
+        penalty_solver,
+        *(pytest.param(x, marks=pytest.mark.slow) for x in (reverse_solver, alternating_solver, approxgrad_solver)),
+    ],
 )
 def test_moves_of_the_heads_do_not_run_the_representation(make):
     """All products in the compiled loops have the heads' dimensions; those of the representation are outside."""
@@ -853,6 +856,7 @@ def learned():
     return LEARNER.meta_fit(clusters(60)[:40])
 
 
+@pytest.mark.slow
 def test_a_learner_tells_new_classes_apart():
     """Well above chance, and above the representation it started from."""
     images = clusters(60)[40:]

@@ -424,7 +424,7 @@ def test_logistic_task_states_the_problem_that_scikit_learn_solves(classes, rng)
     assert float(optax.tree.norm(gradient)) < 1e-5
 
 
-@pytest.mark.parametrize("classes", [2, 3])
+@pytest.mark.parametrize("classes", [2, pytest.param(3, marks=pytest.mark.slow)])
 def test_hypergradient_is_that_of_retraining(classes, rng, key):
     """Implicit's direction at v*(u), and Penalty's where its v has settled, against differences of retrained models."""
     X, y = blobs(7, 60, classes=classes)
@@ -449,6 +449,7 @@ def test_hypergradient_is_that_of_retraining(classes, rng, key):
     np.testing.assert_allclose(u - np.asarray(moved.u), truth, rtol=2e-2, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_penalty_ends_beside_the_best_of_a_fine_grid(key):
     """Two strengths, so that a grid can be as fine as one likes."""
     X, y = blobs(9, 50, features=2, classes=2, informative=1)
@@ -510,6 +511,7 @@ def test_wide_data_take_no_matrix_of_features_by_features(classes, monkeypatch):
     np.testing.assert_allclose(wrong.sum(0), 0, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_features_that_are_constant_or_repeated_are_no_trouble(key):
     X, y = blobs(11, 60)
     X = np.column_stack([X, np.ones(60), X[:, 0]])

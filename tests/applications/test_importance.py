@@ -315,6 +315,7 @@ def test_learning_to_reweight_finds_wrong_labels(digits, key):
     assert task.metrics(result.u, result.v)["clean_accuracy"] > 0.9
 
 
+@pytest.mark.slow
 def test_meta_weight_net_finds_wrong_labels(digits):
     d, wrong = digits, digits.y != digits.y_true
     key = jax.random.key(3)

@@ -129,7 +129,9 @@ def test_the_direction_is_the_derivative_of_retraining(key):
         assert direction[i, j] == pytest.approx(by_differences, rel=1e-3, abs=1e-6)
 
 
-@pytest.mark.parametrize("make", [penalty_solver, approxgrad_solver, reverse_solver])
+@pytest.mark.parametrize(
+    "make", [penalty_solver, *(pytest.param(x, marks=pytest.mark.slow) for x in (approxgrad_solver, reverse_solver))]
+)
 @pytest.mark.parametrize(("task", "sign"), [(untargeted, -1), (targeted, 1)])
 def test_every_attack_beats_flipped_labels_after_retraining(make, task, sign, key):
     ready = task()
@@ -147,6 +149,7 @@ def test_every_attack_beats_flipped_labels_after_retraining(make, task, sign, ke
     assert float(result.u.max()) <= 1
 
 
+@pytest.mark.slow
 def test_penalty_reaches_what_exact_hypergradients_reach(key):
     """Local optima of f(u, v*(u)): the two routes share neither direction nor multipliers."""
     task = untargeted()
@@ -229,6 +232,7 @@ def test_the_aims_that_are_left_are_named(key):
     np.testing.assert_array_equal(right, np.flatnonzero(p.argmax(1) == Y_VAL))
 
 
+@pytest.mark.slow
 def test_projection_and_penalty_reach_the_same_point(key):
     """Plain descent there: Adam's move of each entry, projected onto a ball, does not rest at the solution."""
     ball = WithinBall(clean_label(distance=None))

@@ -15,6 +15,7 @@ from bilevax.nn import layers, mini_imagenet_network, omniglot_network, represen
 OMNIGLOT, MINI = (28, 28), (84, 84, 3)
 BOTH = [omniglot_network(5), mini_imagenet_network(6)]
 IDS = ["omniglot", "mini_imagenet"]
+ONE_QUICK = [BOTH[0], pytest.param(BOTH[1], marks=pytest.mark.slow)]
 
 
 def pictures(n, *shape, seed=0):
@@ -199,7 +200,7 @@ def test_a_weight_s_scale_does_not_matter():
     assert float(features.std()) > 0.3
 
 
-@pytest.mark.parametrize("network", BOTH, ids=IDS)
+@pytest.mark.parametrize("network", ONE_QUICK, ids=IDS)
 def test_the_statistics_of_a_batch_are_those_it_is_normalised_by(network):
     x = pictures(4, 16, 16)
     params = somewhere(network, x)
@@ -222,7 +223,7 @@ def test_by_given_statistics_a_picture_knows_nothing_of_the_others(network):
     assert float(jnp.abs(alone - run(network, params, jnp.concatenate([x[:1], 3 * other[1:]]))[:1]).max()) > 1e-2
 
 
-@pytest.mark.parametrize("network", BOTH, ids=IDS)
+@pytest.mark.parametrize("network", ONE_QUICK, ids=IDS)
 def test_bytes_are_pixels_and_floats_are_taken_as_they_are(network, key):
     images = np.random.default_rng(0).integers(0, 256, (4, 16, 16)).astype(np.uint8)
     params = somewhere(network, images)

@@ -96,6 +96,7 @@ def test_groups_of_one_are_the_lasso():
     np.testing.assert_allclose(alone, scaled.coef_ / strength, atol=2e-3)
 
 
+@pytest.mark.slow
 def test_a_group_lasso_is_tuned():
     job, result = tuned(groups=GROUPS)
     task = job.task
@@ -123,6 +124,7 @@ def test_the_estimator_by_folds_and_by_samples_of_their_own():
     assert own.held_out_error_ == pytest.approx(best, rel=1e-3)
 
 
+@pytest.mark.slow
 def test_the_estimator_passes_callbacks_and_resume_on(tmp_path):
     class StopError(Exception):
         pass
@@ -176,7 +178,7 @@ def small(n=40, d=6, seed=0):
     ("mode", "own"),
     [
         *(pytest.param(mode, False, marks=pytest.mark.slow) for mode in MODES[:3]),
-        (MODES[3], False),
+        pytest.param(MODES[3], False, marks=pytest.mark.slow),
         (MODES[1], True),
     ],
 )
@@ -223,6 +225,7 @@ def test_one_strength_with_columns_of_unequal_units_is_that_of_a_fine_grid(units
     assert found <= grid.mse_path_.mean(1).min() * (1 + 1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", MODES[:2], ids=["one", "each"])
 def test_float32_and_extreme_sizes(mode):
     x, y = small()
@@ -235,6 +238,7 @@ def test_float32_and_extreme_sizes(mode):
         TunedLasso().fit(np.column_stack([x, np.full(40, 1e200)]), y)
 
 
+@pytest.mark.slow
 def test_targets_that_no_feature_explains_leave_the_mean():
     x, y = np.random.default_rng(5).normal(size=(2, 200, 3))
     model = TunedLasso(**SMALL, per_group=True).fit(x, y[:, 0])
@@ -242,6 +246,7 @@ def test_targets_that_no_feature_explains_leave_the_mean():
     assert np.abs(model.coef_).max() < 0.15
 
 
+@pytest.mark.slow
 def test_constant_and_repeated_columns():
     x, y = small()
     more = np.column_stack([x, np.full(40, 0.1), np.full(40, 1e9), x[:, 0], np.zeros(40)])
@@ -286,7 +291,9 @@ def test_wide_data_take_no_matrix_of_features_by_features(monkeypatch):
     assert 0.5 < np.linalg.norm(roots, 2, (1, 2)).max() ** 2 <= 1
 
 
-@pytest.mark.parametrize("mode", [MODES[1], MODES[2]], ids=["lasso", "group lasso"])
+@pytest.mark.parametrize(
+    "mode", [MODES[1], pytest.param(MODES[2], marks=pytest.mark.slow)], ids=["lasso", "group lasso"]
+)
 def test_a_second_fit_compiles_nothing(mode, compilations):
     x, y = small(64)
     TunedLasso(**SMALL, **mode).fit(x, y)

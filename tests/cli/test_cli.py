@@ -228,6 +228,7 @@ def test_a_failed_solve_is_told_in_words(tmp_path, files, monkeypatch):
     assert "The solve failed. Step 7 of 9" in result.stderr
 
 
+@pytest.mark.slow
 def test_interrupted_run_on_the_digits_is_kept_and_resumed(tmp_path):
     """Ctrl-C in a true process, once a checkpoint is there."""
     command = [sys.executable, "-c", "from bilevax.cli import main; main()"]

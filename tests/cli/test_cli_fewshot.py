@@ -136,6 +136,7 @@ def test_the_representation_learns_what_pixels_do_not_show(run):
     assert np.mean(loss[-5:]) < np.mean(loss[:5])
 
 
+@pytest.mark.slow
 def test_the_same_tasks_by_the_library_give_the_same_figures(run):
     """Pixels, by a loop over scikit-learn's nearest centroids; and the class names are those of the pictures."""
     from sklearn.neighbors import NearestCentroid

@@ -70,6 +70,7 @@ def one_hot(frame, like):
     return np.column_stack([(X - like.mean(0)) / like.std(0), frame["soil"] == "clay", frame["soil"] == "sand"])
 
 
+@pytest.mark.slow
 def test_users_files_ended_by_a_signal_and_resumed(tmp_path, files, ended_early):
     train, validation, test = (pd.read_csv(path) for path in files)
     out = tmp_path / "deep" / "out"
@@ -160,6 +161,7 @@ def test_rare_categories_have_a_name(files):
     assert data.features[-1].startswith("soil = any other")
 
 
+@pytest.mark.slow
 def test_trials_are_raised_to_the_gradients_of_penalty(tmp_path, files):
     command = ["tune", files[0], "--target", "species", "--out", tmp_path / "out", "--trials", 1, "--steps", 20]
     result = bilevax_command(*command)
@@ -169,6 +171,7 @@ def test_trials_are_raised_to_the_gradients_of_penalty(tmp_path, files):
     assert {row["trials"] for row in told["methods"]} == {None, 3}
 
 
+@pytest.mark.slow
 def test_a_row_for_gaussian_processes_where_torch_is_there(tmp_path, monkeypatch):
     monkeypatch.setattr(comparison, "_has_torch", lambda: True)
     monkeypatch.setattr(comparison, "GP", comparison.Random)
@@ -200,6 +203,7 @@ def test_runs_that_signals_end_come_to_the_same_bits(same_after_signals, files):
     same_after_signals(["tune", files[0], "--target", "species", *QUICK], [7, 6])
 
 
+@pytest.mark.slow
 def test_a_lasso_that_a_signal_ends_comes_to_the_same_bits_whatever_its_columns_are_called(
     same_after_signals, tmp_path
 ):

@@ -58,7 +58,7 @@ def test_curvature_is_told_by_its_sign(dense_limit):
         assert ("curves down" in str(found)) == (low < 0)
 
 
-@pytest.mark.parametrize("dtype", [jnp.float64, jnp.float32])
+@pytest.mark.parametrize("dtype", [jnp.float64, pytest.param(jnp.float32, marks=pytest.mark.slow)])
 def test_the_iterative_route_agrees_with_the_dense_one(dtype):
     rng = np.random.default_rng(0)
     x, y = rng.normal(size=(50, 40)), rng.normal(size=50)

@@ -85,7 +85,7 @@ def assert_same(history, other, tolerance=1e-10):
 
 # Four devices, and two, are in the tests below.
 COUNTS = [
-    pytest.param(name, devices, marks=() if devices == 8 or (name, devices) == ("Penalty", 1) else pytest.mark.slow)
+    pytest.param(name, devices, marks=() if (name, devices) in (("Penalty", 8), ("Implicit", 8)) else pytest.mark.slow)
     for name in SOLVERS
     for devices in (1, 2, 8)
 ]
@@ -108,6 +108,7 @@ def test_the_same_layout_gives_the_same_bits(name, alone):
         np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
 
 
+@pytest.mark.slow
 def test_u_and_v_may_lie_in_parts(alone):
     """With their optimizers' moments and multipliers."""
     mesh = over(2).mesh
@@ -383,6 +384,7 @@ def test_when_a_process_is_killed_the_other_says_so_and_both_can_resume(tmp_path
     assert len(np.load(tmp_path / "killed-2-0.npy")) == STEPS
 
 
+@pytest.mark.slow
 def test_processes_that_disagree_are_refused_before_the_first_step(tmp_path):
     codes, outputs = together(tmp_path, 2, "differ", 6, GAMMA=["1", "2"])
     assert codes == [3, 3], outputs

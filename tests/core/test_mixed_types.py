@@ -71,9 +71,7 @@ def test_a_step_keeps_types(solver, types):
 
 
 SOLVED = [
-    pytest.param(
-        *case, id=name, marks=() if name.startswith(("Implicit, f", "SparseHO", "Penalty")) else pytest.mark.slow
-    )
+    pytest.param(*case, id=name, marks=() if name.startswith("Penalty") else pytest.mark.slow)
     for name, case in CASES.items()
 ]
 
@@ -92,7 +90,9 @@ def exact():
     return hypergradient(SMOOTH, *start((jnp.float64,) * 2)).gradient
 
 
-@pytest.mark.parametrize("types", TYPES.values(), ids=TYPES)
+@pytest.mark.parametrize(
+    "types", [pytest.param(x, marks=pytest.mark.slow if n == "float16" else ()) for n, x in TYPES.items()], ids=TYPES
+)
 def test_the_hypergradient_of_several_types(types):
     u, v = start(types)
     wanted = exact()

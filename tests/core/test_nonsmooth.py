@@ -111,6 +111,7 @@ def test_refusals(problem, change, words):
         nonsmooth_stationarity(problem, jnp.zeros(1), jnp.ones(D), BATCH, **arguments)
 
 
+@pytest.mark.slow
 def test_it_works_in_float32():
     lower, upper = (jax.tree.map(lambda x: x.astype(jnp.float32), part) for part in (BATCH.lower, BATCH.upper))
     v = minimiser(L1(), -1.3, np.zeros(D), RATE)

@@ -283,7 +283,12 @@ def test_texts_of_all_kinds(tmp_path, drawn):
 
 
 @pytest.mark.parametrize(
-    "text", ["_$ US$ per %$ unit^ \\frac{ \x1b[31m\x00\ud800 [/min] \U0001f600", "x" * 5000], ids=["signs", "long"]
+    "text",
+    [
+        "_$ US$ per %$ unit^ \\frac{ \x1b[31m\x00\ud800 [/min] \U0001f600",
+        pytest.param("x" * 5000, marks=pytest.mark.slow),
+    ],
+    ids=["signs", "long"],
 )
 def test_texts_are_shown_as_they_are(tmp_path, drawn, text):
     draw_all(text, tmp_path)

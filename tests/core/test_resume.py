@@ -586,6 +586,7 @@ for solver in (bilevax.Penalty(), bilevax.Implicit(linear_solve=CG()), bilevax.R
 """
 
 
+@pytest.mark.slow
 def test_fingerprints_are_the_same_in_every_process(capsys):
     """In this one, and in one with another order of sets."""
     environment = {**os.environ, "PYTHONHASHSEED": "12345", "JAX_ENABLE_X64": "1", "JAX_NUM_CPU_DEVICES": "8"}

@@ -32,7 +32,9 @@ def problem_of(penalty, **more):
     return Problem(error, error, regularizer=lambda u, v, mu: jnp.exp(u[0]) * penalty(v, mu), **more)
 
 
-@pytest.mark.parametrize("linear_solve", [Direct(), CG(100, 1e-8)], ids=["direct", "cg"])
+@pytest.mark.parametrize(
+    "linear_solve", [pytest.param(Direct(), marks=pytest.mark.slow), CG(100, 1e-8)], ids=["direct", "cg"]
+)
 def test_at_a_fixed_mu_it_ends_where_slsqp_does(linear_solve):
     mu, problem = 0.05, problem_of(L1())
     result = solve(SMNBP(linear_solve=linear_solve, mu=mu), problem, *START, BATCH, steps=60, key=KEY)
@@ -63,7 +65,11 @@ def test_at_a_fixed_mu_it_ends_where_slsqp_does(linear_solve):
 GROUPS = GroupLasso(Given([range(i, i + 5) for i in range(0, D, 5)]))
 
 
-@pytest.mark.parametrize("penalty", [L1(), GROUPS, ElasticNet(0.5)], ids=["l1", "group", "elastic net"])
+@pytest.mark.parametrize(
+    "penalty",
+    [pytest.param(L1(), marks=pytest.mark.slow), GROUPS, pytest.param(ElasticNet(0.5), marks=pytest.mark.slow)],
+    ids=["l1", "group", "elastic net"],
+)
 def test_the_limit_is_stationary_for_the_problem_with_corners(penalty):
     problem = problem_of(penalty)
     result = solve(SMNBP(linear_solve=Direct()), problem, *START, BATCH, steps=150, key=KEY)

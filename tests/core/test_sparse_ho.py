@@ -56,7 +56,7 @@ def direction(solver, u):
     return np.asarray(u - result.u), result
 
 
-@pytest.mark.parametrize("entries", [1, D])
+@pytest.mark.parametrize("entries", [pytest.param(1, marks=pytest.mark.slow), D])
 def test_the_direction_is_the_derivative_of_the_true_problem(entries):
     u = np.full(entries, np.log(0.1)) + 0.1 * np.random.default_rng(1).normal(size=entries)
     found, result = direction(SparseHO(optax.sgd(1.0), proximal, RATE, 100), u)
@@ -149,7 +149,7 @@ def elastic_net(u):
     ("lower", "upper", "truth", "targets", "u"),
     [
         (logistic_error, logistic_error, sparse_logistic, (LABELS, LABELS_VAL), np.array([np.log(0.03)])),
-        (squared_and_l2, error, elastic_net, (Y, Y_VAL), np.log([0.1, 0.2])),
+        pytest.param(squared_and_l2, error, elastic_net, (Y, Y_VAL), np.log([0.1, 0.2]), marks=pytest.mark.slow),
     ],
     ids=["sparse logistic regression", "elastic net"],
 )

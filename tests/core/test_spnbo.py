@@ -37,7 +37,9 @@ PROBLEM = Problem(upper_loss, lower_loss, regularizer=lambda u, v, mu: jnp.exp(u
 CONSTRAINT = Constraint(PROBLEM, U, V, X, KEY, 0.1, 2.0, ALPHA)
 
 
-@pytest.mark.parametrize("places", [[0], [3], [1, 2], [2, 3, 4, 5]])
+@pytest.mark.parametrize(
+    "places", [[1, 2], *(pytest.param(x, marks=pytest.mark.slow) for x in ([0], [3], [2, 3, 4, 5]))]
+)
 def test_the_rows_of_some_leaves_are_the_full_products_of_a_p_that_is_zero_elsewhere(places):
     leaves, form = jax.tree.flatten(V)
     rng = np.random.default_rng(0)
@@ -69,7 +71,7 @@ def second_products(rows):
     return rows.second_products(CONSTRAINT, KEY)
 
 
-@pytest.mark.parametrize("rows", [Layers(), Layers(2)])
+@pytest.mark.parametrize("rows", [pytest.param(Layers(), marks=pytest.mark.slow), Layers(2)])
 def test_the_mean_over_ten_thousand_draws_is_the_full_direction(rows):
     draws = jax.jit(jax.vmap(lambda key: rows.second_products(CONSTRAINT, key)))(
         jax.random.split(jax.random.key(3), 10_000)
