@@ -278,7 +278,7 @@ def test_info_is_that_of_a_point_and_of_the_direction(kind, key):
         bx.LookAhead(lower_steps=3),
         bx.ForwardMode(lower_steps=3),
         bx.ReverseMode(lower_steps=3),
-        bx.ReverseMode(lower_steps=6, segment=3),
+        bx.ReverseMode(lower_steps=6, segment=2),
         bx.ReverseMode(lower_steps=5, segment=3, last=4),
     ],
     ids=lambda s: type(s).__name__,
