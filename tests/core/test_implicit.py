@@ -189,7 +189,10 @@ def test_what_is_no_projection_is_refused(project, reason):
 def test_a_projection_is_tested_on_points_as_far_apart_as_v_is_long():
     with pytest.raises(InputError, match="moves a point that it has projected already"):
         derivatives.require_projection("Ours", "project", lambda v: jnp.where(v < 500, 0.9 * v, v), jnp.full(20, 1e3))
-    derivatives.require_projection("Ours", "project", lambda v: jnp.where(v > 5, 0.9 * v, v), jnp.full(20, 1e-3))
+    for size, far in ((1e-3, 5), (1e3, 1e5)):
+        derivatives.require_projection(
+            "Ours", "project", lambda v, far=far: jnp.where(v > far, 0.9 * v, v), jnp.full(20, size)
+        )
 
 
 def test_a_softmax_with_an_intercept_has_the_derivative_of_the_pseudo_inverse():
