@@ -279,7 +279,7 @@ def test_an_input_is_never_an_output(tmp_path):
             os.link(source, out / "suspects.csv")
         for more in ((), ("--overwrite",)):
             command = ("denoise", source, "--clean", source, "--target", "kind", "--out", out, *more)
-            assert "it is the input TRAIN" in refused(*command)
+            assert "is the input TRAIN and would be overwritten" in refused(*command)
         assert source.read_text() == "a,kind\n1,x\n2,y\n"
 
 

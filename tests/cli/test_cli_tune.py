@@ -250,7 +250,7 @@ def test_comparison_by_hand():
     first, count, _ = comparison._sentences(told, data, runs, 150)
     assert "(0.5000) in 0.500 s: 0.050 of the 10.00 s" in first
     assert "0.29 with the compilation of both" in first
-    assert "150 each" in count
+    assert "150 gradients of g, 150 second products and 150 gradients of f" in count
 
     told = compared([0.8, 0.6])
     assert told["ratio"] is None
