@@ -122,6 +122,7 @@ def test_raw_columns_are_scaled_one_by_one(load, least):
     np.testing.assert_allclose(other.l2, found.l2, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_constant_column_is_left_alone():
     x, x_val, y, y_val = halves(load_wine)
     add = lambda a: np.column_stack([a, np.full(len(a), 7.0)])  # noqa: E731
@@ -149,6 +150,7 @@ def test_a_weak_model_is_warned_of(report, clean, majority, logistic, sentence):
             _warn_of_a_weak_model(changed)
 
 
+@pytest.mark.slow
 def test_columns_that_say_nothing_are_warned_of():
     x, x_val = np.random.default_rng(0).normal(size=(2, 90, 3))
     y = np.arange(90) % 3

@@ -207,6 +207,7 @@ def test_what_cannot_be_pickled_is_named(small):
 BRIEF = Training(steps=60, rate=0.1)
 
 
+@pytest.mark.slow
 def test_pictures_of_bytes_are_read_as_0_to_1(small):
     """The same to rounding as the pictures over 255, through fit and predict; not those over 1."""
     d = small
@@ -302,6 +303,7 @@ def test_task_runs_on_solvers_and_tells(small, key):
     assert after["suspects"] == np.sum(np.asarray(result.u) < 0)
 
 
+@pytest.mark.slow
 def test_minibatches_move_only_their_own_weights(small, key):
     d = small
     task = denoising_task(

@@ -877,6 +877,7 @@ def test_a_learner_tells_new_classes_apart():
     np.testing.assert_allclose(easier.accuracies * 14, np.round(easier.accuracies * 14), atol=1e-4)
 
 
+@pytest.mark.slow
 def test_labels_are_of_any_kind_and_classes_of_another_number():
     images = clusters(60)[40:]
     names = np.array(["oak", "ash", "elm", "yew", "fir"])

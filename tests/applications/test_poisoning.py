@@ -206,6 +206,7 @@ def test_the_bound_holds_where_it_binds(key):
     assert found["target_probability"] > start["target_probability"]
 
 
+@pytest.mark.slow
 def test_a_bound_without_a_projection_holds_too(key):
     """|tanh(2 (x - base))|_1, not convex: nothing projects onto it in closed form."""
 

@@ -200,7 +200,7 @@ def test_units_of_y_and_of_x_change_the_units_of_the_result_alone(mode, own):
         np.testing.assert_allclose(model.predict(x * of_x), first.predict(x) * of_y, rtol=1e-6, atol=1e-6 * of_y)
 
 
-@pytest.mark.parametrize("groups", [None, [0, 0, 1, 1, 1, 2]])
+@pytest.mark.parametrize("groups", [pytest.param(None, marks=pytest.mark.slow), [0, 0, 1, 1, 1, 2]])
 def test_with_a_strength_each_the_units_of_a_column_or_a_group_are_free(groups):
     x, y = small()
     units = np.geomspace(1e-8, 1e8, 6) if groups is None else np.array([1e-6, 1e3, 1e8])[groups]

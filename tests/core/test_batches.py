@@ -14,7 +14,7 @@ from bilevax.loop.feed import prefetch
 from bilevax.loop.sources import epoch_indices
 
 
-@pytest.mark.parametrize(("n", "size"), [(1, 1), (2, 1), (7, 3), (64, 64), (100, 7), (1000, 32), (1025, 200), (5, 9)])
+@pytest.mark.parametrize(("n", "size"), [(1, 1), (7, 3), (64, 64), (1025, 200), (5, 9)])
 def test_every_sample_once_per_pass(n, size, key):
     """Over any whole number of passes each index comes equally often, batches spanning passes included."""
     turns = n  # n batches of `size` are exactly `size` passes

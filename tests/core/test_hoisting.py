@@ -45,7 +45,7 @@ def branching(fixed, x, t):
     return jax.lax.fori_loop(0, 2, lambda i, z: chosen @ z, fixed[1] @ x) * t
 
 
-CASES = [(nested, 1), (closed_over, 1), (branching, 2)]
+CASES = [(nested, 1), pytest.param(closed_over, 1, marks=pytest.mark.slow), (branching, 2)]
 
 
 @pytest.mark.parametrize(("body", "left"), CASES, ids=lambda x: getattr(x, "__name__", None))

@@ -195,6 +195,7 @@ def test_a_projection_is_tested_on_points_as_far_apart_as_v_is_long():
         )
 
 
+@pytest.mark.slow
 def test_a_softmax_with_an_intercept_has_the_derivative_of_the_pseudo_inverse():
     """A constant added to all logits changes nothing: a null direction of H, to which grad_v f is orthogonal."""
     rng = np.random.default_rng(0)

@@ -85,7 +85,7 @@ def assert_same(history, other, tolerance=1e-10):
 
 # Four devices, and two, are in the tests below.
 COUNTS = [
-    pytest.param(name, devices, marks=() if (name, devices) in (("Penalty", 8), ("Implicit", 8)) else pytest.mark.slow)
+    pytest.param(name, devices, marks=() if (name, devices) == ("Penalty", 8) else pytest.mark.slow)
     for name in SOLVERS
     for devices in (1, 2, 8)
 ]
@@ -147,6 +147,7 @@ def test_a_stream_is_split_too(alone):
     assert_same(four.history, one.history)
 
 
+@pytest.mark.slow
 def test_fresh_batches_per_move_are_split_within_each_move():
     source = bx.Minibatches((X_CLEAN, Y_CLEAN), (X, Y), lower_size=8, per_move=2)
     one, two = (
@@ -158,6 +159,7 @@ def test_fresh_batches_per_move_are_split_within_each_move():
     assert spec == PartitionSpec(None, "data")
 
 
+@pytest.mark.slow
 def test_members_of_a_vectorized_lie_on_devices_of_their_own():
     problem = bx.Problem(lambda u, v, _: jnp.sum((v - 1) ** 2), lambda u, v, _: jnp.sum((v - u) ** 2))
     starts = jnp.arange(12.0).reshape(4, 3)

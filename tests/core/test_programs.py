@@ -42,6 +42,7 @@ def test_equal_static_arguments_share_a_program():
     assert traced == [2, 3, 2]
 
 
+@pytest.mark.slow
 def test_the_oldest_static_arguments_are_dropped():
     @compiled("power")
     def raised(power, x):

@@ -163,6 +163,7 @@ def log_steps(path):
     return [json.loads(line)["step"] for line in path.read_text().splitlines()]
 
 
+@pytest.mark.slow
 def test_killed_then_interrupted_it_ends_with_the_same_bits(tmp_path):
     """SIGKILL, then Ctrl-C, which keeps the last step. Programs are kept for the starts that follow the first."""
     cache, saves = tmp_path / "cache", tmp_path / "checkpoints"

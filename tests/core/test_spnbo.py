@@ -179,6 +179,7 @@ def regularised(penalty):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "weights",
     [pytest.param(np.ones(D), marks=pytest.mark.slow), np.random.default_rng(5).uniform(0.5, 2.0, D)],

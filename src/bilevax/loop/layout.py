@@ -42,10 +42,10 @@ class Layout:
         >>> layout = Layout(mesh, u=PartitionSpec("data"))
         >>> batch = Batch(upper=jnp.ones((16, 8)))
         >>> result = solve(
-        ...     Penalty(), problem, jnp.zeros(8), jnp.zeros(8), batch, steps=2000, key=jax.random.key(0), mesh=layout
+        ...     Penalty(), problem, jnp.zeros(8), jnp.zeros(8), batch, steps=20, key=jax.random.key(0), mesh=layout
         ... )
-        >>> print(jnp.round(result.u, 1))
-        [1. 1. 1. 1. 1. 1. 1. 1.]
+        >>> print(result.u.sharding.spec)
+        PartitionSpec('data',)
     """
 
     mesh: Mesh
