@@ -5,6 +5,7 @@ import weakref
 
 import jax
 import jax.numpy as jnp
+import pytest
 
 import bilevax as bx
 from bilevax._programs import KEPT, compiled

@@ -45,7 +45,7 @@ class Layout:
         ...     Penalty(), problem, jnp.zeros(8), jnp.zeros(8), batch, steps=20, key=jax.random.key(0), mesh=layout
         ... )
         >>> print(result.u.sharding.spec)
-        PartitionSpec('data',)
+        P('data',)
     """
 
     mesh: Mesh
