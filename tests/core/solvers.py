@@ -125,6 +125,9 @@ CASES = {
     "LearningToReweight": Case(bx.LearningToReweight(optax.sgd(0.1)), WEIGHTED, jnp.zeros(6), jnp.zeros(()), NOISY),
 }
 
+# One of each class: its variants have a comma in their names.
+KINDS = {name: case for name, case in CASES.items() if "," not in name}
+
 
 def floats(change, tree):
     """The tree, its floating leaves changed: not the indices of samples."""

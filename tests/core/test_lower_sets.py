@@ -1,5 +1,8 @@
 """What each solver makes of a v that lives in a set, and of a start of v that depends on u."""
 
+import dataclasses
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,6 +11,7 @@ import pytest
 
 import bilevax as bx
 from bilevax import Batch, ForwardMode, InputError, LookAhead, Problem, ReverseMode, SparseHO, derivatives, solve
+from tests.core.solvers import KINDS
 
 KEY = jax.random.key(0)
 NON_NEGATIVE = optax.projections.projection_non_negative
@@ -26,19 +30,34 @@ SET = Problem(
     lambda u, v, _: jnp.sum((v - u) ** 2),
     project_lower=NON_NEGATIVE,
 )
-FREE = {
-    "Penalty": bx.Penalty(),
-    "SPNBO": bx.SPNBO(),
-    "SMNBP": bx.SMNBP(),
-    "GradientMatching": bx.GradientMatching(),
-}
 
 
-@pytest.mark.parametrize("solver", FREE.values(), ids=FREE)
-def test_solvers_that_take_v_for_free_refuse_a_set(solver):
-    name = type(solver).__name__
-    with pytest.raises(InputError, match=f"{name} assumes grad_v g = 0 .* project_lower.* Use Implicit or ReverseMode"):
-        solver.check(SET, jnp.ones(1), jnp.ones(1), Batch())
+def refusal(solver, *arguments):
+    """The message with which `check` refuses a problem, or None."""
+    try:
+        solver.check(*arguments)
+    except InputError as error:
+        return str(error)
+    return None
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_every_solver_refuses_a_set_or_is_right_at_its_bounds(name):
+    """v*(u) does not change with u where its bound is active, so that entry of u moves along grad_u f alone."""
+    case = KINDS[name]
+    own = dataclasses.replace(case.problem, project_lower=NON_NEGATIVE)
+    problem = dataclasses.replace(SET, regularizer=lambda u, v, mu: jnp.zeros(()))
+    changes = {"upper_optimizer": optax.sgd(1.0), "lower_steps": 5, "proximal": lambda u, v, step: v}
+    solver = dataclasses.replace(case.solver, **{k: x for k, x in changes.items() if hasattr(case.solver, k)})
+    u, v = jnp.array([0.5, -0.5]), jnp.array([0.5, 0.0])
+    refused = refusal(solver, own, *case.start, case.batch) or refusal(solver, problem, u, v, Batch())
+    if refused:
+        assert re.search(rf"{name}\b.* project_lower", refused)
+        return
+    with jax.disable_jit():
+        after, _ = solver.step(problem, solver.init(problem, u, v, Batch()), Batch(), KEY)
+    wrong = f"{name} moves u in a wrong direction at an active bound: call base.check without lower_sets=True"
+    np.testing.assert_allclose((u - after.u)[1], 2 * (-0.5 + 2), rtol=1e-6, err_msg=wrong)
 
 
 def test_the_value_function_method_is_right_in_a_set():

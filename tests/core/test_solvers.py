@@ -13,7 +13,7 @@ from bilevax import derivatives
 from bilevax.loop.stretch import stretch
 from bilevax.schedules import Geometric
 from bilevax.solvers.base import State
-from tests.core.solvers import ADAM, BATCH, CASES, LOWER, PROBLEM, START, UPPER, floats, solution
+from tests.core.solvers import ADAM, BATCH, CASES, KINDS, LOWER, PROBLEM, START, UPPER, floats, solution
 
 EVERY = 50  # the same in all tests, so that they share a compiled program
 ON_PROBLEM = [name for name, case in CASES.items() if case.problem is PROBLEM]
@@ -45,7 +45,7 @@ def case(request):
 
 def test_every_solver_is_here():
     solvers = {x for x in vars(bx.solvers).values() if isinstance(x, type) and hasattr(x, "step")}
-    assert {type(case.solver) for case in CASES.values()} == solvers - {bx.Vectorized, bx.solvers.Solver}
+    assert {type(case.solver) for case in KINDS.values()} == solvers - {bx.Vectorized, bx.solvers.Solver}
 
 
 @pytest.mark.parametrize("name", [name for name in ON_PROBLEM if CASES[name].finds])
@@ -241,7 +241,7 @@ def test_a_solver_may_be_made_inside_a_traced_function():
     np.testing.assert_allclose(stepped(jnp.zeros(2)), state.u, rtol=1e-6)
 
 
-@pytest.mark.parametrize("kind", {type(case.solver): case for case in CASES.values()})
+@pytest.mark.parametrize("kind", {type(case.solver): case for case in KINDS.values()})
 def test_info_is_that_of_a_point_and_of_the_direction(kind, key):
     """The losses and |grad_v g| are those at a point of the step; plain descent of u moves by `upper_grad_norm`."""
     case = next(case for case in CASES.values() if type(case.solver) is kind)
