@@ -146,3 +146,17 @@ def test_prefetch_stops_its_thread_when_left():
     next(feed)
     feed.close()
     assert not [t for t in threading.enumerate() if t.name == "bilevax-prefetch"]
+
+
+def test_a_stream_whose_structure_changes_is_refused(key):
+    """The error names the batch and both structures, and callbacks are finished."""
+    problem = bx.Problem(lambda u, v, data: jnp.sum((v - data["x"]) ** 2), lambda u, v, _: (u - v) ** 2)
+    batches = [bx.Batch(upper={"x": np.ones(2)}) for _ in range(3)] + [bx.Batch(upper={"x": np.ones(2), "w": 1.0})]
+    seen = []
+    message = r"a batch 3 with .*\{'w': \*, 'x': \*\}.* batch 0, has the structure .*\{'x': \*\}.* of one structure"
+    with pytest.raises(bx.InputError, match=message):
+        bx.solve(
+            bx.Alternating(), problem, jnp.zeros(()), jnp.zeros(()), batches, steps=9, every=1, key=key,
+            callbacks=[lambda visit: seen.append(visit.step)],
+        )  # fmt: skip
+    assert seen == [1, 2, 3]

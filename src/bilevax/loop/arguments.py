@@ -1,12 +1,13 @@
-"""What `solve` was given, checked."""
+"""The arguments of `solve`, checked."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from jax.sharding import Mesh
+from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
-from bilevax._checks import InputError, PyTree, check_key, check_variable, described, require_count, require_function
+from bilevax._checks import InputError, check_key, check_variable, described, require_count, require_function
 from bilevax.loop.layout import Layout
 from bilevax.loop.placement import OneDevice, OnMesh
 from bilevax.loop.result import Callback, Result, Resumable, Run, Visit
@@ -20,15 +21,15 @@ LONGEST_STRETCH = 1000  # steps, by default
 
 @dataclass(frozen=True, eq=False)
 class Arguments:
-    """The arguments of a solve; see `solve`. Counts are ints, and `every` is set."""
+    """The arguments of `solve`, each of its type; `every` is set, and `batches` is checked later."""
 
     solver: Solver
     problem: Problem
-    u: PyTree
-    v: PyTree
+    u: PyTree[Float[Array, "..."]]
+    v: PyTree[Float[Array, "..."]]
     batches: Any
     steps: int
-    key: Any
+    key: PRNGKeyArray
     every: int
     stop: Callable[[Visit], bool]
     callbacks: Sequence[Callback]
@@ -37,7 +38,7 @@ class Arguments:
 
     @property
     def saver(self) -> Callback | None:
-        """The callback that saves the state, if there is one."""
+        """The callback that saves the state; None if there is none."""
         return next((c for c in self.callbacks if isinstance(c, Resumable)), None)
 
 
@@ -55,10 +56,10 @@ def checked(
     resume: Any,
     mesh: Any,
 ) -> Arguments:
-    """The arguments of `solve`, of the types that the loop needs. The batches are looked at later.
+    """Check the arguments of `solve`, except the batches.
 
     Raises:
-        InputError: one of them cannot be used.
+        InputError: an argument cannot be used.
     """
     base.require_solver("solve", solver)
     if not isinstance(problem, Problem):
@@ -68,7 +69,7 @@ def checked(
     if steps > MOST_STEPS:
         raise InputError(f"solve: steps is {steps}, and may be at most {MOST_STEPS}.")
     every = min(LONGEST_STRETCH, max(1, steps // 100)) if every is None else require_count("solve", "every", every)
-    # Below that length solves of any number of steps share their program.
+    # Up to LONGEST_STRETCH the length does not depend on `steps`: solves of different lengths share one program.
     every = min(every, max(steps, LONGEST_STRETCH))
     check_key("solve", key)
     if stop is not None:
@@ -91,7 +92,7 @@ def _require_hashable(solver: Solver, problem: Problem) -> None:
     except TypeError as error:
         raise InputError(
             f"The solver or the problem holds a field that cannot be hashed ({error}). "
-            "Keep arrays out of them: they belong in u, v or the batches."
+            "Pass arrays in u, v or the batches instead."
         ) from error
 
 
@@ -112,7 +113,7 @@ def _never(visit: Visit) -> bool:
 class _OnVisit:
     """A plain function as a Callback."""
 
-    def __init__(self, function: Any):
+    def __init__(self, function: Callable[[Visit], None]):
         self.visit = function
 
     def start(self, run: Run) -> None:
@@ -123,9 +124,9 @@ class _OnVisit:
 
 
 def _listeners(callbacks: Any) -> list[Callback]:
-    """Callbacks, functions made into such."""
+    """The callbacks, with each plain function wrapped as a Callback."""
     if not isinstance(callbacks, list | tuple):
-        raise InputError(f"solve: callbacks is {described(callbacks)}. Pass a list of them.")
+        raise InputError(f"solve: callbacks is {described(callbacks)}. Pass a list of callbacks.")
     for c in callbacks:
         methods = [callable(getattr(c, name, None)) for name in ("start", "visit", "finish")]
         if isinstance(c, type) or not (all(methods) or (callable(c) and not any(methods))):

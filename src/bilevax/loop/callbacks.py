@@ -1,10 +1,8 @@
-"""What to do between stretches: a progress bar, logs, and checkpoints to resume from.
+"""Callbacks that draw a progress bar and write logs.
 
-`solve` asks little of a callback (`solve.Callback`), so any function of a Visit is one too. The
-packages that these lean on are imported when a solve starts, not with bilevax. In a solve over several
-processes only the first draws and writes.
-
-A file that cannot be written does not end a solve: a warning names it, and the next visit tries again.
+The packages that they need are imported when a solve starts, not with bilevax. In a solve over several processes only
+the first process draws and writes. A file that cannot be written does not end a solve: a warning names it, and the
+next visit tries again.
 """
 
 import importlib
@@ -23,6 +21,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jaxtyping import Shaped
 
 from bilevax import _files
 from bilevax._checks import InputError
@@ -33,10 +32,10 @@ from bilevax.solvers.base import Info
 class Progress:
     """A progress bar (tqdm; a widget in notebooks) with both losses, the stage if there is one, and the rate.
 
-    Args:
-        description: what stands before the bar.
+    For a `Vectorized` solver the bar shows means over the members whose values are finite.
 
-    For a `Vectorized` solver the means over the members that are still alive are shown.
+    Args:
+        description: the text before the bar.
 
     Example:
         >>> from bilevax import Progress
@@ -48,7 +47,7 @@ class Progress:
         self._bar: Any = None
 
     def start(self, run: Run) -> None:
-        """Draw the bar, from the resumed step on.
+        """Draw the bar, starting at the step that the solve starts from.
 
         Raises:
             InputError: tqdm is not installed.
@@ -59,7 +58,7 @@ class Progress:
         self._bar = tqdm(total=run.steps, initial=min(run.step, run.steps), desc=self.description or None, unit="step")
 
     def visit(self, visit: Visit) -> None:
-        """Move the bar."""
+        """Update the bar."""
         if self._bar is None:
             return
         scalars = {name: _mean(value) for name, value in _last(visit.info).items()}
@@ -84,16 +83,19 @@ class Progress:
 class JsonLines:
     """A log with one line of JSON per visit: the step, the seconds, and every scalar of that step's Info.
 
+    Values that are not finite are written as null, and values of a `Vectorized` solver as lists with one entry per
+    member. A scalar of `extra` whose name is taken, for example "step", is written as "extra/step".
+
+    A resumed solve removes the lines after the step that it resumes from and continues the file, including the count
+    of seconds (time between the last checkpoint and the end of the earlier process is not counted). A new solve
+    renames an existing log (`log.jsonl` to `log.jsonl.1` and so on) and starts another. A file that is not a log is
+    refused.
+
+    Lines that cannot be written, for example because the disk is full, are kept and written with a later line; a
+    warning says so.
+
     Args:
-        path: the file; its folder is made. Values that are not finite are written as null, those of a
-            `Vectorized` solver as lists with a value per member. A scalar of `extra` whose name is taken, such
-            as "step", is written as "extra/step".
-
-    A resumed solve drops the lines past its step and goes on from there, seconds included (those between
-    the last checkpoint and the kill do not count). A new solve renames a log that is already there,
-    `log.jsonl` to `log.jsonl.1` and so on, and starts another. A file that is no such log is refused.
-
-    Lines that cannot be written, on a full disk say, are kept and written with a later one; a warning says so.
+        path: the file. Its folder is made if it does not exist.
 
     Raises:
         InputError: path is not a local path.
@@ -141,10 +143,10 @@ class JsonLines:
             ) from error
 
     def _holds_a_log(self) -> bool:
-        """Whether there are lines at the path; refuses what is not a log."""
+        """Whether the path holds lines of a log. Raises InputError if it holds anything else."""
         try:
             status = self.path.stat()
-        except FileNotFoundError:  # a symlink to a file that is yet to be made
+        except FileNotFoundError:  # a symlink to a file that does not exist yet
             return False
         if not stat.S_ISREG(status.st_mode):
             kind = "a folder" if stat.S_ISDIR(status.st_mode) else "a device, a pipe or a socket"
@@ -161,7 +163,7 @@ class JsonLines:
         return True
 
     def _shorten(self, step: int) -> None:
-        """Cut off the lines past a step. The last line may be cut already: the solve was killed as it wrote it."""
+        """Remove the lines after a step. The last line may be incomplete: the process was killed as it wrote it."""
         kept = 0
         with self.path.open("r+b") as file:
             lines = file.readlines()
@@ -182,7 +184,7 @@ class JsonLines:
         """Write a line."""
         if self._log is None:
             return
-        scalars = _last(visit.info, taken=("step", "seconds"))
+        scalars = _last(visit.info, reserved=("step", "seconds"))
         record = {
             "step": visit.step,
             "seconds": round(self._before + visit.seconds, 6),
@@ -200,11 +202,12 @@ class JsonLines:
 class TensorBoard:
     """Every scalar of Info, at each visit, as TensorBoard events (through tensorboardX).
 
-    Args:
-        directory: where the event files go. A resumed solve has TensorBoard forget what came after its step.
+    For a `Vectorized` solver means over the members whose values are finite are written. A resumed solve makes
+    TensorBoard discard the events after the step that it resumes from. Events that cannot be written, for example
+    because the disk is full, are kept and written with later events; a warning says so.
 
-    For a `Vectorized` solver the means over the members that are still alive are written. Events that cannot be
-    written, on a full disk say, are kept and written with later ones; a warning says so.
+    Args:
+        directory: the folder of the event files.
 
     Raises:
         InputError: directory is not a local path.
@@ -236,7 +239,7 @@ class TensorBoard:
             self._add(step=run.step + 1, session_log=board.proto.event_pb2.SessionLog(status=start))
 
     def _add(self, **fields: Any) -> None:
-        """Write an event as a TFRecord: its length, that length's checksum, the event, its checksum."""
+        """Write an event as a TFRecord: length, checksum of the length, event, checksum of the event."""
         board, records = importlib.import_module("tensorboardX"), importlib.import_module("tensorboardX.record_writer")
         data = board.proto.event_pb2.Event(wall_time=time.time(), **fields).SerializeToString()
         size = struct.pack("<Q", len(data))
@@ -260,7 +263,7 @@ class TensorBoard:
 
 
 class _Log:
-    """A file that grows at its end. What cannot be written is kept, and written with what comes next."""
+    """A file that is appended to. Data that cannot be written are kept and written with the next data."""
 
     def __init__(self, owner: str, path: Path):
         self._owner, self._path = owner, path
@@ -271,10 +274,10 @@ class _Log:
         self._failed = False
 
     def write(self, data: bytes) -> None:
-        """Append; a failure is a warning, the first of several in a row alone."""
+        """Append. A failure gives a warning, unless the write before failed too."""
         self._waiting += data
         try:
-            # Not in append mode: so a part that was written before an error is written over.
+            # Not in append mode: a part that was written before an error is overwritten.
             self._file.seek(self._end)
             left = memoryview(self._waiting)
             while left:
@@ -293,7 +296,7 @@ class _Log:
             self._waiting, self._failed = b"", False
 
     def close(self) -> None:
-        """Try a last time what is not written yet, and close."""
+        """Try once more to write the data that are left, and close the file."""
         if self._waiting:
             self.write(b"")
         if self._waiting:
@@ -302,19 +305,19 @@ class _Log:
             self._file.close()
 
 
-def _last(info: Info, taken: Iterable[str] = ()) -> dict[str, np.ndarray]:
-    """The scalars of a stretch's last step by name; those in `extra` by their names there, where these are free."""
+def _last(info: Info, reserved: Iterable[str] = ()) -> dict[str, Shaped[np.ndarray, "*members"]]:
+    """The scalars of a stretch's last step by name. A scalar of `extra` keeps its name there if that is free."""
     named = {name: getattr(info, name) for name in Info._fields if name != "extra"}
     for path, x in jax.tree_util.tree_leaves_with_path(info.extra):
         name = jax.tree_util.keystr(path, simple=True, separator="/")
-        while name in named or name in taken:
+        while name in named or name in reserved:
             name = f"extra/{name}"
         named[name] = x
     return {name: x[-1] for name, x in named.items()}
 
 
 def _record(line: bytes) -> dict[str, Any] | None:
-    """A line of a log; None if it is none."""
+    """The record in a line of a log; None if the line does not hold one."""
     try:
         record = json.loads(line)
         return record if isinstance(record["step"], int) and isinstance(record["seconds"], int | float) else None
@@ -322,14 +325,14 @@ def _record(line: bytes) -> dict[str, Any] | None:
         return None
 
 
-def _mean(value: np.ndarray) -> float:
-    """The mean over the members that are finite."""
+def _mean(value: Shaped[np.ndarray, "*members"]) -> float:
+    """The mean over the members whose values are finite; NaN if there are none."""
     values = np.asarray(value, float)
     finite = values[np.isfinite(values)]
     return float(finite.mean()) if finite.size else float("nan")
 
 
-def _jsonable(value: np.ndarray) -> Any:
+def _jsonable(value: Shaped[np.ndarray, "*members"]) -> list[Any] | int | float | None:
     if np.ndim(value) > 0:
         return [_jsonable(x) for x in value]
     if np.issubdtype(value.dtype, np.integer):
@@ -339,7 +342,7 @@ def _jsonable(value: np.ndarray) -> Any:
 
 
 def unused(path: Path) -> Path:
-    """`path`, or where that is taken, with the first number behind it that is free."""
+    """`path`, or if it exists the first of `path.1`, `path.2` and so on that does not."""
     number, candidate = 0, path
     while os.path.lexists(candidate):
         number += 1
@@ -348,7 +351,7 @@ def unused(path: Path) -> Path:
 
 
 def warn(text: str) -> None:
-    """Warn in the midst of a solve, which goes on also where warnings are errors."""
+    """Warn during a solve. Where warnings are errors the text is printed instead, and the solve goes on."""
     try:
         warnings.warn(text, stacklevel=3)
     except UserWarning:
@@ -356,7 +359,7 @@ def warn(text: str) -> None:
 
 
 def require_writable(owner: str, directory: Path) -> None:
-    """Refuse a directory that cannot be made or written."""
+    """Raise InputError for a directory that cannot be made or written to."""
     try:
         _files.make_writable(directory)
     except OSError as error:

@@ -1,4 +1,4 @@
-"""Saves of a running solve, from which a later one resumes."""
+"""Saves of a running solve, from which a later solve resumes."""
 
 import hashlib
 import os
@@ -15,7 +15,7 @@ from bilevax.loop.callbacks import require_writable, unused, unwritable, warn
 from bilevax.loop.processes import any_process
 from bilevax.loop.result import Fingerprint, Result, Run, Saved, SolveError, Visit
 from bilevax.loop.saves import STATE, Writer, lock, pack, read, saves_in, step_of, unpack, was_a_save, what_it_is
-from bilevax.solvers.base import Info
+from bilevax.solvers.base import Info, State
 
 
 class SaveError(SolveError):
@@ -23,32 +23,33 @@ class SaveError(SolveError):
 
 
 class Checkpoint:
-    """Saves a solve as it runs, and is where `resume` finds it.
+    """A callback that saves a solve as it runs, and that `resume` reads.
+
+    Pass the same object as callback and as `resume`: the same command then starts a solve and continues it, bit for
+    bit, until it is done.
+
+    A save holds the state and the history in one NPZ file. A thread writes it while the solve goes on and renames it
+    when it is complete, so a save that was cut short is never read. At the end, also after Ctrl-C and after a
+    non-finite value (with the last finite state), the last state is saved if it has not been, and `solve` waits for
+    the write.
+
+    With a small state a save takes a few milliseconds of the visit and about 10 ms in the background, more with the
+    size of the state and the length of the history. A visit that comes while a save is being written is skipped, so
+    frequent visits do not slow the solve down. Choose `every` (or that of `solve`) so that saves are seconds apart.
+
+    A save that fails, for example because the disk is full, does not end the solve: a warning gives the reason,
+    earlier saves stay, and the next save is tried. SaveError is raised only if the last state cannot be saved at the
+    end. If the newest save is damaged, the one before it is used, with a warning. While a solve writes to the
+    directory, other solves that would write to it are refused.
+
+    A save holds whole arrays, so a solve over other devices or another number of processes can continue it; results
+    then agree to rounding. With several processes every process must have access to the directory.
 
     Args:
-        directory: holds a folder per saved step. It is made if need be. Other files in it are left alone.
-        every: visits from one save to the next.
-        keep: how many saves to keep, the newest.
-
-    A save holds the state and the history, as an NPZ file; it is written by a thread while the solve goes on, and
-    takes its final name once whole, so one that was cut off by a kill is never seen. At the end, after Ctrl-C
-    and at a non-finite value too (the last finite state), what is not yet saved is saved and waited for.
-
-    A small state costs a visit a few milliseconds, and its write some 10 ms in the background, more with the size of
-    the state and the length of the history. A visit that comes while a save is being written is passed
-    over, so frequent visits do not stall the solve; choose `every` (or solve's) so that saves are
-    seconds apart.
-
-    Pass the same object as callback and as `resume`, and the same command starts a solve and continues
-    it, bit for bit, until it is done.
-
-    A save that fails, on a full disk say, does not end the solve: a warning says why, earlier saves stay, and the next
-    save is tried. Only where the last state cannot be saved at the end, SaveError is raised, with the Result. A newest
-    save that turns out to be damaged is passed over, with a warning, for the one before. While a solve writes to the
-    directory, another one is refused.
-
-    A save holds whole arrays, so a solve over other devices or another number of processes continues it, to rounding.
-    Several processes must all see the directory.
+        directory: it holds one folder per saved step, and is made if it does not exist. Other files in it are not
+            touched.
+        every: the number of visits from one save to the next.
+        keep: how many saves to keep; older ones are deleted.
 
     Raises:
         InputError: directory is not a local path, or a count is not a positive integer.
@@ -75,22 +76,22 @@ class Checkpoint:
         self._about: dict[str, Any] = {}
         self._saved = 0
         self._due = 0
-        self._damaged: set[int] = set()  # steps, as found by `load`
-        self._refused: set[int] = set()  # threads whose solves were refused because another one is running
-        self._writer: Writer | None = None  # of the first process
+        self._damaged: set[int] = set()  # steps whose saves `load` found damaged
+        self._refused: set[int] = set()  # threads whose solves `start` refused, since another solve was running
+        self._writer: Writer | None = None  # in the first process only
 
     def start(self, run: Run) -> None:
         """Make the directory ready.
 
         Raises:
-            InputError: it cannot be written, another solve writes to it, it holds later steps than the one this
-                solve starts from, or something that is not a save stands where one would go.
+            InputError: the directory cannot be written to, another solve writes to it, it holds a later step than
+                this solve starts from, or it holds something that is not a save under the name of a step to come.
         """
         if self._running:
             self._refused.add(threading.get_ident())
             raise InputError(
                 f"Checkpoint: one object, of {str(self.directory)!r}, is given to two solves, or twice to one. Make "
-                "one for each, with a directory of its own."
+                "one Checkpoint for each solve, with a directory of its own."
             )
         require_writable("Checkpoint", self.directory)
         unlock = lock(self.directory) if run.writes else None
@@ -128,7 +129,7 @@ class Checkpoint:
                 )
 
     def _clean(self) -> None:
-        """Clear away what a kill has left, and set damaged saves aside."""
+        """Delete what killed processes have left, and rename damaged saves."""
         try:
             _files.sweep(self.directory)
             for step in self._damaged:
@@ -155,12 +156,12 @@ class Checkpoint:
             self._save(visit.step, visit.state, visit.history())
 
     def finish(self, result: Result | None) -> None:
-        """Save what is not saved yet, and wait until all is written.
+        """Save the last state if it is not saved yet, and wait until it is written.
 
         Raises:
             SaveError: the last state could not be saved.
         """
-        if threading.get_ident() in self._refused:  # the end of a solve that `start` refused, not of the running one
+        if threading.get_ident() in self._refused:  # not the end of the running solve
             self._refused.discard(threading.get_ident())
             return
         if not self._running:
@@ -187,14 +188,12 @@ class Checkpoint:
             if writer is not None:
                 writer.close()
 
-    def load(self, fingerprint: Fingerprint, state: Any, info: Info) -> Saved | None:
-        """The newest save that is whole; None if there is none yet.
-
-        A damaged one is passed over for the one before, with a warning.
+    def load(self, fingerprint: Fingerprint, state: State, info: Info) -> Saved | None:
+        """The newest save that is not damaged; None if the directory holds no saves.
 
         Raises:
-            InputError: no save is whole, another solve writes to the directory, or the save is of a solve with other
-                shapes or data, another problem, solver or key.
+            InputError: all saves are damaged, another solve writes to the directory, or the save is of a solve with
+                other shapes or data, or another problem, solver or key.
         """
         _files.require_unlocked(self.directory, "Checkpoint: directory")
         self._damaged = set()
@@ -213,7 +212,7 @@ class Checkpoint:
             try:
                 about, data = read(path / STATE)
                 shape = about["step"], about["rows"], about["bytes"]
-            except Exception as error:  # zipfile, zlib, NumPy and json have many kinds for a damaged file
+            except Exception as error:  # zipfile, zlib, NumPy and json raise many types for damaged files
                 self._damaged.add(step)
                 faults[path] = f"is cut short or damaged ({short_reason(error)})"
                 continue
@@ -235,8 +234,8 @@ class Checkpoint:
             )
         return None
 
-    def _save(self, step: int, state: Any, history: Info) -> None:
-        """Start to write a save; every process of several must call this."""
+    def _save(self, step: int, state: State, history: Info) -> None:
+        """Start to write a save. Every process must call this: it gathers arrays."""
         data = pack((state, history))
         self._saved, self._due = step, 0
         if self._writer is not None:
@@ -245,8 +244,8 @@ class Checkpoint:
 
 
 def _compare(where: str, found: dict[str, Any], wanted: dict[str, Any]) -> None:
-    """Refuse a save of another solve; differences that cause others are named first."""
-    instead = "Resume with what it was saved with, or name another directory."
+    """Raise InputError for a save of another solve. A difference that can cause others is reported first."""
+    instead = "Call solve with the same arguments as then, or name another directory."
     if found.get("shapes") != wanted["shapes"]:
         pairs = zip(found.get("shapes", []), wanted["shapes"], strict=False)
         was, now = next((p for p in pairs if p[0] != p[1]), ("", ""))
@@ -272,7 +271,7 @@ def _compare(where: str, found: dict[str, Any], wanted: dict[str, Any]) -> None:
 
 
 def _about(fingerprint: Fingerprint) -> dict[str, Any]:
-    """A fingerprint as JSON: traced programs as hashes, shapes in full, so that a refusal can name them."""
+    """A fingerprint as JSON. Traced programs are hashed; shapes are kept in full, since error messages show them."""
 
     def hashed(text: str) -> str:
         return hashlib.sha256(text.encode()).hexdigest()

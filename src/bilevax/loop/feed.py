@@ -1,7 +1,7 @@
-"""What feeds the loop its batches: a source on the device, or an iterable on the host.
+"""Where the loop gets its batches: from a source on the device, or from an iterable on the host.
 
-`Resident` and `Stream` have the same methods, so the loop is the same for both: one compiled call for each stretch of
-the first, and one for each batch of the second.
+`Resident` and `Stream` have the same methods, so the loop is the same for both. `Resident` makes one compiled call for
+each stretch, `Stream` one for each batch.
 """
 
 import contextlib
@@ -14,6 +14,8 @@ from typing import Any, Protocol
 
 import jax
 import numpy as np
+from jax.tree_util import PyTreeDef
+from jaxtyping import PRNGKeyArray
 
 from bilevax._checks import InputError, check_finite, described, require_arrays
 from bilevax.loop import signals
@@ -26,12 +28,12 @@ from bilevax.solvers.base import Info
 
 
 class Feed(Protocol):
-    """What the loop asks of a feed.
+    """The batches of a solve.
 
     Attributes:
-        first: the first batch, placed.
-        checked: a batch for `Solver.check`: the one with the largest indices where it is known, else the first.
-        source: the source as it was given; None for an iterable.
+        first: the first batch; on the devices if the feed is a `Stream`.
+        checked: the batch for `Solver.check`: the one with the largest indices if that is known, else the first.
+        source: the source that `solve` was called with; None for an iterable.
     """
 
     @property
@@ -41,72 +43,79 @@ class Feed(Protocol):
     def checked(self) -> Batch: ...  # noqa: D102
 
     @property
-    def source(self) -> Any: ...  # noqa: D102
+    def source(self) -> Source | None: ...  # noqa: D102
 
     def opened(self, step: int, steps: int, asked: Asked) -> AbstractContextManager[Any]:
-        """Within, batches `step` to `steps` can be taken; a signal (`asked`) ends the wait for one."""
+        """A context in which the batches `step` to `steps - 1` are available; a signal (`asked`) ends the wait."""
         ...
 
     def compiled(self, program: Program, capacity: int, carry: Carry) -> Carry:
-        """Compile the program where that can be done without a step; a signal need not wait for a stretch then."""
+        """Compile the program without taking a step, if possible, so that a signal can end the solve right after."""
         ...
 
     def advance(self, program: Program, capacity: int, carry: Carry, step: int, count: int) -> tuple[Carry, Info, int]:
-        """Take `count` steps, or fewer if a step is not finite or batches run out; their Info, and how many."""
+        """Take `count` steps, or fewer if a step is not finite or batches run out.
+
+        Returns:
+            The carry after the last step, the Info of the steps (on the host), and their number.
+        """
         ...
 
     def fault(self, step: int) -> str | None:
-        """What is not finite in the batch of a step, as a sentence; None if all of it is, or if it is not known."""
+        """A sentence on the first non-finite value in the batch of a step; None if no such value is known."""
         ...
 
 
 class Resident:
     """A source on the device: a stretch is one compiled call."""
 
-    def __init__(self, source: Source, placement: Placement, first: Batch, checked: Batch, key: Any):
+    def __init__(self, source: Source, placement: Placement, first: Batch, checked: Batch, key: PRNGKeyArray):
         self.source, self.first, self.checked = source, first, checked
         self._placement, self._key = placement, key
         self._placed: Any = None
 
     def opened(self, step: int, steps: int, asked: Asked) -> AbstractContextManager[Any]:
-        """The source is placed here, after all checks of its arrays."""
+        """Place the source on the devices."""
         self._placed = self._placement.source(self.source)
         return contextlib.nullcontext()
 
     def compiled(self, program: Program, capacity: int, carry: Carry) -> Carry:
-        """A stretch of no steps."""
+        """Run a stretch of no steps."""
         return program(capacity, carry, self._placed, 0, 0)[0]
 
     def advance(self, program: Program, capacity: int, carry: Carry, step: int, count: int) -> tuple[Carry, Info, int]:
-        """One call, whose Info is read back."""
+        """Make one compiled call, and read back its Info."""
         carry, info, taken = program(capacity, carry, self._placed, step, count)
         info, taken = jax.device_get((info, taken))
         return carry, jax.tree.map(lambda x: x[:taken], info), int(taken)
 
     def fault(self, step: int) -> str | None:
-        """By drawing the batch again."""
+        """Draw the batch again and check it."""
         return _fault(self.source.at(step, self._key))
 
 
 class Stream:
-    """An iterable on the host, prefetched: a batch is one compiled call, and nothing is read back within a stretch."""
+    """An iterable on the host, prefetched: each batch is one compiled call; a stretch is read back at its end."""
 
     source = None
 
     def __init__(self, batches: Iterator[Batch], placement: Placement, first: Batch):
         self.first = self.checked = placement.batch(first)
         self._batches, self._placement = itertools.chain([first], batches), placement
+        self._structure = jax.tree.structure(first)
         self._ready: Iterator[Batch] = iter(())
         self._faults: dict[int, str] = {}
 
     @contextmanager
     def opened(self, step: int, steps: int, asked: Asked) -> Iterator[None]:
-        """The iterable wound forward to `step`; a thread works ahead."""
+        """Skip the batches before `step`; a thread reads the others ahead of the loop."""
         numbers = itertools.count(step)
 
         def place(batch: Batch) -> Batch:
-            """Placed; what is not finite in it is remembered, in case its step fails."""
-            number, fault = next(numbers), _fault(batch)
+            """Put a batch on the devices; record what is not finite in it, for the error if its step fails."""
+            number = next(numbers)
+            require_structure(number, batch, self._structure)
+            fault = _fault(batch)
             if fault is not None:
                 self._faults[number] = fault
             return self._placement.batch(batch)
@@ -116,11 +125,11 @@ class Stream:
             yield
 
     def compiled(self, program: Program, capacity: int, carry: Carry) -> Carry:
-        """Nothing: the first batch may not be there yet."""
+        """Do nothing, since the first batch may not be available yet."""
         return carry
 
     def advance(self, program: Program, capacity: int, carry: Carry, step: int, count: int) -> tuple[Carry, Info, int]:
-        """A call for each batch. The first process whose batches run out ends the stretch for all."""
+        """Make one compiled call for each batch, until the batches of any process run out."""
         infos, taken = [], []
         for i in range(count):
             batch = next(self._ready, None)
@@ -135,16 +144,16 @@ class Stream:
         return carry, info, total
 
     def fault(self, step: int) -> str | None:
-        """As it was found when the batch was placed."""
+        """The sentence that was recorded when the batch was placed."""
         return self._faults.get(step)
 
 
-def feed_of(batches: Any, placement: Placement, key: Any, asked: Asked) -> Resident | Stream:
-    """A feed of what `solve` was given as `batches`.
+def feed_of(batches: Any, placement: Placement, key: PRNGKeyArray, asked: Asked) -> Resident | Stream:
+    """The feed for the argument `batches` of `solve`.
 
     Raises:
         InputError: it is neither a Batch, nor a source, nor an iterable of Batches.
-        LeftError: a signal came while the first batch of an iterable was waited for.
+        LeftError: a signal came before the first batch of an iterable.
     """
     if isinstance(batches, str | bytes | dict | np.ndarray | jax.Array) or hasattr(batches, "iloc"):
         raise InputError(
@@ -171,6 +180,7 @@ def feed_of(batches: Any, placement: Placement, key: Any, asked: Asked) -> Resid
 
 
 def _fault(batch: Batch) -> str | None:
+    """The error message of `check_finite`, if a value is not finite."""
     try:
         check_finite("batch", batch)
     except InputError as error:
@@ -179,7 +189,7 @@ def _fault(batch: Batch) -> str | None:
 
 
 def require_batch(batch: Any) -> None:
-    """Refuse what a host iterable yields if it is no Batch of arrays."""
+    """Raise InputError if an item of a host iterable is not a Batch of arrays."""
     if not isinstance(batch, Batch):
         raise InputError(
             f"batches yields {type(batch).__name__}, and must yield bilevax.Batch(upper=..., lower=...). Pass the data "
@@ -188,16 +198,26 @@ def require_batch(batch: Any) -> None:
     require_arrays("batch", batch)
 
 
+def require_structure(number: int, batch: Batch, structure: PyTreeDef) -> None:
+    """Raise InputError if batch `number` of a host iterable has another tree structure than the first batch."""
+    found = jax.tree.structure(batch)
+    if found != structure:
+        raise InputError(
+            f"batches yields a batch {number} with the tree structure {found}, and its first, batch 0, has the "
+            f"structure {structure}. Yield batches of one structure."
+        )
+
+
 def prefetch(
     batches: Iterable[Batch],
     place: Callable[[Batch], Batch] = jax.device_put,
     depth: int = 2,
     asked: Asked | None = None,
 ) -> Generator[Batch, None, None]:
-    """The same Batches, put on the device (or devices: `place`) by a thread that works `depth` batches ahead.
+    """The same batches, placed on the devices (by `place`) by a thread that works up to `depth` batches ahead.
 
-    Where a signal has come (`asked`) and no batch is ready, they end. A thread that stalls in the user's iterable is
-    left behind.
+    They end early if a signal has come (`asked`) and no batch is ready. A thread that waits for the user's iterable is
+    then abandoned.
     """
     ready: queue.Queue[Any] = queue.Queue(maxsize=depth)
     stop = threading.Event()
@@ -219,7 +239,7 @@ def prefetch(
                 if not put(place(batch)):
                     return
             put(end)
-        except BaseException as error:  # handed to the consumer, whose error it is
+        except BaseException as error:  # raised again by the consumer
             put(error)
 
     thread = threading.Thread(target=work, daemon=True, name="bilevax-prefetch")
@@ -236,7 +256,7 @@ def prefetch(
             if item is end:
                 return
             if isinstance(item, BaseException):
-                if asked is not None and asked:  # Ctrl-C reaches the processes of a loader, too, which then fail
+                if asked is not None and asked:  # Ctrl-C also makes a data loader's processes fail
                     return
                 raise item
             yield item

@@ -1,4 +1,4 @@
-"""What a resumed solve must share with the one that was saved."""
+"""What a resumed solve must have in common with the saved one."""
 
 import functools
 import hashlib
@@ -9,21 +9,29 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
-from bilevax._checks import PyTree
 from bilevax.loop.processes import on_host
 from bilevax.loop.result import Fingerprint
+from bilevax.loop.sources import Source
 from bilevax.problem import Batch, Problem
 from bilevax.solvers import base
+from bilevax.solvers.base import Solver, State
 
 
 def fingerprint_of(
-    solver: Any, problem: Problem, state: Any, batch: Batch, source: Any, key: Any, start: tuple[PyTree, PyTree]
+    solver: Solver,
+    problem: Problem,
+    state: State,
+    batch: Batch,
+    source: Source | None,
+    key: PRNGKeyArray,
+    start: tuple[PyTree[Float[Array, "..."]], PyTree[Float[Array, "..."]]],
 ) -> Fingerprint:
     """Shapes, the traced programs of the problem and of a step as text without addresses, and hashes of the data."""
 
-    def bare(x: Any) -> Any:
-        """Its shape without its devices, which derivatives note in their programs: a save goes on over others."""
+    def bare(x: Any) -> jax.ShapeDtypeStruct:
+        """The shape without devices, which would appear in the programs: a save may be resumed on other devices."""
         kind = jax.typeof(x)
         return jax.ShapeDtypeStruct(kind.shape, kind.dtype, weak_type=kind.weak_type)
 
@@ -42,7 +50,7 @@ def fingerprint_of(
     shapes.append(f"source: {_without_addresses(str(jax.tree.structure(source)))}")
     some = jax.random.key(0)
 
-    def losses(state: Any, batch: Batch, key: Any) -> Any:
+    def losses(state: State, batch: Batch, key: PRNGKeyArray) -> Any:
         lower = base.lower_data(batch, 0)
         u, v = state.u, state.v
         return (
@@ -54,7 +62,7 @@ def fingerprint_of(
             None if problem.lower_start is None else problem.lower_start(u, batch, key),
         )
 
-    def of_members(state: Any, batch: Batch, key: Any) -> Any:
+    def of_members(state: State, batch: Batch, key: PRNGKeyArray) -> Any:
         return base.over_members(solver, losses, state, batch, key)
 
     return Fingerprint(
@@ -73,7 +81,7 @@ def fingerprint_of(
 
 
 def _hashes(name: str, tree: PyTree) -> list[str]:
-    """A line for each array: its name and the SHA-256 of its values. Of several processes every one must call this."""
+    """A line for each array: its name and the SHA-256 of its values. Every process must call this."""
     lines = []
     for path, x in jax.tree_util.tree_leaves_with_path(tree):
         x = jax.random.key_data(x) if jnp.issubdtype(jnp.result_type(x), jax.dtypes.prng_key) else x

@@ -1,4 +1,4 @@
-"""How a user describes where a solve runs: a mesh of devices, and what lies where on it."""
+"""`Layout`: the devices of a solve, and how its arrays are laid out on them."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -7,28 +7,31 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array, Float, PyTree
 
-from bilevax._checks import InputError, PyTree, require_count
+from bilevax._checks import InputError, require_count
 from bilevax.problem import Batch, PerMove
+from bilevax.solvers.base import State
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Which devices a solve uses, and what lies where.
+    """The devices that a solve uses, and how its arrays are laid out on them.
+
+    A fixed Batch is split over the devices if their number divides the number of samples. The data sets of
+    `Minibatches` and `Epochs` are stored whole on every device, so that each device gathers its own samples and no data
+    are sent between devices. A data set that is used whole is split where it is used, and padded if necessary. With a
+    host iterable each process yields its own share of every batch.
 
     Args:
         mesh: a `jax.sharding.Mesh`; `over(n)` makes the usual one. With several processes it spans all of them.
-        u, v: how these are laid out: a `PartitionSpec`, or a tree of them as u or v or a prefix of it. By default every
-            device holds all of both. Optimizer states, multipliers and whatever else of a solver's state has the
-            form of u or v is laid out like it.
-        data: the axis of the mesh over which the samples of a batch, its arrays' leading axis, are split.
-
-    A fixed Batch is stored split where the devices divide its samples. The data sets of `Minibatches` and `Epochs` lie
-    whole on every device, so that each gathers its own samples and no data travel; what is used whole is split where it
-    is used, padded if need be. With a host iterable each process yields its own share of every batch.
+        u, v: the layout of u and of v: a `PartitionSpec`, or a tree of `PartitionSpec` with the structure of u or v or
+            a prefix of it. By default every device holds all of u and v. Parts of a solver's state that have the
+            structure and shapes of u or v, such as optimizer states, are laid out in the same way.
+        data: the axis of the mesh over which the samples of a batch (the leading axis of its arrays) are split.
 
     Raises:
-        InputError: mesh is not a Mesh, or has no such axis.
+        InputError: mesh is not a Mesh, or has no axis named `data`.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -64,7 +67,7 @@ class Layout:
                 f"Layout: the mesh has the axes {list(self.mesh.axis_names)}, and none named {self.data!r} to split "
                 "the samples over. Name one of them by Layout(mesh, data=...)."
             )
-        automatic = (AxisType.Auto,) * len(self.mesh.axis_names)  # XLA finds the layouts that are not given
+        automatic = (AxisType.Auto,) * len(self.mesh.axis_names)  # XLA chooses the other layouts
         object.__setattr__(self, "mesh", Mesh(self.mesh.devices, self.mesh.axis_names, axis_types=automatic))
 
     @property
@@ -73,14 +76,14 @@ class Layout:
         return self.mesh.shape[self.data]
 
     def sharding(self, spec: PartitionSpec) -> NamedSharding:
-        """A spec on this mesh."""
+        """The sharding of a spec on this mesh."""
         return NamedSharding(self.mesh, spec)
 
-    def of_variable(self, name: str, x: PyTree) -> PyTree:
-        """A sharding for each leaf of u or of v (`name`).
+    def of_variable(self, name: str, x: PyTree[Float[Array, "..."]]) -> PyTree[NamedSharding]:
+        """A sharding for each leaf of `x`, which is u or v (`name`).
 
         Raises:
-            InputError: the specs do not match its tree, or an axis of a leaf cannot be split as asked.
+            InputError: the specs do not match the tree, or do not divide an axis of a leaf evenly.
         """
         specs = getattr(self, name)
         for leaf in jax.tree.leaves(specs, is_leaf=_is_spec):
@@ -91,7 +94,7 @@ class Layout:
         except ValueError as error:
             raise InputError(
                 f"Layout: the tree of PartitionSpecs for {name} does not match {name}: it is {specs!r}, and {name} has "
-                f"{jax.tree.structure(x)}. Give one spec for all of {name}, or a tree of them of its form."
+                f"{jax.tree.structure(x)}. Give one spec for all of {name}, or a tree of specs with its structure."
             ) from error
         leaves = jax.tree_util.tree_leaves_with_path(x)
         for (path, leaf), spec in zip(leaves, jax.tree.leaves(full, is_leaf=_is_spec), strict=True):
@@ -101,8 +104,8 @@ class Layout:
     def _check(self, where: str, shape: tuple[int, ...], spec: PartitionSpec) -> None:
         if len(spec) > len(shape):
             raise InputError(
-                f"Layout: {where} has shape {shape}, and its spec {spec} names {len(spec)} axes. Give one entry per "
-                "axis at most."
+                f"Layout: {where} has shape {shape}, and its spec {spec} names {len(spec)} axes. Give at most "
+                "one entry per axis."
             )
         for axis, names in enumerate(spec):
             names = (names,) if isinstance(names, str) else tuple(names or ())
@@ -120,8 +123,8 @@ class Layout:
                     "divides it."
                 )
 
-    def of_state(self, state: Any, u: PyTree, v: PyTree) -> Any:
-        """A sharding for each leaf of a solver's state (its shapes): where a part has the form of u or v, theirs."""
+    def of_state(self, state: State, u: PyTree[Float[Array, "..."]], v: PyTree[Float[Array, "..."]]) -> State:
+        """A sharding for each leaf of a solver's state; parts with the structure and shapes of u or v get theirs."""
         like_u, like_v = ((x, self.of_variable(name, x)) for name, x in (("u", u), ("v", v)))
         whole = self.sharding(PartitionSpec())
 
@@ -141,9 +144,9 @@ class Layout:
         )
 
     def of_batch(self, batch: Batch) -> Batch:
-        """A spec for each array of a batch: split by samples, or whole where there are fewer samples than shares."""
+        """A spec for each array of a batch: split by samples, or whole if there are fewer samples than shares."""
 
-        def specs(tree: PyTree, axis: int) -> PyTree:
+        def specs(tree: PyTree, axis: int) -> PyTree[PartitionSpec]:
             def one(x: Any) -> PartitionSpec:
                 shape = np.shape(x)
                 if len(shape) <= axis or shape[axis] < self.shares or is_key(x):
@@ -157,10 +160,10 @@ class Layout:
         return Batch(specs(batch.upper, 0), specs(batch.lower, 0))
 
     def check_batch(self, batch: Batch, processes: int = 1) -> None:
-        """Refuse a batch, or the share of it that one of `processes` processes holds, that cannot be split evenly.
+        """Check that a batch, or the share of it that one of `processes` processes holds, can be split evenly.
 
         Raises:
-            InputError: the data axis of the mesh does not divide it.
+            InputError: the number of samples is not a multiple of the number of devices along the data axis.
         """
         specs = jax.tree.leaves(self.of_batch(batch), is_leaf=_is_spec)
         for (path, x), spec in zip(jax.tree_util.tree_leaves_with_path(batch), specs, strict=True):
@@ -175,10 +178,11 @@ class Layout:
 
 
 def over(devices: int | None) -> Layout | None:
-    """A layout over the first `devices` devices of all processes, samples split; None: no layout, one device.
+    """A layout that splits samples over the first `devices` devices of all processes; None (one device) for None.
 
     Raises:
-        InputError: not a positive number, more than there are, or, with several processes, not all of them.
+        InputError: `devices` is not a positive integer, is more than there are, or, with several processes, is not the
+            number of all devices.
 
     Example:
         >>> from bilevax.loop.layout import over
@@ -192,7 +196,7 @@ def over(devices: int | None) -> Layout | None:
     if devices > len(found):
         raise InputError(
             f"{devices} devices are asked for, and there are {len(found)} ({found[0].platform}). Ask for fewer. On a "
-            'CPU, jax.config.update("jax_num_cpu_devices", n) before anything else makes n of one.'
+            'CPU, call jax.config.update("jax_num_cpu_devices", n) first, before other functions of JAX.'
         )
     if jax.process_count() > 1 and devices != len(found):
         raise InputError(
@@ -203,7 +207,7 @@ def over(devices: int | None) -> Layout | None:
 
 
 def is_key(x: Any) -> bool:
-    """Whether an array is one of keys of jax.random."""
+    """Whether an array holds keys of jax.random."""
     return jnp.issubdtype(getattr(x, "dtype", np.float32), jax.dtypes.prng_key)
 
 

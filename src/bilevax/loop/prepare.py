@@ -1,8 +1,8 @@
-"""All that comes before the first step of a solve: checks of the batches, the state, and a resume."""
+"""What `solve` does before the first step: checks the batches, makes the state, and reads the save to resume."""
 
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,12 +15,13 @@ from bilevax.loop.result import Fingerprint, History, Saved
 from bilevax.loop.signals import Asked, LeftError
 from bilevax.loop.stretch import Carry, Program, info_of_step, initial_state
 from bilevax.solvers import base
+from bilevax.solvers.base import Info, State
 
-STRETCH_BYTES = 1 << 28  # of Info, which a stretch keeps on the device until it ends
+STRETCH_BYTES = 1 << 28  # for the Info of a stretch, which stays on the device until the stretch ends
 
 
 class Prepared(NamedTuple):
-    """A solve that is about to take step `step`, in stretches of at most `every` steps."""
+    """A solve before step `step`, to be taken in stretches of at most `every` steps."""
 
     feed: Feed
     program: Program
@@ -32,20 +33,20 @@ class Prepared(NamedTuple):
 
 
 def prepare(given: Arguments, asked: Asked) -> Prepared:
-    """Place the start, check it and the batches with the solver, make the state or read back the one to resume.
+    """Place and check u, v and the batches, and make the state, or read the state to resume.
 
     Raises:
-        InputError: the arguments do not fit each other.
-        LeftError: a signal has come. Of several processes none ends alone: it then counts after the first stretch.
+        InputError: the arguments do not fit together.
+        LeftError: a signal has come. With several processes a signal is handled after the first stretch instead.
     """
     solver, problem, placement = given.solver, given.problem, given.placement
     u, v = placement.variables(given.u, given.v)
     feed = feed_of(given.batches, placement, given.key, asked)
     base.check_moves(solver, feed.first)
     solver.check(problem, u, v, feed.checked)
-    _heed(given, asked)
+    _leave_if(given, asked)
     state = placement.start(functools.partial(initial_state, solver, problem), u, v, feed.first)
-    _heed(given, asked)
+    _leave_if(given, asked)
     shapes = info_of_step(solver, problem, state, feed.first)
     empty = jax.tree.map(lambda x: np.zeros((0, *x.shape), x.dtype), shapes)
     every = min(given.every, max(1, STRETCH_BYTES // sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(shapes))))
@@ -61,13 +62,13 @@ def prepare(given: Arguments, asked: Asked) -> Prepared:
     return Prepared(feed, program, every, fingerprint, saved.step, History(saved.history), carry)
 
 
-def _heed(given: Arguments, asked: Asked) -> None:
+def _leave_if(given: Arguments, asked: Asked) -> None:
     if given.placement.ends(asked):
         raise LeftError
 
 
-def _saved(given: Arguments, fingerprint: Callable[[], Fingerprint], state: Any, empty: Any) -> Saved:
-    """Where the solve goes on: from the newest save where there is one to resume, else from `state`."""
+def _saved(given: Arguments, fingerprint: Callable[[], Fingerprint], state: State, empty: Info) -> Saved:
+    """The newest save to resume, or `state` as step 0 if there is none."""
     if given.resume is None:
         return Saved(0, state, empty)
     found = given.resume.load(fingerprint(), state, empty) or Saved(0, state, empty)

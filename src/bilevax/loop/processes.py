@@ -1,4 +1,4 @@
-"""Several processes in one solve: how they start, agree and end together."""
+"""Several processes in one solve: they start, agree and end together."""
 
 import atexit
 import contextlib
@@ -12,19 +12,20 @@ from typing import Any
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
+from jaxtyping import PyTree
 
-from bilevax._checks import InputError, PyTree
+from bilevax._checks import InputError
 from bilevax.loop.result import ProcessLostError
 
 
 def join(devices: int) -> None:
-    """Prepare for `devices` devices, before JAX is used: join the processes that a cluster's launcher has started.
+    """Join the processes that a cluster's launcher has started, to share `devices` devices. Call it before using JAX.
 
-    Slurm, Open MPI and others are known to JAX. Without one, JAX_COORDINATOR_ADDRESS (host:port of the first process),
-    JAX_NUM_PROCESSES and JAX_PROCESS_ID name them. On a CPU each process makes its part of the devices.
+    JAX supports Slurm, Open MPI and other launchers. Without a launcher, set JAX_COORDINATOR_ADDRESS (host:port of the
+    first process), JAX_NUM_PROCESSES and JAX_PROCESS_ID. On a CPU each process creates its share of the devices.
 
     Raises:
-        InputError: the processes could not be joined, or they do not divide the devices.
+        InputError: the processes could not be joined, or their number does not divide that of the devices.
     """
     counts = [int(os.environ.get(name, 1)) for name in ("JAX_NUM_PROCESSES", "SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE")]
     processes, place = max(counts), os.environ.get("JAX_PROCESS_ID")
@@ -34,7 +35,7 @@ def join(devices: int) -> None:
             f"multiple of {processes}."
         )
     if processes > 1:
-        # A process that is killed is noticed in a minute, and those left may end by themselves.
+        # A killed process is then noticed within a minute, and does not end the other processes at once.
         jax.config.update("jax_enable_recoverability", True)
         try:
             jax.distributed.initialize(
@@ -50,15 +51,15 @@ def join(devices: int) -> None:
                 "that JAX knows, such as Slurm or Open MPI."
             ) from error
         atexit.register(_leave)
-    with contextlib.suppress(RuntimeError):  # JAX was used already: `over` says how many there are
+    with contextlib.suppress(RuntimeError):  # JAX was used before; `over` checks the number of devices
         jax.config.update("jax_num_cpu_devices", devices // processes)
 
 
 def _leave() -> None:
-    """At a process's end: wait until the others have ended if this is the first one, without which they abort.
+    """At exit of the first process, wait until the others have exited, since they abort without it.
 
-    With recoverability JAX leaves this to the program. It waits for half a minute at most: a process that is killed
-    says nothing, and one that waits for this one's share of a step never ends.
+    With recoverability JAX leaves this to the program. The wait is at most half a minute: a killed process never
+    reports its exit, and a process that waits for this one in a collective never exits.
     """
     # jax.process_index() would start a backend where none was used.
     from jax._src.distributed import global_state
@@ -78,7 +79,7 @@ def _leave() -> None:
 
 @contextlib.contextmanager
 def together() -> Iterator[None]:
-    """Within, an error of XLA that a lost process causes is raised as a ProcessLostError."""
+    """A context in which an error of XLA that a lost process causes is raised as a ProcessLostError."""
     try:
         yield
     except (jax.errors.JaxRuntimeError, ValueError) as error:
@@ -94,7 +95,7 @@ def together() -> Iterator[None]:
 
 
 def on_host(tree: PyTree) -> PyTree:
-    """Arrays as numpy's, those that lie in several processes gathered; then every process must call this."""
+    """Arrays as NumPy arrays. Arrays spread over several processes are gathered; then every process must call this."""
 
     def fetch(x: Any) -> Any:
         if isinstance(x, jax.Array) and not x.is_fully_addressable and not x.is_fully_replicated:
@@ -105,7 +106,7 @@ def on_host(tree: PyTree) -> PyTree:
 
 
 def any_process(*flags: bool) -> tuple[bool, ...]:
-    """Each flag, if it is set in any process; every process must call this."""
+    """For each flag, whether it is True in any process. Every process must call this."""
     if jax.process_count() == 1:
         return flags
     gathered = multihost_utils.process_allgather(np.array(flags, bool))
@@ -113,13 +114,10 @@ def any_process(*flags: bool) -> tuple[bool, ...]:
 
 
 def require_agreement(**settings: str) -> None:
-    """Refuse processes that were started with other settings; every process must call this.
-
-    Args:
-        **settings: text, of which checksums are compared.
+    """Check that all processes have the same settings, by checksums. Every process must call this.
 
     Raises:
-        InputError: in every process, where one differs from the first.
+        InputError: a process differs from the first. It is raised in every process.
     """
     if jax.process_count() == 1:
         return

@@ -1,15 +1,15 @@
-"""What a solve returns, what it hands to callbacks, and how it can end."""
+"""What `solve` returns, what it passes to callbacks, and how it can end."""
 
 import enum
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import jax
 import numpy as np
+from jaxtyping import Array, Float, PyTree
 
-from bilevax._checks import PyTree
-from bilevax.solvers.base import Info
+from bilevax.solvers.base import Info, State
 
 
 class Status(enum.Enum):
@@ -28,7 +28,7 @@ class Status(enum.Enum):
 
 
 class SolveError(RuntimeError):
-    """A solve that failed; `result` holds the last finite state."""
+    """A solve failed; `result` holds the last finite state."""
 
     def __init__(self, message: str, result: "Result"):
         super().__init__(message)
@@ -36,11 +36,11 @@ class SolveError(RuntimeError):
 
 
 class ProcessLostError(RuntimeError):
-    """Another process of a solve over several has gone, and the iterates of this one with it."""
+    """Another process of the solve was lost; the iterates in this process cannot be used any more."""
 
 
 class SolveInterrupted(KeyboardInterrupt):
-    """A solve that Ctrl-C ended between two steps; `result` holds the state of the last one."""
+    """Ctrl-C ended a solve between two steps; `result` holds the state after the last step."""
 
     def __init__(self, message: str, result: "Result"):
         super().__init__(message)
@@ -48,11 +48,11 @@ class SolveInterrupted(KeyboardInterrupt):
 
 
 class SolveTerminated(SystemExit):
-    """A solve with a Checkpoint that SIGTERM or SIGUSR1 ended between two steps, after it was saved.
+    """SIGTERM or SIGUSR1 ended a solve with a Checkpoint between two steps, after its state was saved.
 
     Attributes:
-        code: 143, with which the process exits if nobody catches this.
-        result: the state of the last step; None where the signal came before there was one.
+        code: 143, the exit code of the process if this is not caught.
+        result: the Result with the state after the last step; None if the signal came before the first state.
     """
 
     def __init__(self, message: str, result: "Result | None"):
@@ -70,38 +70,43 @@ class Result:
 
     Attributes:
         u, v: the last finite iterates.
-        status: how it ended.
-        steps: steps taken, those before a resume included.
-        history: Info with an array per scalar, leading axis `steps`, on the host.
-        state: the solver's state, for diagnostics or another solve.
+        status: how the solve ended.
+        steps: the number of steps taken, including steps before a resume.
+        history: Info whose scalars are NumPy arrays (steps,), or (steps, members) for a `Vectorized` solver.
+        state: the solver's state after the last step, for diagnostics.
     """
 
-    u: PyTree
-    v: PyTree
+    u: PyTree[Float[Array, "..."]]
+    v: PyTree[Float[Array, "..."]]
     status: Status
     steps: int
     history: Info
-    state: Any
+    state: State
 
 
 @dataclass(frozen=True)
 class Visit:
-    """What a callback sees between two stretches.
+    """What a callback gets between two stretches.
 
-    `info` holds the stretch's Info (arrays, on the host), `history` lazily all so far. `state` is on the
-    device and valid until the callback returns: copy what is kept.
+    Attributes:
+        step: the number of steps taken so far.
+        steps: the number of steps of the whole solve.
+        seconds: the time since the first step of this call of `solve`.
+        info: the Info of the last stretch: NumPy arrays whose leading axis is its steps.
+        state: the solver's state, on the device. It is valid until the callback returns; copy what you keep.
+        history: a function that returns the Info of all steps so far.
     """
 
     step: int
     steps: int
     seconds: float
     info: Info
-    state: Any
+    state: State
     history: Callable[[], Info]
 
 
 class History:
-    """The Info of all steps so far, on the host: arrays are joined when they are asked for."""
+    """The Info of all steps so far, on the host. Arrays are concatenated when it is called."""
 
     def __init__(self, first: Info):
         self._parts = [first]
@@ -111,19 +116,21 @@ class History:
         self._parts.append(info)
 
     def __call__(self) -> Info:
-        """All of it, an array per scalar."""
+        """The Info of all steps, an array per scalar."""
         self._parts = [jax.tree.map(lambda *x: np.concatenate(x), *self._parts)]
         return self._parts[0]
 
 
 class Fingerprint(NamedTuple):
-    """What must agree for a saved state to be continued, as text.
+    """What must be equal for a saved state to be resumed, as text.
 
-    `shapes` has a line for each array of the state, the first batch and the source. `problem` and
-    `solver` are traced programs: they differ where functions, hyperparameters or arrays that a loss closes over
-    differ, but not by the values in the batches. They change with JAX's version. `data` has a
-    line for each array of the start and of the source, or of a host iterable's first batch: its name and
-    the SHA-256 of its values.
+    Attributes:
+        shapes: a line for each array of the state, the first batch and the source.
+        problem, solver: traced programs. They depend on the functions, the hyperparameters, the arrays that a loss
+            closes over and the version of JAX, but not on the values in the batches.
+        key: the data of the key.
+        data: a line for each array of u, v and the source, or the first batch of a host iterable: its name and the
+            SHA-256 of its values.
     """
 
     shapes: str
@@ -134,10 +141,15 @@ class Fingerprint(NamedTuple):
 
 
 class Run(NamedTuple):
-    """What a callback's `start` is given as a solve starts at `step`; `resumes`: whether it was given a `resume`.
+    """What a callback's `start` gets.
 
-    `several`: whether several processes take part, each of which calls its callbacks.
-    `fingerprint` traces the step, so it takes a while: call it if needed, and before `start` returns.
+    Attributes:
+        step: the step that the solve starts from; 0 unless it resumes a save.
+        steps: the number of steps of the whole solve.
+        resumes: whether `solve` was called with `resume`.
+        fingerprint: a function that returns the Fingerprint. It traces the step, which is slow; call it only if
+            needed, and before `start` returns.
+        several: whether there are several processes, each of which calls its callbacks.
     """
 
     step: int
@@ -148,39 +160,39 @@ class Run(NamedTuple):
 
     @property
     def writes(self) -> bool:
-        """Whether this process draws and writes files: of several processes only the first does."""
+        """Whether this process draws and writes files: only the first of several processes does."""
         return not self.several or jax.process_index() == 0
 
 
 class Saved(NamedTuple):
-    """A state to continue from."""
+    """A saved solve: the number of steps taken, the state, and the history of these steps."""
 
     step: int
-    state: Any
+    state: State
     history: Info
 
 
 @runtime_checkable
 class Callback(Protocol):
-    """Something to do between stretches. Plain functions of a Visit will do, too."""
+    """An object that `solve` calls between stretches. A plain function of a Visit can be used in its place."""
 
     def start(self, run: Run) -> None:
-        """Before the first stretch."""
+        """Called before the first stretch."""
         ...
 
     def visit(self, visit: Visit) -> None:
-        """After each stretch."""
+        """Called after each stretch."""
         ...
 
     def finish(self, result: Result | None) -> None:
-        """At the end, after an interrupt too; None if the solve was left by an error."""
+        """Called at the end, also after an interrupt. `result` is None if an error ended the solve."""
         ...
 
 
 @runtime_checkable
 class Resumable(Protocol):
-    """Where a solve can find what an earlier one saved."""
+    """An object from which `solve` can resume."""
 
-    def load(self, fingerprint: Fingerprint, state: Any, info: Info) -> Saved | None:
-        """The newest save, shaped like `state` and `info`; None if there is none yet."""
+    def load(self, fingerprint: Fingerprint, state: State, info: Info) -> Saved | None:
+        """The newest save, with the shapes of `state` and `info`; None if there is no save."""
         ...

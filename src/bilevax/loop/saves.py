@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import PyTree, UInt8
 
 from bilevax import _files
 from bilevax._checks import short_reason
@@ -22,7 +23,7 @@ STATE = "state.npz"
 
 
 class Writer:
-    """Writes saves in a thread, one at a time. `failure` is why the last save failed; empty where it did not."""
+    """Writes saves in a thread, one at a time. `failure` is the reason why the last save failed, or empty."""
 
     def __init__(self, directory: Path, keep: int, kept: list[int], unlock: Callable[[], None]):
         self._directory, self._keep, self._kept, self._unlock = directory, keep, kept, unlock
@@ -36,13 +37,13 @@ class Writer:
         """Whether a save is being written."""
         return self._writing is not None and not self._writing.done()
 
-    def write(self, step: int, about: dict[str, Any], data: np.ndarray) -> None:
-        """Start a save; the one before must have ended."""
+    def write(self, step: int, about: dict[str, Any], data: UInt8[np.ndarray, " bytes"]) -> None:
+        """Wait for the save before, and start a save."""
         self.wait()
         self._step, self._writing = step, self._thread.submit(self._write, step, about, data)
 
     def wait(self) -> str:
-        """Wait for the save that is being written, if one is. Returns `failure`."""
+        """Wait for the save that is being written, if any, and return `failure`."""
         if self._writing is not None:
             error = self._writing.exception()
             self._writing, self.failure = None, ""
@@ -57,7 +58,7 @@ class Writer:
         self._thread.shutdown()
         self._unlock()
 
-    def _write(self, step: int, about: dict[str, Any], data: np.ndarray) -> None:
+    def _write(self, step: int, about: dict[str, Any], data: UInt8[np.ndarray, " bytes"]) -> None:
         if not self._directory.is_dir():  # removed while the solve ran, the lock with it
             _files.make(self._directory)
             self._unlock()
@@ -71,7 +72,7 @@ class Writer:
             with (part / STATE).open("wb") as file:
                 np.savez(file, about=text, data=data)
             _files.sync(part / STATE)
-            if not self._checked:  # a file system that alters what it is given shows at once
+            if not self._checked:  # find a file system that alters data on the first save
                 found, again = read(part / STATE)
                 if found != about or again.tobytes() != data.tobytes():
                     raise OSError("what was written reads back otherwise")
@@ -92,19 +93,19 @@ class Writer:
         del self._kept[: -self._keep]
 
 
-def read(path: Path) -> tuple[dict[str, Any], np.ndarray]:
-    """The description of a save and its bytes; NumPy checks their checksums as they are read."""
+def read(path: Path) -> tuple[dict[str, Any], UInt8[np.ndarray, " bytes"]]:
+    """The description and the bytes of a save. NumPy checks the checksums as it reads."""
     with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
         return json.loads(file["about"].tobytes()), file["data"]
 
 
 def step_of(path: Path) -> int | None:
-    """The step that a file or folder is named after."""
+    """The step that is the name of a file or folder; None if the name is not a step."""
     return int(path.name) if path.name.isascii() and path.name.isdecimal() and path.name[:1] != "0" else None
 
 
 def saves_in(directory: Path) -> dict[int, Path]:
-    """The saves by their steps: folders that this program made, named after the step that they were made for."""
+    """The folders of the saves, by step: folders that this program made and that have not been renamed."""
     if not directory.is_dir():
         return {}
     return {
@@ -115,7 +116,7 @@ def saves_in(directory: Path) -> dict[int, Path]:
 
 
 def what_it_is(path: Path) -> str:
-    """What stands where a save would, as the end of a sentence."""
+    """What the folder of a step is if it is not a save, as the end of a sentence."""
     mark = _files.read_mark(path) or {}
     if "step" in mark:
         return f"holds the save of step {mark['step']}: it was renamed or copied"
@@ -128,10 +129,10 @@ def was_a_save(path: Path) -> bool:
 
 
 def lock(directory: Path) -> Callable[[], None]:
-    """Lock a directory, so that no other solve writes to it; the function that unlocks it.
+    """Lock a directory against other solves; return the function that unlocks it.
 
     Raises:
-        InputError: another solve writes to it, or it cannot be written.
+        InputError: another solve writes to the directory, or it cannot be written to.
     """
     try:
         return _files.lock(directory, "Checkpoint: directory")
@@ -139,18 +140,18 @@ def lock(directory: Path) -> Callable[[], None]:
         raise unwritable("Checkpoint", directory, error) from error
 
 
-def pack(tree: Any) -> np.ndarray:
-    """All leaves as one row of bytes: any dtype, any size, one file to write, in half the time of many.
+def pack(tree: PyTree) -> UInt8[np.ndarray, " bytes"]:
+    """The leaves of a tree as one array of bytes, which is written in half the time of an array per leaf.
 
-    It is a real copy. An array on the CPU may be a view of the device's memory, which the next stretch,
-    to which the state is donated, overwrites while the bytes are being written out.
+    It is a copy: an array on the CPU may be a view of the device's memory, which the next stretch overwrites (the state
+    is donated to it) while the bytes are being written.
     """
     leaves = [jax.random.key_data(x) if is_key(x) else x for x in jax.tree.leaves(tree)]
     return np.concatenate([np.ascontiguousarray(x).reshape(-1).view(np.uint8) for x in on_host(leaves)])
 
 
-def unpack(data: np.ndarray, like: Any) -> Any:
-    """The tree that `pack` was given, from one of the same shapes and dtypes."""
+def unpack(data: UInt8[np.ndarray, " bytes"], like: PyTree) -> PyTree:
+    """The tree that `pack` has packed; `like` is a tree with its structure, shapes and dtypes."""
     place = 0
 
     def take(x: Any) -> Any:

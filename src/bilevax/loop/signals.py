@@ -1,8 +1,8 @@
 """Ctrl-C and preemption signals as a flag that is polled.
 
-An exception raised by a signal handler can interrupt a compiled call, which then loses the state that was
-donated to it, and Python drops it where a garbage collector's hook or a `__del__` is running. So the first signal only
-sets a flag.
+An exception raised by a signal handler can interrupt a compiled call, which then loses the state that was donated to
+it. Python also drops the exception if a hook of the garbage collector or a `__del__` is running. So the first signal
+only sets a flag.
 """
 
 import signal
@@ -18,16 +18,16 @@ T = TypeVar("T")
 
 INTERRUPT = int(signal.SIGINT)
 PREEMPTION = tuple(int(getattr(signal, name)) for name in ("SIGTERM", "SIGUSR1") if hasattr(signal, name))
-"""What a scheduler sends before it takes the machine away: SIGTERM and SIGUSR1 (on Windows SIGTERM alone)."""
+"""The signals of a scheduler before it ends a job: SIGTERM and SIGUSR1 (on Windows SIGTERM only)."""
 POLL_SECONDS = 0.1
 
 
 class Asked:
-    """Whether a signal has asked for an end.
+    """The signals received so far; true if there are any.
 
     Attributes:
-        received: the signals that came, in order.
-        outermost: whether no other `deferred` was in force when this one was entered.
+        received: the signals, in the order in which they came.
+        outermost: whether this `deferred` was entered outside of any other.
     """
 
     def __init__(self, outer: "Asked | None" = None):
@@ -46,16 +46,16 @@ class Asked:
 
     @property
     def name(self) -> str:
-        """The first signal's name."""
+        """The name of the first signal."""
         return signal.Signals(self.received[0]).name
 
     @property
     def exit_code(self) -> int:
-        """What a process that ends for this signal exits with: 130 for Ctrl-C, 143 for preemption."""
+        """The exit code of a process that a signal ends: 130 for Ctrl-C, 143 for preemption."""
         return 130 if self.interrupted else 143
 
     def ask(self, number: int) -> None:
-        """Note a signal, here and in every `deferred` around this one."""
+        """Record a signal, here and in every `deferred` around this one."""
         if self._outer is not None:
             self._outer.ask(number)
         self.received.append(number)
@@ -67,11 +67,11 @@ class Asked:
 
     @property
     def status(self) -> Status:
-        """What a solve that the first signal ends has as its status."""
+        """The status of a solve that the first signal ends."""
         return Status.INTERRUPTED if self.interrupted else Status.TERMINATED
 
     def poll(self) -> None:
-        """Raise KeyboardInterrupt after a second Ctrl-C, whose own exception may have been dropped."""
+        """Raise KeyboardInterrupt after a second Ctrl-C, in case Python has dropped the exception of the handler."""
         if self.insists:
             raise KeyboardInterrupt
 
@@ -90,14 +90,14 @@ def _handle(number: int, frame: Any) -> None:
 
 @contextmanager
 def deferred(*numbers: int) -> Iterator[Asked]:
-    """Within, these signals set a flag; a second Ctrl-C raises KeyboardInterrupt. Afterwards all is as before.
-
-    Args:
-        *numbers: `INTERRUPT`, `PREEMPTION` or both.
+    """A context in which these signals set a flag, and a second Ctrl-C raises KeyboardInterrupt.
 
     Signals that are ignored (as SIGINT is under nohup) stay ignored, and outside the main thread nothing is changed. A
-    handler of the caller's own for a preemption signal is called when the outermost `deferred` is left. A signal that
-    came within a `deferred` around this one is already set here.
+    handler that the caller has set for a preemption signal is called on exit of the outermost `deferred`. A signal
+    that came in a `deferred` around this one is set here from the start.
+
+    Args:
+        *numbers: the signals, from `INTERRUPT` and `PREEMPTION`.
 
     Example:
         >>> import signal
@@ -137,14 +137,14 @@ def deferred(*numbers: int) -> Iterator[Asked]:
 
 
 class LeftError(Exception):
-    """A signal came while something was waited for."""
+    """A signal came during a wait."""
 
 
 def unless(asked: Asked, work: Callable[[], T]) -> T:
-    """`work()`, done by a thread, so that a signal ends the wait for one that stalls.
+    """The result of `work()`, computed in a thread, so that a signal can end the wait for it.
 
     Raises:
-        LeftError: a signal came before it was done. The thread is left behind.
+        LeftError: a signal came before the result. The thread is abandoned.
     """
     done = threading.Event()
     outcome: list[Any] = [None, None]
@@ -152,7 +152,7 @@ def unless(asked: Asked, work: Callable[[], T]) -> T:
     def run() -> None:
         try:
             outcome[0] = work()
-        except BaseException as error:  # handed to the caller, whose error it is
+        except BaseException as error:  # raised again in the calling thread
             outcome[1] = error
         done.set()
 
@@ -167,21 +167,22 @@ def unless(asked: Asked, work: Callable[[], T]) -> T:
 
 
 def ended(asked: Asked, saver: Any, sentence: str, result: Result | None = None) -> BaseException:
-    """What a solve that a signal has ended raises.
+    """The exception that `solve` raises after a signal.
+
+    For preemption it also prints how to resume, unless there is a `deferred` around this one.
 
     Args:
         asked: the signals.
         saver: the callback that has saved the state.
-        sentence: how far the solve came.
-        result: what it came to; None where it ended before there was a state.
+        sentence: the first sentence of the message.
+        result: the Result; None if there was no state yet.
 
     Returns:
-        For Ctrl-C a SolveInterrupted (a KeyboardInterrupt without a result), for preemption a SolveTerminated. How to
-        go on is printed, unless a `deferred` around this one will say so.
+        For Ctrl-C a SolveInterrupted (a KeyboardInterrupt if there is no result), for preemption a SolveTerminated.
     """
     interrupted = asked.interrupted
     if result is not None and result.status in (Status.INTERRUPTED, Status.TERMINATED):
-        interrupted = result.status is Status.INTERRUPTED  # it may have come from another process
+        interrupted = result.status is Status.INTERRUPTED  # the signal may have come to another process
     if interrupted:
         return KeyboardInterrupt(sentence) if result is None else SolveInterrupted(sentence, result)
     where = getattr(saver, "directory", None)

@@ -1,13 +1,12 @@
-"""The one loop: compiled stretches of steps, and a visit to the host between two of them."""
+"""`solve`: compiled stretches of steps, with a visit to the host after each."""
 
 import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
-from typing import Any
 
 from jax.sharding import Mesh
+from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
-from bilevax._checks import PyTree
 from bilevax.loop import signals
 from bilevax.loop.arguments import Arguments, checked
 from bilevax.loop.layout import Layout
@@ -23,12 +22,12 @@ from bilevax.solvers.base import Solver
 def solve(
     solver: Solver,
     problem: Problem,
-    u: PyTree,
-    v: PyTree,
+    u: PyTree[Float[Array, "..."]],
+    v: PyTree[Float[Array, "..."]],
     batches: Batch | Source | Iterable[Batch] | None = None,
     *,
     steps: int,
-    key: Any,
+    key: PRNGKeyArray,
     every: int | None = None,
     stop: Callable[[Visit], bool] | None = None,
     callbacks: Sequence[Callback | Callable[[Visit], None]] = (),
@@ -39,53 +38,56 @@ def solve(
     """Solve a bilevel problem.
 
     Args:
-        solver: one of `bilevax.solvers`, or anything with its three methods.
-        problem: what to solve.
-        u, v: the start, pytrees of floating arrays. They are copied, not consumed.
-        batches: None, one fixed Batch, a source such as `Minibatches` or `Epochs` (sampled inside the
-            compiled loop), or a host iterable of Batches (prefetched; one compiled call each).
-        steps: how many steps to take in all, those before a resume included.
+        solver: one of `bilevax.solvers`, or an object with the same three methods.
+        problem: the problem.
+        u, v: the start, pytrees of floating arrays. They are copied.
+        batches: None, one fixed Batch, a source such as `Minibatches` or `Epochs` (sampled inside the compiled loop),
+            or a host iterable of Batches of one tree structure (prefetched; one compiled call for each).
+        steps: the number of steps, including the steps before a resume.
         key: a jax.random key. The same key on the same machine gives the same bits.
-        every: steps between two visits to the host; by default a hundredth of `steps`, at most 1,000. Fewer where
-            the Info of so many would fill more than 256 MB.
-        stop: called at each visit; True ends the solve.
-        callbacks: called at each visit, in order, such as `Checkpoint` and `Progress`.
-        resume: where an earlier solve left its checkpoints, say the same `Checkpoint`;
-            the solve continues bit for bit from the newest, or starts if there is none. A host
-            iterable is advanced to that step, so pass one that starts from its beginning.
-        mesh: several devices (a `jax.sharding.Mesh`, whose axis "data" splits the batches) and, by a
-            `Layout`, how u and v are laid out. The history differs from that of one device by rounding only.
-        throw: raise SolveError if a value is not finite; False returns the Result with that status.
+        every: the number of steps between two visits to the host. The default is a hundredth of `steps`, at most 1,000.
+            It is smaller if the Info of that many steps would take more than 256 MB.
+        stop: a function of a Visit, called at each visit. The solve ends when it returns True.
+        callbacks: `Callback` objects, such as `Checkpoint` and `Progress`, or functions of a Visit; called in this
+            order at each visit.
+        resume: an object with the saves of an earlier solve, usually the same `Checkpoint` as in `callbacks`. The solve
+            continues bit for bit from the newest save, or starts from u and v if there is none. The batches of a host
+            iterable before that step are skipped, so pass an iterable that starts from its beginning.
+        mesh: the devices, as a `jax.sharding.Mesh` whose axis "data" splits the batches, or as a `Layout`, which can
+            also split u and v. The default is one device; on a mesh the history differs from that by rounding only.
+        throw: whether to raise SolveError if a value is not finite. If False, the Result is returned with that status.
 
-    Between two visits nothing is read back and the loop is one compiled call, compiled once for each
-    (solver, problem, shapes). A step that gives a NaN or an infinity ends the solve at the state before it.
-    Ctrl-C ends it after the running stretch, or where a host iterable stalls, callbacks (checkpoints)
-    included, and raises SolveInterrupted, a KeyboardInterrupt; a second one ends it at once. Where a
-    Checkpoint is among the callbacks, SIGTERM and SIGUSR1 end it in the same way, with SolveTerminated, a
-    SystemExit; without one they do what they did before. A handler of your own for them is called once all is
-    saved. However a solve ends, every callback that was started is finished.
+    Between two visits the loop is one compiled call, compiled once for each (solver, problem, shapes), and nothing is
+    read back. A step that gives a NaN or an infinity ends the solve, with the state before that step.
 
-    With several processes (`jax.distributed.initialize`) the mesh spans the devices of all, and every process calls
-    this with the same arguments: settings that differ are refused before the first step, and what one process decides
-    (Ctrl-C, `stop`) holds for all. Callbacks are called in each; those of bilevax write in the first alone.
+    Ctrl-C ends the solve after the current stretch, or while it waits for a host iterable. Callbacks (checkpoints) are
+    finished, and SolveInterrupted, a KeyboardInterrupt, is raised. A second Ctrl-C ends the solve at once. If a
+    Checkpoint is among the callbacks, SIGTERM and SIGUSR1 end the solve in the same way, with SolveTerminated, a
+    SystemExit; your own handlers for them are called after the last save. Without a Checkpoint the handling of these
+    signals is not changed. In all cases every callback that was started is finished.
+
+    With several processes (`jax.distributed.initialize`) the mesh spans the devices of all processes, and every process
+    calls `solve` with the same arguments; different settings are refused before the first step. If one process is
+    interrupted or its `stop` returns True, all processes end. Callbacks are called in each process; the callbacks of
+    bilevax write in the first process only.
 
     Raises:
-        InputError: the arguments do not fit; nothing has run.
-        ProcessLostError: another process has gone; a checkpoint of this solve can be resumed. (Without the first one,
-            which coordinates, JAX may end this process before, with a message of its own.)
+        InputError: an argument cannot be used (raised before the first step), or a later batch of a host iterable
+            cannot.
+        ProcessLostError: another process was lost. The solve can be resumed from a checkpoint. (If the first process,
+            the coordinator, was lost, JAX may end this process first, with its own message.)
         SolveError: a value was not finite; `.result` holds the last finite state.
-        SolveInterrupted: Ctrl-C; `.result` holds the state of the last finished step. (Before there is a state, a
-            plain KeyboardInterrupt.)
-        SolveTerminated: SIGTERM or SIGUSR1, where a Checkpoint is among the callbacks; `.result` as above.
+        SolveInterrupted: Ctrl-C; `.result` holds the state after the last step. (A plain KeyboardInterrupt if there is
+            no state yet.)
+        SolveTerminated: SIGTERM or SIGUSR1 with a Checkpoint among the callbacks; `.result` as above.
 
     Example:
         >>> import jax, jax.numpy as jnp
-        >>> from bilevax import Penalty, Problem, solve
+        >>> from bilevax import Batch, Penalty, Problem, solve
         >>> problem = Problem(
         ...     upper_loss=lambda u, v, target: jnp.sum((v - target) ** 2),
         ...     lower_loss=lambda u, v, data: jnp.sum((v - u) ** 2),
         ... )
-        >>> from bilevax import Batch
         >>> result = solve(
         ...     Penalty(), problem, jnp.zeros(2), jnp.zeros(2), Batch(upper=jnp.array([1.0, -1.0])),
         ...     steps=2000, key=jax.random.key(0),
@@ -131,7 +133,7 @@ def solve(
 
 
 def _status(given: Arguments, asked: Asked, visit: Visit, carry: Carry, complete: bool) -> Status:
-    """How the solve stands after a stretch, the same in all processes; FINISHED: go on while there are steps."""
+    """The status after a stretch, the same in all processes; FINISHED if the solve can take further steps."""
     status = Status.FINISHED if complete else Status.EXHAUSTED if bool(carry.alive) else Status.NON_FINITE
     met = status is Status.FINISHED and bool(given.stop(visit))
     interrupted, preempted, met = given.placement.any(asked.interrupted, bool(asked) and not asked.interrupted, met)

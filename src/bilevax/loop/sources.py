@@ -1,9 +1,8 @@
-"""What feeds a solve.
+"""Sources of batches.
 
-A *source* is a pytree with a method `at(step, key) -> Batch` that runs inside the compiled loop: its
-arrays live on the device and are arguments of the compiled call. It keeps no state, since step
-and key say which samples are due, so a resumed solve sees the same batches. A *stream* is any
-iterable of Batches on the host, see `bilevax.loop.feed`.
+A *source* is a pytree with a method `at(step, key) -> Batch` that runs inside the compiled loop: its arrays are on the
+device and are arguments of the compiled call. It has no state: step and key determine the samples, so a resumed solve
+gets the same batches. For iterables of Batches on the host see `bilevax.loop.feed`.
 """
 
 from dataclasses import dataclass, field
@@ -12,8 +11,10 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
+from jaxtyping import Array, Int, PRNGKeyArray, PyTree, UInt32
 
-from bilevax._checks import InputError, PyTree, check_finite, described, require_arrays, settle_counts
+from bilevax._checks import InputError, check_finite, described, require_arrays, settle_counts
 from bilevax.problem import Batch, PerMove
 
 FEISTEL_ROUNDS = 6
@@ -21,26 +22,31 @@ LARGEST_DATA_SET = 1 << 30
 
 
 class Samples(NamedTuple):
-    """Some samples of a data set: `data`, its leaves gathered, and `index` (n,), their places in it."""
+    """Samples of a data set.
+
+    Attributes:
+        data: a pytree of arrays (n, ...).
+        index: (n,), the positions of the samples in the data set.
+    """
 
     data: PyTree
-    index: Any
+    index: Int[Array, " n"]
 
 
 @runtime_checkable
 class Source(Protocol):
     """A device-resident source of batches."""
 
-    def at(self, step: Any, key: Any) -> Batch:
-        """The batch of a step; `key` is the same for the whole solve."""
+    def at(self, step: Int[ArrayLike, ""], key: PRNGKeyArray) -> Batch:
+        """The batch of a step. `key` is the same in all steps of a solve."""
         ...
 
 
 def require_source(name: str, source: Any) -> None:
-    """Refuse what is not a device-resident source: it has a method `at` and is a pytree, hence an argument.
+    """Check that `source` is a device-resident source: a pytree with a method `at`.
 
     Raises:
-        InputError: it is a class, has no `at(step, key)`, or is not known to JAX as a pytree.
+        InputError: it is a class, has no method `at`, or is not registered with JAX as a pytree.
     """
     if isinstance(source, type):
         raise InputError(f"{name} is {described(source)}. Pass an instance of it, with its data.")
@@ -55,11 +61,11 @@ def require_source(name: str, source: Any) -> None:
         )
 
 
-def resident(name: str, batches: Any, key: Any) -> tuple[Any, Batch, Batch]:
-    """A fixed Batch, or None, or a source, as a source; its first batch; and one to check, with the largest indices.
+def resident(name: str, batches: Any, key: PRNGKeyArray) -> tuple[Any, Batch, Batch]:
+    """A source for None, a fixed Batch or a source; its first batch; and a batch with the largest indices.
 
     Raises:
-        InputError: it is none of these, or one that cannot be sampled.
+        InputError: `batches` is of another type, or cannot be sampled.
     """
     if batches is None:
         batches = Batch()
@@ -74,7 +80,7 @@ def resident(name: str, batches: Any, key: Any) -> tuple[Any, Batch, Batch]:
         last = batches.last() if hasattr(batches, "last") else first
     except InputError:
         raise
-    except Exception as error:  # whatever the caller's own source raises
+    except Exception as error:  # from the caller's source
         raise InputError(f"{name}.at(0, key) raises {type(error).__name__}: {error}") from error
     for batch in (first, last):
         if not isinstance(batch, Batch):
@@ -83,12 +89,12 @@ def resident(name: str, batches: Any, key: Any) -> tuple[Any, Batch, Batch]:
 
 
 def whole(data: PyTree) -> Samples:
-    """A full data set as Samples, for losses that are used with minibatches too."""
+    """A full data set as Samples, for losses that take minibatches."""
     return Samples(data, jnp.arange(leading_size("data", data)))
 
 
 def leading_size(name: str, data: PyTree) -> int:
-    """The common leading size of a data set's leaves.
+    """The common leading size of the leaves of a data set.
 
     Raises:
         InputError: there are no leaves, or their leading sizes differ.
@@ -110,51 +116,18 @@ class Fixed:
 
     batch: Batch
 
-    def at(self, step: Any, key: Any) -> Batch:
+    def at(self, step: Int[ArrayLike, ""], key: PRNGKeyArray) -> Batch:
         """The batch."""
         return self.batch
 
 
-def _check_data(source: Any) -> None:
-    """Refuse data sets that cannot be sampled as asked for, and values in any of their rows that no loss could take."""
-    for name in ("upper", "lower"):
-        data, size = getattr(source, name), getattr(source, f"{name}_size")
-        require_arrays(name, data)
-        n = leading_size(name, data)
-        if n == 0:
-            raise InputError(f"{name} has no samples.")
-        if n > LARGEST_DATA_SET:
-            raise InputError(f"{name} has {n} samples; at most {LARGEST_DATA_SET} can be sampled on the device.")
-        if size is not None and n < size:
-            raise InputError(
-                f"{name} has {n} samples, fewer than one batch of {size}. Lower {name}_size, or pass None to use all."
-            )
-        check_finite(name, data)
-
-
-def _last(source: Any) -> Batch:
-    """The last samples, as a batch of the shape of the source's: no index among its batches is larger."""
-
-    def last(data: PyTree, size: int | None) -> Samples:
-        if size is None:
-            return whole(data)
-        n = leading_size("data", data)
-        return Samples(jax.tree.map(lambda x: jnp.asarray(x)[n - size :], data), jnp.arange(n - size, n))
-
-    lower = last(source.lower, source.lower_size)
-    if source.per_move is None:
-        return Batch(last(source.upper, source.upper_size), lower)
-    moves = jax.tree.map(lambda x: jnp.broadcast_to(x, (source.per_move, *x.shape)), lower)
-    return Batch(last(source.upper, source.upper_size), PerMove(moves))
-
-
-def _gather(data: PyTree, index: Any) -> Samples:
+def _gather(data: PyTree, index: Int[Array, " n"]) -> Samples:
     return Samples(jax.tree.map(lambda x: jnp.take(x, index, axis=0), data), index)
 
 
 @dataclass(frozen=True)
 class _Drawn:
-    """Data of both levels, and how many samples of each a batch draws; what the sources of minibatches share."""
+    """The data of both levels and the sizes of their batches: the base of `Minibatches` and `Epochs`."""
 
     upper: PyTree
     lower: PyTree
@@ -166,12 +139,35 @@ class _Drawn:
         settle_counts(self, *(n for n in ("upper_size", "lower_size", "per_move") if getattr(self, n) is not None))
 
     def check(self) -> None:
-        """Raise InputError where sizes do not fit, or a value in any row is not finite."""
-        _check_data(self)
+        """Raise InputError if sizes do not fit the data, or a value in any row is not finite."""
+        for name, data, size in (("upper", self.upper, self.upper_size), ("lower", self.lower, self.lower_size)):
+            require_arrays(name, data)
+            n = leading_size(name, data)
+            if n == 0:
+                raise InputError(f"{name} has no samples.")
+            if n > LARGEST_DATA_SET:
+                raise InputError(f"{name} has {n} samples; at most {LARGEST_DATA_SET} can be sampled on the device.")
+            if size is not None and n < size:
+                raise InputError(
+                    f"{name} has {n} samples, fewer than one batch of {size}. Lower {name}_size, or pass None to use "
+                    "all."
+                )
+            check_finite(name, data)
 
     def last(self) -> Batch:
-        """The last samples as a batch, for checks: none has a larger index."""
-        return _last(self)
+        """The last samples as a batch: it has the largest indices, for checks."""
+
+        def last(data: PyTree, size: int | None) -> Samples:
+            if size is None:
+                return whole(data)
+            n = leading_size("data", data)
+            return Samples(jax.tree.map(lambda x: jnp.asarray(x)[n - size :], data), jnp.arange(n - size, n))
+
+        upper, lower = last(self.upper, self.upper_size), last(self.lower, self.lower_size)
+        copies = self.per_move
+        if copies is None:
+            return Batch(upper, lower)
+        return Batch(upper, PerMove(jax.tree.map(lambda x: jnp.broadcast_to(x, (copies, *x.shape)), lower)))
 
 
 @jax.tree_util.register_dataclass
@@ -180,16 +176,16 @@ class Minibatches(_Drawn):
     """Minibatches drawn with replacement, each independent of the others.
 
     Args:
-        upper, lower: data sets, pytrees whose leaves lead with the axis of samples.
-        upper_size, lower_size: samples per batch; None: all of them, in order.
-        per_move: draw this many lower batches per step, one for each lower move (give the solver's
-            `lower_steps`); None: one for the whole step, as in the paper.
+        upper, lower: data sets, pytrees of arrays whose leading axis is the samples.
+        upper_size, lower_size: samples per batch; None for all samples, in order.
+        per_move: the number of lower batches per step, one for each lower step: the solver's `lower_steps`. None for
+            one batch that all lower steps share, as in the paper.
 
-    Losses get `Samples(data, index)`.
+    The data of a loss are `Samples(data, index)`.
 
     Raises:
-        InputError: a size is not a positive integer; in `solve`, leading sizes differ, a data set has fewer samples
-            than a batch, or a value in any of its rows is not finite.
+        InputError: a size is not a positive integer. In `solve`: leading sizes differ, a data set has fewer samples
+            than a batch, or a value in any row is not finite.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -200,11 +196,11 @@ class Minibatches(_Drawn):
         ((5,), (4,), (4,))
     """
 
-    def at(self, step: Any, key: Any) -> Batch:
+    def at(self, step: Int[ArrayLike, ""], key: PRNGKeyArray) -> Batch:
         """The batch of a step."""
         upper_key, lower_key = jax.random.split(jax.random.fold_in(key, step))
 
-        def draw(data: PyTree, size: int | None, key: Any) -> Samples:
+        def draw(data: PyTree, size: int | None, key: PRNGKeyArray) -> Samples:
             if size is None:
                 return whole(data)
             return _gather(data, jax.random.randint(key, (size,), 0, leading_size("data", data)))
@@ -219,11 +215,11 @@ class Minibatches(_Drawn):
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Epochs(_Drawn):
-    """Minibatches without replacement: every sample once in each pass through the data.
+    """Minibatches without replacement: every sample is drawn once in each pass through the data.
 
-    The order of a pass is a keyed bijection of 0..n-1 (a Feistel network with cycle walking; Black and
-    Rogaway 2002), evaluated for the batch's places alone: nothing is sorted, and no permutation is
-    stored. A batch may span two passes, so no remainder is dropped.
+    The order of a pass is a keyed bijection of 0..n-1 (a Feistel network with cycle walking; Black and Rogaway 2002),
+    evaluated only for the samples of the batch: nothing is sorted, and no permutation is stored. A batch may span two
+    passes, so no samples are dropped.
 
     Args:
         upper, lower, upper_size, lower_size, per_move: as for `Minibatches`.
@@ -237,11 +233,11 @@ class Epochs(_Drawn):
         [0, 1, 2, 3, 4, 5]
     """
 
-    def at(self, step: Any, key: Any) -> Batch:
+    def at(self, step: Int[ArrayLike, ""], key: PRNGKeyArray) -> Batch:
         """The batch of a step."""
         upper_key, lower_key = jax.random.split(key)
 
-        def take(data: PyTree, size: int | None, key: Any, turn: Any) -> Samples:
+        def take(data: PyTree, size: int | None, key: PRNGKeyArray, turn: Int[ArrayLike, ""]) -> Samples:
             if size is None:
                 return whole(data)
             return _gather(data, epoch_indices(turn, size, leading_size("data", data), key))
@@ -256,12 +252,12 @@ class Epochs(_Drawn):
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Stacked:
-    """A source for `Vectorized`: the arrays of `source` lead with the axis of members."""
+    """A source for `Vectorized`: the leading axis of the arrays of `source` is the members."""
 
     source: Any
 
     def check(self) -> None:
-        """Raise InputError where the source of a member cannot be used, or a value in any row is not finite."""
+        """Raise InputError if the source of a member cannot be used, or a value in any row is not finite."""
         require_source("Stacked: source", self.source)
         require_arrays("source", self.source)
         leading_size("source", self.source)
@@ -275,14 +271,14 @@ class Stacked:
             self.source
         )
 
-    def at(self, step: Any, key: Any) -> Batch:
+    def at(self, step: Int[ArrayLike, ""], key: PRNGKeyArray) -> Batch:
         """One batch for each member, stacked."""
         keys = jax.random.split(key, leading_size("source", self.source))
         return jax.vmap(lambda source, key: source.at(step, key))(self.source, keys)
 
 
-def epoch_indices(turn: Any, size: int, n: int, key: Any) -> Any:
-    """The indices (size,) of batch number `turn` in an endless row of shuffled passes over 0..n-1."""
+def epoch_indices(turn: Int[ArrayLike, ""], size: int, n: int, key: PRNGKeyArray) -> Int[Array, " {size}"]:
+    """The indices of batch number `turn` in an endless sequence of shuffled passes over 0..n-1."""
     epoch, place = _divide(jnp.asarray(turn, jnp.uint32), size, n)
     place = place + jnp.arange(size, dtype=jnp.uint32)
     epoch, place = epoch + place // n, place % n
@@ -290,7 +286,7 @@ def epoch_indices(turn: Any, size: int, n: int, key: Any) -> Any:
     return _shuffled(place, epoch, seed, n).astype(jnp.int32)
 
 
-def _divide(turn: Any, size: int, n: int) -> tuple[Any, Any]:
+def _divide(turn: UInt32[Array, ""], size: int, n: int) -> tuple[UInt32[Array, ""], UInt32[Array, ""]]:
     """(turn * size) // n and % n in 32 bits, without forming the product (n <= 2^30)."""
     whole_turns, turn = turn // n, turn % n
     quotient = jnp.zeros((), jnp.uint32)
@@ -302,23 +298,25 @@ def _divide(turn: Any, size: int, n: int) -> tuple[Any, Any]:
     return whole_turns * jnp.uint32(size) + quotient, rest
 
 
-def _shuffled(place: Any, epoch: Any, seed: Any, n: int) -> Any:
-    """The image of each place (m,) under the bijection of 0..n-1 that (epoch, seed) picks."""
+def _shuffled(
+    place: UInt32[Array, " m"], epoch: UInt32[Array, " m"], seed: UInt32[Array, ""], n: int
+) -> UInt32[Array, " m"]:
+    """The image of each place under the bijection of 0..n-1 that (epoch, seed) determines."""
     half = max(1, (max(n - 1, 1).bit_length() + 1) // 2)
     mask = jnp.uint32((1 << half) - 1)
 
-    def mix(x: Any) -> Any:  # the finaliser of MurmurHash3 (Appleby 2008)
+    def mix(x: UInt32[Array, "*m"]) -> UInt32[Array, "*m"]:  # the finaliser of MurmurHash3 (Appleby 2008)
         x = (x ^ (x >> 16)) * jnp.uint32(0x85EBCA6B)
         x = (x ^ (x >> 13)) * jnp.uint32(0xC2B2AE35)
         return x ^ (x >> 16)
 
     salt = mix(mix(epoch + jnp.uint32(0x9E3779B9)) ^ seed)
 
-    def network(x: Any) -> Any:
+    def network(x: UInt32[Array, " m"]) -> UInt32[Array, " m"]:
         left, right = x >> half, x & mask
         for i in range(FEISTEL_ROUNDS):
             left, right = right, left ^ (mix(right ^ mix(salt + jnp.uint32(i))) & mask)
         return (left << half) | right
 
-    # Walk on from images outside 0..n-1: the domain is less than 4 n, so a few rounds do.
+    # Cycle walking: apply the network again to images outside 0..n-1. Its domain is smaller than 4 n.
     return jax.lax.while_loop(lambda x: jnp.any(x >= n), lambda x: jnp.where(x >= n, network(x), x), network(place))

@@ -1,6 +1,6 @@
-"""A long job as a list of stages: results of finished stages are kept in a folder, the running solve in a Checkpoint.
+"""A long job in stages: results of finished stages are kept in a folder, and the running solve has a Checkpoint.
 
-After an interruption the same job reads back what is finished, and continues the solve that was running bit for bit.
+After an interruption the same job reads the results of finished stages, and continues the running solve bit for bit.
 """
 
 import io
@@ -25,10 +25,10 @@ REFERENCE = "array"
 
 
 class Keep(Checkpoint):
-    """The Checkpoint of a stage: a last state that cannot be saved ends no solve that has reached its end.
+    """The Checkpoint of a stage. If the last state of a finished solve cannot be saved, it only gives notice.
 
     Attributes:
-        seconds: what saving has taken, so that it need not count as the solve's.
+        seconds: the time that saving took, for measurements that leave it out.
     """
 
     def __init__(self, directory: Path, notice: Callable[[str], None]):
@@ -54,7 +54,7 @@ class Keep(Checkpoint):
             super().visit(visit)
 
     def finish(self, result: Result | None) -> None:
-        """As a Checkpoint, but where the solve is over and its result in hand."""
+        """As a Checkpoint, but a SaveError after the last step only gives notice."""
         with self._timed():
             try:
                 super().finish(result)
@@ -69,15 +69,15 @@ class Stages:
 
     Args:
         folder: a folder that was claimed (`_files.claim`).
-        writes: whether this process writes; of several, the first does.
-        heed: called before and after each stage; raises where a signal has asked for an end.
-        notice: takes a sentence where a result cannot be kept; the job goes on without.
+        writes: whether this process writes; only the first of several processes does.
+        heed: called before and after each stage; it raises if a signal has come.
+        notice: called with a sentence if a result cannot be kept; the job goes on.
 
     Attributes:
-        resumed: whether anything was read back.
+        resumed: whether the result of a stage was read from the folder.
 
-    A result is a dictionary of JSON values and NumPy arrays. It is returned as it would be read back, so that a job
-    goes on from the same values whether it was interrupted or not.
+    A result is a dictionary of JSON values and NumPy arrays. It is returned in the form in which it would be read, so a
+    job continues from the same values whether it was interrupted or not.
 
     Example:
         >>> import pathlib, tempfile
@@ -102,15 +102,15 @@ class Stages:
     ):
         self.folder, self.resumed, self.heed = folder, False, heed
         self._writes, self._notice = writes, notice
-        # Listed before anything is written, so that several processes find the same.
+        # Listed before anything is written, so that all processes find the same files.
         self._found = {path.name for path in folder.iterdir() if path.suffix == ".npz"}
 
     def of(self, name: str, compute: Callable[[Keep], Mapping[str, Any]]) -> dict[str, Any]:
-        """The result of a stage: read back, or computed and kept.
+        """The result of a stage: read from the folder, or computed and kept.
 
         Args:
-            name: of the stage, a file name without its suffix.
-            compute: takes a Checkpoint for the stage's solve, to pass as callback and as `resume`.
+            name: the name of the stage, a file name without its suffix.
+            compute: a function of a Checkpoint, to be passed to the stage's solve as callback and as `resume`.
         """
         self.heed()
         value = self.read(name)
@@ -129,11 +129,11 @@ class Stages:
         return unpack(content)
 
     def checkpoint(self, name: str) -> "Keep":
-        """Where the solve of a stage is saved."""
+        """The Checkpoint for the solve of a stage."""
         return Keep(self.folder / name, self._notice)
 
     def read(self, name: str) -> dict[str, Any] | None:
-        """What was kept under a name before this job started; None where there is nothing, or it is damaged."""
+        """The result that was kept under a name before this job started; None if it does not exist or is damaged."""
         if f"{name}.npz" not in self._found:
             return None
         try:
@@ -142,7 +142,7 @@ class Stages:
             return None
 
     def write(self, name: str, content: bytes) -> None:
-        """Keep a packed value under a name."""
+        """Keep a packed result under a name."""
         if not self._writes:
             return
         try:
@@ -155,7 +155,7 @@ class Stages:
             )
 
     def any(self) -> bool:
-        """Whether there is something to resume: a finished stage, or a save of a solve."""
+        """Whether there is a finished stage or a save of a solve to resume."""
         try:
             return any(
                 path.suffix == ".npz" or any(child.name.isdecimal() for child in path.iterdir())
@@ -167,10 +167,10 @@ class Stages:
 
 
 def pack(value: Mapping[str, Any]) -> bytes:
-    """A dictionary of JSON values and arrays as an NPZ file; the same bits come back.
+    """A dictionary of JSON values and NumPy arrays as the bytes of an NPZ file, without loss.
 
     Raises:
-        TypeError: something else is in it.
+        TypeError: the dictionary holds a value of another type.
     """
     arrays: list[np.ndarray] = []
 
@@ -196,10 +196,10 @@ def pack(value: Mapping[str, Any]) -> bytes:
 
 
 def unpack(content: bytes) -> dict[str, Any]:
-    """What `pack` was given; sequences are lists.
+    """The dictionary that `pack` has packed; sequences become lists.
 
     Raises:
-        ValueError, KeyError, zipfile.BadZipFile: it is no such file.
+        ValueError, KeyError, zipfile.BadZipFile: `content` was not made by `pack`, or is damaged.
     """
     with np.load(io.BytesIO(content), allow_pickle=False) as archive:
 

@@ -1,4 +1,4 @@
-"""The compiled loop: some steps of a solver in one call."""
+"""The compiled loop: several steps of a solver in one call."""
 
 import functools
 from typing import Any, NamedTuple
@@ -6,25 +6,27 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
+from jax.typing import ArrayLike
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree
 
-from bilevax._checks import InputError, PyTree
+from bilevax._checks import InputError
 from bilevax._programs import compiled
 from bilevax.loop.sources import Source
 from bilevax.problem import Batch, Problem
 from bilevax.solvers import base
-from bilevax.solvers.base import Info, Solver
+from bilevax.solvers.base import Info, Solver, State
 
 
 class Carry(NamedTuple):
-    """What goes from step to step: the state, and whether all of it has been finite so far (a boolean scalar)."""
+    """The carry of the loop: the state, and whether all steps so far were finite."""
 
-    state: Any
-    alive: Any
+    state: State
+    alive: Bool[Array, ""]
 
 
 @compiled("solver", "problem")
-def one_step(solver: Solver, problem: Problem, state: Any, batch: Batch, key: Any) -> tuple[Any, Info]:
-    """One step. Under jit, so that asking for its shapes and compiling it in a loop trace it but once."""
+def one_step(solver: Solver, problem: Problem, state: State, batch: Batch, key: PRNGKeyArray) -> tuple[State, Info]:
+    """One step, under jit: it is traced once for its shapes and for the loop together."""
     return solver.step(problem, state, batch, key)
 
 
@@ -35,26 +37,26 @@ def stretch(
     capacity: int,
     carry: Carry,
     source: Source,
-    key: Any,
-    first: Any,
-    count: Any,
+    key: PRNGKeyArray,
+    first: Int[ArrayLike, ""],
+    count: Int[ArrayLike, ""],
     shardings: tuple[NamedSharding, ...] = (),
-) -> tuple[Carry, Info, Any]:
+) -> tuple[Carry, Info, Int[Array, ""]]:
     """Steps first, ..., first + count - 1 (count <= capacity), their Info, and how many were finite.
 
     Args:
-        solver, problem: what takes the steps, and on what.
-        capacity: steps for which there is room; the leading axis of Info.
-        carry: the state to start from; its arrays are donated.
-        source: where the batches come from.
+        solver, problem: the solver and its problem.
+        capacity: the leading axis of Info.
+        carry: the carry before the first step; its arrays are donated.
+        source: the batches.
         key: the key of the whole solve.
-        first, count: the steps. They are traced, so the last, shorter stretch needs no program of its own.
-        shardings: on a mesh those of the state's arrays: without them XLA might choose others, and the next stretch
-            would compile again. Empty on one device.
+        first, count: the steps. They are traced, so a shorter last stretch needs no program of its own.
+        shardings: the shardings of the state's arrays on a mesh; empty on one device. Without them XLA might choose
+            others, and the next stretch would compile again.
     """
     batch_key, step_key = jax.random.split(key)
 
-    def one(i: Any, state: Any) -> tuple[Any, Info]:
+    def one(i: Int[ArrayLike, ""], state: State) -> tuple[State, Info]:
         step = first + i
         batch = source.at(step, batch_key)
         return one_step(solver, problem, state, batch, jax.random.fold_in(step_key, step))
@@ -84,36 +86,41 @@ def stretch(
 
 
 class Program(NamedTuple):
-    """`stretch` for one solve, with what stays the same from call to call.
+    """`stretch` with the arguments that are the same in every call of a solve.
 
-    `empty` is the Info of no steps, on the host.
+    Attributes:
+        empty: the Info of no steps, on the host.
     """
 
     solver: Solver
     problem: Problem
-    key: Any
+    key: PRNGKeyArray
     shardings: tuple[NamedSharding, ...]
     empty: Info
 
-    def __call__(self, capacity: int, carry: Carry, source: Any, first: int, count: int) -> tuple[Carry, Info, Any]:
-        """Steps first, ..., first + count - 1: see `stretch`."""
+    def __call__(
+        self, capacity: int, carry: Carry, source: Source, first: int, count: int
+    ) -> tuple[Carry, Info, Int[Array, ""]]:
+        """Steps first, ..., first + count - 1; see `stretch`."""
         return stretch(self.solver, self.problem, capacity, carry, source, self.key, first, count, self.shardings)
 
 
-def initial_state(solver: Solver, problem: Problem, u: PyTree, v: PyTree, batch: Batch) -> Any:
-    """The solver's state at (u, v), in strong types: with weak ones the second stretch would compile again.
+def initial_state(
+    solver: Solver, problem: Problem, u: PyTree[Float[Array, "..."]], v: PyTree[Float[Array, "..."]], batch: Batch
+) -> State:
+    """The solver's state at (u, v), without weak types: with weak types the second stretch would compile again.
 
-    Every array is a copy, since a stretch donates the state: an optimizer's `init` may return an array of the caller's,
+    Every array is a copy, since a stretch donates the state: an optimizer's `init` may return an array of the caller,
     such as a learning rate or a key, and may return one array twice (L-BFGS).
     """
 
-    def own(x: Any) -> Any:
+    def own(x: Any) -> Array:
         return jnp.array(jax.lax.convert_element_type(x, jnp.result_type(x)), copy=True)
 
     return jax.tree.map(own, solver.init(problem, u, v, batch))
 
 
-def info_of_step(solver: Solver, problem: Problem, state: Any, batch: Batch) -> Info:
+def info_of_step(solver: Solver, problem: Problem, state: State, batch: Batch) -> Info:
     """The shapes of a step's Info.
 
     Raises:
@@ -123,7 +130,7 @@ def info_of_step(solver: Solver, problem: Problem, state: Any, batch: Batch) -> 
         return jax.eval_shape(functools.partial(one_step, solver, problem), state, batch, jax.random.key(0))[1]
     except InputError:
         raise
-    except Exception as error:  # of the optimizers, or of a loss whose derivatives JAX cannot take
+    except Exception as error:  # from an optimizer, or from a loss that JAX cannot differentiate
         text = str(error).strip().partition("\n")[0]
         raise InputError(
             f"{type(solver).__name__} cannot take a step on this problem ({type(error).__name__}: {text}). The losses "
