@@ -14,6 +14,7 @@ from types import SimpleNamespace
 
 import jax
 import pytest
+from jaxtyping import config, install_import_hook
 
 # Programs run for milliseconds here and are compiled for longer. What takes longest of that is left out: LLVM's passes,
 # the emitters of fused loops by MLIR, and the split of a program over threads. On two cores the programs of three
@@ -28,6 +29,12 @@ FASTER_TO_COMPILE = (
 os.environ["XLA_FLAGS"] = " ".join((os.environ.get("XLA_FLAGS", ""), *FASTER_TO_COMPILE)).strip()
 jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_num_cpu_devices", 8)
+
+# The annotations of the core are checked as it runs. Left out: entry points that refuse wrong arguments by a sentence
+# (`solve`, `Problem`, `report`, `hypergradient`, linear solves), whose tests pass wrong arguments on purpose.
+CHECKED = ("bilevax.derivatives", "bilevax.penalties", "bilevax.solvers", "bilevax.schedules", "bilevax.loop.stretch")
+assert not any(name.startswith(CHECKED) for name in sys.modules)
+install_import_hook(list(CHECKED), "beartype.beartype")
 
 MAPPINGS = Path("/proc/self/maps")
 
@@ -69,6 +76,14 @@ def compilations():
             _recorders.remove(seen)
 
     return recorded
+
+
+@pytest.fixture
+def annotations_unchecked():
+    """Annotations are not checked, for arguments that a solver itself must refuse."""
+    config.update("jaxtyping_disable", True)
+    yield
+    config.update("jaxtyping_disable", False)
 
 
 @pytest.fixture

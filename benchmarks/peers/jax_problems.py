@@ -14,7 +14,7 @@ import bilevax as bx
 from benchmarks.peers.works import FILTERS, HIDDEN, L2, QUERIES, SHOT, TASKS, WAY, Arrays, leaves
 from bilevax.applications.denoising import denoising_task
 from bilevax.applications.fewshot import episodes, features_of, fewshot_task, unit
-from bilevax.applications.fewshot.tasks import cosine_scores, cross_entropies
+from bilevax.applications.fewshot.tasks import SCALE, cross_entropies
 from bilevax.applications.poisoning import Points, untargeted_task
 from bilevax.loop.sources import Fixed
 from bilevax.nn import Model, Training, mlp, mnist_network, omniglot_network, softmax_head
@@ -123,7 +123,7 @@ def _fewshot(arrays: Arrays) -> Setup:
         return [features_of(network, u, part) for part in (data.lower, data.upper)]
 
     def losses(features: Any, v: PyTree, part: episodes.Episode) -> Any:
-        return cross_entropies(cosine_scores(v, features), part.y)
+        return cross_entropies(SCALE * unit(features) @ jnp.swapaxes(unit(v), 1, 2), part.y)
 
     def restart(s: Any, data: bx.Batch) -> Any:
         return unit(episodes.class_means(s[0], data.lower.y, WAY))

@@ -20,20 +20,22 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax.core import Tracer
+from jax.typing import ArrayLike, DTypeLike
+from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
-from bilevax._checks import InputError, PyTree, first_line
+from bilevax._checks import InputError, first_line
 from bilevax._programs import compiled
 from bilevax.problem import Batch, Problem, identity
 
 SecondProducts = Callable[[PyTree], tuple[PyTree, PyTree]]
-Curvature = Callable[[Callable[[PyTree, PyTree], Any], PyTree, PyTree], "Lower"]  # g(u, v), u, v -> it
+Curvature = Callable[[Callable[[PyTree, PyTree], Float[Array, ""]], PyTree, PyTree], "Lower"]  # g(u, v), u, v -> it
 
 
 class Upper(NamedTuple):
     """The upper loss with its gradients; `grad_u` and `grad_v` include the penalty on the constraints, if any."""
 
-    loss: Any
-    constraints: tuple[Any, ...]
+    loss: Float[Array, ""]
+    constraints: tuple[Float[Array, "..."], ...]
     grad_u: PyTree
     grad_v: PyTree
 
@@ -41,7 +43,7 @@ class Upper(NamedTuple):
 class Lower(NamedTuple):
     """The lower loss with its gradient in v, and its second products."""
 
-    loss: Any
+    loss: Float[Array, ""]
     grad_v: PyTree
     second_products: SecondProducts
 
@@ -51,8 +53,8 @@ def upper(
     u: PyTree,
     v: PyTree,
     data: PyTree,
-    key: Any,
-    penalty: Callable[[tuple[Any, ...]], Any] | None = None,
+    key: PRNGKeyArray | None,
+    penalty: Callable[[tuple[Float[Array, "..."], ...]], Float[ArrayLike, ""]] | None = None,
 ) -> Upper:
     """f(u, v) and its gradients; those of f + penalty(h(u, v)) where a penalty is given."""
 
@@ -67,7 +69,9 @@ def upper(
     return Upper(loss, values, grad_u, grad_v)
 
 
-def constraint_gradients(problem: Problem, u: PyTree, v: PyTree, data: PyTree) -> tuple[Any, PyTree, PyTree]:
+def constraint_gradients(
+    problem: Problem, u: PyTree, v: PyTree, data: PyTree
+) -> tuple[Float[Array, ""], PyTree, PyTree]:
     """All entries of all h as one vector (m,), and its Jacobians in u and v (leading axis m)."""
 
     def flat(u: PyTree, v: PyTree) -> Any:
@@ -79,7 +83,7 @@ def constraint_gradients(problem: Problem, u: PyTree, v: PyTree, data: PyTree) -
     return values, jacobian_u, jacobian_v
 
 
-def exact(g: Callable[[PyTree, PyTree], Any], u: PyTree, v: PyTree) -> Lower:
+def exact(g: Callable[[PyTree, PyTree], Float[Array, ""]], u: PyTree, v: PyTree) -> Lower:
     """The products by a reverse pass through the gradient in v: the work of two gradients, and two more for each p."""
 
     def gradient(u: PyTree, v: PyTree) -> tuple[PyTree, Any]:
@@ -90,7 +94,7 @@ def exact(g: Callable[[PyTree, PyTree], Any], u: PyTree, v: PyTree) -> Lower:
     return Lower(loss, grad_v, second_products)
 
 
-def finite_difference(g: Callable[[PyTree, PyTree], Any], u: PyTree, v: PyTree) -> Lower:
+def finite_difference(g: Callable[[PyTree, PyTree], Float[Array, ""]], u: PyTree, v: PyTree) -> Lower:
     """The products by the central difference of two gradients: first derivatives only, and the least memory.
 
     The step is eps^(1/3) (1 + |v|) / |p|, which balances rounding against truncation, so the
@@ -116,9 +120,9 @@ def lower(
     u: PyTree,
     v: PyTree,
     data: PyTree,
-    key: Any,
+    key: PRNGKeyArray | None,
     *,
-    mu: Any = 1e-3,
+    mu: Float[ArrayLike, ""] = 1e-3,
     curvature: Curvature = exact,
 ) -> Lower:
     """g(u, v), its gradient in v, and `second_products`; what the caller does not use is not computed."""
@@ -126,7 +130,14 @@ def lower(
 
 
 def lower_rows(
-    problem: Problem, u: PyTree, v: PyTree, data: PyTree, key: Any, places: Sequence[int], *, mu: Any = 1e-3
+    problem: Problem,
+    u: PyTree,
+    v: PyTree,
+    data: PyTree,
+    key: PRNGKeyArray | None,
+    places: Sequence[int],
+    *,
+    mu: Float[ArrayLike, ""] = 1e-3,
 ) -> Lower:
     """As `lower`, for the rows of some leaves of v alone: `grad_v`, and the argument of `second_products`, are lists.
 
@@ -155,15 +166,15 @@ def lower_rows(
 
 
 def lower_gradient(
-    problem: Problem, u: PyTree, v: PyTree, data: PyTree, key: Any, *, mu: Any = 1e-3
-) -> tuple[Any, PyTree]:
+    problem: Problem, u: PyTree, v: PyTree, data: PyTree, key: PRNGKeyArray | None, *, mu: Float[ArrayLike, ""] = 1e-3
+) -> tuple[Float[Array, ""], PyTree]:
     """g(u, v) and its gradient in v alone: what a plain descent of g needs."""
     return jax.value_and_grad(problem.lower, 1)(u, v, data, key, mu)
 
 
 def lower_slopes(
-    problem: Problem, u: PyTree, v: PyTree, data: PyTree, key: Any, *, mu: Any = 1e-3
-) -> tuple[Any, PyTree, PyTree]:
+    problem: Problem, u: PyTree, v: PyTree, data: PyTree, key: PRNGKeyArray | None, *, mu: Float[ArrayLike, ""] = 1e-3
+) -> tuple[Float[Array, ""], PyTree, PyTree]:
     """g(u, v) and its gradients in u and in v: what methods on the value function min over v of g need."""
     loss, (grad_u, grad_v) = jax.value_and_grad(problem.lower, (0, 1))(u, v, data, key, mu)
     return loss, grad_u, grad_v
@@ -246,7 +257,7 @@ def transposed(function: Callable[[PyTree], PyTree], x: PyTree) -> tuple[PyTree,
     return value, lambda d: pull(d)[0]
 
 
-def _cauchy_step(g: Lower, v: PyTree) -> Any:
+def _cauchy_step(g: Lower, v: PyTree) -> Float[Array, ""]:
     """|d|^2 / <d, H d> of d = grad_v g, which is 1 over a curvature of g; |v| / |d| where there is none."""
     dtype = jnp.result_type(jnp.float32, *jax.tree.leaves(v))
     largest: Any = optax.tree.max(jax.tree.map(lambda x: jnp.abs(x).astype(dtype), g.grad_v))
@@ -259,10 +270,11 @@ def _cauchy_step(g: Lower, v: PyTree) -> Any:
     return jnp.where((step > 0) & jnp.isfinite(step), step, 1)
 
 
-def _dot(a: PyTree, b: PyTree, dtype: Any) -> Any:
-    return sum(
+def _dot(a: PyTree, b: PyTree, dtype: DTypeLike) -> Float[Array, ""]:
+    terms = [
         jnp.vdot(x.astype(dtype), y.astype(dtype)) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
-    )
+    ]
+    return sum(terms[1:], terms[0])
 
 
 def require_start(owner: str, problem: Problem, u: PyTree, batch: Batch, asked: bool = False) -> bool:

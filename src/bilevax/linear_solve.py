@@ -14,14 +14,15 @@ has the types of b.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 import optax
 from jax.flatten_util import ravel_pytree
+from jaxtyping import Array, Float, PyTree
 
-from bilevax._checks import InputError, PyTree, require_count
+from bilevax._checks import InputError, require_count
 from bilevax._optimizers import check_optimizer, require_optimizer, update
 from bilevax.derivatives import SecondProducts
 
@@ -33,9 +34,10 @@ class LinearSolution(NamedTuple):
 
     q: PyTree
     cross: PyTree
-    residual: Any
+    residual: Float[Array, ""]
 
 
+@runtime_checkable
 class LinearSolve(Protocol):
     """What `Implicit` asks of a linear solve."""
 

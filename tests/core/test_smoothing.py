@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from jaxtyping import TypeCheckError
 from scipy.optimize import minimize_scalar
 
 from bilevax import InputError
@@ -209,3 +210,8 @@ def test_measures_of_sparsity():
 def test_refusals(make, words):
     with pytest.raises(InputError, match=words):
         make()
+
+
+def test_annotations_are_checked_while_the_tests_run():
+    with pytest.raises(TypeCheckError, match="Type-check error"):
+        L1().proximal(jnp.zeros(3), jnp.zeros(3))

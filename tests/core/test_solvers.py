@@ -162,6 +162,7 @@ def test_lower_start(name, key):
     assert np.abs(result.v["a"]).max() < 10
 
 
+@pytest.mark.usefixtures("annotations_unchecked")
 @pytest.mark.parametrize(
     ("solver", "fields", "message"),
     [

@@ -114,10 +114,13 @@ class _OnVisit:
     """A plain function as a Callback."""
 
     def __init__(self, function: Callable[[Visit], None]):
-        self.visit = function
+        self._function = function
 
     def start(self, run: Run) -> None:
         pass
+
+    def visit(self, visit: Visit) -> None:
+        self._function(visit)
 
     def finish(self, result: Result | None) -> None:
         pass

@@ -14,7 +14,6 @@ from typing import Any, Protocol
 
 import jax
 import numpy as np
-from jax.tree_util import PyTreeDef
 from jaxtyping import PRNGKeyArray
 
 from bilevax._checks import InputError, check_finite, described, require_arrays
@@ -198,7 +197,7 @@ def require_batch(batch: Any) -> None:
     require_arrays("batch", batch)
 
 
-def require_structure(number: int, batch: Batch, structure: PyTreeDef) -> None:
+def require_structure(number: int, batch: Batch, structure: Any) -> None:
     """Raise InputError if batch `number` of a host iterable has another tree structure than the first batch."""
     found = jax.tree.structure(batch)
     if found != structure:

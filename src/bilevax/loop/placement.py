@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.typing import ArrayLike
 from jaxtyping import Array, Int, PRNGKeyArray, PyTree
 
 from bilevax._checks import InputError
@@ -213,7 +214,7 @@ class Split:
     mesh: Mesh = field(metadata={"static": True})
     data: str = field(metadata={"static": True})
 
-    def at(self, step: int | Int[Array, ""], key: PRNGKeyArray) -> Batch:
+    def at(self, step: Int[ArrayLike, ""], key: PRNGKeyArray) -> Batch:
         """The batch of a step."""
         layout = Layout(self.mesh, data=self.data)
         batch = self.source.at(step, key)

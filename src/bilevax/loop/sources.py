@@ -30,7 +30,7 @@ class Samples(NamedTuple):
     """
 
     data: PyTree
-    index: Int[Array, " n"]
+    index: Int[Array, " n"]  # pyright: ignore[reportIncompatibleMethodOverride]
 
 
 @runtime_checkable

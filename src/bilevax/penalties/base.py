@@ -1,11 +1,13 @@
 """What the smoothed penalties share."""
 
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
+from jaxtyping import Array, Float, PyTree
 
-from bilevax._checks import InputError, PyTree
+from bilevax._checks import InputError
 
 
 def entries(v: PyTree) -> int:
@@ -13,7 +15,7 @@ def entries(v: PyTree) -> int:
     return sum(jnp.size(x) for x in jax.tree.leaves(v))
 
 
-def check_mu(mu: Any) -> None:
+def check_mu(mu: Float[ArrayLike, ""]) -> None:
     """Refuse a smoothing parameter that is not positive."""
     if isinstance(mu, int | float) and not mu > 0:  # inside a solve it is an array that a schedule made
         raise InputError(f"mu is {mu}, and must be positive: with zero a penalty is not smooth. `true` is its limit.")
@@ -24,12 +26,12 @@ def total_of(v: PyTree, entry: Any) -> Any:
     return sum(jnp.sum(entry(x)) for x in jax.tree.leaves(v))
 
 
-def soft_threshold(x: Any, threshold: Any) -> Any:
+def soft_threshold(x: Any, threshold: Float[ArrayLike, ""]) -> Any:
     """The proximal map of the absolute value, entry by entry."""
     return jnp.sign(x) * jnp.maximum(jnp.abs(x) - threshold, 0)
 
 
-def block_factors(squares: Any, threshold: Any) -> Any:
+def block_factors(squares: Any, threshold: Float[ArrayLike, ""]) -> Any:
     """The factor by which block soft thresholding shortens each group, 0 where a group vanishes.
 
     Args:
@@ -40,18 +42,19 @@ def block_factors(squares: Any, threshold: Any) -> Any:
     return jnp.where(kept, 1 - threshold / jnp.sqrt(jnp.where(kept, squares, 1.0)), 0.0)
 
 
+@runtime_checkable
 class Smoothed(Protocol):
     """A smoothed penalty."""
 
-    def __call__(self, v: PyTree, mu: Any) -> Any:
+    def __call__(self, v: PyTree, mu: Float[ArrayLike, ""]) -> Float[Array, ""]:
         """The smoothed value."""
         ...
 
-    def true(self, v: PyTree) -> Any:
+    def true(self, v: PyTree) -> Float[Array, ""]:
         """The value itself."""
         ...
 
-    def gap(self, v: PyTree, mu: Any) -> Any:
+    def gap(self, v: PyTree, mu: Float[ArrayLike, ""]) -> Float[ArrayLike, ""]:
         """How far the smoothed value may lie above the true one."""
         ...
 

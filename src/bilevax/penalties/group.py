@@ -4,25 +4,28 @@ import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
+from jaxtyping import Array, Float, PyTree
 
-from bilevax._checks import InputError, PyTree, listed
+from bilevax._checks import InputError, listed
 from bilevax.penalties.base import block_factors, check_mu
 from bilevax.penalties.separable import L1
 
 
+@runtime_checkable
 class Groups(Protocol):
     """How a tree is cut into groups, each entry in one."""
 
-    def squares(self, v: PyTree) -> Any:
+    def squares(self, v: PyTree) -> Float[Array, " groups"]:
         """The squared norm of each group, (groups,)."""
         ...
 
-    def scaled(self, v: PyTree, factors: Any) -> PyTree:
+    def scaled(self, v: PyTree, factors: Float[Array, " groups"]) -> PyTree:
         """Each group times its factor, factors (groups,)."""
         ...
 
@@ -31,11 +34,11 @@ class Groups(Protocol):
 class ByLeaf:
     """Each leaf is a group: the layers of a network."""
 
-    def squares(self, v: PyTree) -> Any:
+    def squares(self, v: PyTree) -> Float[Array, " groups"]:
         """(leaves,)."""
         return jnp.stack([jnp.sum(jnp.square(x)) for x in jax.tree.leaves(v)])
 
-    def scaled(self, v: PyTree, factors: Any) -> PyTree:
+    def scaled(self, v: PyTree, factors: Float[Array, " groups"]) -> PyTree:
         """Each leaf times its factor."""
         leaves, form = jax.tree.flatten(v)
         return jax.tree.unflatten(form, [x * factors[i] for i, x in enumerate(leaves)])
@@ -45,11 +48,11 @@ class ByLeaf:
 class ByRow:
     """Each row of each leaf is a group: the weights that leave one input of a dense layer (Scardapane et al. 2017)."""
 
-    def squares(self, v: PyTree) -> Any:
+    def squares(self, v: PyTree) -> Float[Array, " groups"]:
         """(rows of all leaves,)."""
         return jnp.concatenate([jnp.sum(jnp.square(x).reshape(len(x), -1), 1) for x in jax.tree.leaves(v)])
 
-    def scaled(self, v: PyTree, factors: Any) -> PyTree:
+    def scaled(self, v: PyTree, factors: Float[Array, " groups"]) -> PyTree:
         """Each row times its factor."""
         leaves, form = jax.tree.flatten(v)
         parts = jnp.split(factors, np.cumsum([len(x) for x in leaves])[:-1])
@@ -95,11 +98,11 @@ class Given:
                 "to one group; give an entry that is not to be selected a group of its own."
             )
 
-    def squares(self, v: PyTree) -> Any:
+    def squares(self, v: PyTree) -> Float[Array, " groups"]:
         """(groups,)."""
         return jax.ops.segment_sum(jnp.square(v), self._index(v), len(self.members))
 
-    def scaled(self, v: PyTree, factors: Any) -> PyTree:
+    def scaled(self, v: PyTree, factors: Float[Array, " groups"]) -> PyTree:
         """Each entry times its group's factor."""
         return v * factors[self._index(v)]
 
@@ -126,24 +129,24 @@ class GroupLasso:
 
     groups: Groups
 
-    def __call__(self, v: PyTree, mu: Any) -> Any:
+    def __call__(self, v: PyTree, mu: Float[ArrayLike, ""]) -> Float[Array, ""]:
         """The smoothed value."""
         check_mu(mu)
         return jnp.sum(jnp.sqrt(self.groups.squares(v) + mu**2))
 
-    def true(self, v: PyTree) -> Any:
+    def true(self, v: PyTree) -> Float[Array, ""]:
         """The sum of norms."""
         return jnp.sum(jnp.sqrt(self.groups.squares(v)))
 
-    def gap(self, v: PyTree, mu: Any) -> Any:
+    def gap(self, v: PyTree, mu: Float[ArrayLike, ""]) -> Float[ArrayLike, ""]:
         """The number of groups times mu."""
         return len(self.groups.squares(v)) * mu
 
-    def lipschitz(self, mu: Any) -> Any:
+    def lipschitz(self, mu: Float[ArrayLike, ""]) -> Float[ArrayLike, ""]:
         """1 / mu."""
         return 1 / mu
 
-    def proximal(self, v: PyTree, step: Any) -> PyTree:
+    def proximal(self, v: PyTree, step: Float[ArrayLike, ""]) -> PyTree:
         """Block soft thresholding."""
         return self.groups.scaled(v, block_factors(self.groups.squares(v), step))
 
@@ -172,23 +175,23 @@ class SparseGroupLasso:
             if not getattr(self, name) >= 0:
                 raise InputError(f"SparseGroupLasso: {name} is {getattr(self, name)}, and must be zero or positive.")
 
-    def __call__(self, v: PyTree, mu: Any) -> Any:
+    def __call__(self, v: PyTree, mu: Float[ArrayLike, ""]) -> Float[Array, ""]:
         """The smoothed value."""
         return self.single * L1()(v, mu) + self.group * GroupLasso(self.groups)(v, mu)
 
-    def true(self, v: PyTree) -> Any:
+    def true(self, v: PyTree) -> Float[Array, ""]:
         """The value itself."""
         return self.single * L1().true(v) + self.group * GroupLasso(self.groups).true(v)
 
-    def gap(self, v: PyTree, mu: Any) -> Any:
+    def gap(self, v: PyTree, mu: Float[ArrayLike, ""]) -> Float[ArrayLike, ""]:
         """The two gaps by their factors."""
         return self.single * L1().gap(v, mu) + self.group * GroupLasso(self.groups).gap(v, mu)
 
-    def lipschitz(self, mu: Any) -> Any:
+    def lipschitz(self, mu: Float[ArrayLike, ""]) -> Float[ArrayLike, ""]:
         """(single + group) / mu."""
         return (self.single + self.group) / mu
 
-    def proximal(self, v: PyTree, step: Any) -> PyTree:
+    def proximal(self, v: PyTree, step: Float[ArrayLike, ""]) -> PyTree:
         """Soft, then block soft thresholding."""
         return GroupLasso(self.groups).proximal(L1().proximal(v, step * self.single), step * self.group)
 

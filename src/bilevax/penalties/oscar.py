@@ -6,8 +6,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
+from jaxtyping import Array, Float, PyTree
 
-from bilevax._checks import InputError, PyTree, listed
+from bilevax._checks import InputError, listed
 from bilevax.penalties.base import check_mu, entries
 
 
@@ -42,7 +44,7 @@ class Oscar:
             if not getattr(self, name) >= 0:
                 raise InputError(f"Oscar: {name} is {getattr(self, name)}, and must be zero or positive.")
 
-    def __call__(self, v: PyTree, mu: Any) -> Any:
+    def __call__(self, v: PyTree, mu: Float[ArrayLike, ""]) -> Float[Array, ""]:
         """The smoothed value."""
         check_mu(mu)
         a = jnp.sort(jnp.sqrt(_vector("Oscar", v) ** 2 + mu**2))
@@ -57,27 +59,27 @@ class Oscar:
         bent = (squares / mu + near * mu) / 2 - apart  # of h(t) - |t|
         return self.single * jnp.sum(a) + self.pair * (jnp.sum(place * a) + jnp.sum(bent) / 2)
 
-    def true(self, v: PyTree) -> Any:
+    def true(self, v: PyTree) -> Float[Array, ""]:
         """The value itself."""
         a = jnp.sort(jnp.abs(_vector("Oscar", v)))
         return self.single * jnp.sum(a) + self.pair * jnp.sum(jnp.arange(a.size) * a)
 
-    def gap(self, v: PyTree, mu: Any) -> Any:
+    def gap(self, v: PyTree, mu: Float[ArrayLike, ""]) -> Float[ArrayLike, ""]:
         """Of each entry and of each pair."""
         d = entries(v)
         return mu * (self.single * d + 1.25 * self.pair * d * (d - 1) / 2)
 
-    def lipschitz(self, v: PyTree, mu: Any) -> Any:
+    def lipschitz(self, v: PyTree, mu: Float[ArrayLike, ""]) -> Float[ArrayLike, ""]:
         """(single + pair (3 d / 2 - 1)) / mu: of a_j 1 / mu for each entry and pair, of all h d / mu times a half."""
         return (self.single + self.pair * (1.5 * entries(v) - 1)) / mu
 
-    def proximal(self, v: PyTree, step: Any) -> np.ndarray:
+    def proximal(self, v: PyTree, step: Float[ArrayLike, ""]) -> np.ndarray:
         """By pooling adjacent violators, on the host (Zeng and Figueiredo 2014): OSCAR is a sorted l1 norm."""
         from sklearn.isotonic import isotonic_regression
 
         w = np.asarray(_vector("Oscar", v))
         order = np.argsort(-np.abs(w), kind="stable")
-        weights = float(step) * (self.single + self.pair * np.arange(len(w))[::-1])
+        weights = np.asarray(step, float) * (self.single + self.pair * np.arange(len(w))[::-1])
         sizes = np.maximum(isotonic_regression(np.abs(w)[order] - weights, increasing=False), 0)
         found = np.empty_like(w)
         found[order] = np.sign(w)[order] * sizes

@@ -19,8 +19,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
+from jaxtyping import Array, Float, PyTree
 
-from bilevax._checks import InputError, PyTree
+from bilevax._checks import InputError
 from bilevax.penalties.base import check_mu, entries, soft_threshold, total_of
 
 FIXED_POINT_STEPS = 60
@@ -41,24 +43,24 @@ class L1:
         (7.0, 7.0029, [0.0, -0.5])
     """
 
-    def __call__(self, v: PyTree, mu: Any) -> Any:
+    def __call__(self, v: PyTree, mu: Float[ArrayLike, ""]) -> Float[Array, ""]:
         """The smoothed value."""
         check_mu(mu)
         return total_of(v, lambda w: jnp.sqrt(w**2 + mu**2))
 
-    def true(self, v: PyTree) -> Any:
+    def true(self, v: PyTree) -> Float[Array, ""]:
         """The sum of |w|."""
         return total_of(v, jnp.abs)
 
-    def gap(self, v: PyTree, mu: Any) -> Any:
+    def gap(self, v: PyTree, mu: Float[ArrayLike, ""]) -> Float[ArrayLike, ""]:
         """The number of entries times mu."""
         return entries(v) * mu
 
-    def lipschitz(self, mu: Any) -> Any:
+    def lipschitz(self, mu: Float[ArrayLike, ""]) -> Float[ArrayLike, ""]:
         """1 / mu."""
         return 1 / mu
 
-    def proximal(self, v: PyTree, step: Any) -> PyTree:
+    def proximal(self, v: PyTree, step: Float[ArrayLike, ""]) -> PyTree:
         """Soft thresholding."""
         return jax.tree.map(lambda w: soft_threshold(w, step), v)
 
@@ -88,24 +90,24 @@ class Lp:
         if not 0 < self.p <= 1:
             raise InputError(f"Lp: p is {self.p}, and must be in (0, 1]. Above 1 it is smooth already.")
 
-    def __call__(self, v: PyTree, mu: Any) -> Any:
+    def __call__(self, v: PyTree, mu: Float[ArrayLike, ""]) -> Float[Array, ""]:
         """The smoothed value."""
         check_mu(mu)
         return total_of(v, lambda w: (w**2 + mu**2) ** (self.p / 2))
 
-    def true(self, v: PyTree) -> Any:
+    def true(self, v: PyTree) -> Float[Array, ""]:
         """The sum of |w|^p."""
         return total_of(v, lambda w: jnp.abs(w) ** self.p)
 
-    def gap(self, v: PyTree, mu: Any) -> Any:
+    def gap(self, v: PyTree, mu: Float[ArrayLike, ""]) -> Float[ArrayLike, ""]:
         """mu^p times the number of entries."""
         return entries(v) * mu**self.p
 
-    def lipschitz(self, mu: Any) -> Any:
+    def lipschitz(self, mu: Float[ArrayLike, ""]) -> Float[ArrayLike, ""]:
         """The bound p mu^(p - 2)."""
         return self.p * mu ** (self.p - 2)
 
-    def proximal(self, v: PyTree, step: Any) -> PyTree:
+    def proximal(self, v: PyTree, step: Float[ArrayLike, ""]) -> PyTree:
         """A minimiser, entry by entry; the problem is not convex, and at the threshold 0 is taken."""
         if self.p == 1:
             return L1().proximal(v, step)
@@ -137,23 +139,23 @@ class ElasticNet:
         if not self.ratio >= 0:
             raise InputError(f"ElasticNet: ratio is {self.ratio}, and must be zero or positive.")
 
-    def __call__(self, v: PyTree, mu: Any) -> Any:
+    def __call__(self, v: PyTree, mu: Float[ArrayLike, ""]) -> Float[Array, ""]:
         """The smoothed value."""
         return L1()(v, mu) + self._squares(v)
 
-    def true(self, v: PyTree) -> Any:
+    def true(self, v: PyTree) -> Float[Array, ""]:
         """The sum itself."""
         return L1().true(v) + self._squares(v)
 
-    def gap(self, v: PyTree, mu: Any) -> Any:
+    def gap(self, v: PyTree, mu: Float[ArrayLike, ""]) -> Float[ArrayLike, ""]:
         """As for L1."""
         return L1().gap(v, mu)
 
-    def lipschitz(self, mu: Any) -> Any:
+    def lipschitz(self, mu: Float[ArrayLike, ""]) -> Float[ArrayLike, ""]:
         """That of L1, plus the ratio."""
         return 1 / mu + self.ratio
 
-    def proximal(self, v: PyTree, step: Any) -> PyTree:
+    def proximal(self, v: PyTree, step: Float[ArrayLike, ""]) -> PyTree:
         """Soft thresholding, then a shrinkage."""
         return jax.tree.map(lambda w: soft_threshold(w, step) / (1 + step * self.ratio), v)
 

@@ -1,13 +1,13 @@
 """Alternating descent: u down f, v down g, each as if the other were fixed."""
 
 from dataclasses import dataclass
-from typing import Any
 
 import jax
 import optax
+from jaxtyping import PRNGKeyArray, PyTree
 
 from bilevax import derivatives
-from bilevax._checks import PyTree, settle_counts
+from bilevax._checks import settle_counts
 from bilevax.problem import Batch, Problem
 from bilevax.solvers import base
 
@@ -41,7 +41,9 @@ class Alternating:
         """The state at (u, v)."""
         return base.start(self, u, v)
 
-    def step(self, problem: Problem, state: base.State, batch: Batch, key: Any) -> tuple[base.State, base.Info]:
+    def step(
+        self, problem: Problem, state: base.State, batch: Batch, key: PRNGKeyArray
+    ) -> tuple[base.State, base.Info]:
         """T moves of v along grad_v g, then one of u along grad_u f."""
         start_key, lower_key, upper_key = jax.random.split(key, 3)
         v = base.start_of_step(problem, state, batch, start_key)

@@ -5,16 +5,19 @@ makes the state, `step` takes one step: `lower_steps` moves of v, then one of u.
 """
 
 import enum
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
+from jax.typing import ArrayLike
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree, Shaped
 
 from bilevax import derivatives
-from bilevax._checks import InputError, PyTree, described
+from bilevax._checks import InputError, described
 from bilevax._optimizers import Objective, check_optimizer, update
 from bilevax.problem import Batch, PerMove, Problem, identity
 
@@ -28,27 +31,28 @@ class State(NamedTuple):
         memory: what else the method keeps, such as multipliers and the stage: any pytree of arrays.
     """
 
-    u: PyTree
-    v: PyTree
-    upper_opt: Any
-    lower_opt: Any
-    memory: Any = ()
+    u: PyTree[Float[Array, "..."]]
+    v: PyTree[Float[Array, "..."]]
+    upper_opt: optax.OptState
+    lower_opt: optax.OptState
+    memory: PyTree = ()
 
 
 class Info(NamedTuple):
-    """Scalars about one step, recorded in the history; the next step does not depend on them.
+    """Scalars about one step; in a history, arrays with an entry for each step. No step depends on them.
 
     The losses and `lower_grad_norm` = |grad_v g| are taken at the newest (u, v) that the step has
     evaluated anyway; `upper_grad_norm` is the norm of the direction that moved u.
     """
 
-    upper_loss: Any
-    lower_loss: Any
-    upper_grad_norm: Any
-    lower_grad_norm: Any
-    extra: dict[str, Any]
+    upper_loss: Float[Array | np.ndarray, "*steps"]
+    lower_loss: Float[Array | np.ndarray, "*steps"]
+    upper_grad_norm: Float[Array | np.ndarray, "*steps"]
+    lower_grad_norm: Float[Array | np.ndarray, "*steps"]
+    extra: Mapping[str, Shaped[Array | np.ndarray, "*steps"]]
 
 
+@runtime_checkable
 class Solver(Protocol):
     """What `solve` asks of a solver. `init` and `step` are pure."""
 
@@ -60,7 +64,7 @@ class Solver(Protocol):
         """The state at (u, v). Of `batch` only shapes are used."""
         ...
 
-    def step(self, problem: Problem, state: State, batch: Batch, key: Any) -> tuple[State, Info]:
+    def step(self, problem: Problem, state: State, batch: Batch, key: PRNGKeyArray) -> tuple[State, Info]:
         """One step."""
         ...
 
@@ -194,12 +198,12 @@ def start(solver: Any, u: PyTree, v: PyTree, memory: Any = ()) -> State:
     return State(u, v, solver.upper_optimizer.init(u), solver.lower_optimizer.init(v), memory)
 
 
-def all_finite(tree: PyTree) -> Any:
+def all_finite(tree: PyTree) -> Bool[Array, ""]:
     """Whether every entry of a tree of floating arrays is finite."""
     return jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(tree)]))
 
 
-def keep_finite(solver: Solver, before: State, after: State, info: Info) -> tuple[State, Any]:
+def keep_finite(solver: Solver, before: State, after: State, info: Info) -> tuple[State, Bool[Array, ""]]:
     """The state to go on from after a step, and whether to go on.
 
     That is `after` and True where its iterates and losses are finite, else `before` and False. A solver of many
@@ -221,14 +225,14 @@ def _once(function: Callable[..., Any], *arguments: Any) -> Any:
     return function(*arguments)
 
 
-def is_finite(state: State, info: Info) -> Any:
+def is_finite(state: State, info: Info) -> Bool[Array, ""]:
     """Whether a step's iterates and losses are finite."""
     return all_finite((state.u, state.v, info.upper_loss, info.lower_loss))
 
 
 def move(
     optimizer: optax.GradientTransformation,
-    opt_state: Any,
+    opt_state: optax.OptState,
     x: PyTree,
     gradient: PyTree,
     project: Callable[[PyTree], PyTree],
@@ -243,13 +247,13 @@ def move(
     return project(moved), opt_state
 
 
-def stationarity(x: PyTree, gradient: PyTree, project: Any) -> Any:
+def stationarity(x: PyTree, gradient: PyTree, project: Callable[[PyTree], PyTree]) -> Float[Array, ""]:
     """|x - project(x - gradient)|^2, which is |gradient|^2 where nothing is projected."""
     moved = project(optax.tree.sub(x, gradient))
     return optax.tree.norm(optax.tree.sub(x, moved), squared=True)
 
 
-def lower_data(batch: Batch, move: Any) -> PyTree:
+def lower_data(batch: Batch, move: Int[ArrayLike, ""]) -> PyTree:
     """The lower batch of one move: the step's own, or the move's slice of a PerMove."""
     if isinstance(batch.lower, PerMove):
         return jax.tree.map(lambda x: x[move], batch.lower.data)
@@ -274,7 +278,7 @@ class Descent:
     direction: Callable[[PyTree, PyTree, Any], PyTree] | None = None
     scale: Any = None
 
-    def moves(self, v: PyTree, opt_state: Any, batch: Batch, steps: int, key: Any) -> tuple[PyTree, Any, Any]:
+    def moves(self, v: PyTree, opt_state: Any, batch: Batch, steps: int, key: PRNGKeyArray) -> tuple[PyTree, Any, Any]:
         """`steps` moves from v: the end, the optimizer's state, and (g, |grad_v g|) before the last move.
 
         Where a direction is given, the last is () instead.
@@ -286,7 +290,7 @@ class Descent:
         (v, opt_state), losses = jax.lax.scan(one, (v, opt_state), jnp.arange(steps))
         return v, opt_state, jax.tree.map(lambda x: x[-1], losses)
 
-    def move(self, carry: tuple[PyTree, Any], data: PyTree, key: Any) -> tuple[tuple[PyTree, Any], Any]:
+    def move(self, carry: tuple[PyTree, Any], data: PyTree, key: PRNGKeyArray) -> tuple[tuple[PyTree, Any], Any]:
         """One move of `carry`, v and its optimizer's state; with (g, |grad_v g|) before it, or () along a direction."""
         v, opt_state = carry
         if self.direction is not None:
@@ -297,7 +301,7 @@ class Descent:
         moved = move(self.optimizer, opt_state, v, gradient, self.problem.project_lower, self.scale, objective)
         return moved, (loss, size)
 
-    def objective(self, v: PyTree, data: PyTree, key: Any, loss: Any) -> Objective:
+    def objective(self, v: PyTree, data: PyTree, key: PRNGKeyArray, loss: Any) -> Objective:
         """The lower loss on this batch as a function of v; `loss` is its value at the present v."""
         return Objective(
             loss,
@@ -318,7 +322,7 @@ def move_upper(
     return move(solver.upper_optimizer, state.upper_opt, state.u, direction, problem.project_upper, scale, objective)
 
 
-def start_of_step(problem: Problem, state: State, batch: Batch, key: Any) -> PyTree:
+def start_of_step(problem: Problem, state: State, batch: Batch, key: PRNGKeyArray) -> PyTree:
     """Where v starts: at `lower_start` where the problem has one, else where it stopped."""
     if problem.lower_start is None:
         return state.v

@@ -6,9 +6,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jaxtyping import Array, Int, PRNGKeyArray, PyTree
 
 from bilevax import derivatives, schedules
-from bilevax._checks import PyTree, settle_counts
+from bilevax._checks import settle_counts
 from bilevax.problem import Batch, Problem
 from bilevax.schedules import Geometric, Schedule
 from bilevax.solvers import base
@@ -18,8 +19,8 @@ class BVFIMMemory(NamedTuple):
     """The minimiser z of g, its optimizer's state, and the number of steps taken."""
 
     z: PyTree
-    z_opt: Any
-    count: Any
+    z_opt: optax.OptState
+    count: Int[Array, ""]  # pyright: ignore[reportIncompatibleMethodOverride]
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,9 @@ class BVFIM:
         """The state at (u, v), z = v."""
         return base.start(self, u, v, BVFIMMemory(v, self.lower_optimizer.init(v), jnp.zeros((), jnp.int32)))
 
-    def step(self, problem: Problem, state: base.State, batch: Batch, key: Any) -> tuple[base.State, base.Info]:
+    def step(
+        self, problem: Problem, state: base.State, batch: Batch, key: PRNGKeyArray
+    ) -> tuple[base.State, base.Info]:
         """T moves of z down g, T of v inside the barrier, one of u."""
         start_key, z_key, v_key, upper_key = jax.random.split(key, 4)
         u, memory = state.u, state.memory
@@ -85,7 +88,7 @@ class BVFIM:
         def damped(gradient: PyTree, x: PyTree) -> PyTree:
             return jax.tree.map(lambda d, a: (d + damping * a).astype(d.dtype), gradient, x)
 
-        def to_value(z: PyTree, data: PyTree, key: Any) -> PyTree:
+        def to_value(z: PyTree, data: PyTree, key: PRNGKeyArray) -> PyTree:
             return damped(derivatives.lower_gradient(problem, u, z, data, key)[1], z)
 
         z = base.start_of_step(problem, state._replace(v=memory.z), batch, start_key)
@@ -98,7 +101,7 @@ class BVFIM:
         def weight(loss: Any) -> Any:
             return barrier / jnp.maximum(value - loss, 1e-2 * slack)
 
-        def inside(v: PyTree, data: PyTree, key: Any) -> PyTree:
+        def inside(v: PyTree, data: PyTree, key: PRNGKeyArray) -> PyTree:
             f = derivatives.upper(problem, u, v, batch.upper, key)
             loss, slope = derivatives.lower_gradient(problem, u, v, data, key)
             w = weight(loss)

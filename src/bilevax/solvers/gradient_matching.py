@@ -1,13 +1,12 @@
 """Gradient matching: u moves until training on it looks, to first order, like training for the upper level's aim."""
 
 from dataclasses import dataclass
-from typing import Any
 
 import jax.numpy as jnp
 import optax
+from jaxtyping import PRNGKeyArray, PyTree
 
 from bilevax import derivatives
-from bilevax._checks import PyTree
 from bilevax.problem import Batch, Problem
 from bilevax.solvers import base
 
@@ -55,7 +54,9 @@ class GradientMatching:
         """The state at (u, v), without an optimizer of v."""
         return base.State(u, v, self.upper_optimizer.init(u), ())
 
-    def step(self, problem: Problem, state: base.State, batch: Batch, key: Any) -> tuple[base.State, base.Info]:
+    def step(
+        self, problem: Problem, state: base.State, batch: Batch, key: PRNGKeyArray
+    ) -> tuple[base.State, base.Info]:
         """One move of u."""
         f = derivatives.upper(problem, state.u, state.v, batch.upper, key)
         data = base.lower_data(batch, 0)
@@ -70,6 +71,6 @@ class GradientMatching:
         direction = g.second_products(p)[0]
         objective = base.Objective(1 - alignment)
         u, upper_opt = base.move_upper(self, problem, state, direction, objective)
-        extra = {"alignment": alignment}
+        extra = {"alignment": jnp.asarray(alignment)}
         info = base.Info(f.loss, g.loss, optax.tree.norm(direction), optax.tree.norm(g.grad_v), extra)
         return base.State(u, state.v, upper_opt, ()), info

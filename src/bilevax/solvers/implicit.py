@@ -1,13 +1,13 @@
 """Hypergradients by implicit differentiation: ApproxGrad, CG, Neumann, as the linear solve chosen."""
 
 from dataclasses import dataclass
-from typing import Any
 
 import jax
 import optax
+from jaxtyping import PRNGKeyArray, PyTree
 
 from bilevax import derivatives
-from bilevax._checks import PyTree, settle_counts
+from bilevax._checks import settle_counts
 from bilevax.linear_solve import CG, LinearSolve
 from bilevax.problem import Batch, Problem
 from bilevax.solvers import base
@@ -59,7 +59,9 @@ class Implicit:
         """The state at (u, v), q zero."""
         return base.start(self, u, v, memory=optax.tree.zeros_like(v))
 
-    def step(self, problem: Problem, state: base.State, batch: Batch, key: Any) -> tuple[base.State, base.Info]:
+    def step(
+        self, problem: Problem, state: base.State, batch: Batch, key: PRNGKeyArray
+    ) -> tuple[base.State, base.Info]:
         """T moves of v along grad_v g, a linear solve for q, one move of u."""
         start_key, lower_key, upper_key = jax.random.split(key, 3)
         v = base.start_of_step(problem, state, batch, start_key)

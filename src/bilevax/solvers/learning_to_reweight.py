@@ -7,9 +7,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from bilevax import derivatives
-from bilevax._checks import InputError, PyTree
+from bilevax._checks import InputError
 from bilevax.problem import Batch, Problem
 from bilevax.solvers import base
 
@@ -25,7 +26,7 @@ class Weights(NamedTuple):
         seen: (n,) integers, the number of batches that a sample was in.
     """
 
-    mean_weight: Any
+    mean_weight: Float[Array, ""]
     seen: Any
 
 
@@ -131,7 +132,9 @@ class LearningToReweight:
         weights = Weights(jnp.zeros_like(u), jnp.zeros(u.shape, jnp.int32))
         return base.State(u, v, (), self.lower_optimizer.init(v), weights)
 
-    def step(self, problem: Problem, state: base.State, batch: Batch, key: Any) -> tuple[base.State, base.Info]:
+    def step(
+        self, problem: Problem, state: base.State, batch: Batch, key: PRNGKeyArray
+    ) -> tuple[base.State, base.Info]:
         """The batch's weights, then one move of v along grad_v g."""
         start_key, lower_key, upper_key = jax.random.split(key, 3)
         v = base.start_of_step(problem, state, batch, start_key)

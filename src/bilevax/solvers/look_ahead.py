@@ -2,13 +2,13 @@
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import jax
 import optax
+from jaxtyping import PRNGKeyArray, PyTree
 
 from bilevax import derivatives
-from bilevax._checks import InputError, PyTree, settle_counts
+from bilevax._checks import InputError, settle_counts
 from bilevax.problem import Batch, Problem
 from bilevax.solvers import base
 
@@ -71,7 +71,9 @@ class LookAhead:
         """The state at (u, v)."""
         return base.start(self, u, v)
 
-    def step(self, problem: Problem, state: base.State, batch: Batch, key: Any) -> tuple[base.State, base.Info]:
+    def step(
+        self, problem: Problem, state: base.State, batch: Batch, key: PRNGKeyArray
+    ) -> tuple[base.State, base.Info]:
         """A look-ahead, one move of u, T moves of v along grad_v g at the new u."""
         start_key, lower_key, upper_key = jax.random.split(key, 3)
 

@@ -6,9 +6,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
 from bilevax import derivatives, schedules
-from bilevax._checks import InputError, PyTree, settle_counts
+from bilevax._checks import InputError, settle_counts
 from bilevax.problem import Batch, Inequality, Problem
 from bilevax.schedules import Geometric, Schedule
 from bilevax.solvers import base
@@ -23,10 +24,10 @@ class PenaltyMemory(NamedTuple):
         constraint_nu: of the constraints, an array for each.
     """
 
-    stage: Any
-    stage_steps: Any
+    stage: Int[Array, ""]
+    stage_steps: Int[Array, ""]
     nu: PyTree
-    constraint_nu: tuple[Any, ...]
+    constraint_nu: tuple[Float[Array, "..."], ...]
 
 
 @dataclass(frozen=True)
@@ -121,7 +122,9 @@ class Penalty:
         )
         return base.start(self, u, v, memory)
 
-    def step(self, problem: Problem, state: base.State, batch: Batch, key: Any) -> tuple[base.State, base.Info]:
+    def step(
+        self, problem: Problem, state: base.State, batch: Batch, key: PRNGKeyArray
+    ) -> tuple[base.State, base.Info]:
         """T moves of v and one of u on the penalty function, then the test that ends a stage."""
         start_key, lower_key, upper_key = jax.random.split(key, 3)
         u, memory = state.u, state.memory
@@ -130,7 +133,7 @@ class Penalty:
         )
 
         def directions(
-            v: PyTree, data: PyTree, key: Any
+            v: PyTree, data: PyTree, key: PRNGKeyArray
         ) -> tuple[PyTree, PyTree, derivatives.Upper, derivatives.Lower]:
             """The gradients in u and in v of the penalty function, and what they are made of."""
             f = derivatives.upper(
@@ -173,7 +176,7 @@ class Penalty:
         return base.State(moved_u, v, upper_opt, lower_opt, memory), info
 
 
-def violation(problem: Problem, values: tuple[Any, ...]) -> Any:
+def violation(problem: Problem, values: tuple[Float[Array, "..."], ...]) -> Float[Array, ""]:
     """The largest amount by which any entry of any constraint is violated."""
     amounts = [
         jnp.max(jnp.maximum(h, 0) if isinstance(c, Inequality) else jnp.abs(h))

@@ -6,9 +6,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jaxtyping import Array, Bool, Int, PRNGKeyArray, PyTree
 
 from bilevax import derivatives, schedules
-from bilevax._checks import PyTree, settle_counts
+from bilevax._checks import settle_counts
 from bilevax.linear_solve import CG, LinearSolve
 from bilevax.problem import Batch, Problem
 from bilevax.schedules import Geometric, Schedule
@@ -23,8 +24,8 @@ class SMNBPMemory(NamedTuple):
 
     q: PyTree
     moved_v: PyTree
-    stage: Any
-    stuck: Any
+    stage: Int[Array, ""]
+    stuck: Bool[Array, ""]
 
 
 @dataclass(frozen=True)
@@ -95,7 +96,9 @@ class SMNBP:
         memory = SMNBPMemory(q, moved, jnp.zeros((), jnp.int32), jnp.zeros((), bool))
         return base.State(u, v, self.upper_optimizer.init(u), (), memory)
 
-    def step(self, problem: Problem, state: base.State, batch: Batch, key: Any) -> tuple[base.State, base.Info]:
+    def step(
+        self, problem: Problem, state: base.State, batch: Batch, key: PRNGKeyArray
+    ) -> tuple[base.State, base.Info]:
         """Two linear solves, a search along the step, and the test that ends a stage."""
         start_key, key = jax.random.split(key)
         memory = state.memory
@@ -150,6 +153,6 @@ class SMNBP:
             "linear_residual": jnp.maximum(residual, newton_residual),
         }
         info = base.Info(f.loss, g.loss, optax.tree.norm(reduced), size, extra)
-        stuck = tried >= self.halvings
+        stuck = jnp.asarray(tried >= self.halvings)
         memory = SMNBPMemory(q, d_v, memory.stage + done, stuck)
         return base.State(moved_u, moved_v, upper_opt, (), memory), info

@@ -7,9 +7,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+from jaxtyping import PRNGKeyArray, PyTree
 
 from bilevax import derivatives
-from bilevax._checks import InputError, PyTree, settle_counts
+from bilevax._checks import InputError, settle_counts
 from bilevax._programs import compiled
 from bilevax.linear_solve import CG, LinearSolve
 from bilevax.problem import Batch, Problem
@@ -96,7 +97,7 @@ class SparseHO:
                     "that penalises less."
                 )
 
-    def _moved(self, problem: Problem, u: PyTree, v: PyTree, batch: Batch, start_key: Any, key: Any) -> PyTree:
+    def _moved(self, problem: Problem, u: PyTree, v: PyTree, batch: Batch, start_key: Any, key: PRNGKeyArray) -> PyTree:
         """Where T proximal moves at u take v."""
         smooth = replace(problem, regularizer=None, project_lower=lambda v: self._proximal(problem, u, v))
         v = base.start_of_step(problem, base.State(u, v, (), ()), batch, start_key)
@@ -112,7 +113,9 @@ class SparseHO:
         """The state at (u, v), q zero."""
         return base.State(u, v, self.upper_optimizer.init(u), (), optax.tree.zeros_like(v))
 
-    def step(self, problem: Problem, state: base.State, batch: Batch, key: Any) -> tuple[base.State, base.Info]:
+    def step(
+        self, problem: Problem, state: base.State, batch: Batch, key: PRNGKeyArray
+    ) -> tuple[base.State, base.Info]:
         """T proximal moves of v, a linear solve on the support, one move of u."""
         start_key, lower_key, upper_key = jax.random.split(key, 3)
         u = state.u
@@ -145,7 +148,7 @@ class _Move:
 
 
 @compiled("solver", "problem")
-def _moved(solver: SparseHO, problem: Problem, u: PyTree, v: PyTree, batch: Batch, key: Any) -> PyTree:
+def _moved(solver: SparseHO, problem: Problem, u: PyTree, v: PyTree, batch: Batch, key: PRNGKeyArray) -> PyTree:
     return solver._moved(problem, u, v, batch, key, key)
 
 

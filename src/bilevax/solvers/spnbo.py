@@ -2,19 +2,21 @@
 
 import functools
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 import optax
+from jaxtyping import Array, Int, PRNGKeyArray, PyTree
 
 from bilevax import derivatives, schedules
-from bilevax._checks import InputError, PyTree, settle_counts
+from bilevax._checks import InputError, settle_counts
 from bilevax.problem import Batch, Problem
 from bilevax.schedules import Geometric, Schedule
 from bilevax.solvers import base
 
 
+@runtime_checkable
 class Rows(Protocol):
     """How the rows of the constraint grad_v g = 0 are sampled."""
 
@@ -22,7 +24,7 @@ class Rows(Protocol):
         """Raise InputError for a v with fewer rows than are asked for."""
         ...
 
-    def second_products(self, rows: "Constraint", key: Any) -> tuple[PyTree, PyTree]:
+    def second_products(self, rows: "Constraint", key: PRNGKeyArray) -> tuple[PyTree, PyTree]:
         """An unbiased estimate of (grad2_uv g . p, grad2_vv g . p), p = beta grad_v g + alpha."""
         ...
 
@@ -34,7 +36,7 @@ class Constraint(NamedTuple):
     u: PyTree
     v: PyTree
     data: PyTree
-    key: Any
+    key: PRNGKeyArray
     mu: Any
     beta: Any
     alpha: PyTree
@@ -55,7 +57,7 @@ class AllRows:
     def check(self, v: PyTree) -> None:
         """Nothing to refuse."""
 
-    def second_products(self, rows: Constraint, key: Any) -> tuple[PyTree, PyTree]:
+    def second_products(self, rows: Constraint, key: PRNGKeyArray) -> tuple[PyTree, PyTree]:
         """The products themselves."""
         g = rows.full()
         return g.second_products(rows.weights(g.grad_v, rows.alpha))
@@ -85,7 +87,7 @@ class Layers:
         if self.count > found:
             raise InputError(f"SPNBO: Layers asks for {self.count} layers, and v has {found}. Ask for fewer.")
 
-    def second_products(self, rows: Constraint, key: Any) -> tuple[PyTree, PyTree]:
+    def second_products(self, rows: Constraint, key: PRNGKeyArray) -> tuple[PyTree, PyTree]:
         """The products of the drawn layers' rows."""
         layers, alphas = layers_of(rows.alpha), jax.tree.leaves(rows.alpha)
         order = jax.random.permutation(key, len(layers))
@@ -114,8 +116,8 @@ def layers_of(v: PyTree) -> list[list[int]]:
 class SPNBOMemory(NamedTuple):
     """The stage, the steps taken in it, the multipliers, and the values of the last test of a stage's end (4,)."""
 
-    stage: Any
-    stage_steps: Any
+    stage: Int[Array, ""]
+    stage_steps: Int[Array, ""]
     alpha: PyTree
     found: Any
 
@@ -227,16 +229,18 @@ class SPNBO:
         counts = jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32)
         return base.start(self, u, v, SPNBOMemory(*counts, optax.tree.zeros_like(v), jnp.full(4, jnp.inf)))
 
-    def step(self, problem: Problem, state: base.State, batch: Batch, key: Any) -> tuple[base.State, base.Info]:
+    def step(
+        self, problem: Problem, state: base.State, batch: Batch, key: PRNGKeyArray
+    ) -> tuple[base.State, base.Info]:
         """T moves of v and one of u by doubly stochastic gradients, and every so often the test that ends a stage."""
         start_key, lower_key, upper_key, row_key = jax.random.split(key, 4)
         u, memory = state.u, state.memory
         mu, beta, scale = (schedules.at(x, memory.stage) for x in (self.mu, self.beta, self.step_scale))
 
-        def constraint(v: PyTree, data: PyTree, key: Any) -> Constraint:
+        def constraint(v: PyTree, data: PyTree, key: PRNGKeyArray) -> Constraint:
             return Constraint(problem, u, v, data, key, mu, beta, memory.alpha)
 
-        def direction(v: PyTree, data: PyTree, key: Any) -> PyTree:
+        def direction(v: PyTree, data: PyTree, key: PRNGKeyArray) -> PyTree:
             f = derivatives.upper(problem, u, v, batch.upper, key)
             along_v = self.rows.second_products(constraint(v, data, key), jax.random.fold_in(key, 1))[1]
             return optax.tree.add(f.grad_v, along_v)

@@ -8,9 +8,10 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax.flatten_util import ravel_pytree
+from jaxtyping import PRNGKeyArray, PyTree
 
 from bilevax import derivatives
-from bilevax._checks import InputError, PyTree, settle_counts
+from bilevax._checks import InputError, settle_counts
 from bilevax._optimizers import first_line, update
 from bilevax.problem import Batch, Problem
 from bilevax.solvers import base
@@ -72,7 +73,9 @@ class ReverseMode:
         """The state at (u, v)."""
         return base.start(self, u, v)
 
-    def step(self, problem: Problem, state: base.State, batch: Batch, key: Any) -> tuple[base.State, base.Info]:
+    def step(
+        self, problem: Problem, state: base.State, batch: Batch, key: PRNGKeyArray
+    ) -> tuple[base.State, base.Info]:
         """T moves of v; one of u along d f(u, v_T(u)) / du, by reverse mode."""
         start_key, lower_key, upper_key = jax.random.split(key, 3)
         last = self.lower_steps if self.last is None else self.last
@@ -127,7 +130,9 @@ class ForwardMode:
         """The state at (u, v)."""
         return base.start(self, u, v)
 
-    def step(self, problem: Problem, state: base.State, batch: Batch, key: Any) -> tuple[base.State, base.Info]:
+    def step(
+        self, problem: Problem, state: base.State, batch: Batch, key: PRNGKeyArray
+    ) -> tuple[base.State, base.Info]:
         """T moves of v; one of u along d f(u, v_T(u)) / du, by forward mode."""
         start_key, lower_key, upper_key = jax.random.split(key, 3)
         flat_u, unravel = ravel_pytree(state.u)
@@ -202,7 +207,7 @@ def _moves(
     batch: Batch,
     first: int,
     count: int,
-    key: Any,
+    key: PRNGKeyArray,
     segment: int | None = None,
 ) -> tuple[tuple[PyTree, Any], tuple[Any, Any]]:
     """Moves first, ..., first + count - 1 of v down g, as a function of u; and (g, |grad_v g|) before the last."""

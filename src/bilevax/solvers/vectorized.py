@@ -7,8 +7,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jaxtyping import Array, Bool, PRNGKeyArray, PyTree
 
-from bilevax._checks import InputError, PyTree, check_finite, check_variable, require_arrays
+from bilevax._checks import InputError, check_finite, check_variable, require_arrays
 from bilevax.problem import Batch, Problem
 from bilevax.solvers import base
 
@@ -17,7 +18,7 @@ class Members(NamedTuple):
     """The memories of the members, stacked; `alive` (n,) is False for a member that met a value that is not finite."""
 
     memory: Any
-    alive: Any
+    alive: Bool[Array, " members"]
 
 
 @dataclass(frozen=True)
@@ -71,10 +72,12 @@ class Vectorized:
         alive = jnp.ones(jax.tree.leaves(u)[0].shape[0], bool)
         return members._replace(memory=Members(members.memory, alive))
 
-    def step(self, problem: Problem, state: base.State, batch: Batch, key: Any) -> tuple[base.State, base.Info]:
+    def step(
+        self, problem: Problem, state: base.State, batch: Batch, key: PRNGKeyArray
+    ) -> tuple[base.State, base.Info]:
         """One step of every member, each with a key of its own."""
 
-        def one(state: base.State, batch: Batch, key: Any) -> tuple[base.State, base.Info]:
+        def one(state: base.State, batch: Batch, key: PRNGKeyArray) -> tuple[base.State, base.Info]:
             member, alive = _member(state), state.memory.alive
             moved, info = self.solver.step(problem, member, batch, key)
             alive &= base.is_finite(moved, info)

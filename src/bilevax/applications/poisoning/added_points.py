@@ -272,7 +272,7 @@ def _added_points_task(
     def metrics(u: Any, v: PyTree) -> dict[str, float]:
         p = probabilities(model, v, validation[0])
         return {
-            "val_loss": float(one_hot_cross_entropy(model, v, *validation)),
+            "val_loss": float(one_hot_cross_entropy(model, v, *map(jnp.asarray, validation))),
             "val_accuracy": float((p.argmax(1) == truth).mean()),
             "moved": float(distances(u, base).mean()),
         }

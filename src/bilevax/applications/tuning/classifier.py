@@ -105,7 +105,7 @@ class _TrainLoss:
         self, u: dict[str, Float[Array, "..."]], v: PyTree, samples: Samples, *, key: PRNGKeyArray
     ) -> Float[Array, ""]:
         x, y = samples.data
-        x = pixels(x)  # hyperparameters change floats
+        x = jnp.asarray(pixels(x))  # hyperparameters change floats
         model_key, *keys = jax.random.split(key, 1 + len(self.hyperparameters))
         for h, own_key in zip(self.hyperparameters, keys, strict=True):
             if h.inputs is not None:
