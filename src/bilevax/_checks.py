@@ -6,8 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
-
-PyTree = Any
+from jaxtyping import PyTree
 
 
 class InputError(ValueError):

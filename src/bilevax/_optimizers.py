@@ -10,8 +10,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jaxtyping import PyTree
 
-from bilevax._checks import InputError, PyTree, first_line
+from bilevax._checks import InputError, first_line
 
 
 class Objective(NamedTuple):

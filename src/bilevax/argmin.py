@@ -15,11 +15,11 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax.core import Tracer
+from jaxtyping import PyTree
 
 from bilevax import derivatives
 from bilevax._checks import (
     InputError,
-    PyTree,
     check_key,
     check_variable,
     described,

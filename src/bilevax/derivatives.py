@@ -71,7 +71,7 @@ def upper(
 
 def constraint_gradients(
     problem: Problem, u: PyTree, v: PyTree, data: PyTree
-) -> tuple[Float[Array, ""], PyTree, PyTree]:
+) -> tuple[Float[Array, " m"], PyTree, PyTree]:
     """All entries of all h as one vector (m,), and its Jacobians in u and v (leading axis m)."""
 
     def flat(u: PyTree, v: PyTree) -> Any:

@@ -15,10 +15,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
+from jaxtyping import PyTree
 
 from bilevax._checks import (
     InputError,
-    PyTree,
     check_finite,
     check_variable,
     described,

@@ -102,6 +102,7 @@ def test_agrees_with_the_hypergradient_where_the_rate_inverts_the_hessian(key):
     np.testing.assert_allclose(other.u, 24 * 0.05 / (2 + 72 * 0.05), rtol=1e-8)
 
 
+@pytest.mark.usefixtures("annotations_unchecked")
 @pytest.mark.parametrize("rate", [0.0, -1.0, np.inf, np.nan, "fast"])
 def test_bad_rate(rate):
     with pytest.raises(bx.InputError, match=r"rate is .*, and must be a positive number"):

@@ -30,6 +30,9 @@ from bilevax.argmin import Argmin, hypergradient
 from bilevax.loop.sources import Fixed
 from bilevax.search import Random, search
 
+# The refusals are tested by wrong arguments, which the checks of annotations would refuse first.
+pytestmark = pytest.mark.usefixtures("annotations_unchecked")
+
 
 def f(u, v, _):
     return jnp.sum(u**2) + jnp.sum(v**2)

@@ -20,6 +20,9 @@ from bilevax.argmin import Argmin
 from bilevax.nn import Training, softmax_regression
 from bilevax.search import Random, search
 
+# The refusals are tested by wrong arguments, which the checks of annotations would refuse first.
+pytestmark = pytest.mark.usefixtures("annotations_unchecked")
+
 ADAM, SGD = optax.adam(1e-2), optax.sgd(1e-2)
 BACKTRACKING = optax.chain(optax.sgd(0.5), optax.scale_by_backtracking_linesearch(5))
 

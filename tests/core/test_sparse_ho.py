@@ -97,6 +97,7 @@ def test_an_empty_support_moves_u_by_f_alone():
     assert (result.v == 0).all()
 
 
+@pytest.mark.usefixtures("annotations_unchecked")
 def test_refusals():
     with pytest.raises(InputError, match="has no regularizer"):
         SparseHO(optax.sgd(1.0), proximal).check(Problem(error, error), jnp.zeros(1), jnp.zeros(D), BATCH)
