@@ -8,6 +8,7 @@ import signal
 import stat
 import subprocess
 import sys
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -347,6 +348,53 @@ def test_other_settings_damage_and_a_second_process_are_refused(tmp_path):
     (tmp_path / "checkpoints" / "settings.json").write_text("{")
     with pytest.raises(InputError, match=r"settings\.json cannot be read"):
         run(tmp_path, resume=True)
+
+
+def test_a_run_of_another_version_is_refused(tmp_path, monkeypatch):
+    with pytest.raises(KeyboardInterrupt):
+        interrupted(run(tmp_path))
+    file = tmp_path / "checkpoints" / "settings.json"
+    stored = json.loads(file.read_text())
+    monkeypatch.setattr("bilevax.__version__", "99.0")
+    with pytest.raises(InputError, match=rf"is of bilevax {re.escape(stored['bilevax'])}, and this is bilevax 99\.0"):
+        run(tmp_path, resume=True)
+    del stored["bilevax"]
+    file.write_text(json.dumps(stored))
+    with pytest.raises(InputError, match="is of bilevax unknown"):
+        run(tmp_path, resume=True)
+    assert (tmp_path / "checkpoints" / "one.npz").is_file()
+
+
+class Older(NamedTuple):
+    method: str
+    seconds: float
+
+
+class Newer(NamedTuple):
+    method: str
+    seconds: float
+    speed: float | None = None
+
+
+def test_stages_with_other_fields_are_refused_and_kept(tmp_path):
+    """Two commits of one version may store different fields; a default must not stand in for a value."""
+
+    def began(older):
+        with run(tmp_path).stages() as stages:
+            assert stages.rebuilt(Older, stages.of("one", lambda keep: older._asdict())) == older
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        began(Older("a", 1.0))
+
+    def resumed(kind, **given):
+        with run(tmp_path, resume=True).stages() as stages:
+            return stages.rebuilt(kind, stages.of("one", lambda keep: 1 / 0), **given)
+
+    sentence = r"a Newer stored in .+ has the fields method, seconds, and this .+ needs method, seconds, speed\. Resume"
+    with pytest.raises(InputError, match=sentence):
+        resumed(Newer)
+    assert resumed(Newer, speed=2.0) == Newer("a", 1.0, 2.0)
 
 
 def test_what_ends_a_run_says_how_to_go_on(tmp_path, capsys, monkeypatch):

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import jax
 
+import bilevax
 from bilevax import _files
 from bilevax._checks import InputError, short_reason
 from bilevax.cli._printing import complain, quoted, say
@@ -23,7 +24,7 @@ from bilevax.loop.stages import Stages
 if TYPE_CHECKING:
     import pandas as pd
 
-SETTINGS = "settings.json"
+SETTINGS, VERSION = "settings.json", "bilevax"
 
 
 class Ended(SystemExit):
@@ -49,7 +50,8 @@ class Run:
 
     Raises:
         InputError: an output would overwrite an input or a file of the user; OUT/checkpoints holds files of the user,
-            an interrupted run that is not resumed, or one with other settings. Nothing was changed.
+            an interrupted run that is not resumed, or one with other settings or of another version. Nothing was
+            changed.
     """
 
     def __init__(
@@ -68,7 +70,7 @@ class Run:
         self.out, self.written, self.elsewhere = out, [], None
         self.folder = shared / "checkpoints"
         self._asked, self._first = asked, jax.process_index() == 0
-        self._settings = json.loads(json.dumps(as_json({"command": command, **settings})))
+        self._settings = json.loads(json.dumps(as_json({"command": command, **settings, VERSION: bilevax.__version__})))
         if out.resolve() == Path(out.resolve().anchor):
             raise InputError(f"--out {out} is the root of the file system. Pass a folder of its own.")
         self._check_interrupted(resume)
@@ -97,9 +99,16 @@ class Run:
             )
         try:
             before = json.loads(file.read_bytes())
+            version = before.get(VERSION, "unknown")
             changed = [key for key in self._settings if self._settings[key] != before.get(key)]
         except (OSError, ValueError, AttributeError) as error:
             raise InputError(f"{file} cannot be read. Delete {self.folder} to start over, without --resume.") from error
+        if version != bilevax.__version__:
+            raise InputError(
+                f"--resume: the interrupted run in {self.folder} is of bilevax {version}, and this is bilevax "
+                f"{bilevax.__version__}. Resume with the version that began the run, or delete that folder to start "
+                "over without --resume."
+            )
         if changed:
             raise InputError(
                 f"--resume: the interrupted run in {self.folder} had other settings ({', '.join(changed)}). Repeat "

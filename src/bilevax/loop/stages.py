@@ -11,7 +11,7 @@ import zlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -22,6 +22,8 @@ from bilevax.loop.result import Result, Run, Status, Visit
 
 CONTENT = "content"
 REFERENCE = "array"
+
+T = TypeVar("T", bound=NamedTuple)
 
 
 class Keep(Checkpoint):
@@ -127,6 +129,27 @@ class Stages:
                 self._notice(f"{keep.directory} could not be removed ({_files.reason(error)}). Remove it by hand.")
         self.heed()
         return unpack(content)
+
+    def rebuilt(self, kind: type[T], stored: Mapping[str, Any], **given: Any) -> T:
+        """A NamedTuple from the fields that a stage has stored and those that are given.
+
+        Args:
+            kind: the NamedTuple.
+            stored: its fields by name.
+            given: the fields that are not stored.
+
+        Raises:
+            InputError: another version stored other fields.
+        """
+        needed = [name for name in kind._fields if name not in given]
+        if set(stored) != set(needed):
+            raise InputError(
+                f"--resume: a {kind.__name__} stored in {self.folder} has the fields {', '.join(stored)}, and this "
+                f"version of bilevax needs {', '.join(needed)}. Resume with the version that began the run, or delete "
+                "that folder to start over without --resume."
+            )
+        make: Any = kind
+        return make(**stored, **given)
 
     def checkpoint(self, name: str) -> "Keep":
         """The Checkpoint for the solve of a stage."""

@@ -76,7 +76,7 @@ def compare(
     """
     steps = STEPS if steps is None else steps
     plain = stages.of("references", lambda _: {"rows": [row._asdict() for row in _plain_training(job, seed)]})
-    rows, found = [Row(**row) for row in plain["rows"]], {}
+    rows, found = [stages.rebuilt(Row, row) for row in plain["rows"]], {}
     labels = np.unique(job.y)
     for name, solver in (("Penalty", penalty_solver(steps)), ("ApproxGrad", approxgrad_solver(steps))):
 
@@ -93,8 +93,8 @@ def compare(
             return _fitted(name, classifier, job)
 
         stage = stages.of(name.lower(), fit)
-        rows.append(Row(**stage["row"]))
-        history = Info(**stage["history"], extra={})
+        rows.append(stages.rebuilt(Row, stage["row"]))
+        history = stages.rebuilt(Info, stage["history"], extra={})
         found[name] = Found(stage["weight"], stage["suspicion"], stage["suspects"], labels[stage["believed"]], history)
     return Comparison(rows, found, steps)
 

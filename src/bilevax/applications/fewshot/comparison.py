@@ -118,7 +118,7 @@ def measure(learned: Learned, test: np.ndarray, sizes: Sizes, *, episodes: int, 
         "untrained": lambda _: row("representation, untrained", use, first, known),
         "trained": lambda _: row("representation, by Penalty", use, learner.u_, learner.statistics_, learned.seconds),
     }
-    return [Row(**stages.of(name, compute)) for name, compute in rows.items()]
+    return [stages.rebuilt(Row, stages.of(name, compute)) for name, compute in rows.items()]
 
 
 def one_task(learned: Learned, pictures: Pictures, parts: Parts, sizes: Sizes, seed: int) -> Answered:

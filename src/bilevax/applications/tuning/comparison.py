@@ -178,8 +178,8 @@ def _runs(
     found = {name: stages.of(_stage_name(job, name), lambda keep, name=name: searched(name)) for name in samplers}
     name = _stage_name(job, "Penalty")
     found["Penalty"] = stages.of(name, lambda keep: _as_stage(_penalty(task, steps, seed, stages, name, mesh), job))
-    runs = {name: Run(u=stage["u"], path=[], **stage["run"]) for name, stage in found.items()}
-    return runs, {name: Losses(**stage["losses"]) for name, stage in found.items()}
+    runs = {name: stages.rebuilt(Run, stage["run"], u=stage["u"], path=[]) for name, stage in found.items()}
+    return runs, {name: stages.rebuilt(Losses, stage["losses"]) for name, stage in found.items()}
 
 
 def _stage_name(job: Job, method: str) -> str:

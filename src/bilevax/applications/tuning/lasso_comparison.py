@@ -246,7 +246,7 @@ def _fits(
             stage,
             lambda keep, groups=groups, each=each: _tuned(job, groups, each, steps, keep, mesh)._asdict(),
         )
-    return {method: Fit(**fit) for method, fit in found.items()}
+    return {method: stages.rebuilt(Fit, fit) for method, fit in found.items()}
 
 
 def _grid(job: LassoJob) -> Fit:
