@@ -29,6 +29,7 @@ from bilevax import (
 from bilevax.argmin import Argmin, hypergradient
 from bilevax.loop.sources import Fixed
 from bilevax.search import Random, search
+from tests.core.solvers import KINDS
 
 # The refusals are tested by wrong arguments, which the checks of annotations would refuse first.
 pytestmark = pytest.mark.usefixtures("annotations_unchecked")
@@ -199,19 +200,17 @@ def test_counts(value):
     refused("^Checkpoint: keep is .*positive integer", Checkpoint, "unused", keep=value)
 
 
-SOLVERS = [
-    getattr(bx, name)
-    for name in ("Alternating", "BVFIM", "ForwardMode", "Implicit", "LookAhead", "Penalty", "ReverseMode", "SPNBO")
-]
+SOLVERS = [case.solver for case in KINDS.values() if hasattr(case.solver, "lower_steps")]
 
 
-@pytest.mark.parametrize("solver", SOLVERS, ids=lambda s: s.__name__)
+@pytest.mark.parametrize("solver", SOLVERS, ids=lambda s: type(s).__name__)
 def test_counts_of_solvers(solver):
+    make = functools.partial(dataclasses.replace, solver)
     for value in COUNTS:
-        refused(f"^{solver.__name__}: lower_steps is .*positive integer", solver, lower_steps=value)
-    made = solver(lower_steps=np.int64(3))
+        refused(f"^{type(solver).__name__}: lower_steps is .*positive integer", make, lower_steps=value)
+    made = make(lower_steps=np.int64(3))
     assert type(made.lower_steps) is int
-    assert made == solver(lower_steps=3)
+    assert made == make(lower_steps=3)
 
 
 def test_counts_of_numpy_are_counts():

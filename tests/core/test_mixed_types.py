@@ -12,6 +12,7 @@ import bilevax as bx
 from bilevax import Problem, linear_solve, solve
 from bilevax.argmin import hypergradient
 from bilevax.penalties import L1
+from tests.core.solvers import KINDS
 
 SGD = optax.sgd(0.05)
 SOLVERS = {
@@ -55,6 +56,12 @@ def kinds(tree):
 
 CASES = {f"{name}, {types}": (SOLVERS[name], TYPES[types]) for name in SOLVERS for types in list(TYPES)[:1]}
 CASES |= {f"{name}, {types}": (SOLVERS[name], TYPES[types]) for name in ("Implicit", "SparseHO") for types in TYPES}
+
+
+def test_every_solver_is_here():
+    """LearningToReweight needs a vector u of one type."""
+    missing = set(KINDS) - set(SOLVERS) - {"LearningToReweight"}
+    assert not missing, f"SOLVERS in {__file__} lacks {sorted(missing)}: add each with plain descent and few moves"
 
 
 def problem_for(solver):

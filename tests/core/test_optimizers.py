@@ -19,6 +19,7 @@ from bilevax.applications.tuning.hyperparameters import LAYER_L2
 from bilevax.argmin import Argmin
 from bilevax.nn import Training, softmax_regression
 from bilevax.search import Random, search
+from tests.core.solvers import KINDS
 
 # The refusals are tested by wrong arguments, which the checks of annotations would refuse first.
 pytestmark = pytest.mark.usefixtures("annotations_unchecked")
@@ -280,21 +281,7 @@ PROBLEM = bx.Problem(
 SOLUTION = 4 * TARGET / 8.2
 WEIGHTED = bx.Problem(lambda u, v, _: jnp.sum(v**2), lambda u, v, batch: jnp.mean(u[batch.index] * (v - 1) ** 2))
 START = jnp.zeros(3), jnp.ones(3)
-SOLVERS = [
-    bx.Alternating(),
-    bx.BVFIM(),
-    bx.ForwardMode(),
-    bx.GradientMatching(),
-    bx.Implicit(),
-    bx.LearningToReweight(),
-    bx.LookAhead(),
-    bx.Penalty(),
-    bx.ReverseMode(),
-    bx.SMNBP(),
-    bx.SPNBO(),
-    bx.SparseHO(ADAM, lambda u, v, step: v),
-    bx.Vectorized(bx.Alternating()),
-]
+SOLVERS = [case.solver for case in KINDS.values()] + [bx.Vectorized(bx.Alternating())]
 
 
 def sides(solver):
