@@ -1,5 +1,6 @@
 """The command line: what it writes, what it refuses, and how an interrupted run goes on."""
 
+import io
 import json
 import os
 import signal
@@ -11,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from rich.console import Console
 from typer.testing import CliRunner
 
 import bilevax
@@ -286,7 +288,26 @@ def test_no_command_puts_a_folder_on_the_path():
 def test_table_without_a_test_set_says_how_to_get_one():
     y = np.array(["cat", "dog"])
     data = Job("pets.csv", np.eye(2), y, np.eye(2), y, None, None, None, None, ())
-    table = cli.denoise._table(data, [Row("Penalty", None, 1, None, None, 2.0)], hold_out=0.0)
+    table = cli.denoise._table(data, [Row("Penalty", 2.0, suspects=1)], hold_out=0.0)
     assert "--hold-out 0.25" in str(table.caption)
     assert "no test set" in str(table.title)
+    headings = ["method", "test\naccuracy", "suspects", "precision", "recall", "seconds"]
+    assert [str(column.header) for column in table.columns] == headings
     assert [str(next(iter(column.cells))) for column in table.columns] == ["Penalty", "–", "1", "–", "–", "2.0"]
+
+
+@pytest.mark.parametrize("more", [[], [("selected", "suspects", ",d")]], ids=["as it is", "one column more"])
+def test_no_heading_of_the_table_is_cut_at_80_columns(monkeypatch, more):
+    denoise = sys.modules["bilevax.cli.denoise"]
+    columns = [*denoise.COLUMNS, *more]
+    monkeypatch.setattr(denoise, "COLUMNS", columns)
+    y = np.array(["cat", "dog"])
+    data = Job("pets.csv", np.eye(2), y, np.eye(2), y, None, None, None, None, ())
+    console = Console(width=80, file=io.StringIO())
+    rows = [Row("oracle: right labels", 1234.5, 0.987, 12345, 0.5, 0.5), Row("all labels as given", 1234.5)]
+    console.print(denoise._table(data, rows, hold_out=0.0))
+    printed = console.file.getvalue()
+    words = printed.split()
+    assert all(word in words for heading, _, _ in columns for word in heading.split())
+    assert "…" not in printed
+    assert all(word in words for word in ("oracle:", "98.7%", "12,345", "0.500", "1234.5"))

@@ -185,6 +185,17 @@ def _sizes(job: "Job") -> dict[str, Any]:
     }
 
 
+# Of the printed table: heading, field of Row, format.
+COLUMNS = [
+    ("method", "method", ""),
+    ("test\naccuracy", "test_accuracy", ".1%"),
+    ("suspects", "suspects", ",d"),
+    ("precision", "precision", ".3f"),
+    ("recall", "recall", ".3f"),
+    ("seconds", "seconds", ".1f"),
+]
+
+
 def _table(job: "Job", rows: list["Row"], hold_out: float) -> Table:
     sizes = _sizes(job)
     wrong = "" if job.y_true is None else f" ({sizes['wrong_labels'] / sizes['train']:.0%} of the labels wrong)"
@@ -198,17 +209,8 @@ def _table(job: "Job", rows: list["Row"], hold_out: float) -> Table:
         caption += " Which labels are wrong is not known, so precision and recall are not, either."
     return as_table(
         f"{job.title}: {sizes['train']:,} training samples{wrong}, {sizes['clean']:,} clean, {tested}",
-        ("method", "test accuracy", "suspects", "precision", "recall", "seconds"),
-        [
-            (
-                row.method,
-                figure(row.test_accuracy, ".1%"),
-                figure(row.suspects, ",d"),
-                figure(row.precision, ".3f"),
-                figure(row.recall, ".3f"),
-                f"{row.seconds:.1f}",
-            )
-            for row in rows
-        ],
+        [heading for heading, _, _ in COLUMNS],
+        [[figure(getattr(row, field), form) for _, field, form in COLUMNS] for row in rows],
         caption,
+        whole=False,
     )

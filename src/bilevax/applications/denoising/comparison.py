@@ -20,11 +20,11 @@ class Row(NamedTuple):
     """A row of the table; None for a figure that is unknown or does not apply."""
 
     method: str
-    test_accuracy: float | None
-    suspects: int | None
-    precision: float | None
-    recall: float | None
     seconds: float
+    test_accuracy: float | None = None
+    suspects: int | None = None
+    precision: float | None = None
+    recall: float | None = None
 
 
 class Found(NamedTuple):
@@ -114,7 +114,7 @@ def _plain_training(job: Job, seed: int) -> list[Row]:
         began = time.perf_counter()
         model = PlainClassifier(random_state=seed).fit(X, y)
         seconds = time.perf_counter() - began
-        rows.append(Row(name, _accuracy(model, job), None, None, None, seconds))
+        rows.append(Row(method=name, seconds=seconds, test_accuracy=_accuracy(model, job)))
     return rows
 
 
@@ -146,4 +146,11 @@ def _row(name: str, model: DenoisingClassifier, job: Job, seconds: float) -> Row
         wrong = job.y != job.y_true
         found = np.sum(suspects & wrong)
         precision, recall = float(found / max(1, suspects.sum())), float(found / max(1, wrong.sum()))
-    return Row(name, _accuracy(model, job), int(suspects.sum()), precision, recall, seconds)
+    return Row(
+        method=name,
+        seconds=seconds,
+        test_accuracy=_accuracy(model, job),
+        suspects=int(suspects.sum()),
+        precision=precision,
+        recall=recall,
+    )
