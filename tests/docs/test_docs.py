@@ -12,6 +12,7 @@ from urllib.parse import unquote, urlsplit
 import pytest
 
 import bilevax
+import bilevax.data
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
@@ -150,9 +151,10 @@ def test_every_name_of_the_package_is_in_the_reference(site):
     raw = (site / "objects.inv").read_bytes()
     listed = zlib.decompress(raw.split(b"\n", 4)[4]).decode()
     documented = {line.split()[0].rpartition(".")[2] for line in listed.splitlines()}
-    public = {name for name, value in vars(bilevax).items() if not name.startswith("_") and hasattr(value, "__doc__")}
-    modules = {name for name in public if type(getattr(bilevax, name)).__name__ == "module"}
-    assert public - modules - documented == set()
+    for package in (bilevax, bilevax.data):
+        members = {name: value for name, value in vars(package).items() if not name.startswith("_")}
+        public = {name for name, value in members.items() if type(value).__name__ != "module"}
+        assert public - documented == set(), package.__name__
 
 
 # --- generated figures ----------------------------------------------------------------------------------------------
