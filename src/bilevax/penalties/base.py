@@ -26,12 +26,12 @@ def total_of(v: PyTree, entry: Any) -> Any:
     return sum(jnp.sum(entry(x)) for x in jax.tree.leaves(v))
 
 
-def soft_threshold(x: Any, threshold: Float[ArrayLike, ""]) -> Any:
+def soft_threshold(x: Any, threshold: Float[ArrayLike, "..."]) -> Any:
     """The proximal map of the absolute value, entry by entry."""
     return jnp.sign(x) * jnp.maximum(jnp.abs(x) - threshold, 0)
 
 
-def block_factors(squares: Any, threshold: Float[ArrayLike, ""]) -> Any:
+def block_factors(squares: Any, threshold: Float[ArrayLike, "..."]) -> Any:
     """The factor by which block soft thresholding shortens each group, 0 where a group vanishes.
 
     Args:
