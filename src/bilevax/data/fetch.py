@@ -55,7 +55,7 @@ class Origin(Generic[Kind]):
         name: the NPZ file is called `name`.npz.
         shape: of one image.
         mirrors: URLs of folders; the first that returns the right bytes of a file is used.
-        files: in the order that `read` takes; without any there is no download.
+        files: in the order that `read` takes; if there are none, nothing can be downloaded.
         read: makes the data set from the list of their paths.
         kind: its type.
     """
@@ -202,7 +202,7 @@ def _fetch_from(url: str, file: Published, path: Path) -> None:
 
 
 def _blocks(url: str, size: int) -> Iterator[bytes]:
-    """The first `size` bytes at a URL. Errors of the connection become a DownloadError; those of the disk do not."""
+    """The first `size` bytes at a URL. Connection errors become a DownloadError; disk errors do not."""
     try:
         request = urllib.request.Request(url, headers={"User-Agent": "bilevax"})
         with urllib.request.urlopen(request, timeout=TIMEOUT) as response:

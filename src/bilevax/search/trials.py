@@ -207,8 +207,7 @@ def _bounds(
     """Both bounds as flat arrays, and the function that turns such an array into u."""
     check_variable("low", low)
     check_variable("high", high)
-    shapes = [(jax.tree.structure(x), [np.shape(a) for a in jax.tree.leaves(x)]) for x in (low, high)]
-    if shapes[0] != shapes[1]:
+    if not _shaped_alike(low, high):
         raise InputError(
             f"low has shapes {jax.tree.map(np.shape, low)} and high {jax.tree.map(np.shape, high)}. "
             "Both must be shaped like u."
@@ -232,8 +231,7 @@ def _inside(
     check_variable("first", first)
     first = jax.tree.map(jnp.asarray, first)
     check_finite("first", first)
-    shapes = [(jax.tree.structure(x), [np.shape(a) for a in jax.tree.leaves(x)]) for x in (first, low)]
-    if shapes[0] != shapes[1]:
+    if not _shaped_alike(first, low):
         raise InputError(
             f"first has shapes {jax.tree.map(np.shape, first)} and the bounds {jax.tree.map(np.shape, low)}. "
             "It must be shaped like u."
@@ -245,6 +243,11 @@ def _inside(
             f"first is outside the bounds in {outside} of {point.size} entries. Move it into them, or widen them."
         )
     return np.clip(point, lowest, highest)
+
+
+def _shaped_alike(one: PyTree, other: PyTree) -> bool:
+    form, other_form = ((jax.tree.structure(x), [np.shape(a) for a in jax.tree.leaves(x)]) for x in (one, other))
+    return form == other_form
 
 
 def _is_number(x: Any) -> bool:
