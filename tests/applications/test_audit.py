@@ -134,8 +134,8 @@ def test_a_constant_column_is_left_alone():
 @pytest.mark.parametrize(
     ("clean", "majority", "logistic", "sentence"),
     [
-        (0.80, 0.3, 0.86, r"right on 80\.0% of the held-out samples, and scikit-learn's logistic regression on 86\.0%"),
-        (0.33, 0.3, 0.33, r"hardly more than the 30\.0% of always naming the most frequent class"),
+        (0.80, 0.3, 0.86, r"of 80\.0% on the held-out samples; scikit-learn's logistic regression has 86\.0%"),
+        (0.33, 0.3, 0.33, r"hardly more than the 30\.0% of always predicting the most frequent class"),
         (0.972, 0.97, 0.97, r"hardly more than the 97\.0%"),
         (0.82, 0.3, 0.86, None),
         (0.98, 0.97, 0.98, None),
@@ -154,14 +154,14 @@ def test_a_weak_model_is_warned_of(report, clean, majority, logistic, sentence):
 def test_columns_that_say_nothing_are_warned_of():
     x, x_val = np.random.default_rng(0).normal(size=(2, 90, 3))
     y = np.arange(90) % 3
-    with pytest.warns(UserWarning, match=r"of always naming the most frequent class"):
+    with pytest.warns(UserWarning, match=r"of always predicting the most frequent class"):
         audit(x, y, x_val, y, **BRIEF, training=Training(steps=1))
 
 
 REFUSED = {
     "no budget": ({"budget": 0.0}, "budget is 0, and must be above 0 and at most 0.5"),
     "too large": ({"budget": 0.7}, r"budget is 0\.7, and must be above 0"),
-    "less than a sample": ({"budget": 0.001}, "less than one. Raise it"),
+    "less than a sample": ({"budget": 0.001}, "less than one sample. Raise it"),
     "levels": ({"levels": 0}, "levels is 0"),
     "unknown label": ({"y_val": Y_VAL + 1}, "y_val has labels that y lacks: 10"),
     "few": ({"y_val": np.where(Y_VAL == 3, 4, Y_VAL)}, "fewer than two samples of class 3"),

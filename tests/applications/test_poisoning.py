@@ -303,7 +303,7 @@ def test_influence_moves_by_signs_toward_the_aim(key):
 
 
 def test_baselines_refuse_what_is_not_theirs():
-    with pytest.raises(InputError, match="constraint on the distance already"):
+    with pytest.raises(InputError, match="already has a constraint on the distance"):
         WithinBall(clean_label())
     with pytest.raises(InputError, match="not one of clean_label_task"):
         points_alone(untargeted())
@@ -325,16 +325,16 @@ REFUSED = {
     "same class": (lambda: targeted(target=0), "source and target are both class 0"),
     "none of the class": (
         lambda: targeted(X_val=X_VAL[Y_VAL > 0], y_val=Y_VAL[Y_VAL > 0]),
-        "no sample of class 0, which is the one to be misclassified",
+        "no sample of class 0, which is to be misclassified",
     ),
     "out of range": (lambda: untargeted(X=X * 2), r"X has entries from .* outside 0\.\.1\. Scale the samples"),
-    "no range": (lambda: untargeted(low=1.0, high=1.0), "low is 1 and high 1: no range"),
+    "no range": (lambda: untargeted(low=1.0, high=1.0), "low is 1 and high is 1: low must be less than high"),
     "not finite": (lambda: untargeted(X_val=X_VAL * np.nan), "X_val holds 120 NaN"),
     "other shape": (lambda: untargeted(X_val=X_VAL[:, :3]), r"X_val has samples of shape \(3,\), and X of \(4,\)"),
     "points of another shape": (lambda: untargeted(points=Points(X[:2, :2], Y[:2])), r"points.x has samples of shape"),
     "label too high": (
         lambda: untargeted(y_val=Y_VAL + 1),
-        r"y_val has labels 3, and the model gives 3 logits: 0\.\.2",
+        r"y_val has labels 3, and the model has 3 logits, for labels 0\.\.2",
     ),
     "labels that are no integers": (lambda: untargeted(y=Y + 0.5), "y holds fractions"),
     "labels of text": (lambda: untargeted(y=Y.astype(str)), "must have one integer label per sample"),
@@ -345,7 +345,7 @@ REFUSED = {
     ),
     "base of the target's class": (lambda: clean_label(base_class=0), "both class 0"),
     "image out of range": (lambda: clean_label(target=WRONG - 0.5), r"target has entries from .* outside 0\.\.1"),
-    "wrong already": (lambda: clean_label(target=X_VAL[1]), "taken for class 1 already.*Choose another target"),
+    "wrong already": (lambda: clean_label(target=X_VAL[1]), "predicts class 1 for the target.*Choose another target"),
 }
 
 

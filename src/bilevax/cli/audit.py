@@ -1,4 +1,4 @@
-"""`bilevax audit`: what a few added samples could do to a user's own training pipeline."""
+"""`bilevax audit`: the accuracy that a few added samples could cost the user's own training pipeline."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -26,7 +26,7 @@ from bilevax.cli._shared import (
 )
 from bilevax.loop.layout import Layout
 
-if TYPE_CHECKING:  # scikit-learn, which `--help` need not wait for
+if TYPE_CHECKING:  # these import scikit-learn, which `--help` does not need
     from bilevax.applications.poisoning.jobs import Job
     from bilevax.applications.poisoning.report import Report
     from bilevax.loop.stages import Stages
@@ -39,7 +39,7 @@ def audit(
         Path | None,
         typer.Argument(
             metavar="DATA",
-            help="What the model is trained on: NPZ with arrays X and y, CSV or Parquet of numbers.",
+            help="Training samples: NPZ with arrays X and y, or CSV or Parquet of numbers.",
             show_default="scikit-learn's digits",
         ),
     ] = None,
@@ -47,20 +47,24 @@ def audit(
         Path | None,
         typer.Option(
             metavar="FILE",
-            help="Samples with right labels, to attack by and to measure on.",
+            help="Samples with right labels, for the attack and for the accuracies.",
             show_default="a third of DATA",
         ),
     ] = None,
     target: Target = None,
     budget: Annotated[
         float,
-        typer.Option(metavar="PART", help="The largest share of samples that someone could add.", callback=finite),
+        typer.Option(
+            metavar="SHARE",
+            help="Largest number of added samples, as a share of the training samples.",
+            callback=finite,
+        ),
     ] = 0.05,
-    levels: Annotated[int, typer.Option(min=1, max=1000, help="Number of shares, evenly up to the budget.")] = 4,
+    levels: Annotated[int, typer.Option(min=1, max=1000, help="Number of shares, evenly spaced up to the budget.")] = 4,
     hidden: Annotated[
         int, typer.Option(min=0, max=2**20, help="Width of the model's hidden layer; 0 for softmax regression.")
     ] = 0,
-    seeds: Annotated[int, typer.Option(min=1, max=MOST, help="Repetitions, each with new random draws.")] = 5,
+    seeds: Annotated[int, typer.Option(min=1, max=MOST, help="Number of repetitions, each with its own seed.")] = 5,
     steps: Annotated[int, typer.Option(min=1, max=MOST, help="Upper steps of each attack.")] = 500,
     seed: Seed = 0,
     out: Annotated[Path, typer.Option(metavar="DIR", help="Where the results go.")] = Path("audited"),
@@ -68,16 +72,17 @@ def audit(
     overwrite: Overwrite = False,
     devices: Devices = None,
 ) -> None:
-    """Audit your own training pipeline: how much accuracy could be lost to a few added samples?
+    """Audit your own training pipeline: measure the accuracy that a few added samples could cost.
 
-    Trains the model on DATA, finds the added samples that hurt it most, trains it again with them, and measures on
-    validation samples that the attack has not used. For comparison, it adds as many random samples with wrong labels.
+    Trains the model on DATA, optimises added samples to increase its loss, trains it again with them, and measures the
+    accuracy on validation samples that the attack does not use. For comparison, it adds as many random samples with
+    wrong labels.
 
-    Writes report.json, curve.png and, where the samples are images, points.png.
+    Writes report.json, curve.png and, if the samples are images, points.png.
     """
     with in_plain_words() as asked:
         if data is None and (validation is not None or target is not None):
-            raise InputError("--validation or --target is given without DATA. Name the file of training samples, too.")
+            raise InputError("--validation or --target is given without DATA. Also name the file of training samples.")
         shared = out
         layout, out = laid_out(devices, out)
         files = {"data": data, "validation": validation}
@@ -144,12 +149,12 @@ def _table(report: "Report") -> Table:
         )
         for i, fraction in enumerate(report.fractions)
     ]
-    names = ("samples added", "wrong labels at random", "found by Penalty")
-    return as_table("Accuracy lost, points of a hundred", names, rows)
+    names = ("samples added", "random wrong labels", "attack by Penalty")
+    return as_table("Loss of accuracy, percentage points", names, rows)
 
 
 def _write(report: "Report", job: "Job", settings: dict[str, Any], run: Run) -> None:
-    """Write the report, then the pictures, which may fail."""
+    """Write the report, then the figures: if a figure fails, the report is already on disk."""
     from bilevax import plots
 
     content = {
@@ -163,7 +168,7 @@ def _write(report: "Report", job: "Job", settings: dict[str, Any], run: Run) -> 
     percents = 100 * np.concatenate([[0], report.fractions])
     lines = {
         name: plots.Line(percents, 100 * np.concatenate([report.clean[None], accuracies]).T)
-        for name, accuracies in (("wrong labels at random", report.flipped), ("found by Penalty", report.attacked))
+        for name, accuracies in (("random wrong labels", report.flipped), ("attack by Penalty", report.attacked))
     }
     levels = {"no added samples": 100 * float(report.clean.mean())}
     panel = plots.LinePanel(job.title, "added samples, % of the training set", "held-out accuracy %", lines, levels)
@@ -180,6 +185,6 @@ def _write(report: "Report", job: "Job", settings: dict[str, Any], run: Run) -> 
                 [str(label)[:9] for label in report.base_labels[chosen]],
                 [f"as {str(report.points.y[i])[:6]}\nl2 {report.l2[i]:.2f}" for i in chosen],
                 path,
-                f"The {len(chosen)} most changed of {len(report.l2)} added samples",
+                f"The {len(chosen)} added samples of {len(report.l2)} that moved furthest",
             ),
         )

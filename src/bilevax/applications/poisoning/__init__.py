@@ -1,4 +1,4 @@
-"""Poisoning of training data, to audit one's own pipeline."""
+"""Training-data poisoning, to audit one's own training pipeline."""
 
 from bilevax.applications.poisoning.added_points import swapped as swapped
 from bilevax.applications.poisoning.added_points import targeted_task as targeted_task

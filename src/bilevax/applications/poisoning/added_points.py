@@ -1,19 +1,17 @@
-"""Training-data poisoning, for the audit of one's own pipeline: what could someone who adds a few samples do to it?
+"""Attacks by added training samples with wrong labels, as tasks (Mehra and Hamm 2021, eq. 11).
 
-u are the added samples, v the model that is trained on them and on all others. The untargeted attack makes the trained
-model as bad as it can, the targeted one has samples of one class taken for another (Mehra and Hamm 2021, eq. 11).
-The clean-label attack moves samples that keep their right labels, within a bound that keeps them inconspicuous, until
-one sample is misclassified (eqs. 5 and 12). Each is a Task, on which every solver runs.
+u are the added samples, and v the parameters of the model that is trained on the clean and the added samples. The
+untargeted attack maximises the validation loss of the trained model; the targeted attack makes it assign the samples of
+one class to another. For the attack by samples with right labels see `clean_label`.
 """
 
 from dataclasses import dataclass
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import PRNGKeyArray, PyTree
-from numpy.typing import ArrayLike
+from jax.typing import ArrayLike
+from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree, Shaped
 
 from bilevax._checks import InputError
 from bilevax.applications._inputs import floats, integer_samples, require_training
@@ -22,11 +20,11 @@ from bilevax.applications.poisoning.points import (
     Clip,
     Points,
     Poisoned,
-    all_classes,
     check_budget,
     check_class_pair,
     check_samples,
     distances,
+    logit_count,
     one_hot_of,
     trained,
 )
@@ -44,54 +42,58 @@ class _WithPoints:
     """A source whose lower batches are `Poisoned`."""
 
     source: Source
-    labels: Any
-    share: Any
+    labels: Float[Array, "m classes"]
+    share: Float[Array, ""]
 
     def check(self) -> None:
-        """Raise InputError where sizes do not fit."""
+        """Raise InputError if sizes do not fit."""
         if isinstance(self.source, Epochs):
             self.source.check()
 
-    def at(self, step: Any, key: PRNGKeyArray) -> Batch:
-        """The batch of a step."""
+    def at(self, step: Int[ArrayLike, ""], key: PRNGKeyArray) -> Batch:
+        """Return the batch of a step."""
         batch = self.source.at(step, key)
         return Batch(batch.upper, Poisoned(batch.lower, self.labels, self.share))
 
 
 @dataclass(frozen=True)
 class _ValidationLoss:
-    """The mean cross-entropy on the validation samples, times a sign. Equal losses share their programs."""
+    """The mean cross-entropy on the validation samples, times a sign."""
 
     model: Model
     sign: float
 
-    def __call__(self, u: Any, v: PyTree, validation: Samples) -> Any:
+    def __call__(self, u: Float[Array, "m ..."], v: PyTree, validation: Samples) -> Float[Array, ""]:
         return self.sign * one_hot_cross_entropy(self.model, v, *validation.data)
 
 
 @dataclass(frozen=True)
 class _PoisonedLoss:
-    """The mean cross-entropy on clean samples and points together, penalised."""
+    """The mean cross-entropy on clean samples and points together, plus the l2 penalty."""
 
     model: Model
     l2: float
 
-    def __call__(self, u: Any, v: PyTree, data: Poisoned, *, key: PRNGKeyArray) -> Any:
+    def __call__(self, u: Float[Array, "m ..."], v: PyTree, data: Poisoned, *, key: PRNGKeyArray) -> Float[Array, ""]:
         clean = one_hot_cross_entropy(self.model, v, *data.clean.data, key=key)
         added = one_hot_cross_entropy(self.model, v, u, data.labels, key=key)
         return penalised((1 - data.share) * clean + data.share * added, self.l2, v)
 
 
-def wrongly_labelled(X: Any, y: Any, count: int, *, key: PRNGKeyArray) -> Points:
-    """Random samples with random wrong labels: where the untargeted attack starts, and label flipping itself.
+def wrongly_labelled(
+    X: Shaped[ArrayLike, "n ..."], y: Int[ArrayLike, " n"], count: int, *, key: PRNGKeyArray
+) -> Points:
+    """Return random samples with random wrong labels: the start of the untargeted attack.
+
+    They are also the baseline of the attack: random label flips.
 
     Args:
         X, y: samples (n, ...) and integer labels (n,).
-        count: how many to add; from 1 to n.
+        count: number of points, from 1 to n.
         key: a jax.random key.
 
     Raises:
-        InputError: the count is none of these; there is one class only.
+        InputError: `count` is not in 1..n; y has only one class.
 
     Example:
         >>> import jax, numpy as np
@@ -104,24 +106,30 @@ def wrongly_labelled(X: Any, y: Any, count: int, *, key: PRNGKeyArray) -> Points
     check_budget(count, len(y))
     classes = np.unique(y)
     if len(classes) < 2:
-        raise InputError(f"y has one class only ({classes[0]}), so no label can be wrong. Two are needed.")
+        raise InputError(
+            f"y has one class only ({classes[0]}), so no label can be wrong. Pass samples of at least two classes."
+        )
     rng = np.random.default_rng(np.asarray(jax.random.key_data(key)))
     chosen = rng.choice(len(y), count, replace=False)
     place = np.searchsorted(classes, y[chosen])
     return Points(floats(X)[chosen], classes[other_labels(place, len(classes), rng)])
 
 
-def swapped(X: Any, y: Any, count: int, source: int, target: int, *, key: PRNGKeyArray) -> Points:
-    """Random samples of two classes, each labelled as the other: where the targeted attack starts.
+def swapped(
+    X: Shaped[ArrayLike, "n ..."], y: Int[ArrayLike, " n"], count: int, source: int, target: int, *, key: PRNGKeyArray
+) -> Points:
+    """Return random samples of two classes, each with the label of the other class: the start of the targeted attack.
 
     Args:
         X, y: samples (n, ...) and integer labels (n,).
-        count: how many to add; at most as many as the two classes have.
-        source, target: the class that is to be misclassified, and the one it is to be taken for.
+        count: number of points, at most the number of samples of the two classes.
+        source: the class whose samples are to be misclassified.
+        target: the class that the model is to assign them to.
         key: a jax.random key.
 
     Raises:
-        InputError: the two are one class or not in y; the count is not positive, or above what they have.
+        InputError: `source` equals `target`, or one of them is not in y; `count` is not positive, or larger than the
+            number of samples of the two classes.
     """
     X, y = integer_samples("X", X, "y", y)
     check_class_pair(y, source, target)
@@ -134,10 +142,10 @@ def swapped(X: Any, y: Any, count: int, source: int, target: int, *, key: PRNGKe
 
 def untargeted_task(
     model: Model,
-    X: ArrayLike,
-    y: ArrayLike,
-    X_val: ArrayLike,
-    y_val: ArrayLike,
+    X: Shaped[ArrayLike, "n ..."],
+    y: Int[ArrayLike, " n"],
+    X_val: Shaped[ArrayLike, "n_val ..."],
+    y_val: Int[ArrayLike, " n_val"],
     points: Points,
     *,
     key: PRNGKeyArray,
@@ -148,28 +156,28 @@ def untargeted_task(
     val_batch_size: int | None = None,
     start: PyTree | None = None,
 ) -> Task:
-    """Points that, added to the training set, make the trained model worst on a validation set (eq. 11).
+    """Return the task of the untargeted attack: points that maximise the trained model's validation loss (eq. 11).
 
-    u is points.x (m, ...), within low..high by projection; their labels stay. v is the model's parameters, from
-    training on the clean samples. f is minus the mean cross-entropy on the validation set; g the mean cross-entropy on
-    clean samples and points together, plus l2/2 times the squared norm of the model's matrices.
+    u is points.x (m, ...), projected onto low..high; the labels of the points stay fixed. v are the model's parameters;
+    they start from training on the clean samples. f is minus the mean cross-entropy on the validation set. g is the
+    mean cross-entropy on clean samples and points together, plus l2/2 times the squared norm of the model's matrices.
 
     Args:
         model: maps samples to logits (n, classes).
         X, y: training samples (n, ...) and integer labels 0..classes-1 (n,). Images of uint8 are read as 0..1.
-        X_val, y_val: the samples on which the model is to fail.
-        points: where the added samples start, say by `wrongly_labelled`.
+        X_val, y_val: validation samples, whose loss is maximised.
+        points: the start of the added samples, for example by `wrongly_labelled`.
         key: a jax.random key, for the model's initialisation and its dropout.
-        training: how the model is trained at the start; its l2 is that of the lower loss, too.
-        low, high: the range of the samples' entries.
-        batch_size, val_batch_size: samples of X and of X_val per step; None for all. The points are in each batch.
-        start: parameters of a model trained on X already.
+        training: how the model is trained for the start of v. Its l2 is also that of the lower loss.
+        low, high: the range of the entries of all samples.
+        batch_size, val_batch_size: samples of X and of X_val per step; None for all. Every batch has all points.
+        start: parameters of a model that is already trained on X.
 
     Raises:
-        InputError: samples out of range or not alike; more points than samples; labels that the model has no logit
-            for; a range that is none.
+        InputError: entries outside low..high; samples of different shapes; more points than samples; labels without a
+            logit of the model; `low` is not below `high`.
 
-    Metrics: val_loss and val_accuracy of v; moved, the mean distance (l2) of a point from where it started.
+    Metrics: `val_loss` and `val_accuracy` of v; `moved`, the mean distance (l2) of a point from its start.
 
     Example:
         >>> import jax
@@ -192,10 +200,10 @@ def untargeted_task(
 
 def targeted_task(
     model: Model,
-    X: ArrayLike,
-    y: ArrayLike,
-    X_val: ArrayLike,
-    y_val: ArrayLike,
+    X: Shaped[ArrayLike, "n ..."],
+    y: Int[ArrayLike, " n"],
+    X_val: Shaped[ArrayLike, "n_val ..."],
+    y_val: Int[ArrayLike, " n_val"],
     points: Points,
     source: int,
     target: int,
@@ -208,28 +216,32 @@ def targeted_task(
     val_batch_size: int | None = None,
     start: PyTree | None = None,
 ) -> Task:
-    """Points that, added to the training set, have the trained model take one class for another (eq. 11).
+    """Return the task of the targeted attack: points that make the model assign one class to another (eq. 11).
 
-    As `untargeted_task`, but f is the mean cross-entropy of the validation samples of class `source` labelled `target`.
+    As `untargeted_task`, but f is the mean cross-entropy of the validation samples of class `source` with the label
+    `target`.
 
     Args:
-        source, target: the class that is to be misclassified, and the one it is to be taken for.
-        points: where the added samples start, say by `swapped`.
+        source: the class whose samples are to be misclassified.
+        target: the class that the model is to assign them to.
+        points: the start of the added samples, for example by `swapped`.
         model, X, y, X_val, y_val, key, training, low, high, batch_size, val_batch_size, start: as for
             `untargeted_task`.
 
     Raises:
-        InputError: as for `untargeted_task`; source and target are one class, or not in y; no sample of X_val is of
-            class `source`.
+        InputError: as for `untargeted_task`; `source` equals `target`, or one of them is not in y; no sample of X_val
+            is of class `source`.
 
-    Metrics: as for `untargeted_task`, of the samples of class `source` labelled `target`: val_accuracy is the share
-    that is taken for `target`.
+    Metrics: as for `untargeted_task`, of the validation samples of class `source` with the label `target`:
+    `val_accuracy` is the share that the model assigns to `target`.
     """
     X_val, y_val = integer_samples("X_val", X_val, "y_val", y_val)
     check_class_pair(np.asarray(y), source, target)
     chosen = y_val == source
     if not chosen.any():
-        raise InputError(f"y_val has no sample of class {source}, which is the one to be misclassified. Add some.")
+        raise InputError(
+            f"y_val has no sample of class {source}, which is to be misclassified. Add samples of that class."
+        )
     X_val, y_val = X_val[chosen], np.full(chosen.sum(), target)
     sizes = batch_size, val_batch_size
     return _added_points_task(model, X, y, X_val, y_val, points, 1.0, key, training, (low, high), sizes, start)
@@ -237,10 +249,10 @@ def targeted_task(
 
 def _added_points_task(
     model: Model,
-    X: ArrayLike,
-    y: ArrayLike,
-    X_val: ArrayLike,
-    y_val: ArrayLike,
+    X: Shaped[ArrayLike, "n ..."],
+    y: Int[ArrayLike, " n"],
+    X_val: Shaped[ArrayLike, "n_val ..."],
+    y_val: Int[ArrayLike, " n_val"],
     points: Points,
     sign: float,
     key: PRNGKeyArray,
@@ -252,14 +264,16 @@ def _added_points_task(
     X, y = integer_samples("X", X, "y", y)
     low, high = limits
     if not low < high:
-        raise InputError(f"low is {low:g} and high {high:g}: no range. Pass the least and the largest entry.")
+        raise InputError(
+            f"low is {low:g} and high is {high:g}: low must be less than high. Pass the least and the largest entry."
+        )
     require_training(training)
     base = floats(points.x, "points.x")
     check_budget(len(base), len(y))
     x, x_val = floats(X), floats(X_val)
     for name, samples in (("X", x), ("X_val", x_val), ("points.x", base)):
         check_samples(name, samples, x.shape[1:], low, high)
-    classes = all_classes(model, x, key)
+    classes = logit_count(model, x, key)
     y, y_val, labels = (one_hot_of(n, a, classes) for n, a in (("y", y), ("y_val", y_val), ("points.y", points.y)))
     v = trained(model, training, x, y, key) if start is None else start
     clean, validation = (jnp.asarray(x), y), (jnp.asarray(x_val), y_val)
@@ -269,7 +283,7 @@ def _added_points_task(
     problem = Problem(upper, lower, project_upper=Clip(float(low), float(high)), random_lower=True)
     truth = np.asarray(y_val).argmax(1)
 
-    def metrics(u: Any, v: PyTree) -> dict[str, float]:
+    def metrics(u: Float[Array, "m ..."], v: PyTree) -> dict[str, float]:
         p = probabilities(model, v, validation[0])
         return {
             "val_loss": float(one_hot_cross_entropy(model, v, *map(jnp.asarray, validation))),

@@ -1,7 +1,7 @@
-"""How much a few added samples could hurt a training pipeline: an audit by the untargeted attack.
+"""Audit of a training pipeline: the accuracy that a few added samples could cost, by the untargeted attack.
 
-The owner of a model passes what it is trained on. The audit acts as someone who can add a small share of samples,
-trains the model again with them, and reports the accuracy lost and how visible the samples are.
+The owner of a model passes its training data. The audit attacks with a small share of added samples, trains the model
+again with them, and reports the loss of accuracy and how conspicuous the samples are.
 """
 
 import functools
@@ -14,6 +14,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
+from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree, Shaped
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedShuffleSplit
@@ -45,16 +47,16 @@ from bilevax.solvers.base import Solver
 
 LEVELS = 4
 LARGEST_BUDGET = 0.5
-LEAST_GAIN = 0.1  # of what the most frequent class leaves to be gained
+LEAST_GAIN = 0.1  # of the distance from the majority accuracy to 1
 FAR_BEHIND = 0.05  # in accuracy
-REFERENCE_SAMPLES = 5000
+REFERENCE_SAMPLES = 5000  # for logistic regression
 
 
 def audit(
-    X: Any,
-    y: Any,
-    X_val: Any,
-    y_val: Any,
+    X: Shaped[ArrayLike, "n ..."],
+    y: Shaped[ArrayLike, " n"],
+    X_val: Shaped[ArrayLike, "n_val ..."],
+    y_val: Shaped[ArrayLike, " n_val"],
     *,
     model: Any = softmax_head,
     budget: float = 0.05,
@@ -63,41 +65,41 @@ def audit(
     steps: int = 500,
     training: Training = SOFTMAX_TRAINING,
     solver: Callable[[int], Solver] = penalty_solver,
-    key: Any,
+    key: PRNGKeyArray,
     progress: Callable[[str], None] | None = None,
     mesh: Any = None,
     stages: Stages | None = None,
 ) -> Report:
     """Audit a training pipeline against added samples.
 
-    Half of the validation samples, with as many of each class, drive the attack; accuracies are measured on the other
-    half, which it does not see. Each column of a table is scaled by its own least and largest entry, all pixels of
-    images (n, h, w, ...) together; added samples stay within these ranges. Of a table, the model is trained on
-    standardised columns, as one would train it.
+    The attack uses half of the validation samples (stratified by class). Accuracies are measured on the other half,
+    which the attack does not see. Each column of a table is scaled by its own least and largest entry; the pixels of
+    images (n, h, w, ...) are scaled together. Added samples stay within these ranges. For a table, the model is trained
+    on standardised columns.
 
-    Warns (UserWarning) where the model is weak without any added sample, and the audit says little: hardly better than
-    naming the most frequent class, or clearly behind scikit-learn's logistic regression.
+    Warns (UserWarning) if the model is weak without added samples, so that the audit is not informative: it is hardly
+    better than always predicting the most frequent class, or clearly worse than scikit-learn's logistic regression.
 
     Args:
-        X, y: training samples (n, ...) and labels (n,) of any one type.
-        X_val, y_val: right samples of the same kind; at least two of each class.
+        X, y: training samples (n, ...) and labels (n,) of one type.
+        X_val, y_val: correctly labelled samples of the same kind, at least two of each class.
         model: as for `DenoisingClassifier`; softmax regression by default.
-        budget: the largest share of added samples, of the training samples; above 0, at most 0.5.
-        levels: how many shares, evenly up to the budget.
-        seeds: how many repetitions, each with another split, other samples to start the attack from, and another start
-            of the model.
-        steps: of the attack.
-        training: how the model is trained, at the start and after each attack.
-        solver: from a number of steps to any solver of bilevax.
+        budget: the largest number of added samples, as a share of the training samples; above 0, at most 0.5.
+        levels: the number of shares, evenly spaced up to the budget.
+        seeds: the number of repetitions. Each has its own split of the validation samples, its own start of the attack
+            and its own initialisation of the model.
+        steps: upper steps of each attack.
+        training: how the model is trained, before and after each attack.
+        solver: a function that maps the number of steps to a solver.
         key: a jax.random key.
-        progress: called with a line of text as each attack begins.
+        progress: called with a line of text at the start of each attack.
         mesh: passed to `bilevax.solve`.
-        stages: keeps finished attacks and saves the one in progress, so that an interrupted audit can be resumed;
-            used by the command.
+        stages: saves finished attacks and the attack in progress, so that an interrupted audit can be resumed; used by
+            the command.
 
     Raises:
-        InputError: a budget outside (0, 0.5], or of less than one sample; samples or labels that do not fit; a class
-            with fewer than two validation samples; counts that are not positive.
+        InputError: a budget outside (0, 0.5], or of less than one sample; samples or labels that do not fit together; a
+            class with fewer than two validation samples; counts that are not positive.
 
     Example:
         >>> import jax
@@ -108,8 +110,8 @@ def audit(
         ...     d.x_train[:200], d.y_train[:200], d.x_test, d.y_test, levels=1, seeds=2, steps=50, key=jax.random.key(0)
         ... )
         >>> lost, _ = report.lost(report.attacked)
-        >>> careless, _ = report.lost(report.flipped)
-        >>> bool(lost[0] > careless[0])
+        >>> at_random, _ = report.lost(report.flipped)
+        >>> bool(lost[0] > at_random[0])
         True
     """
     began = time.perf_counter()
@@ -123,25 +125,19 @@ def audit(
     x, x_val = (a.astype(jnp.result_type(float)) for a in on_one_scale("X", x, "X_val", x_val))
     classes = classes_of("y", labels)
     codes, codes_val = places("y", labels, classes), places("y_val", labels_val, classes)
-    if isinstance(budget, bool) or not isinstance(budget, int | float | np.number):
-        raise InputError(f"budget is {budget!r}, and must be a number, above 0 and at most {LARGEST_BUDGET:g}.")
-    if not 0 < budget <= LARGEST_BUDGET:
-        raise InputError(
-            f"budget is {budget:g}, and must be above 0 and at most {LARGEST_BUDGET:g}: the largest share of samples "
-            "that someone could add."
-        )
-    if budget * len(x) < 1:
-        raise InputError(f"budget is {budget:g} of {len(x)} samples, less than one. Raise it.")
+    counts = _counts(budget, levels, len(x))
     few = [classes[c] for c in range(len(classes)) if (codes_val == c).sum() < 2]
     if few:
-        raise InputError(f"X_val has fewer than two samples of class {listed(few)}. Half of them measure: add some.")
-    counts = np.unique([max(1, round(budget * len(x) * level / levels)) for level in range(1, levels + 1)])
+        raise InputError(
+            f"X_val has fewer than two samples of class {listed(few)}. Half of the samples of a class are for the "
+            "attack and half for the accuracies: add some."
+        )
 
-    # One range for all pixels, whose differences mean the same everywhere; of a table one for each column.
+    # One range for all pixels, since they have one unit; one for each column of a table.
     axes: Any = None if x.ndim > 2 else 0
     low, high = np.minimum(x.min(axes), x_val.min(axes)), np.maximum(x.max(axes), x_val.max(axes))
     if not np.any(low < high):
-        raise InputError(f"All entries of X are {np.ravel(low)[0]:g}: there is nothing to learn from. Check them.")
+        raise InputError(f"All entries of X are {np.ravel(low)[0]:g}: there is nothing to learn from. Check X.")
     scale = np.where(low < high, high - low, 1)
     x, x_val = (x - low) / scale, (x_val - low) / scale
     network = as_model(model, len(classes))
@@ -177,25 +173,39 @@ def audit(
     return report
 
 
+def _counts(budget: float, levels: int, n: int) -> Int[np.ndarray, " k"]:
+    """Return the numbers of added samples, without repetitions."""
+    if isinstance(budget, bool) or not isinstance(budget, int | float | np.number):
+        raise InputError(f"budget is {budget!r}, and must be a number, above 0 and at most {LARGEST_BUDGET:g}.")
+    if not 0 < budget <= LARGEST_BUDGET:
+        raise InputError(
+            f"budget is {budget:g}, and must be above 0 and at most {LARGEST_BUDGET:g}: the largest share of added "
+            "samples."
+        )
+    if budget * n < 1:
+        raise InputError(f"budget is {budget:g} of {n} samples, which is less than one sample. Raise it.")
+    return np.unique([max(1, round(budget * n * level / levels)) for level in range(1, levels + 1)])
+
+
 @dataclass(frozen=True)
 class _Standardised:
-    """A model of columns that are first standardised, by means and deviations (d,) that are kept as numbers."""
+    """A model of standardised columns. Means and deviations are tuples, so that equal models compare equal."""
 
     model: Model
     mean: tuple[float, ...]
     deviation: tuple[float, ...]
 
-    def _scaled(self, x: Any) -> Any:
-        return (x - jnp.asarray(self.mean, x.dtype)) / jnp.asarray(self.deviation, x.dtype)
-
-    def init(self, key: Any, x: Any) -> Any:
+    def init(self, key: PRNGKeyArray, x: Float[Array, "n d"]) -> PyTree:
         return initial(self.model, key, x)
 
-    def apply(self, params: Any, x: Any, key: Any = None) -> Any:
-        return logits(self.model, params, self._scaled(x), key)
+    def apply(
+        self, params: PyTree, x: Float[Array, "n d"], key: PRNGKeyArray | None = None
+    ) -> Float[Array, "n classes"]:
+        scaled = (x - jnp.asarray(self.mean, x.dtype)) / jnp.asarray(self.deviation, x.dtype)
+        return logits(self.model, params, scaled, key)
 
 
-def _standardised(model: Model, x: np.ndarray) -> Model:
+def _standardised(model: Model, x: Float[np.ndarray, "n d"]) -> Model:
     deviation = x.std(0)
     network = _Standardised(model, tuple(x.mean(0).tolist()), tuple(np.where(deviation > 0, deviation, 1).tolist()))
     return Model(Method(network, "init"), Method(network, "apply"))
@@ -203,22 +213,22 @@ def _standardised(model: Model, x: np.ndarray) -> Model:
 
 def _warn_of_a_weak_model(report: Report) -> None:
     clean = float(report.clean.mean())
-    found = f"Without added samples the model is right on {clean:.1%} of the held-out samples, "
+    found = f"Without added samples the model has an accuracy of {clean:.1%} on the held-out samples"
     if clean - report.majority < LEAST_GAIN * (1 - report.majority):
-        what = f"hardly more than the {report.majority:.1%} of always naming the most frequent class. "
+        what = f", hardly more than the {report.majority:.1%} of always predicting the most frequent class. "
     elif clean < report.logistic - FAR_BEHIND:
-        what = f"and scikit-learn's logistic regression on {report.logistic:.1%}. "
+        what = f"; scikit-learn's logistic regression has {report.logistic:.1%}. "
     else:
         return
     warnings.warn(
-        found + what + "An audit of a weak model says little: check the features, train it longer or with less l2 "
-        "(`training`), or audit the model that you use (`model`).",
+        found + what + "The audit of a weak model is not informative: check the features, train it longer or with "
+        "less l2 (`training`), or audit the model that you use (`model`).",
         stacklevel=3,
     )
 
 
 def _references(data: "_Scaled") -> tuple[float, float]:
-    """The accuracy of the most frequent class, and of logistic regression on some of the samples."""
+    """Return the accuracies of the most frequent class, and of logistic regression on at most 5,000 samples."""
     x, x_val = (a.reshape(len(a), -1) for a in (data.x, data.x_val))
     some = np.random.default_rng(0).permutation(len(x))[:REFERENCE_SAMPLES]
     logistic = make_pipeline(StandardScaler(), LogisticRegression(max_iter=200))
@@ -229,16 +239,22 @@ def _references(data: "_Scaled") -> tuple[float, float]:
 
 
 class _Scaled(NamedTuple):
-    """Samples with entries in 0..1, and labels as places in the classes."""
+    """Samples with entries in 0..1, and labels as indices of the classes."""
 
-    x: np.ndarray
-    y: np.ndarray
-    x_val: np.ndarray
-    y_val: np.ndarray
+    x: Float[np.ndarray, "n ..."]
+    y: Int[np.ndarray, " n"]
+    x_val: Float[np.ndarray, "n_val ..."]
+    y_val: Int[np.ndarray, " n_val"]
 
 
 class _Trial(NamedTuple):
-    """One draw: accuracy without points and (k,) by their number; of the most points, where they started and ended."""
+    """The results of one seed.
+
+    Attributes:
+        clean: accuracy without points.
+        flipped, attacked: accuracy for each number of points, with random wrong labels and with the attack's points.
+        first, found: the points at the start and at the end of the attack with the largest number of points.
+    """
 
     clean: float
     flipped: list[float]
@@ -253,8 +269,8 @@ def _trial(
     training: Training,
     solver: Solver,
     steps: int,
-    counts: np.ndarray,
-    key: Any,
+    counts: Int[np.ndarray, " k"],
+    key: PRNGKeyArray,
     progress: Callable[[int], None],
     mesh: Any,
     stages: Stages | None,
@@ -265,18 +281,18 @@ def _trial(
     halves = StratifiedShuffleSplit(1, test_size=0.5, random_state=int(jax.random.bits(split_key, (), np.uint32) >> 1))
     seen, unseen = next(halves.split(x_val, y_val))
 
-    def accuracy(v: Any) -> float:
+    def accuracy(v: PyTree) -> float:
         return float((probabilities(model, v, x_val[unseen]).argmax(1) == y_val[unseen]).mean())
 
     def stage(part: str, compute: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:
         return compute(None) if stages is None else stages.of(f"{name}-{part}", compute)
 
     @functools.cache
-    def start() -> Any:
+    def start() -> PyTree:
         return retrained(model, training, x, y, None, key=model_key)
 
     clean = stage("clean", lambda keep: {"accuracy": accuracy(start())})["accuracy"]
-    # Smaller sets are parts of the largest one, so that they differ by their size alone.
+    # Smaller sets are subsets of the largest one, so that only the size differs.
     drawn = wrongly_labelled(x, y, int(counts[-1]), key=points_key)
     first, found, flipped, attacked = drawn, drawn, [], []
     for count in counts:
@@ -312,14 +328,14 @@ def _trial(
 
 def _report(
     data: _Scaled,
-    classes: np.ndarray,
-    low: np.ndarray,
-    scale: np.ndarray,
-    fractions: np.ndarray,
+    classes: Shaped[np.ndarray, " classes"],
+    low: Float[np.ndarray, "*d"],
+    scale: Float[np.ndarray, "*d"],
+    fractions: Float[np.ndarray, " k"],
     trials: list[_Trial],
     began: float,
 ) -> Report:
-    """The report of the trials, in the units of X."""
+    """Return the report of the trials, in the units of X."""
     _, _, _, first, found = trials[0]
     unit = float(scale) if data.x.ndim > 2 else 1.0
     flat, points, base = (x.reshape(len(x), -1) for x in (data.x, found.x, first.x))

@@ -1,10 +1,11 @@
-"""Data of `bilevax audit`: a user's files, or scikit-learn's digits."""
+"""Data of `bilevax audit`: the user's files, or scikit-learn's digits."""
 
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
+from jaxtyping import Float, Shaped
 from sklearn.model_selection import train_test_split
 
 from bilevax._checks import InputError, listed
@@ -17,22 +18,22 @@ class Job(NamedTuple):
     """The data of an audit.
 
     Attributes:
-        title: what they are, in a few words.
-        X, y: features (n, ...) and labels (n,), to train on.
-        X_val, y_val: the same, to attack by and to measure on.
-        pictures: whether the features are pictures with values in 0..1.
+        title: name of the data, in a few words.
+        X, y: training features and labels.
+        X_val, y_val: validation features and labels, for the attack and for the accuracies.
+        pictures: whether the features are images with values in 0..1.
     """
 
     title: str
-    X: np.ndarray
-    y: np.ndarray
-    X_val: np.ndarray
-    y_val: np.ndarray
+    X: Float[np.ndarray, "n ..."]
+    y: Shaped[np.ndarray, " n"]
+    X_val: Float[np.ndarray, "n_val ..."]
+    y_val: Shaped[np.ndarray, " n_val"]
     pictures: bool
 
 
 def digits_job() -> Job:
-    """scikit-learn's digits, the first 600 of them to attack by and to measure on."""
+    """Return scikit-learn's digits, with the first 600 as validation samples."""
     d = images.digits()
     x, y = np.concatenate([d.x_train, d.x_test]) / 255, np.concatenate([d.y_train, d.y_test]).astype(int)
     title = "scikit-learn's handwritten digits"
@@ -40,16 +41,16 @@ def digits_job() -> Job:
 
 
 def job_from_files(data: Path, validation: Path | None, target: str | None, seed: int) -> Job:
-    """A user's job. Errors name the command's options.
+    """Return the data of the user's files. Errors name the command's options.
 
     Args:
-        data, validation: files for `data.tables.read`; without the latter, a third of the former is set aside.
-        target: the column, or the NPZ array, that holds the labels.
-        seed: of what is set aside.
+        data, validation: files for `data.tables.read`. Without `validation`, a third of the samples is held out.
+        target: the column, or the array of an NPZ file, with the labels.
+        seed: of the split.
 
     Raises:
-        InputError: as for `data.tables.read`; columns that hold no numbers, or differ between the files;
-            classes that are too small to be split.
+        InputError: as for `data.tables.read`; columns that are not numeric, or differ between the files; classes that
+            are too small for the split.
     """
     files = {"DATA": data} | ({} if validation is None else {"--validation": validation})
     table, *others = tables.read(files, target)
@@ -58,8 +59,8 @@ def job_from_files(data: Path, validation: Path | None, target: str | None, seed
         values, counts = np.unique(y, return_counts=True)
         if counts.min() < 6:
             raise InputError(
-                f"{table.name} has fewer than 6 samples of {listed(values[counts < 6])}, too few to set a third "
-                "aside. Pass --validation FILE, or leave those classes out."
+                f"{table.name} has fewer than 6 samples of {listed(values[counts < 6])}, too few to hold out a third "
+                "of them. Pass --validation FILE, or leave those classes out."
             )
         places: Any = np.arange(len(y))
         train, aside = train_test_split(places, test_size=1 / 3, stratify=y, random_state=seed)
@@ -68,22 +69,22 @@ def job_from_files(data: Path, validation: Path | None, target: str | None, seed
         other = others[0]
         if set(other.features.columns) != set(table.features.columns):
             raise InputError(f"{other.name} has other columns than {table.name}. Give both files the same features.")
-        # As one table: columns in one order, and pictures on one scale.
+        # As one table, so that columns are in one order, and images on one scale.
         both = table._replace(features=pd.concat([table.features, other.features]), labels=[*y, *other.labels])
         x, x_val = np.split(_features(both), [len(y)])
         y_val = other.labels
     return Job(str(data), x, y, x_val, y_val, tables.as_images(table) is not None)
 
 
-def _features(table: tables.Table) -> np.ndarray:
-    """Pictures, or numbers (n, d)."""
+def _features(table: tables.Table) -> Float[np.ndarray, "n ..."]:
+    """Return images, or a table of numbers."""
     pictures = tables.as_images(table)
     if pictures is not None:
         return pictures
     others = table.features.columns.difference(table.features.select_dtypes(["number", "bool"]).columns, sort=False)
     if len(others):
         raise InputError(
-            f"{table.name} has columns that hold no numbers: {listed(others)}. An added sample is moved by "
-            "gradients: encode them as numbers, or leave them out."
+            f"{table.name} has columns that are not numeric: {listed(others)}. Added samples are moved along "
+            "gradients, so all features must be numbers: encode these columns, or leave them out."
         )
     return table.features.to_numpy(np.float64)

@@ -1,4 +1,4 @@
-"""Added points: their checks, and training on them."""
+"""Added points: their types, their checks, and training with them."""
 
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -6,7 +6,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import PRNGKeyArray, PyTree
+import optax
+from jax.typing import ArrayLike
+from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree, Shaped
 
 from bilevax._checks import InputError, listed, require_count
 from bilevax.applications._inputs import floats, integer_samples
@@ -18,45 +20,53 @@ SOFTMAX_TRAINING = Training(steps=2000, rate=2e-2, l2=1e-2)
 
 
 class Points(NamedTuple):
-    """Samples that someone adds: `x` (m, ...) and the labels `y` (m,) that they carry."""
+    """Samples that an attacker adds to the training set, and the labels given to them."""
 
-    x: Any
-    y: Any
+    x: Float[np.ndarray | Array, "m ..."]
+    y: Shaped[np.ndarray | Array, " m"]
 
 
 class Poisoned(NamedTuple):
     """A lower batch.
 
     Attributes:
-        clean: Samples of (x, one-hot y).
-        labels: (m, classes) one-hot, of the added points.
-        share: of the added points among all samples.
+        clean: samples of (x, one-hot y).
+        labels: one-hot labels of the added points.
+        share: the number of added points over the number of all samples.
     """
 
     clean: Samples
-    labels: Any
-    share: Any
+    labels: Float[Array, "m classes"]
+    share: Float[Array, ""]
 
 
 @dataclass(frozen=True)
 class Clip:
-    """The projection onto the box low..high."""
+    """The projection onto the box low..high, as a value: equal boxes share compiled programs."""
 
     low: float
     high: float
 
     def __call__(self, u: PyTree) -> PyTree:
-        """The nearest point of the box."""
-        return jax.tree.map(lambda x: jnp.clip(x, self.low, self.high), u)
+        """Return the nearest point of the box."""
+        return optax.projections.projection_box(u, self.low, self.high)
 
 
-def retrained(model: Model, training: Training, X: Any, y: Any, points: Points | None, *, key: PRNGKeyArray) -> PyTree:
-    """Parameters of a model trained from its start on clean samples and points: which shows what an attack does.
+def retrained(
+    model: Model,
+    training: Training,
+    X: Shaped[ArrayLike, "n ..."],
+    y: Int[ArrayLike, " n"],
+    points: Points | None,
+    *,
+    key: PRNGKeyArray,
+) -> PyTree:
+    """Return the parameters of a new model trained on clean samples and points, to measure the effect of an attack.
 
     Args:
         model, training, X, y: as for `untargeted_task`.
-        points: the samples that are added; None for none.
-        key: a jax.random key.
+        points: the added samples; None for none.
+        key: a jax.random key, for the model's initialisation, its dropout and the order of the samples.
     """
     X, y = integer_samples("X", X, "y", y)
     x = floats(X)
@@ -65,21 +75,28 @@ def retrained(model: Model, training: Training, X: Any, y: Any, points: Points |
     return train(model, training, jnp.asarray(x), jnp.asarray(y, jnp.int32), jnp.ones(len(y)), key)
 
 
-def distances(x: Any, base: Any) -> np.ndarray:
-    """The Euclidean distance (m,) of each sample from its base."""
-    return np.linalg.norm((np.asarray(x) - np.asarray(base)).reshape(len(x), -1), axis=1)
+def distances(x: Float[ArrayLike, "m ..."], base: Float[ArrayLike, "m ..."]) -> Float[np.ndarray, " m"]:
+    """Return the Euclidean distance of each sample from its base sample."""
+    apart = np.asarray(x) - np.asarray(base)
+    return np.linalg.norm(apart.reshape(len(apart), -1), axis=1)
 
 
-def trained(model: Model, training: Training, x: Any, one_hot: Any, key: PRNGKeyArray) -> PyTree:
-    """The model trained on samples and one-hot labels (n, k)."""
+def trained(
+    model: Model,
+    training: Training,
+    x: Float[ArrayLike, "n ..."],
+    one_hot: Float[Array, "n classes"],
+    key: PRNGKeyArray,
+) -> PyTree:
+    """Return the parameters of the model trained on samples with one-hot labels."""
     labels = jnp.argmax(one_hot, 1).astype(jnp.int32)
     return train(model, training, jnp.asarray(x), labels, jnp.ones(len(labels)), key)
 
 
 def check_samples(name: str, x: np.ndarray, shape: tuple[int, ...], low: float, high: float) -> None:
-    """Refuse samples of another shape than X, or outside of the range."""
+    """Refuse samples of another shape than those of X, or with entries outside low..high."""
     if x.shape[1:] != shape:
-        raise InputError(f"{name} has samples of shape {x.shape[1:]}, and X of {shape}. They must be alike.")
+        raise InputError(f"{name} has samples of shape {x.shape[1:]}, and X of {shape}. Give them the same shape.")
     if x.min() < low or x.max() > high:
         raise InputError(
             f"{name} has entries from {x.min():g} to {x.max():g}, outside {low:g}..{high:g}. Scale the samples, or "
@@ -91,13 +108,11 @@ def check_budget(count: Any, available: int, what: str = "the training samples")
     """Refuse more points than there are samples."""
     count = require_count("The attack", "the number of points", count)
     if count > available:
-        raise InputError(
-            f"{count} points are more than {what}, of which there are {available}. An attack adds a few: lower it."
-        )
+        raise InputError(f"{count} points are more than {what}, of which there are {available}. Add fewer points.")
 
 
-def check_class_pair(y: np.ndarray, source: int, target: int) -> None:
-    """Refuse a source or target class that y does not have, and equal ones."""
+def check_class_pair(y: Int[np.ndarray, " n"], source: int, target: int) -> None:
+    """Refuse a source or target class that y does not have, and a target that equals the source."""
     if source == target:
         raise InputError(f"source and target are both class {source}. Name two different classes.")
     known = np.unique(y)
@@ -106,18 +121,29 @@ def check_class_pair(y: np.ndarray, source: int, target: int) -> None:
             raise InputError(f"{name} is class {label!r}, which y does not have. y has {listed(known)}.")
 
 
-def all_classes(model: Model, x: np.ndarray, key: PRNGKeyArray) -> int:
-    """How many logits a model gives."""
-    shape = jax.eval_shape(lambda x: logits(model, initial(model, key, x), x), jnp.asarray(x[:2])).shape
+def logit_count(model: Model, x: Float[ArrayLike, "n ..."], key: PRNGKeyArray) -> int:
+    """Return the number of logits of a model.
+
+    Raises:
+        InputError: the model does not map two samples to (2, classes).
+    """
+    shape = jax.eval_shape(lambda x: logits(model, initial(model, key, x), x), jnp.asarray(x)[:2]).shape
     if len(shape) != 2:
-        raise InputError(f"The model gives an output of shape {shape} for 2 samples, and must give (2, classes).")
+        raise InputError(f"The model returns shape {shape} for 2 samples, and must return logits (2, classes).")
     return shape[1]
 
 
-def one_hot_of(name: str, y: Any, classes: int) -> Any:
-    """One-hot labels (n, classes); refuses labels outside 0..classes-1."""
+def one_hot_of(name: str, y: Int[ArrayLike, " n"], classes: int) -> Float[Array, "n classes"]:
+    """Return one-hot labels.
+
+    Raises:
+        InputError: labels outside 0..classes-1.
+    """
     y = np.asarray(y)
     if y.min() < 0 or y.max() >= classes:
         wrong = np.unique(y[(y < 0) | (y >= classes)])
-        raise InputError(f"{name} has labels {listed(wrong)}, and the model gives {classes} logits: 0..{classes - 1}.")
+        raise InputError(
+            f"{name} has labels {listed(wrong)}, and the model has {classes} logits, for labels 0..{classes - 1}. "
+            "Widen its last layer, or leave those samples out."
+        )
     return jax.nn.one_hot(y, classes, dtype=jnp.result_type(float))

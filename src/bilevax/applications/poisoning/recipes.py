@@ -1,6 +1,6 @@
-"""Recipes: solvers of the poisoning tasks, with settings that were tuned on them.
+"""Recipes: solvers for the poisoning tasks, with settings that were tuned on them.
 
-Equal arguments return the same solver, so its programs are compiled once.
+Equal arguments return the same solver, so that its programs are compiled once.
 """
 
 import functools
@@ -15,16 +15,16 @@ LOWER_STEPS = 20
 
 @functools.cache
 def penalty_solver(steps: int, lower_steps: int = LOWER_STEPS, *, lower_rate: float = 1e-3) -> Penalty:
-    """Penalty for `untargeted_task` and `targeted_task`.
+    """Return Penalty for `untargeted_task` and `targeted_task`.
 
-    f, the loss that the attacker wants, may fall without bound in v. lam g, ten times gamma, holds v at the trained
-    model, and the multipliers, which are updated at every step, do the rest: they tend to -(grad2_vv g)^-1 grad_v f at
-    a rate of gamma / lam (see `Penalty`).
+    f, the attacker's loss, is unbounded below in v. The term lam g, with lam ten times gamma, keeps v near the trained
+    model. The multipliers are updated at every step and converge to -(grad2_vv g)^-1 grad_v f at a rate of gamma / lam
+    (see `Penalty`).
 
     Args:
-        steps: of the solve; the rates fall to zero by its end.
+        steps: upper steps of the solve; the learning rates decay to zero over them.
         lower_steps: updates of v in each step.
-        lower_rate: Adam's first learning rate for v.
+        lower_rate: Adam's initial learning rate for v.
 
     Example:
         >>> from bilevax.applications.poisoning import penalty_solver
@@ -45,7 +45,7 @@ def penalty_solver(steps: int, lower_steps: int = LOWER_STEPS, *, lower_rate: fl
 
 @functools.cache
 def clean_label_solver(steps: int, lower_steps: int = 10, *, lower_rate: float = 1e-2) -> Penalty:
-    """Penalty for `clean_label_task`; its multipliers are updated every tenth step, so that u can follow the bound.
+    """Return Penalty for `clean_label_task`; its multipliers are updated every ten steps, for u to meet the constraint.
 
     Args:
         steps, lower_steps, lower_rate: as for `penalty_solver`.
@@ -64,7 +64,7 @@ def clean_label_solver(steps: int, lower_steps: int = 10, *, lower_rate: float =
 
 @functools.cache
 def approxgrad_solver(steps: int, lower_steps: int = LOWER_STEPS, *, lower_rate: float = 1e-3) -> Implicit:
-    """ApproxGrad: `Implicit`, whose linear solve takes as many updates as v, by Adam, and continues from step to step.
+    """Return ApproxGrad: `Implicit` with a warm-started linear solve by Adam, with as many updates as v.
 
     Args:
         steps, lower_steps, lower_rate: as for `penalty_solver`.
@@ -79,10 +79,10 @@ def approxgrad_solver(steps: int, lower_steps: int = LOWER_STEPS, *, lower_rate:
 
 @functools.cache
 def reverse_solver(steps: int, lower_steps: int = LOWER_STEPS, *, lower_rate: float = 0.1) -> ReverseMode:
-    """Back-gradient descent (Munoz-Gonzalez et al., AISec 2017): the last T updates of training are differentiated.
+    """Return back-gradient descent (Munoz-Gonzalez et al., AISec 2017): reverse mode through the last updates of v.
 
     Args:
         steps, lower_steps: as for `penalty_solver`.
-        lower_rate: the constant rate of gradient descent for v.
+        lower_rate: the constant learning rate of gradient descent for v.
     """
     return ReverseMode(optax.adam(optax.cosine_decay_schedule(0.03, steps)), optax.sgd(lower_rate), lower_steps)

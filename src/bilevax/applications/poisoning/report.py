@@ -1,9 +1,10 @@
-"""What an audit found."""
+"""The report of an audit."""
 
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float, Shaped
 from scipy import stats
 
 from bilevax.applications.poisoning.points import Points
@@ -13,49 +14,49 @@ CONFIDENCE = 0.95
 
 @dataclass(frozen=True)
 class Report:
-    """What an audit found.
+    """The report of an audit, with k numbers of added samples, s seeds and m points.
 
     Attributes:
-        fractions: (k,) added samples over training samples.
-        clean: (s,) test accuracy of the model without added samples, by seed.
-        flipped: (k, s) with as many random samples of wrong labels: what carelessness would cost.
-        attacked: (k, s) with the samples that the attack found.
-        points: those of the largest fraction and the first seed, in the units of X, with labels as in y.
-        base: (m, ...) the samples of X that they started from.
-        base_labels: (m,) these samples' own labels.
-        l2, l_inf: (m,) how far each point is from its base: of tables in units of each column's range, of images in
-            the units of X.
-        nearest: (m,) the distance (l2) of each point from the nearest sample of X, in the same units.
-        usual_nearest: the median distance of a sample of X from its nearest other one; points much further out than
-            this are easy to filter.
-        majority: the accuracy of always naming the most frequent class of y, on the validation samples.
-        logistic: that of scikit-learn's logistic regression on standardised features.
-        held_out: how many samples the accuracies are measured on; the attack has not seen them.
+        fractions: number of added samples over number of training samples.
+        clean: held-out accuracy of the model without added samples, by seed.
+        flipped: held-out accuracy with random samples of wrong labels, as a baseline.
+        attacked: held-out accuracy with the samples that the attack found.
+        points: the added samples for the largest fraction and the first seed, in the units of X, with labels as in y.
+        base: the samples of X that the points started from.
+        base_labels: the labels of these samples.
+        l2, l_inf: distance of each point from its base sample; for tables in units of each column's range, for images
+            in the units of X.
+        nearest: distance (l2) of each point from the nearest sample of X, in the same units.
+        usual_nearest: median distance of a sample of X from its nearest neighbour in X. A filter by distance finds
+            points whose distance is much larger.
+        majority: accuracy of always predicting the most frequent class of y, on the validation samples.
+        logistic: the same for scikit-learn's logistic regression on standardised features.
+        held_out: number of samples on which the accuracies are measured; the attack does not see them.
         seconds: wall time.
 
     Example: see `audit`.
     """
 
-    fractions: np.ndarray
-    clean: np.ndarray
-    flipped: np.ndarray
-    attacked: np.ndarray
+    fractions: Float[np.ndarray, " k"]
+    clean: Float[np.ndarray, " s"]
+    flipped: Float[np.ndarray, "k s"]
+    attacked: Float[np.ndarray, "k s"]
     points: Points
-    base: np.ndarray
-    base_labels: np.ndarray
-    l2: np.ndarray
-    l_inf: np.ndarray
-    nearest: np.ndarray
+    base: Float[np.ndarray, "m ..."]
+    base_labels: Shaped[np.ndarray, " m"]
+    l2: Float[np.ndarray, " m"]
+    l_inf: Float[np.ndarray, " m"]
+    nearest: Float[np.ndarray, " m"]
     usual_nearest: float
     majority: float
     logistic: float
     held_out: int
     seconds: float
 
-    def lost(self, accuracies: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Accuracy lost against the clean model, (k,), and half the width of its 95% confidence interval, (k,).
+    def lost(self, accuracies: Float[np.ndarray, "k s"]) -> tuple[Float[np.ndarray, " k"], Float[np.ndarray, " k"]]:
+        """Return the loss of accuracy against the clean model, and half the width of its 95% confidence interval.
 
-        The mean over the seeds, and Student's t; with one seed the width is NaN.
+        Both are taken over the seeds, the width by Student's t-distribution; for one seed the width is NaN.
         """
         lost = self.clean[None] - accuracies
         count = lost.shape[1]
@@ -65,7 +66,7 @@ class Report:
         return lost.mean(1), width
 
     def as_dict(self) -> dict[str, Any]:
-        """The accuracies and the points, for a JSON file."""
+        """Return the accuracies and the points, for a JSON file."""
         means = {name: self.lost(getattr(self, name)) for name in ("flipped", "attacked")}
         return {
             "clean_accuracy": self.clean.tolist(),
@@ -96,16 +97,16 @@ class Report:
         }
 
     def in_words(self) -> str:
-        """The findings in a few sentences."""
+        """Return the findings in a few sentences."""
         lost, _ = self.lost(self.attacked)
-        of = "" if self.points.x.ndim > 2 else ", columns in units of their ranges"
+        units = "" if self.points.x.ndim > 2 else ", columns in units of their ranges"
         further = float((self.nearest > 2 * self.usual_nearest).mean())
         return (
-            f"Without added samples the model is right on {100 * self.clean.mean():.1f}% of {self.held_out} held-out "
-            f"samples (always the most frequent class: {100 * self.majority:.1f}%; logistic regression: "
-            f"{100 * self.logistic:.1f}%). {len(self.points.y)} added samples ({100 * self.fractions[-1]:.1f}%) cost "
-            f"up to {100 * lost[-1]:.1f} points. How visible they are: the median one is {np.median(self.l2):.3g} "
-            f"(l2{of}) from where it started and {np.median(self.nearest):.3g} from its nearest clean neighbour; clean "
-            f"samples are {self.usual_nearest:.3g} from theirs. {100 * further:.0f}% of them lie more than twice as "
-            "far out, where a filter by distance would find them."
+            f"Without added samples the model has an accuracy of {100 * self.clean.mean():.1f}% on {self.held_out} "
+            f"held-out samples (always the most frequent class: {100 * self.majority:.1f}%; logistic regression: "
+            f"{100 * self.logistic:.1f}%). {len(self.points.y)} added samples ({100 * self.fractions[-1]:.1f}% of the "
+            f"training samples) cost {100 * lost[-1]:.1f} percentage points. The median distance (l2{units}) of an "
+            f"added sample is {np.median(self.l2):.3g} from its start and {np.median(self.nearest):.3g} from the "
+            f"nearest clean sample; between clean neighbours it is {self.usual_nearest:.3g}. {100 * further:.0f}% of "
+            "the added samples are more than twice as far from the clean ones, where a filter by distance finds them."
         )
