@@ -179,11 +179,11 @@ EPISODES_REFUSED = {
     for name in ("way", "shot", "queries", "tasks")
     for value in (0, -1, 2.0, True)
 } | {
-    "one class": (lambda: episodes(way=1), "way is 1, and with one class there is nothing to tell apart. Take at"),
+    "one class": (lambda: episodes(way=1), "way is 1, and a task must have at least 2 classes. Raise way"),
     "few classes": (lambda: episodes(way=11), "There are 10 classes, fewer than the 11 of a task. Lower way"),
     "few pictures": (
         lambda: episodes(shot=5, queries=4),
-        "A class has 8 pictures, fewer than 5 to learn from and 4 to ask about. Lower shot or queries",
+        "A class has 8 pictures, fewer than the 5 support and 4 query samples of a task. Lower shot or queries",
     ),
     "no classes": (lambda: episodes(jnp.zeros(5)), r"images has shape \(5,\), and must be \(classes, pictures, ...\)"),
     "empty": (lambda: episodes(jnp.zeros((5, 0, 2))), r"images has shape \(5, 0, 2\)"),
@@ -266,7 +266,7 @@ def test_who_is_evaluated_sees_no_dropout_and_the_given_statistics(key):
         ({"episodes": 0}, "evaluate: episodes is 0, and must be a positive integer"),
         ({"episodes": 2.5}, "evaluate: episodes is 2.5"),
         ({"way": 11}, "There are 10 classes, fewer than the 11"),
-        ({"queries": 7}, "A class has 8 pictures, fewer than 2 to learn from and 7"),
+        ({"queries": 7}, "A class has 8 pictures, fewer than the 2 support and 7"),
         ({"images": jnp.zeros(3)}, r"images has shape \(3,\)"),
     ],
     ids=str,
@@ -727,7 +727,7 @@ def test_maml_learns_a_new_task_by_its_own_moves_and_normalises_tasks_apart():
 def test_maml_starts_undecided_and_refuses_another_number_of_classes():
     method, _, batch = maml()
     np.testing.assert_array_equal(method.use(3)[1](*method.task.start, batch.upper), 0)
-    with pytest.raises(InputError, match=r"3 logits was learned, and tasks of 4 classes are asked for. Learn .* way=4"):
+    with pytest.raises(InputError, match=r"3 logits, and a task has 4 classes\. Make the task with way=4"):
         method.use(4)
 
 
@@ -967,8 +967,8 @@ def test_a_learner_and_its_classifiers_are_pickled_copied_and_cloned(tmp_path):
 
 X5, Y5 = noise(shape=(4, 4))[:5, 0], np.arange(5)
 LEARNER_REFUSED = {
-    "adapt before": (lambda: FewShotLearner().adapt(X5, Y5), "no representation yet. Call meta_fit first"),
-    "evaluate before": (lambda: FewShotLearner().evaluate(noise()), "no representation yet. Call meta_fit first"),
+    "adapt before": (lambda: FewShotLearner().adapt(X5, Y5), "is not fitted yet. Call meta_fit first"),
+    "evaluate before": (lambda: FewShotLearner().evaluate(noise()), "is not fitted yet. Call meta_fit first"),
     "one class": (lambda: learned().adapt(X5, np.zeros(5)), r"y has one class only \(0\.0\)"),
     "no class": (lambda: learned().adapt(X5[:0], []), "y has no labels"),
     "fewer labels": (lambda: learned().adapt(X5, Y5[:4]), "X has 5 samples and y 4 labels"),
@@ -977,7 +977,7 @@ LEARNER_REFUSED = {
         r"y has shape \(5, 5\), and must have one label per sample",
     ),
     "no rows": (lambda: learned().adapt(np.arange(5.0), Y5), r"X has shape \(5,\)\. .*\(n, 4, 4\) is needed"),
-    "other size": (lambda: learned().adapt(np.zeros((5, 5, 4)), Y5), r"from samples of shape \(4, 4\)"),
+    "other size": (lambda: learned().adapt(np.zeros((5, 5, 4)), Y5), r"for samples of shape \(4, 4\)"),
     "channels": (lambda: learned().adapt(X5[..., None], Y5), r"X has shape \(5, 4, 4, 1\)"),
     "words": (lambda: learned().adapt(np.full((5, 4, 4), "a"), Y5), "X holds values that are not numbers"),
     "not finite": (lambda: learned().adapt(np.where(X5 > 0.5, np.nan, X5), Y5), "X holds [0-9]+ NaN or infinite"),
@@ -986,7 +986,7 @@ LEARNER_REFUSED = {
     "predict: not finite": (lambda: learned().adapt(X5, Y5).predict_proba(X5 * np.inf), "X holds 80 NaN or infinite"),
     "evaluate: no classes": (lambda: learned().evaluate(jnp.zeros(5)), r"images has shape \(5,\), and must be"),
     "evaluate: few classes": (lambda: learned().evaluate(noise(), way=11), "There are 10 classes, fewer than the 11"),
-    "evaluate: few pictures": (lambda: learned().evaluate(noise(), shot=4), "A class has 8 pictures, fewer than 4"),
+    "evaluate: few pictures": (lambda: learned().evaluate(noise(), shot=4), "A class has 8 pictures, fewer than the 4"),
     "evaluate: no episodes": (lambda: learned().evaluate(noise(), episodes=0), "episodes is 0, and must be a positive"),
     "fit: no classes": (
         lambda: fit(jnp.zeros((5, 3))),
@@ -995,7 +995,7 @@ LEARNER_REFUSED = {
     "fit: empty": (lambda: fit(jnp.zeros((5, 0, 4))), r"images has shape \(5, 0, 4\)"),
     "fit: not finite": (lambda: fit(noise() / 0), "images holds 320 NaN or infinite values of 320"),
     "fit: few classes": (lambda: fit(noise(), way=12), "There are 10 classes, fewer than the 12 of a task"),
-    "fit: few pictures": (lambda: fit(noise(), queries=8), "A class has 8 pictures, fewer than 1 to learn from and 8"),
+    "fit: few pictures": (lambda: fit(noise(), queries=8), "A class has 8 pictures, fewer than the 1 support and 8"),
     "fit: shot": (lambda: fit(noise(), shot=0), "shot is 0, and must be a positive integer"),
     "fit: steps": (lambda: fit(noise(), steps=0), "FewShotLearner: steps is 0, and must be a positive integer"),
     "fit: no whole steps": (lambda: fit(noise(), steps=1.5), "steps is 1.5, and must be a positive integer"),

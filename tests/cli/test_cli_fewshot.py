@@ -114,7 +114,7 @@ def test_the_report_says_what_was_done(run):
     said = " ".join(result.stdout.split())
     assert "left out (2): class 3/notes.txt, class 7/broken.png." in said
     assert r"as the smallest one (a $\b$ [red]) has; 1 others are left out" in said
-    assert "6 classes to learn from and 3 to test on, 5 pictures of 16 x 16 each" in said
+    assert "6 training classes and 3 test classes, with 5 pictures of 16 x 16 each" in said
 
 
 def test_the_representation_learns_what_pixels_do_not_show(run):
@@ -234,7 +234,7 @@ def test_digits_where_omniglot_is_not_at_hand(nothing_at_hand, monkeypatch, lear
     monkeypatch.setattr(fewshot, "_draw", lambda answered, path: path.write_bytes(b""))
     result = bilevax_command("--out", out)
     assert result.exit_code == 0, result.output
-    assert "Omniglot is not at hand, so digits stand in for it" in result.stdout
+    assert "Omniglot is not downloaded; digits are used instead" in result.stdout
     assert ("Plain pixels do as well or better here." in result.stdout) == (learned < 0.96)
     content = json.loads((out / "fewshot.json").read_text())
     assert content["data"]["shape"] == [16, 16]
@@ -298,10 +298,10 @@ CLASSES = {
     "too few": (
         4,
         ("--way", 3),
-        "has 4 classes. A task has --way 3 of them, so 3 are needed to learn from and 3 others to test on; there are "
+        "has 4 classes. A task has --way 3 of them, so 3 training classes and 3 test classes are needed; there are "
         "1 and 3. Lower --way to 2, or add classes.",
     ),
-    "far too few": (3, ("--way", 2), "there are 1 and 2. Tasks have at least 2 classes: add some."),
+    "far too few": (3, ("--way", 2), "there are 1 and 2. A task must have at least 2 classes: add some."),
     "too many for the test": (
         6,
         ("--way", 3, "--test-classes", 4),
@@ -310,7 +310,8 @@ CLASSES = {
     "all for the test": (
         4,
         ("--way", 2, "--test-classes", 9),
-        "there are 0 and 4 with --test-classes 9. Tasks have at least 2 classes: add some, or change --test-classes.",
+        "there are 0 and 4 with --test-classes 9. A task must have at least 2 classes: add some, or change "
+        "--test-classes.",
     ),
     "too few for the test": (
         6,
@@ -329,10 +330,10 @@ def test_classes_that_do_not_suffice(tmp_path, classes, options, sentence):
 PICTURES = {
     "both": (
         ("--shot", 3, "--queries", 2),
-        "The smallest class (class 2) has 4 pictures, fewer than --shot 3 to learn from and 2 to ask about "
-        "(--queries). Pass --shot 2 --queries 2, or add pictures.",
+        "The smallest class (class 2) has 4 pictures, fewer than --shot 3 support pictures and --queries 2 query "
+        "pictures. Pass --shot 2 --queries 2, or add pictures.",
     ),
-    "shot": (("--shot", 4), "fewer than --shot 4 to learn from and 1 to ask about"),
+    "shot": (("--shot", 4), "fewer than --shot 4 support pictures and --queries 1 query"),
     "queries": (("--shot", 1, "--queries", 9), "Pass --shot 1 --queries 3, or add pictures."),
 }
 
@@ -347,7 +348,7 @@ def test_pictures_that_do_not_suffice(tmp_path, options, sentence):
 def test_one_picture_of_each_is_too_few(tmp_path):
     folder = make(tmp_path / "pets", classes=4, pictures=1)
     text = refused(folder, "--way", 2, "--shot", 1, "--out", tmp_path / "out")
-    assert re.search(r"has 1 picture, fewer than .+\(--queries\)\. Add pictures\.$", text.strip())
+    assert re.search(r"has 1 picture, fewer than .+ query pictures\. Add pictures\.$", text.strip())
 
 
 def test_what_is_suggested_fits(tmp_path):
@@ -384,7 +385,7 @@ def test_small_pictures_need_a_side(tmp_path):
 def test_large_pictures_are_taken_with_a_hint(tmp_path, capsys):
     folder = make(tmp_path / "pets", classes=1, pictures=1, size=(160, 130))
     assert pictures_from_folder(folder, None, False, print).images.shape == (1, 1, 130, 160)
-    assert "are 160 x 130; on smaller ones, by --side" in capsys.readouterr().out
+    assert "are 160 x 130; smaller ones (for example --side 84)" in capsys.readouterr().out
 
 
 def test_folders_that_hold_no_classes(tmp_path):

@@ -1,4 +1,4 @@
-"""`bilevax fewshot`: a representation learned from many classes, tested on new ones with few pictures each."""
+"""`bilevax fewshot`: a representation learned from many classes, tested on new classes with few pictures each."""
 
 import time
 from pathlib import Path
@@ -25,12 +25,12 @@ from bilevax.cli._shared import (
 )
 from bilevax.loop.layout import Layout
 
-if TYPE_CHECKING:  # these pull in solvers and networks, which `--help` need not wait for
+if TYPE_CHECKING:  # these import solvers and networks, which `--help` does not need
     from bilevax.applications.fewshot.comparison import Answered, Row, Sizes
     from bilevax.applications.fewshot.jobs import Parts, Pictures
 
-SMALLEST, QUERIES = 16, 15  # as in applications.fewshot.jobs, which `--help` need not import
-LARGEST, LARGEST_SIDE = 10_000, 4096  # of counts and pixels that a network can be asked for
+SMALLEST, QUERIES = 16, 15  # as in applications.fewshot.jobs, which `--help` does not import
+LARGEST, LARGEST_SIDE = 10_000, 4096  # upper limits of counts, and of pixels
 SHOWN_CLASSES, SHOWN_PICTURES = 10, 5
 
 
@@ -40,12 +40,12 @@ def fewshot(
         typer.Argument(
             metavar="FOLDER",
             help="A folder with a subfolder of pictures for each class.",
-            show_default="Omniglot where it is at hand, otherwise scikit-learn's digits",
+            show_default="Omniglot if it is downloaded, otherwise scikit-learn's digits",
         ),
     ] = None,
     way: Annotated[
         int | None,
-        typer.Option(min=2, max=LARGEST, help="Classes of a task.", metavar="N", show_default="5; of the digits 3"),
+        typer.Option(min=2, max=LARGEST, help="Classes of a task.", metavar="N", show_default="5; for the digits 3"),
     ] = None,
     shot: Annotated[int, typer.Option(min=1, max=LARGEST, help="Support pictures of each class.", metavar="K")] = 5,
     queries: Annotated[
@@ -54,7 +54,7 @@ def fewshot(
             min=1,
             max=LARGEST,
             help="Query pictures of each class.",
-            show_default=f"{QUERIES}, or what the smallest class leaves",
+            show_default=f"{QUERIES}, or as many as the smallest class has left",
         ),
     ] = None,
     test_classes: Annotated[
@@ -62,9 +62,9 @@ def fewshot(
         typer.Option(
             min=2,
             max=LARGEST,
-            help="How many classes are set aside for the test.",
+            help="Number of test classes.",
             metavar="N",
-            show_default="a quarter, at least --way; of Omniglot the papers' split",
+            show_default="a quarter, at least --way; for Omniglot the papers' split",
         ),
     ] = None,
     side: Annotated[
@@ -74,7 +74,7 @@ def fewshot(
             max=LARGEST_SIDE,
             help="Scale all pictures to this size.",
             metavar="PIXELS",
-            show_default=f"as they are; the digits {SMALLEST}",
+            show_default=f"no scaling; for the digits {SMALLEST}",
         ),
     ] = None,
     strict: Annotated[
@@ -92,17 +92,17 @@ def fewshot(
     overwrite: Overwrite = False,
     devices: Devices = None,
 ) -> None:
-    """Learn a representation from many classes of pictures, and recognise new classes by a few pictures of each.
+    """Learn a representation from many classes of pictures, and recognise new classes from a few pictures of each.
 
-    Some classes of FOLDER are set aside. A network is trained on tasks of the others, and tested on tasks of the
-    classes set aside. For comparison, so are the same network untrained, and plain pixels.
+    Some classes of FOLDER are held out for the test. A network is trained on tasks of the other classes, and tested on
+    tasks of the test classes. For comparison, the untrained network and plain pixels are tested on the same tasks.
 
-    Writes fewshot.json, curve.png (losses over the steps) and episode.png (one task of new classes with the answers).
+    Writes fewshot.json, curve.png (losses over the steps) and episode.png (one test task with the predictions).
     """
     with in_plain_words() as asked:
         began = time.perf_counter()
         if folder is None and strict:
-            raise InputError("--strict is given without FOLDER. Name the folder of pictures, too.")
+            raise InputError("--strict is given without FOLDER. Also name the folder of pictures.")
         if folder is not None and out.resolve().is_relative_to(folder.resolve()):
             raise InputError(f"--out {out} is in {folder}, where it would be a class. Pass another directory.")
         shared = out
@@ -154,7 +154,7 @@ def _run(
     episodes, seed = settings["episodes"], settings["seed"]
     high, wide = pictures.images.shape[2:4]
     say(
-        f"{pictures.title}: {len(parts.train):,} classes to learn from and {len(parts.test):,} to test on, "
+        f"{pictures.title}: {len(parts.train):,} training classes and {len(parts.test):,} test classes, with "
         f"{pictures.images.shape[1]:,} pictures of {wide} x {high} each."
     )
     with run.stages() as stages:
@@ -192,7 +192,7 @@ def _run(
 
 
 def _draw(answered: "Answered", path: Path) -> None:
-    """The part of the task that fits on a page."""
+    """Draw the first classes and pictures of the task, as many as fit on a page."""
     from bilevax import plots
 
     names, right = [name[:14] for name in answered.names], answered.right()
@@ -213,13 +213,13 @@ def _draw(answered: "Answered", path: Path) -> None:
 
 
 def _hint(rows: list["Row"], parts: "Parts") -> str:
-    """What to try if plain pixels are as good as the representation; empty otherwise."""
+    """Return a hint if plain pixels are as good as the representation; otherwise an empty string."""
     pixels, _, trained = rows
     if trained.accuracy > pixels.accuracy:
         return ""
     return (
-        "Plain pixels do as well or better here. A representation gains from more classes to learn from (here "
-        f"{len(parts.train):,}), and from more --steps."
+        "Plain pixels do as well or better here. A representation improves with more training classes (here "
+        f"{len(parts.train):,}) and with more --steps."
     )
 
 
@@ -237,11 +237,11 @@ def _contents(pictures: "Pictures", parts: "Parts") -> dict[str, Any]:
 
 def _table(rows: list["Row"], sizes: "Sizes", episodes: int) -> Table:
     return as_table(
-        f"{sizes.way} new classes by {sizes.shot} pictures of each, {episodes:,} tasks",
+        f"Accuracy on {episodes:,} tasks of {sizes.way} new classes with {sizes.shot} pictures each",
         ("method", "accuracy", "seconds"),
         [
             (row.method, f"{100 * row.accuracy:.1f}% ± {100 * row.half_width_95:.1f}", f"{row.seconds:.1f}")
             for row in rows
         ],
-        "95% intervals, over tasks of the classes set aside. Seconds include compilation.",
+        "95% confidence intervals, over tasks of the test classes. Seconds include compilation.",
     )

@@ -12,7 +12,7 @@ from bilevax.cli._runs import Run
 from bilevax.cli._shared import figure, surroundings
 from bilevax.loop.layout import Layout
 
-if TYPE_CHECKING:  # this pulls in pandas and scikit-learn, which `--help` need not wait for
+if TYPE_CHECKING:  # this imports pandas and scikit-learn, which `--help` does not need
     from bilevax.applications.tuning.lasso_comparison import LassoComparison
 
 MOST_SHOWN = 30
@@ -25,10 +25,10 @@ def tune_lasso(
     run: Run,
     layout: Layout | None,
 ) -> None:
-    """Run all methods, write lasso.csv, results.json and lasso.png, print the table and the chosen features.
+    """Run all methods, write lasso.csv, results.json and lasso.png, and print the table and the chosen features.
 
     Raises:
-        InputError: files that cannot be used.
+        InputError: a file cannot be used, or the target is constant.
     """
     began = time.perf_counter()
     hold_out, seed = settings["hold_out"], settings["seed"]
@@ -49,13 +49,13 @@ def tune_lasso(
             say(note)
         if np.ptp(job.y) == 0:
             raise InputError(
-                f"The target is {job.y[0]:g} in all {len(job.y)} samples to tune on: there is nothing to explain. "
+                f"The target is {job.y[0]:g} in all {len(job.y)} samples for tuning, so there is nothing to explain. "
                 "Check --target."
             )
         labels = None if groups is None else read_groups(groups, job)
         say(
-            f"{job.title}: {len(job.y):,} samples of {len(job.names)} features, tuned by "
-            f"{'samples of their own' if len(job.held) == 1 else f'{FOLDS}-fold cross-validation'} ..."
+            f"{job.title}: {len(job.y):,} samples with {len(job.names)} features, tuned "
+            f"{'on a validation set' if len(job.held) == 1 else f'by {FOLDS}-fold cross-validation'} ..."
         )
         found = compare_lasso(
             job,
@@ -85,7 +85,7 @@ def _print(found: "LassoComparison") -> None:
     job = found.job
     show(
         as_table(
-            f"{job.title}: {len(job.y):,} samples, {len(job.y_test):,} to test, {len(job.names)} features",
+            f"{job.title}: {len(job.y):,} samples, {len(job.y_test):,} test samples, {len(job.names)} features",
             ("method", "held-out\nerror", "test\nerror", "features\nchosen", "seconds"),
             [
                 (
@@ -97,14 +97,14 @@ def _print(found: "LassoComparison") -> None:
                 )
                 for row in found.rows
             ],
-            "Mean squared errors: of the samples held out to tune by, and of those that no method saw. Seconds with "
+            "Mean squared errors on the samples held out for tuning, and on the test samples. Seconds include "
             "compilation.",
         )
     )
     chosen = found.chosen()
     show(
         as_table(
-            "Features chosen, with their coefficients (of features on one scale)",
+            "Features chosen, with their coefficients (for features on one scale)",
             ("feature", *(method.replace(", ", "\n") for method in found.fits)),
             [
                 (str(line["feature"]), *(figure(float(line[method]) or None, ".4g") for method in found.fits))
@@ -117,8 +117,8 @@ def _print(found: "LassoComparison") -> None:
         say(f"... and {len(chosen) - MOST_SHOWN} more, in lasso.csv.")
     if any(EACH in method for method in found.fits):
         say(
-            "Strengths of their own fit the held-out samples in part: the test error shows what they are worth, and a "
-            "feature that is out in all folds stays out."
+            "One strength for each feature overfits the held-out samples in part; compare the test errors. A feature "
+            "whose coefficient is zero in all folds stays at zero."
         )
 
 

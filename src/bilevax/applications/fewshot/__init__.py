@@ -1,4 +1,4 @@
-"""Few-shot learning."""
+"""Few-shot learning: a representation learned from many classes, for new classes with a few samples each."""
 
 from bilevax.applications.fewshot.baselines import first_order_maml_solver as first_order_maml_solver
 from bilevax.applications.fewshot.baselines import imaml_solver as imaml_solver

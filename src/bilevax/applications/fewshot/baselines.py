@@ -1,16 +1,17 @@
 """Baselines of few-shot learning: MAML, iMAML, prototypical and relation networks, on the same episodes.
 
-Each is stated as a bilevel problem, so that the solvers of the library run on it.
+Each is a bilevel problem, so that the solvers of the library run on it.
 """
 
 import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
 import optax
 from jax.typing import ArrayLike
-from jaxtyping import Array, Float, PRNGKeyArray, PyTree
+from jaxtyping import Array, Float, PRNGKeyArray, PyTree, Shaped
 
 from bilevax._checks import InputError, require_count
 from bilevax.applications.fewshot.episodes import Adapt, Episode, Scores, class_means
@@ -31,17 +32,17 @@ from bilevax.nn.representations import Representation
 from bilevax.problem import Batch
 from bilevax.solvers import Alternating, Implicit, ReverseMode
 
-INNER_RATE = 0.4  # of MAML on Omniglot
+INNER_RATE = 0.4  # MAML on Omniglot
 INNER_STEPS = 1
-MAML_ADAPT_STEPS = 3  # of MAML at test time, Omniglot 5-way
-PROXIMAL = 2.0  # of iMAML
+MAML_ADAPT_STEPS = 3  # MAML at test time, Omniglot 5-way
+PROXIMAL = 2.0  # lambda of iMAML
 IMAML_STEPS, IMAML_RATE = 16, 0.1
-RELATION_WIDTH = 8
+RELATION_WIDTH = 8  # units of the hidden layer for each feature
 
 
 @functools.cache
 def maml_solver(steps: int, lower_steps: int = INNER_STEPS, *, lower_rate: float = INNER_RATE) -> ReverseMode:
-    """MAML for `maml_task`: the inner updates are differentiated (Finn, Abbeel and Levine, ICML 2017, Algorithm 2)."""
+    """Return MAML for `maml_task`: reverse mode through the inner updates (Finn et al., ICML 2017, Algorithm 2)."""
     return ReverseMode(optax.adam(optax.cosine_decay_schedule(1e-3, steps)), optax.sgd(lower_rate), lower_steps)
 
 
@@ -49,27 +50,30 @@ def maml_solver(steps: int, lower_steps: int = INNER_STEPS, *, lower_rate: float
 def first_order_maml_solver(
     steps: int, lower_steps: int = INNER_STEPS, *, lower_rate: float = INNER_RATE
 ) -> Alternating:
-    """First-order MAML for `maml_task`: the gradient at the adapted parameters replaces the gradient at the start."""
+    """Return first-order MAML for `maml_task`: the gradient at the adapted parameters replaces that at the start."""
     return Alternating(optax.adam(optax.cosine_decay_schedule(1e-3, steps)), optax.sgd(lower_rate), lower_steps)
 
 
 @functools.cache
 def imaml_solver(steps: int, lower_steps: int = IMAML_STEPS, *, lower_rate: float = IMAML_RATE) -> Implicit:
-    """For iMAML, `maml_task` with a positive `proximal` (Rajeswaran et al., NeurIPS 2019): five steps of CG."""
+    """Return iMAML for `maml_task` with a positive `proximal` (Rajeswaran et al., NeurIPS 2019): five steps of CG."""
     upper = optax.adam(optax.cosine_decay_schedule(1e-3, steps))
     return Implicit(upper, optax.sgd(lower_rate), lower_steps, CG(steps=5))
 
 
 @functools.cache
 def metric_solver(steps: int) -> Implicit:
-    """For `prototypical_task` and `relation_task`, whose lower level is solved at its start and has Hessian 1."""
+    """Return the solver of `prototypical_task` and `relation_task`.
+
+    Their lower loss has the identity as its Hessian, and v starts at its minimiser, so one step of CG is exact.
+    """
     upper = optax.adam(optax.cosine_decay_schedule(UPPER_RATE, steps))
     return Implicit(upper, optax.sgd(1.0), 1, CG(steps=1))
 
 
 def maml_task(
     representation: Representation,
-    images: ArrayLike,
+    images: Shaped[ArrayLike, "classes pictures ..."],
     *,
     way: int,
     shot: int,
@@ -80,22 +84,22 @@ def maml_task(
     adapt_rate: float = INNER_RATE,
     adapt_steps: int = MAML_ADAPT_STEPS,
 ) -> FewShot:
-    """A network whose parameters are a good start for every task (Finn et al. 2017; Rajeswaran et al. 2019).
+    """Return MAML or iMAML: learn the initial parameters of a network (Finn et al. 2017; Rajeswaran et al. 2019).
 
     u are the parameters of a representation and a dense layer to `way` logits. v, with a leading axis of tasks, is the
-    difference of each task's parameters from u: in every step it starts at zero and descends. g is the sum over the
-    tasks of the cross-entropy at u + v, plus proximal / 2 times the squared norm of v; f the mean over the tasks of the
-    cross-entropy of the queries. With reverse mode this is MAML, with alternating descent first-order MAML, and with an
-    implicit solver and a positive `proximal` iMAML. Each task is normalised by its own samples.
+    difference of each task's parameters from u; in every step it starts at zero and moves by gradient descent. g is the
+    sum over the tasks of the cross-entropy at u + v, plus proximal / 2 times the squared norm of v. f is the mean over
+    the tasks of the cross-entropy of the queries. With reverse mode this is MAML, with alternating descent first-order
+    MAML, and with an implicit solver and a positive `proximal` iMAML. Each task is normalised by its own samples.
 
     Args:
         representation, images, way, shot, key, queries, tasks: as for `fewshot_task`.
         proximal: lambda of iMAML, zero or positive.
-        adapt_rate, adapt_steps: of the descent by which a new task is learned.
+        adapt_rate, adapt_steps: learning rate and number of updates for a new task.
 
     Raises:
-        InputError: as for `fewshot_task`; proximal is negative, or adapt_steps is not a positive integer; later, tasks
-            of another number of classes.
+        InputError: as for `fewshot_task`; proximal is negative, or adapt_steps is not a positive integer. `use` of the
+            result raises it for tasks with another number of classes.
     """
     source = sources(images, way, shot, queries, tasks)
     require_count("maml_task", "adapt_steps", adapt_steps)
@@ -109,18 +113,20 @@ def maml_task(
     u["dense"] = {"weight": jnp.zeros((width, way)), "bias": jnp.zeros(way)}
     v = jax.tree.map(lambda p: jnp.zeros((tasks, *p.shape), p.dtype), u)
 
-    def use(wanted: int) -> tuple[Adapt, Scores]:
-        if wanted != way:
+    def use(classes: int) -> tuple[Adapt, Scores]:
+        if classes != way:
             raise InputError(
-                f"A network with {way} logits was learned, and tasks of {wanted} classes are asked for. Learn it with "
-                f"way={wanted}."
+                f"The network has {way} logits, and a task has {classes} classes. Make the task with way={classes}."
             )
         return adapt, scores
 
-    def statistics(u: PyTree, x: Float[Array, "n ..."]) -> PyTree:
-        return representation.statistics(u["representation"], x)
+    task = Task(problem, (u, v), source, metrics_of(adapt, scores, source))
+    return FewShot(task, use, _statistics_by(representation))
 
-    return FewShot(Task(problem, (u, v), source, metrics_of(adapt, scores, source)), use, statistics)
+
+def _statistics_by(representation: Representation) -> Callable[[PyTree, Float[Array, "n ..."]], PyTree]:
+    """Return the function that computes normalisation statistics, for a u with a representation among its parts."""
+    return lambda u, x: representation.statistics(u["representation"], x)
 
 
 @dataclass(frozen=True)
@@ -157,7 +163,7 @@ class _Maml:
 
 def prototypical_task(
     representation: Representation,
-    images: ArrayLike,
+    images: Shaped[ArrayLike, "classes pictures ..."],
     *,
     way: int,
     shot: int,
@@ -165,20 +171,20 @@ def prototypical_task(
     queries: int = 15,
     tasks: int = 1,
 ) -> FewShot:
-    """Prototypical networks (Snell, Swersky and Zemel, NeurIPS 2017): the class whose mean is nearest in features.
+    """Return prototypical networks: the class with the nearest mean of features (Snell et al., NeurIPS 2017).
 
-    v (tasks, way, d) are the prototypes, g half the sum of their squared distances from the means of their classes, so
-    that v*(u) are the means; f the cross-entropy of minus the squared distances. As in the paper, the tasks to learn
-    from may have more classes than later tasks.
+    v (tasks, way, d) are the prototypes. g is half the sum of their squared distances from the means of their classes,
+    so v*(u) are the means. f is the cross-entropy of minus the squared distances of the queries from the prototypes. As
+    in the paper, the training tasks may have more classes than later tasks.
 
-    Args, raises: as for `fewshot_task`.
+    Args, Raises: as for `fewshot_task`.
     """
     return _metric_task(representation, images, way, shot, queries, tasks, key, None)
 
 
 def relation_task(
     representation: Representation,
-    images: ArrayLike,
+    images: Shaped[ArrayLike, "classes pictures ..."],
     *,
     way: int,
     shot: int,
@@ -186,20 +192,21 @@ def relation_task(
     queries: int = 15,
     tasks: int = 1,
 ) -> FewShot:
-    """Relation networks (Sung et al., CVPR 2018): the similarity of a query to a class is learned as well.
+    """Return relation networks: the similarity of a query to a class is learned too (Sung et al., CVPR 2018).
 
-    As `prototypical_task`, but a network of two dense layers maps the features of a prototype and a query together
-    to a score in 0..1, and f is the squared error from 1 for the right class and 0 for the others. The paper compares
-    feature maps by convolutions; here feature vectors are compared, since a representation returns vectors.
+    As `prototypical_task`, but a network of two dense layers maps the features of a prototype and of a query to a score
+    in 0..1, and f is the squared error of the scores, with the targets 1 for the right class and 0 for the others. The
+    paper compares feature maps by convolutions; here feature vectors are compared, since a representation returns
+    vectors.
 
-    Args, raises: as for `fewshot_task`.
+    Args, Raises: as for `fewshot_task`.
     """
     return _metric_task(representation, images, way, shot, queries, tasks, key, RELATION_WIDTH)
 
 
 def _metric_task(
     representation: Representation,
-    images: ArrayLike,
+    images: Shaped[ArrayLike, "classes pictures ..."],
     way: int,
     shot: int,
     queries: int,
@@ -222,10 +229,10 @@ def _metric_task(
     problem, adapt, scores = functions_of(_Metric(representation, way, width is not None))
     task = Task(problem, (u, jnp.zeros((tasks, way, d))), source, metrics_of(adapt, scores, source))
 
-    def statistics(u: PyTree, x: Float[Array, "n ..."]) -> PyTree:
-        return representation.statistics(u["representation"], x)
+    def use(classes: int) -> tuple[Adapt, Scores]:
+        return functions_of(_Metric(representation, classes, width is not None))[1:]
 
-    return FewShot(task, lambda way: functions_of(_Metric(representation, way, width is not None))[1:], statistics)
+    return FewShot(task, use, _statistics_by(representation))
 
 
 @dataclass(frozen=True)
@@ -237,7 +244,7 @@ class _Metric:
     related: bool
 
     def adapt(self, u: PyTree, samples: Episode) -> Float[Array, "tasks way d"]:
-        """The means of the classes."""
+        """Return the means of the classes."""
         return class_means(features_of(self.representation, u["representation"], samples), samples.y, self.way)
 
     def scores(self, u: PyTree, v: Float[Array, "tasks way d"], queries: Episode) -> Float[Array, "tasks n way"]:

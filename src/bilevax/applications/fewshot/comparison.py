@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from jaxtyping import Bool, Int, PyTree, UInt8
 
 from bilevax.applications.fewshot.episodes import Adapt, Scores, evaluate, pixel_means
 from bilevax.applications.fewshot.estimator import FewShotLearner
@@ -17,7 +18,7 @@ from bilevax.nn.representations import omniglot_network
 
 
 class Sizes(NamedTuple):
-    """The size of a task: its classes, and the support and query pictures of each class."""
+    """The size of a task: the number of classes, and of support and query pictures of each class."""
 
     way: int
     shot: int
@@ -25,7 +26,7 @@ class Sizes(NamedTuple):
 
 
 class Row(NamedTuple):
-    """A method's accuracy, half the width of its 95% interval over the tasks, and its seconds."""
+    """A method's accuracy, half the width of its 95% confidence interval over the tasks, and its time in seconds."""
 
     method: str
     accuracy: float
@@ -34,34 +35,34 @@ class Row(NamedTuple):
 
 
 class Learned(NamedTuple):
-    """A learner, its training images (classes, pictures, ...), and how long it took."""
+    """A fitted learner, its training images, and the time of training in seconds."""
 
     learner: FewShotLearner
-    train: np.ndarray
+    train: UInt8[np.ndarray, "classes pictures ..."]
     seconds: float
 
 
 class Answered(NamedTuple):
-    """One task of new classes, answered.
+    """One task of new classes, with predictions.
 
     Attributes:
-        support, query: (way, shot, ...) and (way, queries, ...) uint8 pictures of each class.
-        names: of the classes.
-        answers: (way, queries), places in `names`.
+        support, query: pictures of each class.
+        names: names of the classes.
+        answers: predicted classes of the query pictures, as indices of `names`.
     """
 
-    support: np.ndarray
-    query: np.ndarray
+    support: UInt8[np.ndarray, "way shot ..."]
+    query: UInt8[np.ndarray, "way queries ..."]
     names: list[str]
-    answers: np.ndarray
+    answers: Int[np.ndarray, "way queries"]
 
-    def right(self) -> np.ndarray:
-        """Which answers are right, (way, queries)."""
+    def right(self) -> Bool[np.ndarray, "way queries"]:
+        """Return which answers are right."""
         return self.answers == np.arange(len(self.answers))[:, None]
 
 
 def learn(
-    train: np.ndarray,
+    train: UInt8[np.ndarray, "classes pictures ..."],
     sizes: Sizes,
     *,
     filters: int,
@@ -71,16 +72,16 @@ def learn(
     stages: Stages,
     mesh: Layout | None = None,
 ) -> Learned:
-    """Learn a representation by Penalty, or go on with it: its last checkpoint holds all that was found.
+    """Learn a representation by Penalty; continues from the checkpoint of an interrupted run.
 
     Args:
-        train: images (classes, pictures, ...) of the classes to learn from.
-        sizes: of a task.
-        filters: channels of each of the network's blocks.
-        tasks: of each step.
-        steps: of Penalty.
-        seed: of everything drawn.
-        stages: keeps the checkpoint.
+        train: images (classes, pictures, ...) of the training classes.
+        sizes: size of a task.
+        filters: channels of each block of the network.
+        tasks: number of tasks in each step.
+        steps: upper steps of Penalty.
+        seed: of the initialisation and of all random draws.
+        stages: saves the checkpoint.
         mesh: passed to `bilevax.solve`.
     """
     learner = FewShotLearner(omniglot_network(filters), tasks=tasks, steps=steps, seed=seed, **sizes._asdict())
@@ -90,20 +91,32 @@ def learn(
     return Learned(learner, train, time.perf_counter() - began)
 
 
-def measure(learned: Learned, test: np.ndarray, sizes: Sizes, *, episodes: int, seed: int, stages: Stages) -> list[Row]:
-    """The accuracy of pixels, of the untrained and of the trained representation on the same tasks; a stage each.
+def measure(
+    learned: Learned,
+    test: UInt8[np.ndarray, "classes pictures ..."],
+    sizes: Sizes,
+    *,
+    episodes: int,
+    seed: int,
+    stages: Stages,
+) -> list[Row]:
+    """Return the accuracies of pixels, of the untrained and of the trained representation, on the same tasks.
+
+    Each of the three is a stage, so that an interrupted comparison can be resumed.
 
     Args:
-        learned: by `learn`.
+        learned: result of `learn`.
         test: images (classes, pictures, ...) of new classes.
-        sizes: of a task.
-        episodes: how many tasks.
+        sizes: size of a task.
+        episodes: number of tasks.
         seed: of the tasks.
-        stages: keeps what is finished.
+        stages: saves finished stages.
     """
     learner, key = learned.learner, jax.random.key(seed)
 
-    def row(method: str, use: tuple[Adapt, Scores], u: Any, statistics: Any, before: float = 0.0) -> dict[str, Any]:
+    def row(
+        method: str, use: tuple[Adapt, Scores], u: PyTree, statistics: PyTree, before: float = 0.0
+    ) -> dict[str, Any]:
         began = time.perf_counter()
         adapt, scores = use
         found = evaluate(adapt, scores, u, test, **sizes._asdict(), episodes=episodes, key=key, statistics=statistics)
@@ -122,7 +135,7 @@ def measure(learned: Learned, test: np.ndarray, sizes: Sizes, *, episodes: int, 
 
 
 def one_task(learned: Learned, pictures: Pictures, parts: Parts, sizes: Sizes, seed: int) -> Answered:
-    """A task of new classes, drawn by a seed, with the learner's answers."""
+    """Return a random task of new classes, with the learner's predictions."""
     way, shot, queries = sizes
     rng = np.random.default_rng(seed)
     chosen = rng.choice(parts.test, way, replace=False)

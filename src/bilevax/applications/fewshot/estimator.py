@@ -5,7 +5,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import PyTree
+from jax.typing import ArrayLike
+from jaxtyping import Array, Float, PyTree, Shaped
 from sklearn.base import BaseEstimator
 
 from bilevax._checks import InputError, require_count
@@ -15,6 +16,7 @@ from bilevax.applications._inputs import (
     labels,
     numeric,
     places,
+    require_label_each,
     require_solver,
     require_unit,
     seed_key,
@@ -41,15 +43,17 @@ def _adapted(adapt: Adapt, u: PyTree, support: Episode) -> PyTree:
 
 
 @compiled("scores")
-def _class_probabilities(scores: Scores, u: PyTree, v: PyTree, statistics: PyTree, x: Any) -> Any:
+def _class_probabilities(
+    scores: Scores, u: PyTree, v: PyTree, statistics: PyTree, x: Shaped[Array, "n ..."]
+) -> Float[Array, "n way"]:
     return jax.nn.softmax(scores(u, v, Episode(x[None], jnp.zeros((1, len(x)), int), None, statistics))[0])
 
 
 class FewShotClassifier(Picklable):
-    """A classifier of the classes of one task, for samples (n, ...).
+    """A classifier for the classes of one task; made by `FewShotLearner.adapt`.
 
     Attributes:
-        classes_: (classes,) the labels that `adapt` was called with.
+        classes_: the distinct labels (classes,) that `adapt` got, sorted.
     """
 
     def __init__(
@@ -58,45 +62,46 @@ class FewShotClassifier(Picklable):
         u: PyTree,
         v: PyTree,
         statistics: PyTree,
-        classes: np.ndarray,
+        classes: Shaped[np.ndarray, " classes"],
         shape: tuple[int, ...],
         bytes_: bool,
     ):
         self.classes_, self._shape, self._bytes = classes, shape, bytes_
         self._scores, self._u, self._v, self._statistics = scores, u, v, statistics
 
-    def predict_proba(self, X: Any) -> np.ndarray:
-        """The probability of each class, (n, classes), in the order of `classes_`.
+    def predict_proba(self, X: Shaped[ArrayLike, "n ..."]) -> Float[np.ndarray, "n classes"]:
+        """Return the probability of each class, in the order of `classes_`.
 
         Raises:
-            InputError: X is not (n, ...) of the shape that was learned from, or has entries that are not finite; floats
-                outside 0..1 where bytes were learned from.
+            InputError: the samples do not have the shape of those in training; they have entries that are not finite;
+                they are floats outside 0..1, and those in training were bytes.
         """
         x = jnp.asarray(_checked(X, self._shape, self._bytes))
         return np.asarray(_class_probabilities(self._scores, self._u, self._v, self._statistics, x))
 
-    def predict(self, X: Any) -> np.ndarray:
-        """The most probable class of each sample, (n,); raises as `predict_proba`."""
+    def predict(self, X: Shaped[ArrayLike, "n ..."]) -> Shaped[np.ndarray, " n"]:
+        """Return the most probable class of each sample; raises as `predict_proba`."""
         return self.classes_[self.predict_proba(X).argmax(1)]
 
 
 class FewShotLearner(Picklable, BaseEstimator):
-    """Learns a representation from many classes, then new classes from few samples.
+    """Learns a representation from many classes, and adapts it to new classes with few samples.
 
-    It can be pickled and copied when fitted; `method_`, which holds the training images, is left out.
+    A fitted learner can be pickled and copied, without `method_`, which holds the training images.
 
     Args:
-        representation: maps samples to features; None for `omniglot_network()`. Images of uint8 reach it as 0..1.
-        solver: any solver that takes a problem without constraints; None for `penalty_solver(steps)`.
-        way, shot, queries, tasks: of the episodes it learns from; see `Episodes`.
-        steps: upper iterations.
-        seed: of the initialisation and of all draws.
+        representation: maps samples to features; None for `omniglot_network()`. Images of uint8 are scaled to 0..1.
+        solver: any solver of bilevax; None for `penalty_solver(steps)`.
+        way, shot, queries, tasks: the sizes of the training episodes, see `Episodes`.
+        steps: upper steps.
+        seed: of the initialisation and of all random draws.
 
     Attributes, after `meta_fit`:
-        u_: the representation's parameters.
-        shape_: of one sample.
-        statistics_: by which it normalises afterwards, from 2,000 of the images that it learned from.
-        history_: of the solve.
+        u_: parameters of the representation.
+        shape_: shape of one sample.
+        statistics_: statistics by which the trained representation normalises, from 2,000 training images.
+        history_: history of the solve.
+        method_: the `FewShot` that was trained.
 
     Example:
         >>> import numpy as np
@@ -127,8 +132,8 @@ class FewShotLearner(Picklable, BaseEstimator):
         self.way, self.shot, self.queries, self.tasks = way, shot, queries, tasks
         self.steps, self.seed = steps, seed
 
-    def meta_fit(self, images: Any, **more: Any) -> "FewShotLearner":
-        """Learn the representation from images (classes, pictures, ...); `more` is passed to `solve`.
+    def meta_fit(self, images: Shaped[ArrayLike, "classes pictures ..."], **more: Any) -> "FewShotLearner":
+        """Learn the representation from the images of many classes; `more` is passed to `solve`.
 
         Raises:
             InputError: as for `fewshot_task`; steps is not a positive integer.
@@ -162,26 +167,25 @@ class FewShotLearner(Picklable, BaseEstimator):
     def _use(self, way: int) -> tuple[Adapt, Scores]:
         return cosine_problem(self._representation, way)[1:]
 
-    def adapt(self, X: Any, y: Any) -> FewShotClassifier:
-        """A classifier of new classes, from a few samples X (n, ...) of each and their labels y (n,) of any kind.
+    def adapt(self, X: Shaped[ArrayLike, "n ..."], y: Shaped[ArrayLike, " n"]) -> FewShotClassifier:
+        """Return a classifier for new classes, from a few samples of each class, and their labels of one type.
 
         Raises:
-            InputError: `meta_fit` was not called; samples are not of the shape learned from, are not finite, or
-                do not fit their labels; one class only.
+            InputError: `meta_fit` was not called; the samples do not have the shape of those in training, or are not
+                finite; there is not one label for each sample; there is only one class.
         """
         self._check_fitted()
-        X, found = _checked(X, self.shape_, self._bytes), labels("y", y)
-        if len(X) != len(found):
-            raise InputError(f"X has {len(X)} samples and y {len(found)} labels. One label each is needed.")
+        x, found = _checked(X, self.shape_, self._bytes), labels("y", y)
+        require_label_each("X", x, "y", found)
         classes = classes_of("y", found)
         adapt, scores = self._use(len(classes))
-        places_ = jnp.asarray(places("y", found, classes))
-        v = _adapted(adapt, self.u_, Episode(jnp.asarray(X)[None], places_[None], None, self.statistics_))
+        codes = jnp.asarray(places("y", found, classes))
+        v = _adapted(adapt, self.u_, Episode(jnp.asarray(x)[None], codes[None], None, self.statistics_))
         return FewShotClassifier(scores, self.u_, v, self.statistics_, classes, self.shape_, self._bytes)
 
     def evaluate(
         self,
-        images: Any,
+        images: Shaped[ArrayLike, "classes pictures ..."],
         *,
         way: int | None = None,
         shot: int | None = None,
@@ -189,13 +193,13 @@ class FewShotLearner(Picklable, BaseEstimator):
         episodes: int = 600,
         seed: int = 1,
     ) -> Evaluation:
-        """Accuracy on tasks of new classes, images (classes, pictures, ...), with its 95% confidence interval.
+        """Return the accuracy on random tasks of new classes, with its 95% confidence interval.
 
         Args:
-            images: of classes that were not learned from.
-            way, shot, queries: of a task; as learned from by default.
-            episodes: how many tasks.
-            seed: of their draw.
+            images: images (classes, pictures, ...) of classes that are not in the training images.
+            way, shot, queries: sizes of a task; by default those of training.
+            episodes: number of tasks.
+            seed: of the tasks.
 
         Raises:
             InputError: `meta_fit` was not called; otherwise as for `fewshot_task`.
@@ -216,17 +220,17 @@ class FewShotLearner(Picklable, BaseEstimator):
 
     def _check_fitted(self) -> None:
         if not hasattr(self, "u_"):
-            raise InputError("This learner has no representation yet. Call meta_fit first.")
+            raise InputError("This FewShotLearner is not fitted yet. Call meta_fit first.")
 
 
-def _checked(X: Any, shape: tuple[int, ...], bytes_: bool) -> np.ndarray:
-    """Samples (n, *shape) of finite numbers, or a sentence."""
-    X = numeric("X", X)
-    if X.shape[1:] != shape or X.ndim != len(shape) + 1:
+def _checked(X: Shaped[ArrayLike, "n ..."], shape: tuple[int, ...], bytes_: bool) -> Shaped[np.ndarray, "n ..."]:
+    """Return samples of finite numbers; anything else is refused."""
+    x = numeric("X", X)
+    if x.shape[1:] != shape or x.ndim != len(shape) + 1:
         wanted = ", ".join(["n", *map(str, shape)])
         raise InputError(
-            f"X has shape {X.shape}. The representation learned from samples of shape {shape}: ({wanted}) is needed."
+            f"X has shape {x.shape}. The representation is trained for samples of shape {shape}: ({wanted}) is needed."
         )
-    if bytes_ and X.size:
-        require_unit("X", X, "meta_fit")
-    return X
+    if bytes_ and x.size:
+        require_unit("X", x, "the images of meta_fit")
+    return x

@@ -1,6 +1,6 @@
-"""Recipes: solvers of the few-shot tasks, with settings that were tuned on them.
+"""Recipes: solvers for the few-shot tasks, with settings that were tuned on them.
 
-Equal arguments return the same solver, so its programs are compiled once.
+Equal arguments return the same solver, so that its programs are compiled once.
 """
 
 import functools
@@ -18,12 +18,12 @@ UPPER_RATE = 1e-2
 
 @functools.cache
 def penalty_solver(steps: int, lower_steps: int = LOWER_STEPS, *, lower_rate: float = HEAD_RATE) -> Penalty:
-    """Penalty for `fewshot_task`, without multipliers, since every step has other heads.
+    """Return Penalty for `fewshot_task`, without multipliers, since every step has other tasks and so other heads.
 
     Args:
-        steps: of the solve; the rate of u falls to zero by its end.
+        steps: upper steps of the solve; the learning rate of u decays to zero over them.
         lower_steps: updates of the heads in each step.
-        lower_rate: the rate of gradient descent for the heads.
+        lower_rate: the learning rate of gradient descent for the heads.
 
     Example:
         >>> from bilevax.applications.fewshot import penalty_solver
@@ -37,7 +37,7 @@ def penalty_solver(steps: int, lower_steps: int = LOWER_STEPS, *, lower_rate: fl
 
 @functools.cache
 def approxgrad_solver(steps: int, lower_steps: int = LOWER_STEPS, *, lower_rate: float = HEAD_RATE) -> Implicit:
-    """ApproxGrad: `Implicit`, whose linear solve, on the quadratic form, takes as many updates as the heads.
+    """Return ApproxGrad: `Implicit` with a linear solve by gradient descent, with as many updates as the heads.
 
     Args:
         steps, lower_steps, lower_rate: as for `penalty_solver`.
@@ -48,7 +48,7 @@ def approxgrad_solver(steps: int, lower_steps: int = LOWER_STEPS, *, lower_rate:
 
 @functools.cache
 def reverse_solver(steps: int, lower_steps: int = LOWER_STEPS, *, lower_rate: float = HEAD_RATE) -> ReverseMode:
-    """Reverse mode: the updates of the heads are differentiated (Franceschi et al. 2018).
+    """Return reverse mode through the updates of the heads (Franceschi et al. 2018).
 
     Args:
         steps, lower_steps, lower_rate: as for `penalty_solver`.
@@ -58,7 +58,7 @@ def reverse_solver(steps: int, lower_steps: int = LOWER_STEPS, *, lower_rate: fl
 
 @functools.cache
 def alternating_solver(steps: int, lower_steps: int = LOWER_STEPS, *, lower_rate: float = HEAD_RATE) -> Alternating:
-    """Alternating descent: the representation learns as if the heads did not depend on it.
+    """Return alternating descent, which ignores that the heads depend on the representation.
 
     Args:
         steps, lower_steps, lower_rate: as for `penalty_solver`.

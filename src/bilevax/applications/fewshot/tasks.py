@@ -1,7 +1,7 @@
-"""Few-shot learning: one representation for all tasks, a small classifier on top of it for each.
+"""Few-shot learning as a bilevel problem: one representation for all tasks, and a linear head for each task.
 
-u are the parameters of the representation, v the heads of a meta-batch of tasks, each trained on the few samples of its
-task; u minimises the loss of the queries (Franceschi et al., ICML 2018; Mehra and Hamm 2021, eq. 4).
+u are the parameters of the representation. v are the heads of a meta-batch of tasks, each trained on the support set of
+its task. u minimises the loss of the query sets (Franceschi et al., ICML 2018; Mehra and Hamm 2021, eq. 4).
 """
 
 from collections.abc import Callable
@@ -31,18 +31,18 @@ from bilevax.nn.representations import Representation
 from bilevax.problem import Batch, Problem
 from bilevax.solvers import base
 
-SCALE = 10.0  # of a cosine, so that a softmax of cosines can be near 0 or 1
-SAMPLED = 2000  # training images for the statistics that are kept
+SCALE = 10.0  # factor of a cosine, so that a softmax of cosines can be near 0 or 1
+SAMPLED = 2000  # training images for the normalisation statistics of a trained representation
 _SIZES = ("way", "shot", "queries", "tasks")
 
 
 class FewShot(NamedTuple):
-    """A way to learn from few samples.
+    """A method of few-shot learning.
 
     Attributes:
-        task: for `solve`; u is shared by all tasks.
-        use: way -> (adapt, scores), for tasks of `way` classes: adapt(u, samples) -> v, and scores(u, v, queries) ->
-            (tasks, n, way).
+        task: the task for `solve`; u is shared by all few-shot tasks.
+        use: way -> (adapt, scores), for tasks of `way` classes: adapt(u, support samples) -> v, and scores(u, v,
+            queries) -> (tasks, n, way).
         statistics: (u, images) -> statistics by which a trained representation normalises.
     """
 
@@ -52,30 +52,33 @@ class FewShot(NamedTuple):
 
 
 def features_of(representation: Representation, u: PyTree, samples: Episode) -> Float[Array, "tasks n d"]:
-    """The features of the samples of all tasks, in one pass."""
+    """Return the features of the samples of all tasks, in one pass."""
     x = pixels(samples.x.reshape(-1, *samples.x.shape[2:]))
     features = representation.apply(u, x, samples.statistics, samples.key)
     return features.reshape(*samples.y.shape, -1)
 
 
 def unit(x: Float[Array, "..."]) -> Float[Array, "..."]:
-    """Vectors along the last axis, scaled to length one; a zero vector stays zero."""
+    """Return vectors along the last axis scaled to length one; a zero vector stays zero."""
     return x * jax.lax.rsqrt(jnp.maximum(jnp.sum(x * x, -1, keepdims=True), jnp.finfo(x.dtype).tiny ** 0.5))
 
 
 def cross_entropies(scores: Float[Array, "tasks n way"], y: Int[Array, "tasks n"]) -> Float[Array, " tasks"]:
-    """The mean cross-entropy of each task."""
+    """Return the mean cross-entropy of each task."""
     return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(scores, y), 1)
 
 
 def functions_of(method: Any) -> tuple[Problem, Adapt, Scores]:
-    """The problem, the adaptation and the scores of a method that has them as methods of a value."""
+    """Return the problem, `adapt` and `scores` of a frozen dataclass with these functions as methods.
+
+    Equal dataclasses give equal functions, so that their programs are compiled once.
+    """
     upper, lower, start = (Method(method, name) for name in ("upper_loss", "lower_loss", "start"))
     return Problem(upper, lower, lower_start=start), Method(method, "adapt"), Method(method, "scores")
 
 
 def descended(problem: Problem, u: PyTree, v: PyTree, samples: Episode, rate: float, steps: int) -> PyTree:
-    """The result of gradient descent on the lower loss of samples, from v."""
+    """Return v after gradient descent on the lower loss of the samples."""
     optimizer = optax.sgd(rate)
     descent = base.Descent(problem, u, optimizer)
     return descent.moves(v, optimizer.init(v), Batch(None, samples), steps, jax.random.key(0))[0]
@@ -83,7 +86,7 @@ def descended(problem: Problem, u: PyTree, v: PyTree, samples: Episode, rate: fl
 
 @dataclass(frozen=True)
 class _CosineHeads:
-    """The functions of heads on a representation for tasks of `way` classes."""
+    """The functions of `fewshot_task`, for tasks of `way` classes."""
 
     representation: Representation
     way: int
@@ -92,16 +95,16 @@ class _CosineHeads:
         return jnp.mean(cross_entropies(self.scores(u, v, queries), queries.y))
 
     def lower_loss(self, u: PyTree, v: Float[Array, "tasks way d"], samples: Episode) -> Float[Array, ""]:
-        # The sum, so that the descent of each head does not depend on the number of tasks.
+        # The sum and not the mean, so that the updates of a head do not depend on the number of tasks.
         return jnp.sum(cross_entropies(self.scores(u, v, samples), samples.y))
 
     def start(self, u: PyTree, batch: Batch, key: PRNGKeyArray | None) -> Float[Array, "tasks way d"]:
-        # The start is a constant: methods that differentiate the descent do not differentiate it.
+        # The start is a constant: reverse mode differentiates the updates of the heads, and not their start.
         means = class_means(features_of(self.representation, u, batch.lower), batch.lower.y, self.way)
         return jax.lax.stop_gradient(unit(means))
 
     def scores(self, u: PyTree, v: Float[Array, "tasks way d"], queries: Episode) -> Float[Array, "tasks n way"]:
-        """Ten times the cosines of features and heads (Luo et al. 2018)."""
+        """Return ten times the cosines between features and heads (Luo et al. 2018)."""
         return SCALE * unit(features_of(self.representation, u, queries)) @ jnp.swapaxes(unit(v), 1, 2)
 
     def adapt(self, u: PyTree, samples: Episode) -> Float[Array, "tasks way d"]:
@@ -110,13 +113,13 @@ class _CosineHeads:
 
 
 def cosine_problem(representation: Representation, way: int) -> tuple[Problem, Adapt, Scores]:
-    """The problem of heads with cosine scores, their adaptation and their scores."""
+    """Return the problem, `adapt` and `scores` of heads with cosine scores."""
     return functions_of(_CosineHeads(representation, way))
 
 
 def fewshot_task(
     representation: Representation,
-    images: ArrayLike,
+    images: Shaped[ArrayLike, "classes pictures ..."],
     *,
     way: int,
     shot: int,
@@ -124,24 +127,25 @@ def fewshot_task(
     queries: int = 15,
     tasks: int = 30,
 ) -> FewShot:
-    """A representation under softmax heads with cosine normalisation (appendix E.3).
+    """Return the task of a representation with softmax heads on cosine scores (Mehra and Hamm 2021, appendix E.3).
 
-    u is the representation's parameters; v (tasks, way, d) the heads, which in each step start at the means of their
-    classes' features and descend. g is the sum over the tasks of the mean cross-entropies of the support sets, f the
-    mean over the tasks of the mean cross-entropies of the query sets. The representation is applied to the samples of
-    all tasks in one pass. It depends only on u and the batch, so the compiled step computes it once, outside the loop
-    over the updates of v.
+    u are the representation's parameters. v (tasks, way, d) are the heads; in each step they start at the means of
+    their classes' features and move by gradient descent. g is the sum over the tasks of the mean cross-entropies of the
+    support sets. f is the mean over the tasks of the mean cross-entropies of the query sets. The representation is
+    applied to the samples of all tasks in one pass. It depends only on u and the batch, so the compiled step computes
+    it once, outside the loop over the updates of v.
 
     Args:
-        representation: maps samples to features, such as `omniglot_network`.
-        images: (classes, pictures, ...) to learn from.
+        representation: maps samples to features, such as `omniglot_network()`.
+        images: training images (classes, pictures, ...).
         way, shot, queries, tasks: as for `Episodes`.
         key: a jax.random key, for the representation's initialisation.
 
     Raises:
-        InputError: images are not (classes, pictures, ...); fewer classes than way, or pictures than shot + queries.
+        InputError: images are not (classes, pictures, ...); there are fewer classes than `way`, or fewer pictures than
+            `shot` + `queries`.
 
-    Metrics: accuracy on 100 tasks of these classes, after 100 updates of the heads.
+    Metrics: `accuracy` on 100 tasks of the training classes, after 100 updates of the heads.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -159,8 +163,10 @@ def fewshot_task(
     return FewShot(task, lambda way: cosine_problem(representation, way)[1:], representation.statistics)
 
 
-def sources(images: ArrayLike, way: int, shot: int, queries: int, tasks: int) -> Episodes:
-    """Episodes of checked images."""
+def sources(
+    images: Shaped[ArrayLike, "classes pictures ..."], way: int, shot: int, queries: int, tasks: int
+) -> Episodes:
+    """Return episodes, after the checks of images and sizes."""
     source = Episodes(
         class_images("images", images),
         *(require_count("Episodes", name, n) for name, n in zip(_SIZES, (way, shot, queries, tasks), strict=True)),
@@ -172,14 +178,14 @@ def sources(images: ArrayLike, way: int, shot: int, queries: int, tasks: int) ->
 def start_of(
     representation: Representation, source: Episodes, key: PRNGKeyArray
 ) -> tuple[PyTree, Float[Array, "tasks way d"]]:
-    """A new representation, and heads of zeros."""
+    """Return the parameters of a new representation, and heads of zeros."""
     u = representation.init(key, pixels(source.images[0]))
     shapes = jax.eval_shape(lambda: features_of(representation, u, source.at(0, key).lower))
     return u, jnp.zeros((source.tasks, source.way, shapes.shape[-1]), shapes.dtype)
 
 
 def metrics_of(adapt: Adapt, scores: Scores, source: Episodes) -> Callable[[PyTree, PyTree], dict[str, float]]:
-    """Accuracy on tasks of the source's own classes."""
+    """Return metrics with the accuracy on tasks of the source's own classes."""
 
     def metrics(u: PyTree, v: PyTree) -> dict[str, float]:
         found = evaluate(
@@ -201,7 +207,7 @@ def metrics_of(adapt: Adapt, scores: Scores, source: Episodes) -> Callable[[PyTr
 def statistics_of(
     method: FewShot, u: PyTree, images: Shaped[ArrayLike, "classes pictures ..."], *, key: PRNGKeyArray
 ) -> PyTree:
-    """The statistics by which a trained representation normalises, from 2,000 of its training images."""
+    """Return the statistics by which a trained representation normalises, from 2,000 of its training images."""
     x = jnp.asarray(images)
     x = x.reshape(-1, *x.shape[2:])
     chosen = jax.random.choice(key, len(x), (min(SAMPLED, len(x)),), replace=False)
