@@ -1,8 +1,8 @@
-"""Implicit differentiation as functions: the hypergradient at a point, and an argmin with a derivative.
+"""Implicit differentiation as functions: the hypergradient at a point, and a differentiable argmin.
 
-Both rest on the implicit function theorem: where grad_v g(u, v) = 0 and H = grad2_vv g is invertible, v*(u) moves with
-u by -H^-1 grad2_vu g (Bengio 2000; Blondel et al. 2022, arXiv:2105.15183). Where v lives in a set, v*(u) is the fixed
-point of a projected descent, and moves with u as `derivatives.fixed_point` has it.
+Both use the implicit function theorem: if grad_v g(u, v) = 0 and H = grad2_vv g is invertible, the derivative of v*(u)
+is -H^-1 grad2_vu g (Bengio 2000; Blondel et al. 2022, arXiv:2105.15183). If v is restricted to a set, v*(u) is the
+fixed point of a projected descent, and `derivatives.fixed_point` has its derivative.
 """
 
 import functools
@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax.core import Tracer
-from jaxtyping import PyTree
+from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from bilevax import derivatives
 from bilevax._checks import (
@@ -33,18 +33,21 @@ from bilevax.linear_solve import CG, LinearSolve
 from bilevax.problem import Batch, Problem, identity, require_loss
 from bilevax.solvers import base
 
-SOLVED = 1e-3  # of |b|: a residual above it is warned of
+SOLVED = 1e-3  # of |b|: a larger residual gives a warning
 
 
 class Hypergradient(NamedTuple):
-    """f(u, v), d/du f(u, v*(u)) as far as v is v*(u), and the residual |H q - grad_v f| of the linear system.
+    """A hypergradient; do not use it if the residual is not small compared with |grad_v f|.
 
-    Where the residual is not small beside |grad_v f|, the gradient is not to be trusted.
+    Attributes:
+        loss: f(u, v).
+        gradient: d/du f(u, v*(u)), for v = v*(u).
+        residual: |H q - grad_v f|, the residual of the linear system.
     """
 
-    loss: Any
+    loss: Float[Array, ""]
     gradient: PyTree
-    residual: Any
+    residual: Float[Array, ""]
 
 
 def hypergradient(
@@ -53,29 +56,29 @@ def hypergradient(
     v: PyTree,
     batch: Batch | None = None,
     *,
-    key: Any = None,
+    key: PRNGKeyArray | None = None,
     linear_solve: LinearSolve = CG(100),
-    mu: Any = None,
+    mu: float | Float[Array, ""] | None = None,
 ) -> Hypergradient:
-    """grad_u f - grad2_uv g q with grad2_vv g q = grad_v f, for loops of your own.
+    """Return grad_u f - grad2_uv g q with grad2_vv g q = grad_v f, for training loops of your own.
 
     Args:
-        problem: without constraints. Where it has a `project_lower`, the system is that of the fixed point of a
-            projected descent, which is right on the boundary of the set, too.
+        problem: a problem without constraints. If it has a `project_lower`, the system is that of the fixed point of a
+            projected descent, which is also right on the boundary of the set.
         u, v: the point, pytrees of floating arrays; v should be v*(u), or near it.
-        batch: as `solve` hands it to the losses.
-        key: for random losses.
+        batch: the data of the losses, as for `solve`.
+        key: a jax.random key, for random losses.
         linear_solve: one of `bilevax.linear_solve`.
-        mu: how far the problem's regularizer is smoothed, which it must have been when v was found. Solvers without
-            a schedule for mu have 1e-3. Needed where the problem has a regularizer.
+        mu: the smoothing parameter of the problem's regularizer, the same as in the training of v. Solvers without a
+            schedule for mu use 1e-3. Required if the problem has a regularizer.
 
-    Where the residual is above a thousandth of |grad_v f| it warns: the linear solve has stopped early, or the Hessian
-    is singular and the system has no solution. It may be called under jit and vmap, where it cannot warn: check the
-    `residual` that it returns.
+    Warns if the residual is above a thousandth of |grad_v f|: the linear solve stopped early, or the Hessian is
+    singular and the system has no solution. The function can be called under jit and vmap, where it cannot warn: check
+    the `residual` of the result.
 
     Raises:
-        InputError: the problem has constraints, which a hypergradient cannot treat; it has a regularizer and mu is
-            missing, or mu is not positive; project_lower is not an orthogonal projection.
+        InputError: the problem has constraints; it has a regularizer and mu is missing; mu is not positive;
+            project_lower is not an orthogonal projection.
 
     Example:
         >>> import jax.numpy as jnp
@@ -100,12 +103,13 @@ def hypergradient(
     require_function("hypergradient", "linear_solve", linear_solve, "such as bilevax.linear_solve.CG(100)")
     if problem.constraints:
         raise InputError(
-            f"hypergradient: the problem has {len(problem.constraints)} constraints. Use Penalty, which treats them."
+            f"hypergradient: the problem has {len(problem.constraints)} constraints, which a hypergradient does not "
+            "handle. Use Penalty."
         )
     if problem.regularizer is not None and mu is None:
         raise InputError(
-            "hypergradient: the problem has a regularizer, and mu is missing. Pass the mu at which v minimises the "
-            "lower level: 1e-3 for most solvers. For a v of the non-smooth regularizer itself use SparseHO or "
+            "hypergradient: the problem has a regularizer, and mu is missing. Pass the mu with which v was trained: "
+            "1e-3 for most solvers. For a v that minimises with the non-smooth regularizer itself, use SparseHO or "
             "diagnostics.nonsmooth_stationarity."
         )
     if mu is None:
@@ -123,45 +127,46 @@ def hypergradient(
     return Hypergradient(f.loss, optax.tree.sub(f.grad_u, found.cross), found.residual)
 
 
-def _warn_unsolved(owner: str, residual: Any, size: Any) -> None:
+def _warn_unsolved(owner: str, residual: Float[Array, "..."], size: Float[Array, "..."]) -> None:
+    """Warn if a residual is not small compared with the size of its right-hand side; under jit nothing is tested."""
     if isinstance(residual, Tracer) or bool(jnp.all(residual <= SOLVED * size)):
         return
     share = float(jnp.max(residual / jnp.where(size > 0, size, 1)))
     warnings.warn(
-        f"{owner}: the linear system of the derivative is solved to a relative residual of {share:.1e} only, so the "
-        "derivative may be far off. Either the linear solve has stopped early: give it more steps, or take Direct() or "
-        "GMRES(). Or the Hessian of the lower loss is singular, v*(u) is not unique, and there is no derivative: add a "
-        "regularisation to the lower loss, or a damping to the linear solve.",
+        f"{owner}: the relative residual of the linear system is {share:.1e}, so the derivative may be wrong. Either "
+        "the linear solve stopped early: give it more steps, or use Direct() or GMRES(). Or the Hessian of the lower "
+        "loss is singular, so that v*(u) is not unique and has no derivative: add a regulariser to the lower loss, or "
+        "damping to the linear solve.",
         stacklevel=3,
     )
 
 
 @dataclass(frozen=True)
 class Argmin:
-    """u -> v*(u) = argmin over v of g(u, v, data), a function that `jax.grad` of anything around it goes through.
+    """The function u -> v*(u) = argmin over v of g(u, v, data), which `jax.grad` can differentiate.
 
-    A lower level inside of a larger network: `u` is whatever it depends on, the features of the layers before it, say.
-    v is found by descent; the derivative is that of the minimiser and not of the descent, so nothing of the descent is
-    stored, and it is as good as the descent is near its end.
+    It can be a layer of a larger network: `u` is any input that g depends on, for example the features of the layers
+    before it. v is computed by an optimizer. The derivative is that of the minimiser, not of the iterations, so no
+    iterates are stored; it is accurate if v is near the minimiser.
 
     Args:
         lower_loss: g(u, v, data) -> floating scalar. Pure.
-        optimizer: any optax optimizer of v.
-        steps: how many moves it makes.
+        optimizer: any optax optimizer for v.
+        steps: number of updates of v.
         linear_solve: one of `bilevax.linear_solve`, for the system of the derivative.
-        project: the orthogonal projection onto the set that v lives in, after each move. Where that is not a box, take
-            plain descent (`optax.sgd`): the ends of projected Adam depend on its scales.
+        project: the orthogonal projection onto the set of v, applied after each update. If the set is not a box, use
+            gradient descent (`optax.sgd`): the limit of projected Adam depends on its scaling of the gradient.
         random_lower: whether g is random; it is then called as g(u, v, data, key=key).
 
-    `argmin(u, start, data, key)` gives v, of the shapes of `start`. Its derivatives are those with respect to u and
-    data, on the boundary of the set, too; with respect to `start` it is zero, as it is for the minimiser. Calls of one
-    Argmin with equal shapes are compiled once. It may be called under jit and vmap, and differentiated once, in
-    reverse. Where the linear system is solved badly the derivative warns; under jit it cannot: there look at the
-    `residual` of a `hypergradient`.
+    `argmin(u, start, data, key)` returns v, of the shapes of `start`. It has derivatives in u and in data, also on the
+    boundary of the set; its derivative in `start` is zero, as for the minimiser. Calls of one Argmin with equal shapes
+    are compiled once. It can be called under jit and vmap, and differentiated once, in reverse mode. The derivative
+    warns if the residual of its linear system is large. Under jit it cannot warn: check the `residual` of a
+    `hypergradient`.
 
     Raises:
-        InputError: steps is not a positive integer; lower_loss cannot be called in this way; project is not a
-            function, or not an orthogonal projection.
+        InputError: steps is not a positive integer; lower_loss cannot be called in this way; project is not a function,
+            or not an orthogonal projection.
 
     Example:
         >>> import jax, jax.numpy as jnp, optax
@@ -191,8 +196,8 @@ class Argmin:
         require_function("Argmin", "linear_solve", self.linear_solve, "such as bilevax.linear_solve.CG(100)")
         require_optimizer("Argmin", "optimizer", self.optimizer)
 
-    def __call__(self, u: PyTree, start: PyTree, data: PyTree = None, key: Any = None) -> PyTree:
-        """The minimiser, from `start`."""
+    def __call__(self, u: PyTree, start: PyTree, data: PyTree = None, key: PRNGKeyArray | None = None) -> PyTree:
+        """Return the minimiser; the optimizer starts from `start`."""
         require_arrays("u", u)
         check_variable("start", start)
         require_arrays("data", data)
@@ -203,7 +208,7 @@ class Argmin:
         return _argmin(self, u, start, data, jax.random.key(0) if key is None else key)
 
     def problem(self) -> Problem:
-        """The lower problem; there is nothing at the upper level."""
+        """Return the problem of the lower loss, with an upper loss of zero."""
         return Problem(_nothing, self.lower_loss, project_lower=self.project, random_lower=self.random_lower)
 
 
@@ -231,7 +236,7 @@ _argmin.defvjp(_forwards, _backwards)
 
 
 def _run(function: Compiled, argmin: Argmin, *args: Any) -> Any:
-    """The function, compiled once for equal Argmins; as it is where the Argmin cannot be hashed."""
+    """Call a function that is compiled once for equal Argmins; not compiled if the Argmin cannot be hashed."""
     try:
         hash(argmin)
     except TypeError:
@@ -241,7 +246,7 @@ def _run(function: Compiled, argmin: Argmin, *args: Any) -> Any:
 
 @compiled("argmin")
 def _descended(argmin: Argmin, u: PyTree, start: PyTree, data: PyTree, key: Any) -> PyTree:
-    """The end of the descent."""
+    """Return v after all updates."""
     problem, batch = argmin.problem(), Batch(lower=data)
     descent = base.Descent(problem, u, argmin.optimizer)
     loss = jax.eval_shape(problem.lower, u, start, base.lower_data(batch, 0), key)
@@ -253,13 +258,13 @@ def _descended(argmin: Argmin, u: PyTree, start: PyTree, data: PyTree, key: Any)
 
 @compiled("argmin")
 def _pulled_back(argmin: Argmin, u: PyTree, v: PyTree, data: PyTree, key: Any, cotangent: PyTree) -> tuple[Any, ...]:
-    """The derivatives in u and in the floating leaves of data, the residual of their system, and the size of its b."""
+    """Return derivatives in u and in the floating leaves of data, the residual of their system, and the norm of b."""
     leaves, form = jax.tree.flatten((u, data))
     moving = [jnp.issubdtype(x.dtype, jnp.floating) for x in leaves]
 
     def joined(floating: list[Any]) -> tuple[PyTree, PyTree]:
-        given = iter(floating)
-        return jax.tree.unflatten(form, [next(given) if m else x for x, m in zip(leaves, moving, strict=True)])
+        values = iter(floating)
+        return jax.tree.unflatten(form, [next(values) if m else x for x, m in zip(leaves, moving, strict=True)])
 
     def lower_loss(floating: list[Any], v: PyTree, _: None) -> Any:
         u, data = joined(floating)

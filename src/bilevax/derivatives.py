@@ -1,16 +1,16 @@
-"""The derivatives of a problem: the only file of the library that takes them, beside solvers/unrolled.py.
+"""The derivatives of a problem. Besides `solvers/unrolled.py`, this is the only file that takes derivatives.
 
-`lower(...)` gives g, its gradient in v, and
+`lower(...)` returns g, its gradient in v, and
 
     second_products(p) = (grad2_uv g . p, grad2_vv g . p) = d/dt grad_(u,v) g(u, v + t p) at t = 0,
 
-of which the directions of most solvers are made. `exact` computes them by one reverse pass through the gradient, whose
-evaluation it shares: grad2_uv g . p is the derivative of <grad_v g, p> in u. A forward pass over that gradient
-(Pearlmutter 1994) has the same arithmetic and memory; the compiled reverse pass takes up to a fifth less time where
-there are convolutions. `finite_difference` takes two more gradients.
+from which most solvers compute their directions. `exact` computes the products by one reverse pass through the
+gradient, whose evaluation is shared: grad2_uv g . p is the derivative of <grad_v g, p> in u. A forward pass through the
+gradient (Pearlmutter 1994) has the same arithmetic and memory; with convolutions, the compiled reverse pass is up to a
+fifth faster. `finite_difference` evaluates two more gradients.
 
-Where v lives in a set, or has a non-smooth regulariser, v*(u) is the fixed point of a projected or proximal descent;
-`fixed_point` returns the products that take the place of the above.
+If v is restricted to a set, or has a non-smooth regulariser, v*(u) is the fixed point of a projected or proximal
+descent; `fixed_point` returns the products that replace those above.
 """
 
 from collections.abc import Callable, Sequence
@@ -27,8 +27,8 @@ from bilevax._checks import InputError, first_line
 from bilevax._programs import compiled
 from bilevax.problem import Batch, Problem, identity
 
-SecondProducts = Callable[[PyTree], tuple[PyTree, PyTree]]
-Curvature = Callable[[Callable[[PyTree, PyTree], Float[Array, ""]], PyTree, PyTree], "Lower"]  # g(u, v), u, v -> it
+SecondProducts = Callable[[PyTree], tuple[PyTree, PyTree]]  # p -> (grad2_uv g . p, grad2_vv g . p)
+Curvature = Callable[[Callable[[PyTree, PyTree], Float[Array, ""]], PyTree, PyTree], "Lower"]  # (g, u, v) -> Lower
 
 
 class Upper(NamedTuple):
@@ -56,7 +56,7 @@ def upper(
     key: PRNGKeyArray | None,
     penalty: Callable[[tuple[Float[Array, "..."], ...]], Float[ArrayLike, ""]] | None = None,
 ) -> Upper:
-    """f(u, v) and its gradients; those of f + penalty(h(u, v)) where a penalty is given."""
+    """Return f(u, v) and its gradients; with a penalty, the gradients of f + penalty(h(u, v))."""
 
     def total(u: PyTree, v: PyTree) -> tuple[Any, tuple[Any, tuple[Any, ...]]]:
         loss = problem.upper(u, v, data, key)
@@ -72,7 +72,7 @@ def upper(
 def constraint_gradients(
     problem: Problem, u: PyTree, v: PyTree, data: PyTree
 ) -> tuple[Float[Array, " m"], PyTree, PyTree]:
-    """All entries of all h as one vector (m,), and its Jacobians in u and v (leading axis m)."""
+    """Return all entries of all h as one vector (m,), and its Jacobians in u and v (leading axis m)."""
 
     def flat(u: PyTree, v: PyTree) -> Any:
         values = problem.constraint_values(u, v, data)
@@ -84,7 +84,7 @@ def constraint_gradients(
 
 
 def exact(g: Callable[[PyTree, PyTree], Float[Array, ""]], u: PyTree, v: PyTree) -> Lower:
-    """The products by a reverse pass through the gradient in v: the work of two gradients, and two more for each p."""
+    """Return exact products, by a reverse pass through the gradient in v. Each product costs about two gradients."""
 
     def gradient(u: PyTree, v: PyTree) -> tuple[PyTree, Any]:
         loss, grad_v = jax.value_and_grad(g, 1)(u, v)
@@ -95,10 +95,10 @@ def exact(g: Callable[[PyTree, PyTree], Float[Array, ""]], u: PyTree, v: PyTree)
 
 
 def finite_difference(g: Callable[[PyTree, PyTree], Float[Array, ""]], u: PyTree, v: PyTree) -> Lower:
-    """The products by the central difference of two gradients: first derivatives only, and the least memory.
+    """Return products by a central difference of two gradients, with first derivatives only and the least memory.
 
-    The step is eps^(1/3) (1 + |v|) / |p|, which balances rounding against truncation, so the
-    result is good to about eps^(2/3): 1e-5 relative in float32, 1e-10 in float64.
+    The step is eps^(1/3) (1 + |v|) / |p|, which balances rounding and truncation. The relative error is about
+    eps^(2/3): 1e-5 in float32, 1e-10 in float64.
     """
 
     def second_products(p: PyTree) -> tuple[PyTree, PyTree]:
@@ -125,7 +125,7 @@ def lower(
     mu: Float[ArrayLike, ""] = 1e-3,
     curvature: Curvature = exact,
 ) -> Lower:
-    """g(u, v), its gradient in v, and `second_products`; what the caller does not use is not computed."""
+    """Return g(u, v), its gradient in v, and `second_products`. Under jit, unused results are not computed."""
     return curvature(lambda u, v: problem.lower(u, v, data, key, mu), u, v)
 
 
@@ -139,10 +139,15 @@ def lower_rows(
     *,
     mu: Float[ArrayLike, ""] = 1e-3,
 ) -> Lower:
-    """As `lower`, for the rows of some leaves of v alone: `grad_v`, and the argument of `second_products`, are lists.
+    """As `lower`, for some leaves of v only: `grad_v`, and the argument of `second_products`, are lists of leaves.
 
-    Only these rows are differentiated: backwards no further than to the first of the leaves, and along p from there
-    on, so the last layers' rows cost less than all of them; for p zero elsewhere `second_products` is that of `lower`.
+    The result of `second_products` is that of `lower` for a p that is zero in the other leaves. The reverse pass ends
+    at the first of the leaves, and the forward pass along p starts there, so that the last layers of a network cost
+    less than all layers.
+
+    Args:
+        problem, u, v, data, key, mu: as for `lower`.
+        places: the indices of the leaves.
     """
     leaves, form = jax.tree.flatten(v)
     chosen = [leaves[i] for i in places]
@@ -168,20 +173,20 @@ def lower_rows(
 def lower_gradient(
     problem: Problem, u: PyTree, v: PyTree, data: PyTree, key: PRNGKeyArray | None, *, mu: Float[ArrayLike, ""] = 1e-3
 ) -> tuple[Float[Array, ""], PyTree]:
-    """g(u, v) and its gradient in v alone: what a plain descent of g needs."""
+    """Return g(u, v) and its gradient in v, for gradient descent on g."""
     return jax.value_and_grad(problem.lower, 1)(u, v, data, key, mu)
 
 
 def lower_slopes(
     problem: Problem, u: PyTree, v: PyTree, data: PyTree, key: PRNGKeyArray | None, *, mu: Float[ArrayLike, ""] = 1e-3
 ) -> tuple[Float[Array, ""], PyTree, PyTree]:
-    """g(u, v) and its gradients in u and in v: what methods on the value function min over v of g need."""
+    """Return g(u, v) and its gradients in u and in v, for methods on the value function min over v of g."""
     loss, (grad_u, grad_v) = jax.value_and_grad(problem.lower, (0, 1))(u, v, data, key, mu)
     return loss, grad_u, grad_v
 
 
 class FixedPoint(NamedTuple):
-    """The linear system of a hypergradient where v*(u) is the fixed point of a map, see `fixed_point`."""
+    """The linear system of a hypergradient if v*(u) is the fixed point of a map; see `fixed_point`."""
 
     second_products: SecondProducts
     b: PyTree
@@ -192,39 +197,39 @@ class FixedPoint(NamedTuple):
 def fixed_point(
     move: Callable[[PyTree, PyTree], PyTree], u: PyTree, v: PyTree, g: Lower, b: PyTree, step: Any = None
 ) -> FixedPoint:
-    """The system second_products(q)[1] = b for the derivative of v*(u) = move(u, v*(u) - step grad_v g).
+    """Return the system second_products(q)[1] = b for the derivative of v*(u) = move(u, v*(u) - step grad_v g).
 
-    `move` is the projection onto the set that v lives in, or the proximal map of a regulariser, with step length
-    `step`. Its derivative J in its second argument is symmetric. Differentiating the fixed point,
+    `move` is the projection onto the set of v, or the proximal map of a regulariser for the step length `step`. Its
+    derivative J in its second argument is symmetric. Differentiating the fixed point gives
 
         (I - J + step H J) w = b,    d/du b . v*(u) = direct(w) - cross(step J w),    H = grad2_vv g,
 
-    where direct(w) is w times the derivative of `move` in u. With q = step w and the system multiplied by J from the
-    left it becomes symmetric, and has the solutions that count unchanged:
+    where direct(w) is w times the derivative of `move` in u. With q = step w, and multiplied by J from the left, the
+    system is symmetric, and the relevant solutions are unchanged:
 
         (J H J + J (I - J) / step) q = J b,    w = J q / step + b - H J q.
 
-    Where J is a projector (a box, a simplex, soft thresholding) it is the system of the free part of v alone, whatever
-    the step is; elsewhere (a ball, a group lasso) the second term is the curvature of the boundary. Without a set J is
-    the identity.
+    If J is a projector (a box, a simplex, soft thresholding), this is the system of the free part of v, for any step.
+    Otherwise (a ball, a group lasso), the second term is the curvature of the boundary. Without a set, J is the
+    identity.
 
     Args:
         move: (u, v) -> v.
         u, v: the point; v near the fixed point.
-        g: the lower loss there, without the regulariser that `move` is the proximal map of.
-        b: the gradient in v of what is to be differentiated, such as the upper loss.
-        step: positive; by default |grad_v g|^2 / <grad_v g, H grad_v g>, which depends on no unit.
+        g: the lower loss at the point, without the regulariser whose proximal map is `move`.
+        b: the gradient in v of the function to differentiate, such as the upper loss.
+        step: positive; by default |grad_v g|^2 / <grad_v g, H grad_v g>, which does not depend on the units of v or g.
 
     Returns:
-        A FixedPoint. The derivative is `direct - cross`, where second_products(q) = (cross, b); for any of
-        `bilevax.linear_solve` that is `direct - solution.cross`. `moved` is move(u, v - step grad_v g).
+        A FixedPoint. The derivative is `direct - cross`, where second_products(q) = (cross, b); with a solver of
+        `bilevax.linear_solve` it is `direct - solution.cross`. `moved` is move(u, v - step grad_v g).
     """
     step = _cauchy_step(g, v) if step is None else step
     before = jax.tree.map(lambda x, d: (x - step * d).astype(x.dtype), v, g.grad_v)
     moved, transposed = jax.vjp(move, u, before)
 
     def pull(x: PyTree) -> tuple[PyTree, PyTree]:
-        """The product with the transpose, 0 where a norm of zeros that stay zeros (a dead group) makes it NaN."""
+        """Return the product with the transpose. For a group that stays zero its norm gives NaN, which is set to 0."""
         of_u, of_v = transposed(x)
         return of_u, jax.tree.map(
             lambda d, old, new: jnp.where(jnp.isnan(d) & (old == 0) & (new == 0), 0, d), of_v, before, moved
@@ -242,7 +247,7 @@ def fixed_point(
 
 
 def on_set(problem: Problem, u: PyTree, v: PyTree, g: Lower, b: PyTree) -> tuple[SecondProducts, PyTree]:
-    """The products and b of the system for d/du b . v*(u), v*(u) being the minimiser of g on the set of v."""
+    """Return the products and b of the system for d/du b . v*(u), where v*(u) is the minimiser of g on the set of v."""
     if problem.project_lower is identity:
         return g.second_products, b
     found = fixed_point(lambda _, v: problem.project_lower(v), u, v, g, b)
@@ -250,7 +255,7 @@ def on_set(problem: Problem, u: PyTree, v: PyTree, g: Lower, b: PyTree) -> tuple
 
 
 def transposed(function: Callable[[PyTree], PyTree], x: PyTree) -> tuple[PyTree, Callable[[PyTree], PyTree]]:
-    """function(x), and the product with the transpose of its derivative there."""
+    """Return function(x), and the product with the transpose of its derivative at x."""
     if function is identity:
         return x, identity
     value, pull = jax.vjp(function, x)
@@ -258,7 +263,7 @@ def transposed(function: Callable[[PyTree], PyTree], x: PyTree) -> tuple[PyTree,
 
 
 def _cauchy_step(g: Lower, v: PyTree) -> Float[Array, ""]:
-    """|d|^2 / <d, H d> of d = grad_v g, which is 1 over a curvature of g; |v| / |d| where there is none."""
+    """Return |d|^2 / |<d, H d>| for d = grad_v g, the inverse of a curvature of g; |v| / |d| if that is zero."""
     dtype = jnp.result_type(jnp.float32, *jax.tree.leaves(v))
     largest: Any = optax.tree.max(jax.tree.map(lambda x: jnp.abs(x).astype(dtype), g.grad_v))
     largest = jnp.where(largest > 0, largest, 1)
@@ -277,11 +282,16 @@ def _dot(a: PyTree, b: PyTree, dtype: DTypeLike) -> Float[Array, ""]:
     return sum(terms[1:], terms[0])
 
 
-def require_start(owner: str, problem: Problem, u: PyTree, batch: Batch, asked: bool = False) -> bool:
-    """Whether `lower_start` depends on u, if that is asked.
+def require_start(owner: str, problem: Problem, u: PyTree, batch: Batch, test_dependence: bool = False) -> bool:
+    """Check that `lower_start` can be differentiated, and return whether it depends on u.
+
+    Args:
+        owner: the solver, for the message.
+        problem, u, batch: as for `Solver.check`.
+        test_dependence: whether to evaluate the derivative; without it the result is False.
 
     Raises:
-        InputError: it cannot be differentiated.
+        InputError: `lower_start` cannot be differentiated.
     """
     if problem.lower_start is None:
         return False
@@ -292,23 +302,23 @@ def require_start(owner: str, problem: Problem, u: PyTree, batch: Batch, asked: 
         return pull_back(optax.tree.random_like(key, v))[0]
 
     try:
-        found = jax.jit(slope)(u, batch) if asked else jax.eval_shape(slope, u, batch)
+        found = jax.jit(slope)(u, batch) if test_dependence else jax.eval_shape(slope, u, batch)
     except Exception as error:  # whatever the user's function raises
         raise InputError(
-            f"{owner} differentiates its lower moves from their start, and lower_start cannot be differentiated: "
-            f"{first_line(error)} If the start is to count as given, let it use jax.lax.stop_gradient(u)."
+            f"{owner} differentiates through the start of v, and lower_start cannot be differentiated: "
+            f"{first_line(error)} To treat the start as a constant, use jax.lax.stop_gradient(u) in lower_start."
         ) from error
-    return asked and any(bool(jnp.any(x != 0)) for x in jax.tree.leaves(found))
+    return test_dependence and any(bool(jnp.any(x != 0)) for x in jax.tree.leaves(found))
 
 
-PROJECTION_WITHIN = 1e-3  # float32 keeps a projection to about 1e-6, and iterated ones to less
+PROJECTION_WITHIN = 1e-3  # in float32 a projection has errors of about 1e-6, and an iterative one larger errors
 
 
 def require_symmetric(owner: str, name: str, move: Callable[[PyTree, PyTree], PyTree], u: PyTree, v: PyTree) -> None:
-    """Refuse a move(u, v) that is not a proximal map in v, as far as its derivative near v shows; compiled once for it.
+    """Refuse a move(u, v) whose derivative in v, near v, is not symmetric: it is not a proximal map.
 
     Raises:
-        InputError: the derivative is not symmetric, or there is none.
+        InputError: the derivative is not symmetric, or `move` cannot be differentiated.
     """
     advice = (
         f"{owner} differentiates the fixed point of a proximal descent, which needs the proximal map of a function: "
@@ -318,12 +328,13 @@ def require_symmetric(owner: str, name: str, move: Callable[[PyTree, PyTree], Py
 
 
 def require_projection(owner: str, name: str, project: Callable[[PyTree], PyTree], v: PyTree) -> None:
-    """Refuse what is not an orthogonal projection, since the derivative at its boundary would be wrong.
+    """Refuse a function that is not an orthogonal projection, since derivatives at its boundary would be wrong.
 
-    Inside of a jit nothing is tested.
+    Under jit the projection is not tested.
 
     Raises:
-        InputError: projecting twice is not projecting once, the derivative is not symmetric, or there is none.
+        InputError: projecting twice changes the result; the derivative is not symmetric; the function cannot be
+            differentiated.
     """
     if project is identity:
         return
@@ -333,13 +344,13 @@ def require_projection(owner: str, name: str, project: Callable[[PyTree], PyTree
     )
     again = _require_defects(owner, name, project, (), v, advice)
     if not isinstance(again, Tracer) and not again <= PROJECTION_WITHIN:
-        raise InputError(f"{owner}: {name} moves a point that it has projected already. {advice}")
+        raise InputError(f"{owner}: {name} moves a point that is already projected. {advice}")
 
 
 def _require_defects(
     owner: str, name: str, move: Callable[..., PyTree], given: tuple[PyTree, ...], v: PyTree, advice: str
 ) -> Any:
-    """How far `move` moves what it has moved; InputError where its derivative is not symmetric, or there is none."""
+    """Return the relative change by a second `move`; refuse a derivative that is not symmetric or does not exist."""
     try:
         again, skew = _defects(move, given, v)
     except InputError:
@@ -353,7 +364,7 @@ def _require_defects(
 
 @compiled("move")
 def _defects(move: Callable[..., PyTree], given: tuple[PyTree, ...], v: PyTree) -> tuple[Any, Any]:
-    """How far move(*given, v) moves what it has moved, and how far its derivative is from symmetric, both relative."""
+    """Return the relative change by a second move(*given, v), and the relative asymmetry of its derivative."""
 
     def project(v: PyTree) -> PyTree:
         return move(*given, v)

@@ -1,15 +1,15 @@
-"""Approximate solutions q of H q = b, where H = grad2_vv g is known by its products alone.
+"""Approximate solutions q of H q = b, where only products with H = grad2_vv g are available.
 
 Each is a frozen dataclass called as `solve(second_products, b, start) -> LinearSolution(q, cross, residual)`, where
-second_products(q) = (cross, H q) is that of `derivatives.lower`. The caller needs cross = grad2_uv g . q of the
-solution; it comes with the product that the residual |(H + damping) q - b| takes.
+second_products(q) = (cross, H q) comes from `derivatives.lower`. The caller needs cross = grad2_uv g . q of the
+solution; the product that computes the residual |(H + damping) q - b| returns it too.
 
-H is symmetric but need not be positive definite: the solution is always finite and its residual at most |b|, whatever
-the curvature. Where H is singular and H q = b has solutions, `CG`, `Neumann` and `Direct` return the one of least norm
-if they start from zero. Where it has none, the residual stays large.
+H is symmetric but need not be positive definite: the solution is always finite and its residual is at most |b|, for any
+curvature. If H is singular and H q = b has solutions, `CG`, `Neumann` and `Direct` return the solution of least norm
+when they start from zero. If there is no solution, the residual stays large.
 
-Leaves of different types, and float16 and bfloat16, are computed in the type that holds them all, at least float32; q
-has the types of b.
+Leaves of different types, and of float16 and bfloat16, are computed in a common type of at least float32; q has the
+types of b.
 """
 
 from collections.abc import Callable
@@ -30,7 +30,13 @@ Product = Callable[[PyTree], PyTree]
 
 
 class LinearSolution(NamedTuple):
-    """q, what `second_products` gives for it beside H q, and |(H + damping) q - b|."""
+    """The solution of H q = b.
+
+    Attributes:
+        q: the solution, shaped like b.
+        cross: grad2_uv g . q, the first result of `second_products`.
+        residual: |(H + damping) q - b|.
+    """
 
     q: PyTree
     cross: PyTree
@@ -39,17 +45,17 @@ class LinearSolution(NamedTuple):
 
 @runtime_checkable
 class LinearSolve(Protocol):
-    """What `Implicit` asks of a linear solve."""
+    """The interface of a linear solve."""
 
     def __call__(self, second_products: SecondProducts, b: PyTree, start: PyTree) -> LinearSolution:
-        """A q with H q near b, of the structure of b."""
+        """Return a q with H q near b, of the structure of b."""
         ...
 
 
 def _in_one_type(
     second_products: SecondProducts, b: PyTree, start: PyTree
 ) -> tuple[SecondProducts, PyTree, PyTree, Callable[[LinearSolution], LinearSolution]]:
-    """The arguments in one type that holds all leaves, at least float32, and the function that undoes this."""
+    """Return the arguments in a common type of at least float32, and the function that casts a solution back."""
     types = [x.dtype for x in jax.tree.leaves(b)]
     wide = jnp.result_type(jnp.float32, *types)
     if all(t == wide for t in types):
@@ -69,7 +75,7 @@ def _in_one_type(
 
 
 def _product(second_products: SecondProducts, damping: float) -> Product:
-    """The product with H + damping alone."""
+    """Return the product with H + damping."""
     return lambda q: _damped(second_products(q)[1], damping, q)
 
 
@@ -80,11 +86,10 @@ def _damped(image: PyTree, damping: float, q: PyTree) -> PyTree:
 def _solution(
     second_products: SecondProducts, damping: float, b: PyTree, q: PyTree, image: PyTree = None
 ) -> LinearSolution:
-    """Q if its residual is below that of 0; if not, its multiple of least residual, or 0.
+    """Return `q` if its residual is below that of zero; otherwise the multiple of q with the least residual, or zero.
 
-    `image` is (H + damping) q where that is known. So a breakdown (NaN) or a divergence is never
-    returned, and a truncated solution under negative curvature keeps its direction, at a length that lowers the
-    residual.
+    A breakdown (NaN) or a divergence is never returned, and a truncated solution under negative curvature keeps its
+    direction, at a length that lowers the residual. `image` is (H + damping) q if it is known.
     """
     cross, product = second_products(q)
     image = _damped(product, damping, q) if image is None else image
@@ -94,7 +99,7 @@ def _solution(
     short = jnp.sqrt(jnp.maximum(size_b**2 - inner * multiple, 0))
     helps = size < size_b
     factor, size = jnp.where(helps, 1, multiple), jnp.where(helps, size, short)
-    take = size < size_b  # nothing that is not finite is
+    take = size < size_b  # False for NaN
     q, cross = jax.tree.map(lambda x: jnp.where(take, factor * x, 0).astype(x.dtype), (q, cross))
     return LinearSolution(q, cross, jnp.where(take, size, size_b))
 
@@ -108,15 +113,15 @@ def _check(owner: str, counts: dict[str, int], damping: float, tolerance: float 
         raise InputError(f"{owner}: damping is {damping}, and must be zero or positive.")
 
 
-FLAT = 10  # times the rounding of the largest curvature met: a curvature below it is none
-IN_DOUBT = 1e-2  # of |b|, by which rounding may have parted the residual from its recurrence
+FLAT = 10  # times the rounding error of the largest curvature so far: a smaller curvature counts as zero
+IN_DOUBT = 1e-2  # of |b|: if the residual of the recurrence may be wrong by more, it is computed by a product
 
 
 class _Turn(NamedTuple):
-    """The state of conjugate gradients: q, its residual r, the direction p, and what decides when to end.
+    """The state of conjugate gradients: q, its residual r, the direction p, and the quantities of the stopping rule.
 
-    `squared` is |r|^2, `squared_p` |p|^2; `top` is the largest curvature |p'Hp| / |p|^2 so far, `reach` an upper bound
-    of |q|. `checking`: the next turn computes the residual by a product instead of taking a step.
+    `squared` is |r|^2 and `squared_p` is |p|^2; `top` is the largest curvature |p'Hp| / |p|^2 so far, `reach` an upper
+    bound on |q|. If `checking`, the next iteration computes the residual by a product instead of taking a step.
     """
 
     q: PyTree
@@ -134,16 +139,17 @@ class _Turn(NamedTuple):
 class CG:
     """Conjugate gradients (Hestenes and Stiefel 1952), warm-started.
 
-    The iteration begins at `start` where its residual is below that of 0, and returns `start` where that is still the
-    better one, as it can be under negative curvature. It also ends at a direction without curvature, which a singular H
-    has, and where the residual is down to the rounding of H q.
+    The iteration starts from `start` if its residual is below that of zero, and returns `start` if no later residual is
+    smaller, which can happen under negative curvature. It also stops at a direction of zero curvature, which a singular
+    H has, and when the residual reaches the rounding error of H q.
 
-    Why not `jax.scipy.sparse.linalg.cg` or lineax: a hypergradient needs a residual that is true, so where rounding may
-    have parted the residual of the recurrence from |H q - b|, it is computed again by one product; the iteration has to
-    stop at the rank of H, which may be singular; and it has to survive zero and negative curvature.
+    It is used in place of `jax.scipy.sparse.linalg.cg` or lineax for three reasons. A hypergradient needs the true
+    residual: if the residual of the recurrence may differ from |H q - b| by rounding, it is computed again by a
+    product. The iteration has to stop at the rank of H, which may be singular. It has to survive zero and negative
+    curvature.
 
     Args:
-        steps: at most this many products with H; one more is for the residual of `start`.
+        steps: the largest number of iterations, each with one product with H; the residual of `start` takes one more.
         tolerance: stop at this residual, relative to |b|.
         damping: solve (H + damping I) q = b.
 
@@ -163,14 +169,14 @@ class CG:
         _check("CG", {"steps": self.steps}, self.damping, self.tolerance)
 
     def __call__(self, second_products: SecondProducts, b: PyTree, start: PyTree) -> LinearSolution:
-        """The solution."""
+        """Return the solution."""
         second_products, b, start, back = _in_one_type(second_products, b, start)
         product = _product(second_products, self.damping)
         squared_b = optax.tree.norm(b, squared=True)
         eps = jnp.finfo(squared_b.dtype).eps
         r = optax.tree.sub(b, product(start))
         squared = optax.tree.norm(r, squared=True)
-        helps = squared < squared_b  # else r would be known to the rounding of H start alone
+        helps = squared < squared_b  # otherwise r would have only the accuracy of H start
         first = jax.tree.map(
             lambda x, y: jnp.where(helps, x, y), (start, r, squared), (optax.tree.zeros_like(b), b, squared_b)
         )
@@ -213,14 +219,14 @@ class CG:
 class GMRES:
     """GMRES (Saad and Schultz 1986), by lineax, warm-started; for indefinite H.
 
-    Where H is singular its solution may hold any part of the null space; one so long that H q is rounding alone
-    is dropped. That test takes one more product.
+    If H is singular, the solution may have any component in the null space. A solution so long that H q is only
+    rounding error is replaced by zero; this test takes one more product.
 
     Args:
-        steps: at most this many outer iterations.
-        tolerance: stop at this residual, relative to b's entries.
+        steps: the largest number of outer iterations.
+        tolerance: stop at this residual, relative to the entries of b.
         damping: solve (H + damping I) q = b.
-        restart: products with H between restarts; their vectors are kept in memory.
+        restart: number of products with H between restarts; as many vectors are kept in memory.
     """
 
     steps: int = 20
@@ -232,14 +238,14 @@ class GMRES:
         _check("GMRES", {"steps": self.steps, "restart": self.restart}, self.damping, self.tolerance)
 
     def __call__(self, second_products: SecondProducts, b: PyTree, start: PyTree) -> LinearSolution:
-        """The solution."""
-        import lineax  # imported when first used: it takes a third of the time that jax itself takes
+        """Return the solution."""
+        import lineax  # imported on first use: the import takes a third of the time of importing jax
 
         second_products, b, start, back = _in_one_type(second_products, b, start)
 
         solver = lineax.GMRES(self.tolerance, self.tolerance * 1e-6, max_steps=self.steps, restart=self.restart)
         operator = lineax.FunctionLinearOperator(_product(second_products, self.damping), jax.eval_shape(lambda: b))
-        # A zero right-hand side (or start) makes relative tests meaningless; _solution returns a finite value then.
+        # With a zero right-hand side or start, the relative tests of lineax may fail; _solution returns a finite value.
         q = lineax.linear_solve(operator, b, solver, options={"y0": start}, throw=False).value
         size: Any = optax.tree.norm(b)
         longest = IN_DOUBT * size**2 / (jnp.finfo(size.dtype).eps * optax.tree.norm(operator.mv(b)))
@@ -249,9 +255,9 @@ class GMRES:
 
 @dataclass(frozen=True)
 class Direct:
-    """H formed from its products, and factorised (LU): n products for n entries, and n^2 numbers of memory.
+    """H as a matrix, from n products for n entries of b, and its LU factorisation. Memory: n^2 numbers.
 
-    Where H is singular to rounding it is decomposed by eigenvalues instead, and its pseudo-inverse is taken.
+    If H is singular to rounding error, its pseudo-inverse is applied, by an eigenvalue decomposition.
 
     Args:
         damping: solve (H + damping I) q = b.
@@ -271,7 +277,7 @@ class Direct:
         _check("Direct", {}, self.damping)
 
     def __call__(self, second_products: SecondProducts, b: PyTree, start: PyTree) -> LinearSolution:
-        """The solution; for a singular H that of least norm, and of least residual."""
+        """Return the solution; for a singular H, the one of least norm among those of least residual."""
         second_products, b, start, back = _in_one_type(second_products, b, start)
         product, (flat, unravel) = _product(second_products, self.damping), ravel_pytree(b)
         rows = jax.vmap(lambda row: ravel_pytree(product(unravel(row)))[0])(jnp.eye(flat.size, dtype=flat.dtype))
@@ -296,8 +302,8 @@ class Neumann:
     """The truncated Neumann series scale * sum_j (I - scale H)^j b (Lorraine et al. 2020, Algorithm 3).
 
     Args:
-        terms: how many powers are added.
-        scale: must be below 2 over the largest eigenvalue of H for the series to converge.
+        terms: the number of terms after b itself.
+        scale: positive; the series converges if it is below 2 over the largest eigenvalue of H.
         damping: solve (H + damping I) q = b.
     """
 
@@ -311,7 +317,7 @@ class Neumann:
             raise InputError(f"Neumann: scale is {self.scale}, and must be positive.")
 
     def __call__(self, second_products: SecondProducts, b: PyTree, start: PyTree) -> LinearSolution:
-        """The solution. The series starts from zero: `start` is not used."""
+        """Return the solution. `start` is not used: the series starts from zero."""
         second_products, b, start, back = _in_one_type(second_products, b, start)
         product = _product(second_products, self.damping)
 
@@ -325,25 +331,25 @@ class Neumann:
 
 
 def least_squares(product: Product, b: PyTree, q: PyTree) -> PyTree:
-    """The gradient of |H q - b|^2 / 2 in q: two products; right for any symmetric H."""
+    """Return the gradient of |H q - b|^2 / 2 in q, by two products; for any symmetric H."""
     return product(optax.tree.sub(product(q), b))
 
 
 def quadratic(product: Product, b: PyTree, q: PyTree) -> PyTree:
-    """The gradient of q'Hq/2 - b'q in q: one product; bounded below only where H is positive."""
+    """Return the gradient of q'Hq/2 - b'q in q, by one product; for positive definite H."""
     return optax.tree.sub(product(q), b)
 
 
 @dataclass(frozen=True)
 class ByOptimizer:
-    """Descent on the least-squares or quadratic form by any optax optimizer, warm-started.
+    """Minimisation of the least-squares or the quadratic form by an optax optimizer, warm-started.
 
     With Adam it is the linear solve of ApproxGrad in Mehra and Hamm (2021), appendix B, after Domke (2012).
-    The optimizer's own state starts afresh with each solve.
+    Each solve starts with a new optimizer state.
 
     Args:
-        optimizer: any optax optimizer that needs gradients alone.
-        steps: how many moves of q.
+        optimizer: any optax optimizer that needs only gradients.
+        steps: number of updates of q.
         damping: solve (H + damping I) q = b.
         form: `least_squares` or `quadratic`.
     """
@@ -358,7 +364,7 @@ class ByOptimizer:
         require_optimizer("ByOptimizer", "optimizer", self.optimizer)
 
     def __call__(self, second_products: SecondProducts, b: PyTree, start: PyTree) -> LinearSolution:
-        """The solution."""
+        """Return the solution."""
         check_optimizer("ByOptimizer", "optimizer", self.optimizer, "q", start)
         second_products, b, start, back = _in_one_type(second_products, b, start)
         product = _product(second_products, self.damping)
@@ -369,6 +375,6 @@ class ByOptimizer:
             return (optax.apply_updates(q, updates), opt_state), None
 
         (q, _), _ = jax.lax.scan(one, (start, self.optimizer.init(start)), None, length=self.steps)
-        # Near the end of a solve a move of fixed length, such as Adam's, leads away from the last solution.
+        # Near the solution, updates of a fixed length, such as Adam's, may be worse than `start`.
         new, last = (_solution(second_products, self.damping, b, x) for x in (q, start))
         return back(optax.tree.where(new.residual < last.residual, new, last))

@@ -89,7 +89,7 @@ def test_refusals():
     with pytest.raises(InputError, match="lower_loss is 3"):
         Argmin(3)
     constrained = Problem(lambda u, v, _: jnp.sum(v), lambda u, v, _: jnp.sum(v * u), (Inequality(lambda u, v, _: v),))
-    with pytest.raises(InputError, match=r"has 1 constraints\. Use Penalty"):
+    with pytest.raises(InputError, match="has 1 constraints, which a hypergradient does not"):
         hypergradient(constrained, jnp.ones(2), jnp.ones(2))
 
 
@@ -169,7 +169,7 @@ def test_implicit_descends_to_the_answer_beyond_an_active_bound():
 @pytest.mark.parametrize(
     ("project", "reason"),
     [
-        (lambda v: 0.9 * v, "moves a point that it has projected already"),
+        (lambda v: 0.9 * v, "moves a point that is already projected"),
         (lambda v: v.at[0].set(v[1]), "derivative that is not symmetric"),
         (lambda v: jax.pure_callback(lambda v: v, v, v), "cannot be differentiated"),
     ],
@@ -187,7 +187,7 @@ def test_what_is_no_projection_is_refused(project, reason):
 
 
 def test_a_projection_is_tested_on_points_as_far_apart_as_v_is_long():
-    with pytest.raises(InputError, match="moves a point that it has projected already"):
+    with pytest.raises(InputError, match="moves a point that is already projected"):
         derivatives.require_projection("Ours", "project", lambda v: jnp.where(v < 500, 0.9 * v, v), jnp.full(20, 1e3))
     for size, far in ((1e-3, 5), (1e3, 1e5)):
         derivatives.require_projection(
@@ -226,11 +226,13 @@ def test_a_system_without_a_solution_is_warned_of():
     """H = diag(2, 0) and grad_v f = (2, 2): v*(u) is a line."""
     problem = Problem(lambda u, v, _: jnp.sum((v + 1) ** 2), lambda u, v, _: (v[0] - u[0]) ** 2)
     for linear_solve in (CG(100), Direct()):
-        with pytest.warns(UserWarning, match="hypergradient: the linear system .* Hessian of the lower loss is sing"):
+        with pytest.warns(
+            UserWarning, match="hypergradient: the relative residual .* Hessian of the lower loss is sing"
+        ):
             found = hypergradient(problem, jnp.zeros(1), jnp.zeros(2), linear_solve=linear_solve)
         assert found.residual > 1
     layer = Argmin(problem.lower_loss, optax.sgd(0.1), 10)
-    with pytest.warns(UserWarning, match="Argmin: the linear system"):
+    with pytest.warns(UserWarning, match="Argmin: the relative residual of the linear system"):
         jax.grad(lambda u: jnp.sum((layer(u, jnp.zeros(2)) + 1) ** 2))(jnp.zeros(1))
 
 

@@ -1,4 +1,4 @@
-"""Non-smooth penalties, smoothed, with their proximal maps."""
+"""Smooth approximations of non-smooth penalties, with their proximal maps."""
 
 from bilevax.penalties.base import Smoothed as Smoothed
 from bilevax.penalties.base import entries as entries

@@ -1,5 +1,6 @@
-"""What the smoothed penalties share."""
+"""Functions shared by the smoothed penalties, and their interface."""
 
+from collections.abc import Callable
 from typing import Any, Protocol, runtime_checkable
 
 import jax
@@ -11,32 +12,34 @@ from bilevax._checks import InputError
 
 
 def entries(v: PyTree) -> int:
-    """How many numbers a tree holds."""
+    """Return the number of entries of a tree."""
     return sum(jnp.size(x) for x in jax.tree.leaves(v))
 
 
 def check_mu(mu: Float[ArrayLike, ""]) -> None:
     """Refuse a smoothing parameter that is not positive."""
-    if isinstance(mu, int | float) and not mu > 0:  # inside a solve it is an array that a schedule made
-        raise InputError(f"mu is {mu}, and must be positive: with zero a penalty is not smooth. `true` is its limit.")
+    if isinstance(mu, int | float) and not mu > 0:  # inside a solve it is an array from a schedule
+        raise InputError(
+            f"mu is {mu}, and must be positive: with mu = 0 a penalty is not smooth. Call `true` for its own value."
+        )
 
 
-def total_of(v: PyTree, entry: Any) -> Any:
-    """The sum of `entry` over all entries of v."""
+def total_of(v: PyTree, entry: Callable[[Any], Float[Array, "..."]]) -> Any:
+    """Return the sum of `entry` over all entries of v."""
     return sum(jnp.sum(entry(x)) for x in jax.tree.leaves(v))
 
 
 def soft_threshold(x: Any, threshold: Float[ArrayLike, "..."]) -> Any:
-    """The proximal map of the absolute value, entry by entry."""
+    """Return the proximal map of the absolute value, entry by entry."""
     return jnp.sign(x) * jnp.maximum(jnp.abs(x) - threshold, 0)
 
 
 def block_factors(squares: Any, threshold: Float[ArrayLike, "..."]) -> Any:
-    """The factor by which block soft thresholding shortens each group, 0 where a group vanishes.
+    """Return the factor of block soft thresholding for each group; 0 for a group that vanishes.
 
     Args:
         squares: the squared norm of each group.
-        threshold: by how much each is shortened: a number, or an array that broadcasts with `squares`.
+        threshold: the decrease of each norm: a number, or an array that broadcasts with `squares`.
     """
     kept = jnp.sqrt(squares) > threshold
     return jnp.where(kept, 1 - threshold / jnp.sqrt(jnp.where(kept, squares, 1.0)), 0.0)
@@ -47,20 +50,20 @@ class Smoothed(Protocol):
     """A smoothed penalty."""
 
     def __call__(self, v: PyTree, mu: Float[ArrayLike, ""]) -> Float[Array, ""]:
-        """The smoothed value."""
+        """Return the smoothed value."""
         ...
 
     def true(self, v: PyTree) -> Float[Array, ""]:
-        """The value itself."""
+        """Return the value of the non-smooth penalty."""
         ...
 
     def gap(self, v: PyTree, mu: Float[ArrayLike, ""]) -> Float[ArrayLike, ""]:
-        """How far the smoothed value may lie above the true one."""
+        """Return an upper bound on the smoothed value minus the true value."""
         ...
 
 
 def zero_share(v: PyTree, threshold: float = 0.0) -> float:
-    """The share of entries that are at most `threshold` in size.
+    """Return the share of entries whose absolute value is at most `threshold`.
 
     Example:
         >>> import jax.numpy as jnp

@@ -19,14 +19,14 @@ from bilevax.penalties.separable import L1
 
 @runtime_checkable
 class Groups(Protocol):
-    """How a tree is cut into groups, each entry in one."""
+    """A partition of the entries of a tree into groups."""
 
     def squares(self, v: PyTree) -> Float[Array, " groups"]:
-        """The squared norm of each group, (groups,)."""
+        """Return the squared norm of each group."""
         ...
 
     def scaled(self, v: PyTree, factors: Float[Array, " groups"]) -> PyTree:
-        """Each group times its factor, factors (groups,)."""
+        """Return each group times its factor."""
         ...
 
 
@@ -35,25 +35,25 @@ class ByLeaf:
     """Each leaf is a group: the layers of a network."""
 
     def squares(self, v: PyTree) -> Float[Array, " groups"]:
-        """(leaves,)."""
+        """Return the squared norm of each leaf."""
         return jnp.stack([jnp.sum(jnp.square(x)) for x in jax.tree.leaves(v)])
 
     def scaled(self, v: PyTree, factors: Float[Array, " groups"]) -> PyTree:
-        """Each leaf times its factor."""
+        """Return each leaf times its factor."""
         leaves, form = jax.tree.flatten(v)
         return jax.tree.unflatten(form, [x * factors[i] for i, x in enumerate(leaves)])
 
 
 @dataclass(frozen=True)
 class ByRow:
-    """Each row of each leaf is a group: the weights that leave one input of a dense layer (Scardapane et al. 2017)."""
+    """Each row of each leaf is a group: the outgoing weights of one input of a dense layer (Scardapane et al. 2017)."""
 
     def squares(self, v: PyTree) -> Float[Array, " groups"]:
-        """(rows of all leaves,)."""
+        """Return the squared norm of each row of each leaf."""
         return jnp.concatenate([jnp.sum(jnp.square(x).reshape(len(x), -1), 1) for x in jax.tree.leaves(v)])
 
     def scaled(self, v: PyTree, factors: Float[Array, " groups"]) -> PyTree:
-        """Each row times its factor."""
+        """Return each row times its factor."""
         leaves, form = jax.tree.flatten(v)
         parts = jnp.split(factors, np.cumsum([len(x) for x in leaves])[:-1])
         return jax.tree.unflatten(
@@ -63,13 +63,13 @@ class ByRow:
 
 @dataclass(frozen=True)
 class Given:
-    """Groups of the entries of a vector v (d,), by their places.
+    """Groups of the entries of a vector v (d,), by their indices.
 
     Args:
-        members: the places of each group; each of 0..d-1 in one of them, d being their number.
+        members: the indices of each group; each of 0..d-1 is in exactly one group.
 
     Raises:
-        InputError: a group is empty, groups overlap, or a place is in none.
+        InputError: a group is empty, groups overlap, or an index is in no group.
 
     Example:
         >>> import jax.numpy as jnp
@@ -84,32 +84,37 @@ class Given:
         members = tuple(tuple(int(i) for i in group) for group in self.members)
         object.__setattr__(self, "members", members)
         if not members or not all(members):
-            raise InputError("Given: there is no group, or an empty one. Name the places of each group.")
+            raise InputError("Given: there is no group, or an empty group. List the indices of each group.")
         places = sorted(i for group in members for i in group)
         twice = sorted({a for a, b in itertools.pairwise(places) if a == b})
         if twice:
             raise InputError(
-                f"Given: the groups overlap in the places {listed(twice)}. Each place belongs to one group."
+                f"Given: indices in more than one group: {listed(twice)}. Put each index into exactly one group."
             )
-        lacking = sorted(set(range(max(places) + 1)) - set(places))
-        if lacking or places[0] < 0:
+        if places[0] < 0:
+            raise InputError(f"Given: there is a negative index, {places[0]}. Indices are 0..d-1.")
+        missing = sorted(set(range(max(places) + 1)) - set(places))
+        if missing:
             raise InputError(
-                f"Given: the groups do not cover the places {listed(lacking or [places[0]])}. Each of 0..d-1 belongs "
-                "to one group; give an entry that is not to be selected a group of its own."
+                f"Given: indices in no group: {listed(missing)}. Each of 0..d-1 must be in one group; an entry without "
+                "a group can be a group of its own."
             )
 
     def squares(self, v: PyTree) -> Float[Array, " groups"]:
-        """(groups,)."""
+        """Return the squared norm of each group."""
         return jax.ops.segment_sum(jnp.square(v), self._index(v), len(self.members))
 
     def scaled(self, v: PyTree, factors: Float[Array, " groups"]) -> PyTree:
-        """Each entry times its group's factor."""
+        """Return each entry times the factor of its group."""
         return v * factors[self._index(v)]
 
     def _index(self, v: Any) -> np.ndarray:
         size = sum(map(len, self.members))
         if jnp.shape(v) != (size,):
-            raise InputError(f"Given: v has shape {jnp.shape(v)}, and the groups are of a vector of {size} entries.")
+            raise InputError(
+                f"Given: v has shape {jnp.shape(v)}, and the groups are for a vector of {size} entries. Make the "
+                "groups for this v."
+            )
         index = np.empty(size, int)
         for g, group in enumerate(self.members):
             index[list(group)] = g
@@ -120,50 +125,51 @@ class Given:
 class GroupLasso:
     """The sum of the groups' Euclidean norms (Yuan and Lin 2006), each smoothed to sqrt(|w|^2 + mu^2).
 
-    The gap is mu for each group, and the gradient's Lipschitz constant 1 / mu: the Hessian of a group is
-    (I - w w' / (|w|^2 + mu^2)) / sqrt(|w|^2 + mu^2). Proximal: each group is shortened by `step`, or vanishes.
+    The gap is mu for each group, and the Lipschitz constant of the gradient is 1 / mu: the Hessian of a group is
+    (I - w w' / (|w|^2 + mu^2)) / sqrt(|w|^2 + mu^2). Proximal map: the norm of each group is reduced by `step`, at most
+    to zero.
 
     Args:
-        groups: `ByLeaf()`, `ByRow()`, `Given(...)`, or anything with their two methods.
+        groups: `ByLeaf()`, `ByRow()`, `Given(...)`, or another object with the two methods of `Groups`.
     """
 
     groups: Groups
 
     def __call__(self, v: PyTree, mu: Float[ArrayLike, ""]) -> Float[Array, ""]:
-        """The smoothed value."""
+        """Return the smoothed value."""
         check_mu(mu)
         return jnp.sum(jnp.sqrt(self.groups.squares(v) + mu**2))
 
     def true(self, v: PyTree) -> Float[Array, ""]:
-        """The sum of norms."""
+        """Return the sum of the norms."""
         return jnp.sum(jnp.sqrt(self.groups.squares(v)))
 
     def gap(self, v: PyTree, mu: Float[ArrayLike, ""]) -> Float[ArrayLike, ""]:
-        """The number of groups times mu."""
+        """Return the number of groups times mu."""
         return len(self.groups.squares(v)) * mu
 
     def lipschitz(self, mu: Float[ArrayLike, ""]) -> Float[ArrayLike, ""]:
-        """1 / mu."""
+        """Return 1 / mu."""
         return 1 / mu
 
     def proximal(self, v: PyTree, step: Float[ArrayLike, ""]) -> PyTree:
-        """Block soft thresholding."""
+        """Return v after block soft thresholding."""
         return self.groups.scaled(v, block_factors(self.groups.squares(v), step))
 
 
 @dataclass(frozen=True)
 class SparseGroupLasso:
-    """L1 times one factor plus the group lasso times another (Simon et al. 2013; Scardapane et al. 2017).
+    """A weighted sum of L1 and the group lasso (Simon et al. 2013; Scardapane et al. 2017).
 
-    The SPNBO text has it with layers as groups and both factors searched for; a problem whose u holds them adds `L1`
-    and `GroupLasso` itself. Proximal: soft thresholding, then block soft thresholding (Simon et al. 2013).
+    SPNBO (ICLR 2022 submission) uses it with layers as groups and learns both weights; a problem with weights in u adds
+    `L1` and `GroupLasso` itself. Proximal map: soft thresholding, then block soft thresholding (Simon et al. 2013).
 
     Args:
         groups: as for `GroupLasso`.
-        single, group: the factors, zero or positive.
+        single, group: the weights of L1 and of the group lasso, zero or positive.
 
     Raises:
-        InputError: a factor is negative.
+        InputError: a weight is negative.
     """
 
     groups: Groups
@@ -176,27 +182,27 @@ class SparseGroupLasso:
                 raise InputError(f"SparseGroupLasso: {name} is {getattr(self, name)}, and must be zero or positive.")
 
     def __call__(self, v: PyTree, mu: Float[ArrayLike, ""]) -> Float[Array, ""]:
-        """The smoothed value."""
+        """Return the smoothed value."""
         return self.single * L1()(v, mu) + self.group * GroupLasso(self.groups)(v, mu)
 
     def true(self, v: PyTree) -> Float[Array, ""]:
-        """The value itself."""
+        """Return the non-smooth value."""
         return self.single * L1().true(v) + self.group * GroupLasso(self.groups).true(v)
 
     def gap(self, v: PyTree, mu: Float[ArrayLike, ""]) -> Float[ArrayLike, ""]:
-        """The two gaps by their factors."""
+        """Return the weighted sum of the two gaps."""
         return self.single * L1().gap(v, mu) + self.group * GroupLasso(self.groups).gap(v, mu)
 
     def lipschitz(self, mu: Float[ArrayLike, ""]) -> Float[ArrayLike, ""]:
-        """(single + group) / mu."""
+        """Return (single + group) / mu."""
         return (self.single + self.group) / mu
 
     def proximal(self, v: PyTree, step: Float[ArrayLike, ""]) -> PyTree:
-        """Soft, then block soft thresholding."""
+        """Return v after soft thresholding, then block soft thresholding."""
         return GroupLasso(self.groups).proximal(L1().proximal(v, step * self.single), step * self.group)
 
 
 def removed_share(groups: Groups, v: PyTree, threshold: float = 0.0) -> float:
-    """The share of groups whose norm is at most `threshold`."""
+    """Return the share of groups whose norm is at most `threshold`."""
     norms = np.sqrt(np.asarray(groups.squares(v)))
     return float((norms <= threshold).mean()) if norms.size else math.nan

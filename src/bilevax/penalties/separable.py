@@ -1,17 +1,18 @@
-"""Smooth approximations, with a parameter mu, of the non-smooth separable penalties: l1, l_p and the elastic net.
+"""Smooth approximations, with a parameter mu, of separable non-smooth penalties: l1, l_p and the elastic net.
 
-A penalty is called as `penalty(v, mu)`, differentiable for mu > 0; `true(v)` is what it tends to as mu falls to zero.
-For all v and mu > 0
+A penalty is called as `penalty(v, mu)`, and is differentiable for mu > 0; its limit for mu -> 0 is `true(v)`. For all v
+and mu > 0
 
     0 <= penalty(v, mu) - true(v) <= gap(v, mu),    |grad penalty(a, mu) - grad penalty(b, mu)| <= lipschitz(mu) |a - b|
 
-(`lipschitz(v, mu)` where it depends on the size of v). `proximal(v, step)` minimises step true(x) + |x - v|^2 / 2 over
-x. v is any pytree of floating arrays. As the `regularizer` of a `Problem` a penalty is given its strength, say
+(`lipschitz(v, mu)` if it depends on the number of entries of v). `proximal(v, step)` minimises
+step true(x) + |x - v|^2 / 2 over x. v is any pytree of floating arrays. In the `regularizer` of a `Problem`, a penalty
+is multiplied by its strength, for example
 
     regularizer=lambda u, v, mu: jnp.exp(u["strength"]) * L1()(v, mu)
 
 Sources: Nesterov, "Smooth minimization of non-smooth functions", Math. Program. 2005; Chen, "Smoothing methods for
-nonsmooth, nonconvex minimization", Math. Program. 2012; the SPNBO text (ICLR 2022 submission), sections 2.2 and 3.1.
+nonsmooth, nonconvex minimization", Math. Program. 2012; SPNBO (ICLR 2022 submission), sections 2.2 and 3.1.
 """
 
 from dataclasses import dataclass
@@ -30,10 +31,10 @@ FIXED_POINT_STEPS = 60
 
 @dataclass(frozen=True)
 class L1:
-    """The sum of |w|, smoothed to that of sqrt(w^2 + mu^2).
+    """The sum of |w|, smoothed to the sum of sqrt(w^2 + mu^2).
 
     sqrt(w^2 + mu^2) <= |w| + mu, so the gap is mu for each entry; the second derivative is mu^2 / (w^2 + mu^2)^(3/2),
-    at most 1 / mu. Proximal: soft thresholding (Donoho 1995).
+    at most 1 / mu. Proximal map: soft thresholding (Donoho 1995).
 
     Example:
         >>> import jax.numpy as jnp
@@ -44,71 +45,72 @@ class L1:
     """
 
     def __call__(self, v: PyTree, mu: Float[ArrayLike, ""]) -> Float[Array, ""]:
-        """The smoothed value."""
+        """Return the smoothed value."""
         check_mu(mu)
         return total_of(v, lambda w: jnp.sqrt(w**2 + mu**2))
 
     def true(self, v: PyTree) -> Float[Array, ""]:
-        """The sum of |w|."""
+        """Return the sum of |w|."""
         return total_of(v, jnp.abs)
 
     def gap(self, v: PyTree, mu: Float[ArrayLike, ""]) -> Float[ArrayLike, ""]:
-        """The number of entries times mu."""
+        """Return the number of entries times mu."""
         return entries(v) * mu
 
     def lipschitz(self, mu: Float[ArrayLike, ""]) -> Float[ArrayLike, ""]:
-        """1 / mu."""
+        """Return 1 / mu."""
         return 1 / mu
 
     def proximal(self, v: PyTree, step: Float[ArrayLike, ""]) -> PyTree:
-        """Soft thresholding."""
+        """Return v after soft thresholding."""
         return jax.tree.map(lambda w: soft_threshold(w, step), v)
 
 
 @dataclass(frozen=True)
 class Lp:
-    """The sum of |w|^p, 0 < p <= 1, smoothed to that of (w^2 + mu^2)^(p/2) (Bian and Chen 2017).
+    """The sum of |w|^p, 0 < p <= 1, smoothed to the sum of (w^2 + mu^2)^(p/2) (Bian and Chen 2017).
 
-    x^(p/2) is subadditive, so (w^2 + mu^2)^(p/2) <= |w|^p + mu^p and the gap is mu^p for each entry, slower than mu.
-    The second derivative, p (w^2 + mu^2)^(p/2 - 2) (mu^2 - (1 - p) w^2), is largest in size at 0: p mu^(p - 2).
+    x^(p/2) is subadditive, so (w^2 + mu^2)^(p/2) <= |w|^p + mu^p and the gap is mu^p for each entry, which falls more
+    slowly than mu. The second derivative, p (w^2 + mu^2)^(p/2 - 2) (mu^2 - (1 - p) w^2), has its largest absolute value
+    at 0: p mu^(p - 2).
 
-    The SPNBO text writes the p-norm, (sum |w|^p)^(1/p), and smooths the sum; here it is the sum throughout.
+    SPNBO (ICLR 2022 submission) writes the p-norm, (sum |w|^p)^(1/p), and smooths the sum; here it is always the sum.
 
-    Proximal, of each entry: 0 up to a threshold, beyond it the larger root of x + step p x^(p-1) = |w| (Marjanovic and
-    Solo, IEEE Trans. Signal Process. 2012), by a fixed point that descends to it.
+    Proximal map of an entry: 0 up to a threshold, and above it the larger root of x + step p x^(p-1) = |w| (Marjanovic
+    and Solo, IEEE Trans. Signal Process. 2012), by a fixed-point iteration that decreases to the root.
 
     Args:
-        p: in (0, 1].
+        p: the exponent, in (0, 1].
 
     Raises:
-        InputError: p is not.
+        InputError: p is not in (0, 1].
     """
 
     p: float
 
     def __post_init__(self) -> None:
         if not 0 < self.p <= 1:
-            raise InputError(f"Lp: p is {self.p}, and must be in (0, 1]. Above 1 it is smooth already.")
+            raise InputError(f"Lp: p is {self.p}, and must be in (0, 1]. For p > 1 the sum of |w|^p is smooth itself.")
 
     def __call__(self, v: PyTree, mu: Float[ArrayLike, ""]) -> Float[Array, ""]:
-        """The smoothed value."""
+        """Return the smoothed value."""
         check_mu(mu)
         return total_of(v, lambda w: (w**2 + mu**2) ** (self.p / 2))
 
     def true(self, v: PyTree) -> Float[Array, ""]:
-        """The sum of |w|^p."""
+        """Return the sum of |w|^p."""
         return total_of(v, lambda w: jnp.abs(w) ** self.p)
 
     def gap(self, v: PyTree, mu: Float[ArrayLike, ""]) -> Float[ArrayLike, ""]:
-        """mu^p times the number of entries."""
+        """Return mu^p times the number of entries."""
         return entries(v) * mu**self.p
 
     def lipschitz(self, mu: Float[ArrayLike, ""]) -> Float[ArrayLike, ""]:
-        """The bound p mu^(p - 2)."""
+        """Return p mu^(p - 2)."""
         return self.p * mu ** (self.p - 2)
 
     def proximal(self, v: PyTree, step: Float[ArrayLike, ""]) -> PyTree:
-        """A minimiser, entry by entry; the problem is not convex, and at the threshold 0 is taken."""
+        """Return a minimiser; the problem is not convex, and at the threshold, where there are two, it is 0."""
         if self.p == 1:
             return L1().proximal(v, step)
         at = (2 * step * (1 - self.p)) ** (1 / (2 - self.p))
@@ -124,10 +126,10 @@ class Lp:
 
 @dataclass(frozen=True)
 class ElasticNet:
-    """The sum of |w| plus ratio / 2 times that of w^2 (Zou and Hastie 2005); the first smoothed as `L1`.
+    """The sum of |w| plus ratio / 2 times the sum of w^2 (Zou and Hastie 2005); |w| is smoothed as in `L1`.
 
     Args:
-        ratio: of the squares, zero or positive.
+        ratio: the weight of the squares, zero or positive.
 
     Raises:
         InputError: ratio is negative.
@@ -140,23 +142,23 @@ class ElasticNet:
             raise InputError(f"ElasticNet: ratio is {self.ratio}, and must be zero or positive.")
 
     def __call__(self, v: PyTree, mu: Float[ArrayLike, ""]) -> Float[Array, ""]:
-        """The smoothed value."""
+        """Return the smoothed value."""
         return L1()(v, mu) + self._squares(v)
 
     def true(self, v: PyTree) -> Float[Array, ""]:
-        """The sum itself."""
+        """Return the non-smooth value."""
         return L1().true(v) + self._squares(v)
 
     def gap(self, v: PyTree, mu: Float[ArrayLike, ""]) -> Float[ArrayLike, ""]:
-        """As for L1."""
+        """Return the gap of L1."""
         return L1().gap(v, mu)
 
     def lipschitz(self, mu: Float[ArrayLike, ""]) -> Float[ArrayLike, ""]:
-        """That of L1, plus the ratio."""
+        """Return 1 / mu + ratio."""
         return 1 / mu + self.ratio
 
     def proximal(self, v: PyTree, step: Float[ArrayLike, ""]) -> PyTree:
-        """Soft thresholding, then a shrinkage."""
+        """Return v after soft thresholding, divided by 1 + step * ratio."""
         return jax.tree.map(lambda w: soft_threshold(w, step) / (1 + step * self.ratio), v)
 
     def _squares(self, v: PyTree) -> Any:

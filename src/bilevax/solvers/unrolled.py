@@ -65,8 +65,8 @@ class ReverseMode:
         if depends:
             raise InputError(
                 f"ReverseMode: lower_start depends on u, and with last={self.last} of {self.lower_steps} lower_steps "
-                "the derivative through the start would be lost. Take last=None, and segment=... to save memory; or, "
-                "if the start is to count as given, let lower_start use jax.lax.stop_gradient(u)."
+                "the derivative through the start would be lost. Pass last=None, and segment=... to save memory; or "
+                "use jax.lax.stop_gradient(u) in lower_start, to treat the start as a constant."
             )
 
     def init(self, problem: Problem, u: PyTree, v: PyTree, batch: Batch) -> base.State:
