@@ -28,6 +28,7 @@ LIMIT = 300  # seconds of processor time for one test file
 
 # The tests of each source file, those first that find a fault fastest; `solvers`, `malformed`, `optimizers` for all.
 FILES = {
+    "_hoisting.py": "hoisting hypergradients",
     "derivatives.py": "lower_sets hypergradients implicit constraints sparse_ho spnbo",
     "linear_solve.py": "linear_solve hypergradients implicit",
     "loop/stretch.py": "solve programs resume layout",
@@ -35,7 +36,6 @@ FILES = {
     "solvers/base.py": "lower_sets solve constraints",
     "solvers/bvfim.py": "bvfim",
     "solvers/gradient_matching.py": "gradient_matching",
-    "solvers/hoisting.py": "hoisting hypergradients",
     "solvers/implicit.py": "implicit hypergradients lower_sets",
     "solvers/learning_to_reweight.py": "look_ahead",
     "solvers/look_ahead.py": "lower_sets look_ahead",

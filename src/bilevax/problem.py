@@ -91,21 +91,21 @@ def require_loss(owner: str, name: str, function: Any, random: bool | None = Non
     names, data = list(signature.parameters), object()
     takes = f"{owner}: {name} takes ({', '.join(names)})"
     if not random and "key" in names:
-        remedy = f"pass {declared}=True and write lambda u, v, data, *, key: ... ." if declared else "it gets no key."
+        remedy = f"pass {declared}=True and write `lambda u, v, data, *, key: ...`." if declared else "it gets no key."
         raise InputError(f"{takes}, and is called as (u, v, data); {remedy}")
     try:
         bound = signature.bind(None, None, data, **({"key": None} if random else {})).arguments
     except TypeError:
-        form = "lambda u, v, data, *, key: ..." if random else "lambda u, v, data: ..."
-        bind = " , and bind other arguments by functools.partial" if len(names) > len(called.split(",")) else ""
-        leave = f" , or leave out {declared}=True" if random else ""
-        raise InputError(f"{takes}, and is called as {called}; write {form}{bind or leave or ' '}.") from None
+        form = "`lambda u, v, data, *, key: ...`" if random else "`lambda u, v, data: ...`"
+        bind = ", and bind other arguments by functools.partial" if len(names) > len(called.split(",")) else ""
+        leave = f", or leave out {declared}=True" if random else ""
+        raise InputError(f"{takes}, and is called as {called}; write {form}{bind or leave}.") from None
     for p in signature.parameters.values():
         if bound.get(p.name) is data and p.default is not p.empty:
             raise InputError(
                 f"{owner}: {name} has the parameter {p.name}={described(p.default)}, which would get the data in place "
-                f"of its default; if it is a setting, write lambda u, v, data, *, {p.name}=...: ... , and if it is the "
-                "data, leave out its default."
+                f"of its default; if it is a setting, write `lambda u, v, data, *, {p.name}=...: ...`, and if it is "
+                "the data, leave out its default."
             )
 
 

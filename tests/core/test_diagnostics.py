@@ -207,7 +207,7 @@ U, V = np.ones(2), np.ones(2)
                 V,
                 solver=bx.Implicit(),
             ),
-            "Implicit cannot treat upper-level constraints",
+            "Implicit does not handle upper-level constraints",
         ),
         (
             lambda: report(bx.Problem(lambda u, v, _: jnp.sum(jnp.log(u - 1)), PLANE.lower_loss), U, V),

@@ -7,7 +7,7 @@ import pytest
 from jax.extend import core
 
 from bilevax import Batch, PerMove, Problem, ReverseMode
-from bilevax.solvers.hoisting import hoist
+from bilevax._hoisting import hoist
 
 RNG = np.random.default_rng(0)
 A, W, X = (jnp.asarray(RNG.normal(size=shape)) for shape in ((4, 4), (4, 3), (3,)))

@@ -352,8 +352,8 @@ V = {"w": jnp.zeros(5), "b": jnp.zeros(())}
         ({}, jnp.zeros(12, int), BATCH, "u has dtype int64, and must be floating"),
         ({}, jnp.zeros(12), BATCH._replace(lower=BATCH.lower.data), "lower is a tuple without an integer vector"),
         ({}, jnp.zeros(12), BATCH._replace(lower=bx.PerMove(BATCH.lower)), "lower is a PerMove without"),
-        ({}, jnp.zeros(9), BATCH, "index reaches from 0 to 11, and u has 9 entries"),
-        ({"constraints": (bx.Inequality(lambda u, v, _: u),)}, jnp.zeros(12), BATCH, "cannot treat .* Use Penalty"),
+        ({}, jnp.zeros(9), BATCH, "index has values from 0 to 11, and u has 9 entries"),
+        ({"constraints": (bx.Inequality(lambda u, v, _: u),)}, jnp.zeros(12), BATCH, "does not handle .* Use Penalty"),
         (
             {"upper_loss": lambda u, v, d: weighted_upper(u, v, d) + 1e-4 * jnp.sum(u**2)},
             jnp.zeros(12),

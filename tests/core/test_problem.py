@@ -68,43 +68,43 @@ def test_random_losses_are_declared(loss):
         (
             lambda u, v: 0,
             {},
-            "Problem: lower_loss takes (u, v), and is called as (u, v, data); write lambda u, v, data: ... .",
+            "Problem: lower_loss takes (u, v), and is called as (u, v, data); write `lambda u, v, data: ...`.",
         ),
         (
             lambda u, v, data, s: 0,
             {},
-            "Problem: lower_loss takes (u, v, data, s), and is called as (u, v, data); write lambda u, v, data: ... , "
+            "Problem: lower_loss takes (u, v, data, s), and is called as (u, v, data); write `lambda u, v, data: ...`, "
             "and bind other arguments by functools.partial.",
         ),
         (
             lambda u, v, s=2.0: 0,
             {},
             "Problem: lower_loss has the parameter s=2.0, which would get the data in place of its default; if it is a "
-            "setting, write lambda u, v, data, *, s=...: ... , and if it is the data, leave out its default.",
+            "setting, write `lambda u, v, data, *, s=...: ...`, and if it is the data, leave out its default.",
         ),
         (
             lambda u, v, data, *, key=None: 0,
             {},
             "Problem: lower_loss takes (u, v, data, key), and is called as (u, v, data); pass random_lower=True and "
-            "write lambda u, v, data, *, key: ... .",
+            "write `lambda u, v, data, *, key: ...`.",
         ),
         (
             lambda u, v, data: 0,
             {"random_lower": True},
-            "Problem: lower_loss takes (u, v, data), and is called as (u, v, data, key=key); write lambda u, v, data, "
-            "*, key: ... , or leave out random_lower=True.",
+            "Problem: lower_loss takes (u, v, data), and is called as (u, v, data, key=key); write `lambda u, v, "
+            "data, *, key: ...`, or leave out random_lower=True.",
         ),
         (
             lambda u, v, key: 0,
             {"random_lower": True},
-            "Problem: lower_loss takes (u, v, key), and is called as (u, v, data, key=key); write lambda u, v, data, "
-            "*, key: ... , or leave out random_lower=True.",
+            "Problem: lower_loss takes (u, v, key), and is called as (u, v, data, key=key); write `lambda u, v, "
+            "data, *, key: ...`, or leave out random_lower=True.",
         ),
         (
             lambda u, v, data, s, key: 0,
             {"random_lower": True},
-            "Problem: lower_loss takes (u, v, data, s, key), and is called as (u, v, data, key=key); write lambda u, "
-            "v, data, *, key: ... , and bind other arguments by functools.partial.",
+            "Problem: lower_loss takes (u, v, data, s, key), and is called as (u, v, data, key=key); write `lambda "
+            "u, v, data, *, key: ...`, and bind other arguments by functools.partial.",
         ),
         (g, {"random_lower": 1.5}, "Problem: random_lower is 1.5, and must be True or False."),
     ],

@@ -142,7 +142,7 @@ def test_an_optimizer_whose_state_holds_an_array_twice_works_in_any_solver():
         (lambda: SMNBP(halvings=0), "halvings is 0"),
         (
             lambda: SMNBP().check(problem_of(L1(), constraints=(Equality(lambda u, v, _: u),)), *START, BATCH),
-            "SMNBP cannot treat upper-level constraints",
+            "SMNBP does not handle upper-level constraints",
         ),
     ],
 )

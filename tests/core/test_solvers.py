@@ -128,7 +128,7 @@ def test_constraints_are_refused_by_name(case, key):
     if isinstance(case.solver, bx.Penalty):
         return
     problem = dataclasses.replace(case.problem, constraints=(bx.Inequality(lambda u, v, _: u),))
-    with pytest.raises(bx.InputError, match=rf"{type(case.solver).__name__} cannot treat .* Use Penalty"):
+    with pytest.raises(bx.InputError, match=rf"{type(case.solver).__name__} does not handle .* Use Penalty"):
         run(case.solver, problem, *case.start, case.batch, 1, key)
 
 
@@ -176,7 +176,7 @@ def test_lower_start(name, key):
         (bx.Penalty, {"step_scale": 0.0}, "step_scale is 0"),
         (bx.Penalty, {"stage_steps": 0}, "stage_steps is 0"),
         (bx.Implicit, {"lower_steps": -1}, "lower_steps is -1"),
-        (bx.ReverseMode, {"last": 11}, "last is 11, more than the 10"),
+        (bx.ReverseMode, {"last": 11}, "last is 11, and must be at most lower_steps, 10"),
         (bx.ReverseMode, {"segment": 0}, "segment is 0"),
         (bx.Alternating, {"lower_steps": True}, "lower_steps is True"),
         (bx.ForwardMode, {"lower_steps": 0}, "lower_steps is 0"),

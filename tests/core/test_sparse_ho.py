@@ -107,7 +107,7 @@ def test_refusals():
         SparseHO(optax.sgd(1.0), L1.__name__)
     with pytest.raises(InputError, match="lower_steps"):
         SparseHO(optax.sgd(1.0), proximal, lower_steps=0)
-    with pytest.raises(InputError, match=r"the support is empty: 5 .* Start from a u that penalises less"):
+    with pytest.raises(InputError, match=r"the support is empty: after 5 .* Start from a u with a weaker penalty"):
         SparseHO(optax.sgd(1.0), proximal, RATE, 5).check(PROBLEM, jnp.full(1, 5.0), jnp.ones(D) / 100, BATCH)
 
 

@@ -1,4 +1,4 @@
-"""One method per file."""
+"""Solvers: one method per file."""
 
 from bilevax.solvers.alternating import Alternating as Alternating
 from bilevax.solvers.base import Info as Info

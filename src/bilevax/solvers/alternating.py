@@ -1,4 +1,4 @@
-"""Alternating descent: u down f, v down g, each as if the other were fixed."""
+"""Alternating descent: u moves along grad_u f and v along grad_v g, each as if the other were constant."""
 
 from dataclasses import dataclass
 
@@ -16,8 +16,8 @@ from bilevax.solvers import base
 class Alternating:
     """Alternating descent, "GD" in Mehra and Hamm (2021), section 3.1: p = 0.
 
-    It ignores how v*(u) answers to u, so it finds saddle points of the pair and not, in general,
-    solutions of the bilevel problem; it is here to be compared with.
+    It ignores that v*(u) depends on u, so in general its limit is not a solution of the bilevel problem. Use it as a
+    baseline.
 
     Args:
         upper_optimizer, lower_optimizer: any optax optimizers.
@@ -34,17 +34,17 @@ class Alternating:
         settle_counts(self, "lower_steps")
 
     def check(self, problem: Problem, u: PyTree, v: PyTree, batch: Batch) -> None:
-        """Refuse constraints, and what no solver can treat."""
+        """Refuse constraints, and problems that no solver handles."""
         base.check(self, problem, u, v, batch, base.Known.FUNCTION, base.Known.FUNCTION, lower_sets=True)
 
     def init(self, problem: Problem, u: PyTree, v: PyTree, batch: Batch) -> base.State:
-        """The state at (u, v)."""
+        """Return the state at (u, v)."""
         return base.start(self, u, v)
 
     def step(
         self, problem: Problem, state: base.State, batch: Batch, key: PRNGKeyArray
     ) -> tuple[base.State, base.Info]:
-        """T moves of v along grad_v g, then one of u along grad_u f."""
+        """Move v T times along grad_v g, then u once along grad_u f."""
         start_key, lower_key, upper_key = jax.random.split(key, 3)
         v = base.start_of_step(problem, state, batch, start_key)
         descent = base.Descent(problem, state.u, self.lower_optimizer)

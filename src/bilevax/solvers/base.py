@@ -1,7 +1,7 @@
-"""What a solver is, and what solvers share: the state, the checks, the moves of v and of u.
+"""The interface of a solver, and what solvers share: the state, the checks, the moves of v and of u.
 
-A solver is a frozen dataclass of hyperparameters with three methods: `check` refuses what it cannot treat, `init`
-makes the state, `step` takes one step: `lower_steps` moves of v, then one of u.
+A solver is a frozen dataclass of settings with three methods: `check` refuses problems that it does not handle, `init`
+makes the initial state, and `step` takes one step: `lower_steps` moves of v, then one move of u.
 """
 
 import enum
@@ -23,12 +23,12 @@ from bilevax.problem import Batch, PerMove, Problem, identity
 
 
 class State(NamedTuple):
-    """The state of a solver: what one step leaves for the next.
+    """The state of a solver, which one step passes to the next.
 
     Attributes:
         u, v: the iterates.
-        upper_opt, lower_opt: the states of their optimizers; empty where a solver has none.
-        memory: what else the method keeps, such as multipliers and the stage: any pytree of arrays.
+        upper_opt, lower_opt: the states of their optimizers; empty if a solver has no such optimizer.
+        memory: further state of the method, such as multipliers and the stage: any pytree of arrays.
     """
 
     u: PyTree[Float[Array, "..."]]
@@ -39,10 +39,17 @@ class State(NamedTuple):
 
 
 class Info(NamedTuple):
-    """Scalars about one step; in a history, arrays with an entry for each step. No step depends on them.
+    """Scalars of one step; in a history, arrays with an entry for each step. No step depends on them.
 
-    The losses and `lower_grad_norm` = |grad_v g| are taken at the newest (u, v) that the step has
-    evaluated anyway; `upper_grad_norm` is the norm of the direction that moved u.
+    Losses and gradients are those that the step computes anyway, so they may be at a (u, v) before its last move.
+
+    Attributes:
+        upper_loss: f(u, v).
+        lower_loss: g(u, v).
+        upper_grad_norm: the norm of the direction along which u moved.
+        lower_grad_norm: |grad_v g(u, v)|. A method with two lower variables records it at the one that minimises g:
+            `BVFIM` at z, since its v does not minimise g. `SparseHO` records |v - prox(u, v - rate grad_v g)| / rate.
+        extra: further scalars of the method, by name.
     """
 
     upper_loss: Float[Array | np.ndarray, "*steps"]
@@ -54,23 +61,27 @@ class Info(NamedTuple):
 
 @runtime_checkable
 class Solver(Protocol):
-    """What `solve` asks of a solver. `init` and `step` are pure."""
+    """The interface of a solver. `init` and `step` are pure."""
 
     def check(self, problem: Problem, u: PyTree, v: PyTree, batch: Batch) -> None:
-        """Raise InputError for what this solver cannot treat."""
+        """Raise InputError for a problem that this solver does not handle."""
         ...
 
     def init(self, problem: Problem, u: PyTree, v: PyTree, batch: Batch) -> State:
-        """The state at (u, v). Of `batch` only shapes are used."""
+        """Return the state at (u, v). Only the shapes of `batch` are used."""
         ...
 
     def step(self, problem: Problem, state: State, batch: Batch, key: PRNGKeyArray) -> tuple[State, Info]:
-        """One step."""
+        """Return the state after one step, and its Info."""
         ...
 
 
 def require_solver(owner: str, solver: Any) -> None:
-    """Refuse what is not a solver: a class in place of an instance, or an object without a solver's three methods."""
+    """Refuse an object that is not a solver: a class in place of an instance, or an object without the three methods.
+
+    Raises:
+        InputError: it is a class, or a method is missing.
+    """
     if isinstance(solver, type):
         raise InputError(
             f"{owner}: solver is {described(solver)}. Pass an instance of it: {solver.__name__}(), with its settings."
@@ -84,7 +95,7 @@ def require_solver(owner: str, solver: Any) -> None:
 
 
 def check_moves(solver: Any, batch: Batch) -> None:
-    """Refuse a PerMove that does not hold one lower batch for each of the solver's lower moves."""
+    """Refuse a PerMove without exactly one lower batch for each of the solver's lower moves."""
     moves = getattr(solver, "lower_steps", None)
     if not isinstance(batch.lower, PerMove) or moves is None:
         return
@@ -92,39 +103,39 @@ def check_moves(solver: Any, batch: Batch) -> None:
         found = jnp.shape(x)[:1]
         if found != (moves,):
             raise InputError(
-                f"batch.lower is a PerMove whose leaf{jax.tree_util.keystr(path)} leads with "
-                f"{found[0] if found else 'no axis'}, and {type(solver).__name__} makes {moves} lower moves in a step. "
-                f"Give one lower batch for each: per_move={moves}."
+                f"batch.lower is a PerMove whose leaf{jax.tree_util.keystr(path)} has "
+                f"{f'a leading axis of {found[0]}' if found else 'no axis'}, and {type(solver).__name__} makes {moves} "
+                f"lower moves in a step. Pass one lower batch for each move: per_move={moves}."
             )
 
 
 def refuse_constraints(solver: Any, problem: Problem) -> None:
-    """Refuse a constrained problem before anything runs; the message names the solver."""
+    """Refuse a problem with constraints, for a solver that does not handle them."""
     if problem.constraints:
         name, n = type(solver).__name__, len(problem.constraints)
         raise InputError(
-            f"{name} cannot treat upper-level constraints, and this problem has {n}. Use Penalty, which can, "
-            "or state the constraint as a projection (project_upper) if it bounds u alone."
+            f"{name} does not handle upper-level constraints, and this problem has {n}. Use Penalty, or state the "
+            "constraint as a projection (project_upper) if it is on u only."
         )
 
 
 def refuse_lower_sets(solver: Any, problem: Problem) -> None:
-    """Refuse a v that lives in a set, for a solver that would be wrong at the boundary of the set."""
+    """Refuse a problem with a `project_lower`, for a solver that would be wrong at the boundary of the set."""
     if problem.project_lower is not identity:
         name = type(solver).__name__
         raise InputError(
-            f"{name} assumes grad_v g = 0 at the lower solution, and this problem has a project_lower, at "
-            "whose active bounds that fails. Use Implicit or ReverseMode, which are right there, too; or leave "
-            "project_lower out, if the lower solutions lie inside of the set."
+            f"{name} assumes grad_v g = 0 at the lower solution, and this problem has a project_lower, so that this "
+            "fails on the boundary of the set. Use Implicit or ReverseMode; or leave project_lower out if the lower "
+            "solutions are inside the set."
         )
 
 
 class Known(enum.Enum):
-    """What a solver can pass to an optimizer beside the gradient."""
+    """What a solver passes to an optimizer besides the gradient."""
 
-    NOTHING = "nothing: the direction is not a function's gradient, or its weights change"
-    VALUE = "its value"
-    FUNCTION = "its value, and itself as a function of the variable"
+    NOTHING = "nothing: the direction is not a gradient, or it is one of a function that changes with the stage"
+    VALUE = "the value of the loss"
+    FUNCTION = "the value of the loss, and the loss as a function of the variable"
 
 
 def check_optimizers(
@@ -138,7 +149,10 @@ def check_optimizers(
 ) -> None:
     """Refuse an optimizer of the solver that cannot move u or v; see `check_optimizer`.
 
-    `upper` and `lower`: what the solver passes to `upper_optimizer` of f and to `lower_optimizer` of g.
+    Args:
+        solver, problem, u, v, batch: as for `Solver.check`.
+        upper: what the solver passes to `upper_optimizer` about f.
+        lower: what the solver passes to `lower_optimizer` about g.
     """
     key = jax.random.key(0)
 
@@ -174,16 +188,16 @@ def check(
     constraints: bool = False,
     lower_sets: bool = False,
 ) -> None:
-    """`Solver.check` as most solvers need it.
+    """Check a problem, as most solvers need it.
 
     Args:
         solver, problem, u, v, batch: as for `Solver.check`.
         upper, lower: as for `check_optimizers`.
-        constraints: whether the solver treats upper-level constraints.
-        lower_sets: whether the solver treats a v that lives in a set.
+        constraints: whether the solver handles upper-level constraints.
+        lower_sets: whether the solver handles a problem with a `project_lower`.
 
     Raises:
-        InputError: no solver, or not this one, can treat the problem; an optimizer cannot move its variable.
+        InputError: the solver does not handle the problem; an optimizer cannot move its variable.
     """
     if not constraints:
         refuse_constraints(solver, problem)
@@ -194,20 +208,20 @@ def check(
 
 
 def start(solver: Any, u: PyTree, v: PyTree, memory: Any = ()) -> State:
-    """The state at (u, v) of a solver with an `upper_optimizer` and a `lower_optimizer`."""
+    """Return the state at (u, v) of a solver with an `upper_optimizer` and a `lower_optimizer`."""
     return State(u, v, solver.upper_optimizer.init(u), solver.lower_optimizer.init(v), memory)
 
 
 def all_finite(tree: PyTree) -> Bool[Array, ""]:
-    """Whether every entry of a tree of floating arrays is finite."""
+    """Return whether every entry of a tree of floating arrays is finite."""
     return jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(tree)]))
 
 
 def keep_finite(solver: Solver, before: State, after: State, info: Info) -> tuple[State, Bool[Array, ""]]:
-    """The state to go on from after a step, and whether to go on.
+    """Return the state to continue from after a step, and whether to continue.
 
-    That is `after` and True where its iterates and losses are finite, else `before` and False. A solver of many
-    problems at once decides for each of them, by a method `keep_finite(before, after, info)` of its own.
+    These are `after` and True if the iterates and losses are finite, otherwise `before` and False. A solver for many
+    problems at once decides for each problem, by its own method `keep_finite(before, after, info)`.
     """
     of_its_own = getattr(solver, "keep_finite", None)
     if of_its_own is not None:
@@ -217,7 +231,7 @@ def keep_finite(solver: Solver, before: State, after: State, info: Info) -> tupl
 
 
 def over_members(solver: Solver, function: Callable[..., Any], state: State, *rest: Any) -> Any:
-    """function(state, *rest); for each member where a solver of many problems has a method `over_members`."""
+    """Return function(state, *rest); for a solver with a method `over_members`, the results of all members."""
     return getattr(solver, "over_members", _once)(function, state, *rest)
 
 
@@ -226,7 +240,7 @@ def _once(function: Callable[..., Any], *arguments: Any) -> Any:
 
 
 def is_finite(state: State, info: Info) -> Bool[Array, ""]:
-    """Whether a step's iterates and losses are finite."""
+    """Return whether the iterates and losses of a step are finite."""
     return all_finite((state.u, state.v, info.upper_loss, info.lower_loss))
 
 
@@ -239,7 +253,7 @@ def move(
     scale: Any = None,
     objective: Objective | None = None,
 ) -> tuple[PyTree, Any]:
-    """One move of a variable by an optax optimizer, its update times `scale`, then projected."""
+    """Return a variable after one update by an optax optimizer, times `scale`, and the projection; and its state."""
     updates, opt_state = update(optimizer, gradient, opt_state, x, objective)
     if scale is not None:
         updates = jax.tree.map(lambda d: (scale * d).astype(d.dtype), updates)
@@ -248,13 +262,13 @@ def move(
 
 
 def stationarity(x: PyTree, gradient: PyTree, project: Callable[[PyTree], PyTree]) -> Float[Array, ""]:
-    """|x - project(x - gradient)|^2, which is |gradient|^2 where nothing is projected."""
+    """Return |x - project(x - gradient)|^2, which is |gradient|^2 without a projection."""
     moved = project(optax.tree.sub(x, gradient))
     return optax.tree.norm(optax.tree.sub(x, moved), squared=True)
 
 
 def lower_data(batch: Batch, move: Int[ArrayLike, ""]) -> PyTree:
-    """The lower batch of one move: the step's own, or the move's slice of a PerMove."""
+    """Return the lower batch of one move: that of the step, or the move's slice of a PerMove."""
     if isinstance(batch.lower, PerMove):
         return jax.tree.map(lambda x: x[move], batch.lower.data)
     return batch.lower
@@ -262,14 +276,14 @@ def lower_data(batch: Batch, move: Int[ArrayLike, ""]) -> PyTree:
 
 @dataclass(frozen=True)
 class Descent:
-    """Moves of v at a fixed u: down g, or along a direction of the solver's own.
+    """Moves of v at a fixed u, along grad_v g or along another direction.
 
     Args:
-        problem: whose v moves; each move ends with its `project_lower`.
-        u: fixed.
+        problem: the problem; each move ends with its `project_lower`.
+        u: the fixed upper variable.
         optimizer: any optax optimizer.
-        direction: (v, data, key) -> the gradient that the optimizer is given, shaped like v; None: grad_v g.
-        scale: factor on the optimizer's updates; None: 1.
+        direction: (v, data, key) -> the gradient for the optimizer, shaped like v; None for grad_v g.
+        scale: factor on the optimizer's updates; None for 1.
     """
 
     problem: Problem
@@ -279,9 +293,9 @@ class Descent:
     scale: Any = None
 
     def moves(self, v: PyTree, opt_state: Any, batch: Batch, steps: int, key: PRNGKeyArray) -> tuple[PyTree, Any, Any]:
-        """`steps` moves from v: the end, the optimizer's state, and (g, |grad_v g|) before the last move.
+        """Return v after `steps` moves, the optimizer's state, and (g, |grad_v g|) before the last move.
 
-        Where a direction is given, the last is () instead.
+        With a `direction`, the last result is ().
         """
 
         def one(carry: Any, t: Any) -> tuple[Any, Any]:
@@ -291,7 +305,7 @@ class Descent:
         return v, opt_state, jax.tree.map(lambda x: x[-1], losses)
 
     def move(self, carry: tuple[PyTree, Any], data: PyTree, key: PRNGKeyArray) -> tuple[tuple[PyTree, Any], Any]:
-        """One move of `carry`, v and its optimizer's state; with (g, |grad_v g|) before it, or () along a direction."""
+        """Return v and its optimizer's state after one move, and (g, |grad_v g|) before it, or () with a direction."""
         v, opt_state = carry
         if self.direction is not None:
             gradient = self.direction(v, data, key)
@@ -302,7 +316,7 @@ class Descent:
         return moved, (loss, size)
 
     def objective(self, v: PyTree, data: PyTree, key: PRNGKeyArray, loss: Any) -> Objective:
-        """The lower loss on this batch as a function of v; `loss` is its value at the present v."""
+        """Return the lower loss on this batch as a function of v; `loss` is its value at the current v."""
         return Objective(
             loss,
             lambda v: self.problem.lower(self.u, v, data, key),
@@ -318,12 +332,12 @@ def move_upper(
     objective: Objective | None = None,
     scale: Any = None,
 ) -> tuple[PyTree, Any]:
-    """One move of u by the solver's `upper_optimizer`, projected: u and the optimizer's state."""
+    """Return u and its optimizer's state after one update by the solver's `upper_optimizer`, and the projection."""
     return move(solver.upper_optimizer, state.upper_opt, state.u, direction, problem.project_upper, scale, objective)
 
 
 def start_of_step(problem: Problem, state: State, batch: Batch, key: PRNGKeyArray) -> PyTree:
-    """Where v starts: at `lower_start` where the problem has one, else where it stopped."""
+    """Return the start of v in a step: that of `lower_start` if the problem has one, otherwise the v of the state."""
     if problem.lower_start is None:
         return state.v
     return problem.lower_start(state.u, batch, key)

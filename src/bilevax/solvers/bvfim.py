@@ -27,25 +27,27 @@ class BVFIMMemory(NamedTuple):
 class BVFIM:
     """BVFIM: a value-function-based interior-point method for non-convex lower levels (Liu et al., ICML 2021).
 
-    The lower level is the constraint g(u, v) <= min over z of g(u, z), held by a barrier. With z near the minimiser,
+    The lower level is the constraint g(u, v) <= min over z of g(u, z), with a barrier. With z near the minimiser,
 
         value = g(u, z) + damping / 2 |z|^2 + slack,
         v minimises f(u, v) + damping / 2 |v|^2 - barrier ln(value - g(u, v)),
         u moves along grad_u f(u, v) + barrier (grad_u g(u, v) - grad_u g(u, z)) / (value - g(u, v)),
 
-    and slack, damping and barrier fall to zero. No second derivative is taken, and g need not be
-    convex in v, nor its minimiser unique: among several the one best for f is meant.
+    and slack, damping and barrier fall to zero. The method needs no second derivative. g need not be convex in v, and
+    its minimiser need not be unique: among several minimisers, the method finds the one with the least f.
 
     Args:
-        upper_optimizer, lower_optimizer: any optax optimizers that need gradients alone; z moves by the lower one, too.
+        upper_optimizer, lower_optimizer: any optax optimizers that need only gradients; the lower one moves z and v.
         lower_steps: T, moves of z and then of v per move of u.
-        slack, damping, barrier: by step k, positive. v ends about sqrt(slack) from a minimiser of g; with a barrier of
-            about that size, too, the inner problem is no stiffer than g.
+        slack, damping, barrier: numbers, or schedules of the step k; positive. v converges to a distance of about
+            sqrt(slack) from a minimiser of g. With a barrier of about the same size, the inner problem is no stiffer
+            than g.
 
-    v goes on from where it stopped if that is inside still, and else from z, which always is. A move that leaves the
-    inside is answered by the barrier's slope at a hundredth of the slack, which points back in.
+    v starts from its last value if that is still feasible, and otherwise from z, which is always feasible. If a move
+    makes v infeasible, the slope of the barrier at a hundredth of the slack moves it back.
 
     Cost of a step: 2 T + 2 gradients of g and T + 1 of f. Memory: that of u, v, z and the optimizers.
+    `lower_grad_norm` is |grad_v g| at z, `extra["gap"]` is value - g(u, v).
 
     Example:
         >>> import jax, jax.numpy as jnp, optax
@@ -105,7 +107,7 @@ class BVFIM:
             f = derivatives.upper(problem, u, v, batch.upper, key)
             loss, slope = derivatives.lower_gradient(problem, u, v, data, key)
             w = weight(loss)
-            # Over 1 + w, which leaves the minimiser where it is: a step that suits g suits the sum, too.
+            # Dividing by 1 + w does not change the minimiser, and a learning rate for g is also right for the sum.
             pushed = jax.tree.map(lambda a, b, x: (a + w * b + damping * x) / (1 + w), f.grad_v, slope, v)
             return optax.tree.cast_like(pushed, v)
 

@@ -1,4 +1,4 @@
-"""Gradient matching: u moves until training on it looks, to first order, like training for the upper level's aim."""
+"""Gradient matching: u moves until a gradient step on g is, to first order, a gradient step on f."""
 
 from dataclasses import dataclass
 
@@ -15,20 +15,21 @@ from bilevax.solvers import base
 class GradientMatching:
     """Gradient matching of Geiping et al. (ICLR 2021, "Witches' brew", eq. 3), at a trained model v.
 
-    u descends 1 - cos(grad_v f, grad_v g(u)): where the two point the same way, a step of training on g is a step down
-    f. v is not moved, so the problem's g should be the loss of what u changes alone, not of a whole training set, whose
-    gradient is about zero at a trained model. With a = grad_v f and b = grad_v g, u moves along second_products(p)[0],
+    u minimises 1 - cos(grad_v f, grad_v g(u)): if the two gradients have the same direction, a training step on g
+    decreases f. v does not move, so g should be the loss only of the samples that u changes; the gradient on a whole
+    training set is about zero at a trained model. With a = grad_v f and b = grad_v g, u moves along
+    second_products(p)[0], where
 
-        p = -(a - <a, b> b / |b|^2) / (|a| |b|),
+        p = -(a - <a, b> b / |b|^2) / (|a| |b|)
 
-    the derivative of the objective in b. f itself is used for its gradient in v alone.
+    is the derivative of the objective in b. Only the gradient of f in v is used.
 
     Args:
-        upper_optimizer: any optax optimizer; the paper has Adam on the sign of the gradient.
+        upper_optimizer: any optax optimizer; the paper uses Adam on the sign of the gradient.
         curvature: `derivatives.exact` or `derivatives.finite_difference`.
 
-    Cost of a step: one gradient of f, one of g and a pass back through the latter. `extra["alignment"]` is
-    the cosine at the u before the move.
+    Cost of a step: one gradient of f, one of g and a reverse pass through the latter. `extra["alignment"]` is
+    the cosine at u before the move.
 
     Example:
         >>> import jax, jax.numpy as jnp, optax
@@ -47,17 +48,17 @@ class GradientMatching:
     curvature: derivatives.Curvature = derivatives.exact
 
     def check(self, problem: Problem, u: PyTree, v: PyTree, batch: Batch) -> None:
-        """Refuse constraints, a v that lives in a set, and what no solver can treat."""
+        """Refuse constraints, a `project_lower`, and problems that no solver handles."""
         base.check(self, problem, u, v, batch, upper=base.Known.VALUE)
 
     def init(self, problem: Problem, u: PyTree, v: PyTree, batch: Batch) -> base.State:
-        """The state at (u, v), without an optimizer of v."""
+        """Return the state at (u, v), without an optimizer for v."""
         return base.State(u, v, self.upper_optimizer.init(u), ())
 
     def step(
         self, problem: Problem, state: base.State, batch: Batch, key: PRNGKeyArray
     ) -> tuple[base.State, base.Info]:
-        """One move of u."""
+        """Move u once."""
         f = derivatives.upper(problem, state.u, state.v, batch.upper, key)
         data = base.lower_data(batch, 0)
         g = derivatives.lower(problem, state.u, state.v, data, key, curvature=self.curvature)

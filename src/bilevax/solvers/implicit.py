@@ -1,4 +1,4 @@
-"""Hypergradients by implicit differentiation: ApproxGrad, CG, Neumann, as the linear solve chosen."""
+"""Hypergradients by implicit differentiation: ApproxGrad, CG or Neumann, by the choice of the linear solve."""
 
 from dataclasses import dataclass
 
@@ -15,12 +15,12 @@ from bilevax.solvers import base
 
 @dataclass(frozen=True)
 class Implicit:
-    """u moves along grad_u f - grad2_uv g q, with q near (grad2_vv g)^-1 grad_v f; v down g.
+    """Implicit differentiation: u moves along grad_u f - grad2_uv g q, with q near (grad2_vv g)^-1 grad_v f.
 
-    The implicit function theorem gives the hypergradient (Mehra and Hamm 2021, eq. 9) where
-    v = v*(u). The linear solve makes the method: `CG` is that of Pedregosa (2016) and
-    Rajeswaran et al. (2019), `Neumann` of Lorraine et al. (2020), `ByOptimizer` with Adam the papers'
-    ApproxGrad (Domke 2012). It is warm-started from the last step's answer.
+    v moves along grad_v g. At v = v*(u) the direction is the hypergradient, by the implicit function theorem (Mehra and
+    Hamm 2021, eq. 9). The linear solve determines the method: `CG` for Pedregosa (2016) and Rajeswaran et al. (2019),
+    `Neumann` for Lorraine et al. (2020), `ByOptimizer` with Adam for ApproxGrad (Domke 2012). It is warm-started from
+    the solution of the last step.
 
     Args:
         upper_optimizer, lower_optimizer: any optax optimizers; the upper one without a line search.
@@ -32,11 +32,11 @@ class Implicit:
     the linear solve. Memory: that of u, v, q and the optimizers; it does not grow with T.
     `extra["linear_residual"]` is |H q - grad_v f|.
 
-    Where v lives in a set (`project_lower`), the system is that of the fixed point of a projected descent
-    (`derivatives.fixed_point`), so that the direction is right where the bound is active, too. A projection is two
-    products with its derivative for each product with the Hessian, and one product more. For sets other than boxes take
-    plain descent below: the ends of projected Adam depend on its scales. With a `lower_start` that depends on u nothing
-    goes back through the start; in the limit of many moves v*(u) does not depend on it.
+    With a `project_lower`, the system is that of the fixed point of a projected descent (`derivatives.fixed_point`), so
+    that the direction is also right on the boundary of the set. It takes two products with the derivative of the
+    projection for each product with the Hessian, and one more. If the set is not a box, use gradient descent as the
+    lower optimizer: the limit of projected Adam depends on its scaling of the gradient. With a `lower_start` that
+    depends on u, the start is treated as a constant; in the limit of many moves v*(u) does not depend on it.
     """
 
     upper_optimizer: optax.GradientTransformation = optax.adam(1e-2)
@@ -49,20 +49,20 @@ class Implicit:
         settle_counts(self, "lower_steps")
 
     def check(self, problem: Problem, u: PyTree, v: PyTree, batch: Batch) -> None:
-        """Refuse constraints, a project_lower that is not a projection, and what no solver can treat."""
+        """Refuse constraints, a `project_lower` that is not a projection, and problems that no solver handles."""
         base.refuse_constraints(self, problem)
         problem.check(u, v, batch)
         base.check_optimizers(self, problem, u, v, batch, upper=base.Known.VALUE, lower=base.Known.FUNCTION)
         derivatives.require_projection("Implicit", "project_lower", problem.project_lower, v)
 
     def init(self, problem: Problem, u: PyTree, v: PyTree, batch: Batch) -> base.State:
-        """The state at (u, v), q zero."""
+        """Return the state at (u, v), with q zero."""
         return base.start(self, u, v, memory=optax.tree.zeros_like(v))
 
     def step(
         self, problem: Problem, state: base.State, batch: Batch, key: PRNGKeyArray
     ) -> tuple[base.State, base.Info]:
-        """T moves of v along grad_v g, a linear solve for q, one move of u."""
+        """Move v T times along grad_v g, solve for q, and move u once."""
         start_key, lower_key, upper_key = jax.random.split(key, 3)
         v = base.start_of_step(problem, state, batch, start_key)
         descent = base.Descent(problem, state.u, self.lower_optimizer)

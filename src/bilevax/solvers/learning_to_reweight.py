@@ -1,4 +1,4 @@
-"""Learning to reweight: the weights of a minibatch set anew in each step, from the clean loss's slope."""
+"""Learning to reweight: in each step, the weights of a minibatch are computed from the slope of the clean loss."""
 
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -7,27 +7,27 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, Float, PRNGKeyArray, PyTree
+from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
 from bilevax import derivatives
 from bilevax._checks import InputError
 from bilevax.problem import Batch, Problem
 from bilevax.solvers import base
 
-LINEAR_WITHIN = 1e-3  # of the size of g: float32 keeps linearity to about 1e-6
+LINEAR_WITHIN = 1e-3  # relative to g: in float32 a linear g has errors of about 1e-6
 
 
 class Weights(NamedTuple):
-    """What ranks the samples.
+    """The weights that samples had so far, to rank them.
 
     Attributes:
-        mean_weight: (n,) the mean of all weights that a sample was given, less noisy than one minibatch's; 0 where
-            `seen` is.
-        seen: (n,) integers, the number of batches that a sample was in.
+        mean_weight: the mean of all weights of each sample, which is less noisy than the weight in one batch; 0 if the
+            sample was in no batch.
+        seen: the number of batches with the sample.
     """
 
-    mean_weight: Float[Array, ""]
-    seen: Any
+    mean_weight: Float[Array, " n"]
+    seen: Int[Array, " n"]
 
 
 @dataclass(frozen=True)
@@ -38,28 +38,28 @@ class LearningToReweight:
 
         f(v),    g(u, v, Samples(data, index)) = 1/B sum over the batch of u[index_i] loss_i(v)  +  r(v).
 
-    In each step the weights of the batch are set, not moved. With e_i the derivative of f(v - t grad_v g(u, v)) in
-    the weight of sample i at u = 0,
+    In each step the weights of the batch are computed, not moved by a gradient. With e_i the derivative of
+    f(v - t grad_v g(u, v)) in the weight of sample i at u = 0,
 
-        w_i = B max(-e_i, 0) / sum_j max(-e_j, 0),    all zero where the sum is,
+        w_i = B max(-e_i, 0) / sum_j max(-e_j, 0),    all zero if the sum is zero,
 
-    and v moves along grad_v g(w, v). So a sample counts as far as a step down its own loss brings
-    down the clean loss. The paper's weights sum to 1 under a sum; these sum to B under g's mean.
+    and v moves along grad_v g(w, v). The weight of a sample is proportional to the decrease of the clean loss by a
+    gradient step on the loss of the sample. In the paper the weights sum to 1 and g is a sum; here they sum to B, and
+    g is a mean.
 
-    As published, the look-ahead is that of the weighted losses alone (Ren et al., eqs. 5-8), without r: at u = 0
-    it stays at v, so e = second_products(p)[0] with p = -t grad_v f(v), and the step t drops out of w. There is
-    no rate to choose; r has its part in the move of v alone. A sample that is in a batch several times has one
-    weight, that of a single copy.
+    As published, the look-ahead uses only the weighted losses, without r (Ren et al., eqs. 5-8): at u = 0 it stays at
+    v, so e = second_products(p)[0] with p = -t grad_v f(v), and w does not depend on the rate t. Only the move of v
+    uses r. A sample that is in a batch several times has one weight, that of a single copy.
 
     Args:
         lower_optimizer: any optax optimizer.
 
-    The start of u gives its shape and type, and stays where a sample was never drawn. Rank samples by
-    `result.state.memory.mean_weight`, see `Weights`.
+    The start of u determines its shape and type, and stays the weight of a sample that is never drawn. Rank samples by
+    `result.state.memory.mean_weight`; see `Weights`.
 
-    Cost of a step: one gradient of f, one of g, and the tangent of g's forward pass (of g alone, not of its
-    gradient, since g is linear in u). Memory: that of v, the optimizer and three vectors (n,).
-    `upper_loss` is that at the v before the move, `extra["used"]` the share of the batch with a positive weight.
+    Cost of a step: one gradient of f, one of g, and one forward-mode pass through g (not through its gradient, since g
+    is linear in u). Memory: that of v, the optimizer and three vectors (n,).
+    `upper_loss` is at v before the move, `extra["used"]` is the share of the batch with a positive weight.
 
     Example:
         >>> import jax, jax.numpy as jnp, optax
@@ -78,7 +78,7 @@ class LearningToReweight:
     lower_optimizer: optax.GradientTransformation = optax.sgd(1e-2)
 
     def check(self, problem: Problem, u: PyTree, v: PyTree, batch: Batch) -> None:
-        """Refuse constraints, a v in a set, a u that is not a vector of weights, no index, losses of another form."""
+        """Refuse constraints, a `project_lower`, a u that is not a vector, a batch without index, and other losses."""
         base.refuse_constraints(self, problem)
         if not jax.tree_util.all_leaves([u]) or np.ndim(u) != 1:
             found = f"of shape {np.shape(u)}" if jax.tree_util.all_leaves([u]) else f"a {type(u).__name__}"
@@ -90,13 +90,13 @@ class LearningToReweight:
         if np.ndim(index) != 1 or not jnp.issubdtype(getattr(index, "dtype", float), jnp.integer):
             raise InputError(
                 f"LearningToReweight: batch.lower is a {type(batch.lower).__name__} without an integer vector `index`, "
-                "and must be bilevax.Samples(data, index), which says which weights are the batch's. "
+                "and must be bilevax.Samples(data, index), with the positions of the samples in u. "
                 "Use Minibatches or Epochs (without per_move), or wrap a full data set by bilevax.whole."
             )
         low, high = int(jnp.min(index)), int(jnp.max(index))
         if low < 0 or high >= len(u):
             raise InputError(
-                f"LearningToReweight: batch.lower.index reaches from {low} to {high}, and u has {len(u)} entries. "
+                f"LearningToReweight: batch.lower.index has values from {low} to {high}, and u has {len(u)} entries. "
                 "Give u one entry for each training sample."
             )
         base.refuse_lower_sets(self, problem)
@@ -105,7 +105,7 @@ class LearningToReweight:
         self._check_losses(problem, u, v, batch)
 
     def _check_losses(self, problem: Problem, u: Any, v: PyTree, batch: Batch) -> None:
-        """By their values at u = 0, 1, 2: f must not change, g must change linearly."""
+        """Refuse an f that depends on u, and a g that is not linear in u, by their values at u = 0, 1 and 2."""
 
         @jax.jit
         def values(v: PyTree, batch: Batch) -> Any:
@@ -121,13 +121,13 @@ class LearningToReweight:
             )
         if not np.all(np.isfinite(g)) or abs(g[0] - 2 * g[1] + g[2]) > LINEAR_WITHIN * np.abs(g).sum():
             raise InputError(
-                f"LearningToReweight: lower_loss is not linear in u (it is {g[0]:g}, {g[1]:g} and {g[2]:g} where all "
-                "weights are 0, 1 and 2). Let it return jnp.mean(u[batch.index] * losses), without a function of u "
-                "and without dividing by the sum of the weights, or use LookAhead."
+                f"LearningToReweight: lower_loss is not linear in u (it is {g[0]:g}, {g[1]:g} and {g[2]:g} if all "
+                "weights are 0, 1 and 2). Return jnp.mean(u[batch.index] * losses), without a non-linear function of "
+                "u and without dividing by the sum of the weights, or use LookAhead."
             )
 
     def init(self, problem: Problem, u: PyTree, v: PyTree, batch: Batch) -> base.State:
-        """The state at (u, v), no sample seen."""
+        """Return the state at (u, v), with no sample seen."""
         u = jnp.asarray(u)
         weights = Weights(jnp.zeros_like(u), jnp.zeros(u.shape, jnp.int32))
         return base.State(u, v, (), self.lower_optimizer.init(v), weights)
@@ -135,13 +135,13 @@ class LearningToReweight:
     def step(
         self, problem: Problem, state: base.State, batch: Batch, key: PRNGKeyArray
     ) -> tuple[base.State, base.Info]:
-        """The batch's weights, then one move of v along grad_v g."""
+        """Compute the weights of the batch, and move v once along grad_v g."""
         start_key, lower_key, upper_key = jax.random.split(key, 3)
         v = base.start_of_step(problem, state, batch, start_key)
         index = batch.lower.index
         zero = jnp.zeros_like(state.u)
         f = derivatives.upper(problem, zero, v, batch.upper, upper_key)
-        # One key for the weights and the move they are for: the same dropout, and the same forward pass.
+        # The weights and the move of v use the same key: they have the same dropout, and share the forward pass.
         g = derivatives.lower(problem, zero, v, batch.lower, lower_key)
         slope = g.second_products(jax.tree.map(jnp.negative, f.grad_v))[0]
         copies = jnp.zeros_like(state.memory.seen).at[index].add(1)

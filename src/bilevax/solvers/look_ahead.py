@@ -1,4 +1,4 @@
-"""The hypergradient of one step of look-ahead: Meta-Weight-Net, second-order DARTS."""
+"""Hypergradients through one look-ahead step: Meta-Weight-Net, second-order DARTS."""
 
 import math
 from dataclasses import dataclass
@@ -15,28 +15,28 @@ from bilevax.solvers import base
 
 @dataclass(frozen=True)
 class LookAhead:
-    """u moves along the derivative of f(u, v - rate grad_v g(u, v)); then v moves, from v, down g at the new u.
+    """Look-ahead: u moves along the derivative of f(u, v - rate grad_v g(u, v)); then v moves along grad_v g.
 
-    With v_hat = v - rate grad_v g(u, v) that derivative is grad_u f(u, v_hat) + second_products(p)[0],
-    p = -rate grad_v f(u, v_hat): one step of plain descent stands for v*(u). It is the update of
-    Meta-Weight-Net (Shu et al., NeurIPS 2019, eqs. 3-9 and Algorithm 1) and of DARTS (Liu et al.,
-    ICLR 2019, eq. 7). Also where v = v*(u) it is the hypergradient only as far as rate times the identity
-    is near (grad2_vv g)^-1, so its limit is in general no solution of the bilevel problem.
+    With v_hat = v - rate grad_v g(u, v) the derivative is grad_u f(u, v_hat) + second_products(p)[0] with
+    p = -rate grad_v f(u, v_hat): one step of gradient descent replaces v*(u). This is the update of Meta-Weight-Net
+    (Shu et al., NeurIPS 2019, eqs. 3-9 and Algorithm 1) and of DARTS (Liu et al., ICLR 2019, eq. 7). Even at v = v*(u)
+    it is the hypergradient only if rate times the identity is near (grad2_vv g)^-1, so in general its limit is not a
+    solution of the bilevel problem.
 
     Args:
         upper_optimizer, lower_optimizer: any optax optimizers; the upper one without a line search.
-        rate: step of the look-ahead, positive. Published: the lower optimizer's own step size.
-        lower_steps: T, moves of v per move of u, all from where v was and not from v_hat; published: 1.
-        curvature: `derivatives.exact` or `derivatives.finite_difference` (DARTS, eq. 8). The latter does not see
-            `stop_gradient`: a loss whose weights depend on v but are held fixed, as those of
-            Meta-Weight-Net are, needs `exact`.
+        rate: learning rate of the look-ahead step, positive. Published: that of the lower optimizer.
+        lower_steps: T, moves of v per move of u, at the new u. They start from v, not from v_hat. Published: 1.
+        curvature: `derivatives.exact` or `derivatives.finite_difference` (DARTS, eq. 8). Finite differences ignore
+            `stop_gradient`: a loss with weights that depend on v but are constants for the derivative, as in
+            Meta-Weight-Net, needs `exact`.
 
-    Where the problem projects v, so is v_hat, and the derivative goes through the projection; where v starts at a
-    `lower_start` that depends on u, it goes through that, too. Look-ahead and moves have the same lower batch; of a
-    `PerMove` the look-ahead has the first move's.
+    With a `project_lower`, v_hat is projected, and the derivative includes that of the projection; with a `lower_start`
+    that depends on u, it includes that of the start. The look-ahead step and the moves use the same lower batch; of a
+    `PerMove`, the look-ahead step uses the first.
 
-    Cost of a step: T + 1 gradients of g, one pass back through one of them, one gradient of f. Memory: that
-    of u, v and the optimizers. `upper_loss` is that at v_hat.
+    Cost of a step: T + 1 gradients of g, one reverse pass through one of them, one gradient of f. Memory: that
+    of u, v and the optimizers. `upper_loss` is at v_hat.
 
     Example:
         >>> import jax, jax.numpy as jnp, optax
@@ -63,18 +63,18 @@ class LookAhead:
         settle_counts(self, "lower_steps")
 
     def check(self, problem: Problem, u: PyTree, v: PyTree, batch: Batch) -> None:
-        """Refuse constraints, and what no solver can treat."""
+        """Refuse constraints, and problems that no solver handles."""
         base.check(self, problem, u, v, batch, base.Known.VALUE, base.Known.FUNCTION, lower_sets=True)
         derivatives.require_start("LookAhead", problem, u, batch)
 
     def init(self, problem: Problem, u: PyTree, v: PyTree, batch: Batch) -> base.State:
-        """The state at (u, v)."""
+        """Return the state at (u, v)."""
         return base.start(self, u, v)
 
     def step(
         self, problem: Problem, state: base.State, batch: Batch, key: PRNGKeyArray
     ) -> tuple[base.State, base.Info]:
-        """A look-ahead, one move of u, T moves of v along grad_v g at the new u."""
+        """Take a look-ahead step, move u once, and move v T times along grad_v g at the new u."""
         start_key, lower_key, upper_key = jax.random.split(key, 3)
 
         def start(u: PyTree) -> PyTree:

@@ -1,4 +1,4 @@
-"""The inversion-free penalty method, with multipliers and upper-level constraints."""
+"""The penalty method, with multipliers and upper-level constraints; it does not invert the lower Hessian."""
 
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -16,12 +16,13 @@ from bilevax.solvers import base
 
 
 class PenaltyMemory(NamedTuple):
-    """The stage (an integer), the steps taken in it, and the multipliers.
+    """The stage and the multipliers.
 
     Attributes:
-        stage, stage_steps: integer scalars.
-        nu: of grad_v g = 0, shaped like v; None without multipliers.
-        constraint_nu: of the constraints, an array for each.
+        stage: the number of the stage.
+        stage_steps: the number of steps taken in it.
+        nu: the multipliers of grad_v g = 0, shaped like v; None without multipliers.
+        constraint_nu: the multipliers of each constraint.
     """
 
     stage: Int[Array, ""]
@@ -32,45 +33,45 @@ class PenaltyMemory(NamedTuple):
 
 @dataclass(frozen=True)
 class Penalty:
-    """Penalty method of Mehra and Hamm (ACML 2021): Algorithm 1, and Algorithm 2 through `lam` and `nu`.
+    """The penalty method of Mehra and Hamm (ACML 2021): Algorithm 1, and with `lam` and `nu` Algorithm 2.
 
     With p = gamma grad_v g + nu, u moves along grad_u f + second_products(p)[0] and v along
     grad_v f + second_products(p)[1] + lam grad_v g: alternating descent on
 
-        f + gamma/2 (|grad_v g|^2 + Psi(h)) + nu . grad_v g        (+ lam g for v alone).
+        f + gamma/2 (|grad_v g|^2 + Psi(h)) + nu . grad_v g        (+ lam g, for v only).
 
     gamma, eps, lam and the step scale depend on the stage k. A stage ends when
-    |grad_u|^2 + |grad_v|^2 <= eps_k^2, both at the point from which u moves (distances to the
-    projected point where the problem projects); then nu += gamma_k grad_v g and k += 1.
+    |grad_u|^2 + |grad_v|^2 <= eps_k^2, both at the point from which u moves (with a projection, the
+    distances to the projected point); then nu += gamma_k grad_v g and k += 1.
 
-    Constraints h = 0 add gamma/2 |h|^2 + m . h. For h <= 0 the paper's slack form h + s^2 = 0 has its slack
-    minimised out: min over s of gamma/2 (h + s^2)^2 + m (h + s^2) is attained at
-    s^2 = max(0, -h - m/gamma), and equals gamma/2 (max(0, h + m/gamma)^2 - (m/gamma)^2)
-    (Bertsekas 1982, section 3.1), so no variable is added. Their multipliers m move with nu, by
-    m += gamma h and m = max(0, m + gamma h).
+    Constraints h = 0 add gamma/2 |h|^2 + m . h. For h <= 0 the paper uses slack variables, h + s^2 = 0; here they are
+    eliminated: the minimum over s of gamma/2 (h + s^2)^2 + m (h + s^2) is at s^2 = max(0, -h - m/gamma), and
+    equals gamma/2 (max(0, h + m/gamma)^2 - (m/gamma)^2) (Bertsekas 1982, section 3.1). At the end of a stage the
+    multipliers m change as nu does, by m += gamma h and m = max(0, m + gamma h).
 
     Args:
-        upper_optimizer, lower_optimizer: any optax optimizers that need gradients alone; they see the penalty's.
+        upper_optimizer, lower_optimizer: any optax optimizers that need only gradients, here those of the penalty
+            function.
         lower_steps: T, moves of v per move of u.
         gamma: weight of the penalty by stage; positive, never decreasing.
-        eps: tolerance by stage that ends it; positive.
-        lam: weight of g itself in the moves of v by stage. Keeps v from maxima and saddles of g
-            where g is not convex (appendix C.1); should vanish against gamma.
-        nu: share of gamma_k grad_v g that the multipliers take up as a stage ends. 1 is the method of
+        eps: tolerance that ends a stage, by stage; positive.
+        lam: weight of g in the moves of v, by stage. It keeps v from maxima and saddle points of a
+            g that is not convex (appendix C.1); it should become small relative to gamma.
+        nu: factor of gamma_k grad_v g in the update of the multipliers at the end of a stage. 1 is the method of
             multipliers, with which gamma can stay finite; 0 keeps them at zero (Algorithm 1).
-        step_scale: factor on both optimizers' updates, by stage. The penalty grows stiffer with gamma,
-            and steps that do not shrink with it stall some way off the solution.
+        step_scale: factor on both optimizers' updates, by stage. The penalty function becomes stiffer as gamma grows;
+            with steps that do not shrink, the iterates stop at a distance from the solution.
         stage_steps: end a stage after this many steps even if its tolerance is not met. Off (None) by
             default.
         curvature: `derivatives.exact` or `derivatives.finite_difference`.
 
-    Cost of a step: T + 1 times (gradient of f, gradient of g, one pass back through the latter).
-    Memory: that of u, v, nu and the optimizers; it does not grow with T. The lower problem has the
-    square of g's condition number: past about 1e2 use multipliers, per-layer steps, or `Implicit`.
+    Cost of a step: T + 1 times (gradient of f, gradient of g, one reverse pass through the latter).
+    Memory: that of u, v, nu and the optimizers; it does not grow with T. The condition number of the lower problem is
+    the square of that of g: above about 1e2 use multipliers, per-layer learning rates, or `Implicit`.
 
-    Where g is random (minibatches, dropout, augmentation), |grad_v g|^2 holds the variance of the gradient, too, and
-    u moves to make it small. Then take a gamma well below 1 and let the multipliers move at every step
-    (`stage_steps=1`): nu sums gamma grad_v g over all batches so far, and its noise averages out. Or use `Implicit`.
+    If g is random (minibatches, dropout, augmentation), |grad_v g|^2 includes the variance of the gradient, and u moves
+    to make it small. Then use a gamma well below 1 and update the multipliers at every step (`stage_steps=1`): nu is
+    the sum of gamma grad_v g over all batches so far, whose noise averages out. Or use `Implicit`.
 
     Example:
         >>> import jax, jax.numpy as jnp, optax
@@ -108,11 +109,11 @@ class Penalty:
             raise InputError(f"Penalty: nu is {self.nu}, and must be zero (no multipliers) or positive.")
 
     def check(self, problem: Problem, u: PyTree, v: PyTree, batch: Batch) -> None:
-        """Refuse a v that lives in a set, and what no solver can treat."""
+        """Refuse a `project_lower`, and problems that no solver handles."""
         base.check(self, problem, u, v, batch, constraints=True)
 
     def init(self, problem: Problem, u: PyTree, v: PyTree, batch: Batch) -> base.State:
-        """The state at (u, v): stage 0, all multipliers zero."""
+        """Return the state at (u, v): stage 0, all multipliers zero."""
         values = jax.eval_shape(problem.constraint_values, u, v, batch.upper)
         memory = PenaltyMemory(
             stage=jnp.zeros((), jnp.int32),
@@ -125,7 +126,7 @@ class Penalty:
     def step(
         self, problem: Problem, state: base.State, batch: Batch, key: PRNGKeyArray
     ) -> tuple[base.State, base.Info]:
-        """T moves of v and one of u on the penalty function, then the test that ends a stage."""
+        """Move v T times and u once on the penalty function, then test whether the stage ends."""
         start_key, lower_key, upper_key = jax.random.split(key, 3)
         u, memory = state.u, state.memory
         gamma, lam, eps, scale = (
@@ -135,7 +136,7 @@ class Penalty:
         def directions(
             v: PyTree, data: PyTree, key: PRNGKeyArray
         ) -> tuple[PyTree, PyTree, derivatives.Upper, derivatives.Lower]:
-            """The gradients in u and in v of the penalty function, and what they are made of."""
+            """Return the gradients of the penalty function in u and in v, and the derivatives of f and of g."""
             f = derivatives.upper(
                 problem, u, v, batch.upper, key, lambda h: _constraint_term(problem, h, memory.constraint_nu, gamma)
             )
@@ -177,7 +178,7 @@ class Penalty:
 
 
 def violation(problem: Problem, values: tuple[Float[Array, "..."], ...]) -> Float[Array, ""]:
-    """The largest amount by which any entry of any constraint is violated."""
+    """Return the largest amount by which an entry of a constraint is violated."""
     amounts = [
         jnp.max(jnp.maximum(h, 0) if isinstance(c, Inequality) else jnp.abs(h))
         for c, h in zip(problem.constraints, values, strict=True)

@@ -15,12 +15,19 @@ from bilevax.problem import Batch, Problem
 from bilevax.schedules import Geometric, Schedule
 from bilevax.solvers import base
 
-SUFFICIENT = 1e-4
-LEAST_WEIGHT = 1e-3
+SUFFICIENT = 1e-4  # of the predicted decrease (Armijo)
+LEAST_WEIGHT = 1e-3  # smallest rho
 
 
 class SMNBPMemory(NamedTuple):
-    """The multipliers -q, the last move of v, the stage, and whether the last search ended at the shortest step."""
+    """The state of SMNBP besides u, v and the optimizer.
+
+    Attributes:
+        q: the negative multipliers, for a warm start.
+        moved_v: the last move of v, for a warm start.
+        stage: the number of the stage.
+        stuck: whether the last line search ended at the shortest step.
+    """
 
     q: PyTree
     moved_v: PyTree
@@ -32,34 +39,35 @@ class SMNBPMemory(NamedTuple):
 class SMNBP:
     """Smoothing method of Okuno and Takeda (2020; Okuno, Takeda, Kawana and Watanabe, JMLR 2021) for l_p-like terms.
 
-    The regulariser is smoothed by mu_k, the lower level replaced by c = grad_v g = 0, and
+    The regulariser is smoothed with mu_k, the lower level is replaced by c = grad_v g = 0, and
 
         min over (u, v) of f(u, v)   subject to   c(u, v) = 0
 
-    approached by sequential quadratic programming until |reduced gradient| and |c| are at most eps_k; then the stage
-    ends, and mu and eps fall. A step, in the space of u, with H = grad2_vv g:
+    is solved by sequential quadratic programming until |reduced gradient| and |c| are at most eps_k. Then the stage
+    ends, and mu and eps decrease. A step, with H = grad2_vv g:
 
         q = H^-1 grad_v f,   r = grad_u f - grad2_uv g q      multipliers and reduced gradient (the hypergradient)
         d_u = the optimizer's update for r                    a quasi-Newton step where that is `optax.scale_by_lbfgs`
-        d_v = -H^-1 c(u + d_u, v)                             a Newton step to the constraint, curvature in u included
+        d_v = -H^-1 c(u + d_u, v)                             a Newton step to the constraint, with its curvature in u
 
-    and (u, v) + t (d_u, d_v), t = 1, 1/2, 1/4, ..., the first that lowers the exact penalty f + rho |c|, rho = 2 |q|,
-    enough (Nocedal and Wright 2006, section 18.3). The published method gives each stage to a general solver with
-    dense derivatives; the solves here take products alone, and `linear_solve.Direct` forms H where it is small.
+    The new point is (u, v) + t (d_u, d_v) with the first t of 1, 1/2, 1/4, ... that decreases the exact penalty
+    function f + rho |c|, rho = 2 |q|, sufficiently (Nocedal and Wright 2006, section 18.3). The published method passes
+    each stage to a general solver with dense derivatives. Here the linear solves use only products with H;
+    `linear_solve.Direct` forms H, for small problems.
 
-    On convex lower levels whose smoothing is twice differentiable (l1, group lasso, elastic net) some 100 steps lead to
-    mu = 1e-6. With l_p, p < 1, branches of lower minimisers end where H is singular, and there the step has no meaning;
-    the smoothed OSCAR has a jumping H. On such problems it may stall at a mu of 1e-2 to 1e-3: compare `SPNBO`, which
-    never solves with H.
+    On convex lower levels whose smoothing is twice differentiable (l1, group lasso, elastic net), about 100 steps reach
+    mu = 1e-6. With l_p, p < 1, branches of lower minimisers end at points where H is singular, at which the step is not
+    defined; the H of the smoothed OSCAR is not continuous. On such problems the method may stall at a mu of 1e-2 to
+    1e-3; try `SPNBO`, which needs no linear solve with H.
 
     Args:
-        upper_optimizer: any optax optimizer that needs gradients alone.
+        upper_optimizer: any optax optimizer that needs only gradients.
         linear_solve: one of `bilevax.linear_solve`; the smoothed H has curvatures of 1 / mu.
-        mu, eps: by stage.
-        halvings: at most so many of t; then the shortest is taken.
+        mu, eps: smoothing parameter and tolerance, by stage.
+        halvings: the largest number of halvings of t; after that the last t is used.
 
-    Cost of a step: a gradient of f, two of g, a Hessian product for each step of the two linear solves, and a gradient
-    of g with a loss for each t. `extra["step"]` is t, `extra["linear_residual"]` the larger of the residuals.
+    Cost of a step: a gradient of f, two of g, a Hessian product for each step of the two linear solves, and a value of
+    f and a gradient of g for each t. `extra["step"]` is t, `extra["linear_residual"]` the larger of the two residuals.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -87,11 +95,11 @@ class SMNBP:
             schedules.require_positive("SMNBP", name, getattr(self, name))
 
     def check(self, problem: Problem, u: PyTree, v: PyTree, batch: Batch) -> None:
-        """Refuse constraints, a v that lives in a set, and what no solver can treat."""
+        """Refuse constraints, a `project_lower`, and problems that no solver handles."""
         base.check(self, problem, u, v, batch)
 
     def init(self, problem: Problem, u: PyTree, v: PyTree, batch: Batch) -> base.State:
-        """The state at (u, v): stage 0, multipliers zero."""
+        """Return the state at (u, v): stage 0, multipliers zero."""
         q, moved = optax.tree.zeros_like(v), optax.tree.zeros_like(v)
         memory = SMNBPMemory(q, moved, jnp.zeros((), jnp.int32), jnp.zeros((), bool))
         return base.State(u, v, self.upper_optimizer.init(u), (), memory)
@@ -99,7 +107,7 @@ class SMNBP:
     def step(
         self, problem: Problem, state: base.State, batch: Batch, key: PRNGKeyArray
     ) -> tuple[base.State, base.Info]:
-        """Two linear solves, a search along the step, and the test that ends a stage."""
+        """Solve two linear systems, search along the step, and test whether the stage ends."""
         start_key, key = jax.random.split(key)
         memory = state.memory
         mu, eps = (schedules.at(x, memory.stage) for x in (self.mu, self.eps))
@@ -112,7 +120,7 @@ class SMNBP:
         f, g = derivatives.upper(problem, u, v, batch.upper, key), lower(u, v)
         q, cross, residual = self.linear_solve(g.second_products, f.grad_v, memory.q)
         reduced = optax.tree.sub(f.grad_u, cross)
-        # Where f over u curves down, L-BFGS may point uphill: it then starts anew.
+        # If the curvature of f in u is negative, the direction of L-BFGS may be one of ascent: it is then reset.
         kept, afresh = (
             base.move(self.upper_optimizer, opt, u, reduced, problem.project_upper)
             for opt in (state.upper_opt, self.upper_optimizer.init(u))

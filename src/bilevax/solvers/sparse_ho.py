@@ -1,4 +1,4 @@
-"""Hypergradients through the fixed point of a proximal descent: lasso-like lower levels, and sets that u moves."""
+"""Hypergradients through the fixed point of a proximal descent: lasso-like lower levels, and sets that depend on u."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -21,26 +21,26 @@ from bilevax.solvers import base
 class SparseHO:
     """Implicit differentiation on the support (Bertrand et al., ICML 2020; JMLR 2022), for lasso-like lower levels.
 
-    v moves by proximal descent, v = prox(u, v - rate grad_v g), and u along the derivative of f(u, v*(u)), v*(u) being
-    its fixed point. The published method iterates the differentiated proximal descent; its limit is the solution of a
-    linear system (`derivatives.fixed_point`), which is solved here directly. For the lasso it is the system of the
-    support S = {i: v_i != 0} alone,
+    v moves by proximal descent, v = prox(u, v - rate grad_v g), and u along the derivative of f(u, v*(u)), where v*(u)
+    is the fixed point. The published method iterates the derivative of the proximal descent; its limit is the solution
+    of a linear system (`derivatives.fixed_point`), which is solved here directly. For the lasso it is the system of the
+    support S = {i: v_i != 0},
 
         u moves along grad_u f - grad2_uv G q,    (grad2_vv G)_SS q_S = (grad_v f)_S,    q = 0 off S,
 
-    G = g + regulariser: entries at zero do not move with u. Nothing is smoothed, and the derivative of `proximal` in u
-    has its part: in a box [0, C(u)] the entries at C(u) move with it.
+    with G = g + regulariser: entries at zero do not change with u. Nothing is smoothed. The derivative includes that of
+    `proximal` in u: in a box [0, C(u)] the entries at C(u) change with it.
 
     Args:
-        upper_optimizer: any optax optimizer without a line search; it is given the value of f.
+        upper_optimizer: any optax optimizer without a line search; the value of f is passed to it.
         proximal: (u, v, step) -> v, the proximal map of the regulariser, such as
             `lambda u, v, step: L1().proximal(v, step * jnp.exp(u[0]))`, or a projection onto a set that may depend on
             u. It is differentiated in u and v.
-        rate: of the descent; at most 1 over the Lipschitz constant of grad_v g without the regulariser.
+        rate: learning rate of the descent; at most 1 over the Lipschitz constant of grad_v g without the regulariser.
         lower_steps: T, moves of v per move of u.
         linear_solve: one of `bilevax.linear_solve`.
 
-    Where the support is empty, u moves along grad_u f alone; a start from which nothing would move is refused.
+    If the support is empty, u moves along grad_u f; a start from which u would never move is refused.
     `extra["support"]` is the share of entries in the support, `extra["linear_residual"]` the residual of the system.
     `lower_grad_norm` is |v - prox(u, v - rate grad_v g)| / rate.
 
@@ -75,7 +75,7 @@ class SparseHO:
             raise InputError(f"SparseHO: proximal is {self.proximal!r}. Pass a function (u, v, step) -> v.")
 
     def check(self, problem: Problem, u: PyTree, v: PyTree, batch: Batch) -> None:
-        """Refuse constraints, a problem without a regulariser, and a support that is empty and stays so."""
+        """Refuse constraints, a problem without a regulariser, and a support that is and remains empty."""
         base.refuse_constraints(self, problem)
         if problem.regularizer is None:
             raise InputError(
@@ -92,31 +92,31 @@ class SparseHO:
             penalised_away = _any(derivatives.lower_gradient(plain, u, moved, base.lower_data(batch, 0), key)[1])
             if penalised_away and not _any(derivatives.upper(problem, u, moved, batch.upper, key).grad_u):
                 raise InputError(
-                    f"SparseHO: the support is empty: {self.lower_steps} proximal moves from the start leave no entry "
-                    "of v that is not zero, and there upper_loss has no slope in u, so u would stay. Start from a u "
-                    "that penalises less."
+                    f"SparseHO: the support is empty: after {self.lower_steps} proximal moves from the start all "
+                    "entries of v are zero, and grad_u of upper_loss is zero, so u would never move. Start from a u "
+                    "with a weaker penalty."
                 )
 
     def _moved(self, problem: Problem, u: PyTree, v: PyTree, batch: Batch, start_key: Any, key: PRNGKeyArray) -> PyTree:
-        """Where T proximal moves at u take v."""
+        """Return v after T proximal moves at u."""
         smooth = replace(problem, regularizer=None, project_lower=lambda v: self._proximal(problem, u, v))
         v = base.start_of_step(problem, base.State(u, v, (), ()), batch, start_key)
         descent = base.Descent(smooth, u, optax.sgd(self.rate))
         return descent.moves(v, descent.optimizer.init(v), batch, self.lower_steps, key)[0]
 
     def _proximal(self, problem: Problem, u: PyTree, v: PyTree) -> PyTree:
-        """The proximal map and the projection of the problem, in the types of v."""
+        """Return v after the proximal map and the projection of the problem, in its own types."""
         moved = problem.project_lower(self.proximal(u, v, self.rate))
         return jax.tree.map(lambda new, old: new.astype(old.dtype), moved, v)
 
     def init(self, problem: Problem, u: PyTree, v: PyTree, batch: Batch) -> base.State:
-        """The state at (u, v), q zero."""
+        """Return the state at (u, v), with q zero."""
         return base.State(u, v, self.upper_optimizer.init(u), (), optax.tree.zeros_like(v))
 
     def step(
         self, problem: Problem, state: base.State, batch: Batch, key: PRNGKeyArray
     ) -> tuple[base.State, base.Info]:
-        """T proximal moves of v, a linear solve on the support, one move of u."""
+        """Move v by T proximal steps, solve the system of the support, and move u once."""
         start_key, lower_key, upper_key = jax.random.split(key, 3)
         u = state.u
         v = self._moved(problem, u, state.v, batch, start_key, lower_key)
@@ -138,7 +138,7 @@ class SparseHO:
 
 @dataclass(frozen=True)
 class _Move:
-    """A solver's proximal move; equal for equal solvers and problems, so that its check is compiled once."""
+    """The proximal map of a solver; equal for equal solvers and problems, so that its check is compiled once."""
 
     solver: SparseHO
     problem: Problem

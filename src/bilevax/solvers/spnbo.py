@@ -1,4 +1,4 @@
-"""Smoothing and penalty method for non-smooth lower levels, by doubly stochastic gradients."""
+"""Smoothing and penalty method for non-smooth lower levels, with doubly stochastic gradients."""
 
 import functools
 from dataclasses import dataclass
@@ -7,7 +7,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Int, PRNGKeyArray, PyTree
+from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
 from bilevax import derivatives, schedules
 from bilevax._checks import InputError, settle_counts
@@ -18,19 +18,19 @@ from bilevax.solvers import base
 
 @runtime_checkable
 class Rows(Protocol):
-    """How the rows of the constraint grad_v g = 0 are sampled."""
+    """A rule for sampling rows of the constraint grad_v g = 0."""
 
     def check(self, v: PyTree) -> None:
-        """Raise InputError for a v with fewer rows than are asked for."""
+        """Raise InputError for a v with too few rows."""
         ...
 
     def second_products(self, rows: "Constraint", key: PRNGKeyArray) -> tuple[PyTree, PyTree]:
-        """An unbiased estimate of (grad2_uv g . p, grad2_vv g . p), p = beta grad_v g + alpha."""
+        """Return an unbiased estimate of (grad2_uv g . p, grad2_vv g . p) for p = beta grad_v g + alpha."""
         ...
 
 
 class Constraint(NamedTuple):
-    """grad_v g = 0 at a point, and what weighs it."""
+    """The constraint grad_v g = 0 at a point, with its penalty parameter beta and multipliers alpha."""
 
     problem: Problem
     u: PyTree
@@ -42,38 +42,39 @@ class Constraint(NamedTuple):
     alpha: PyTree
 
     def full(self) -> derivatives.Lower:
-        """All rows."""
+        """Return the derivatives of g, for all rows."""
         return derivatives.lower(self.problem, self.u, self.v, self.data, self.key, mu=self.mu)
 
     def weights(self, gradient: PyTree, alpha: PyTree) -> PyTree:
-        """The p = beta grad_v g + alpha of the products."""
+        """Return p = beta grad_v g + alpha."""
         return jax.tree.map(lambda c, a: (self.beta * c + a).astype(c.dtype), gradient, alpha)
 
 
 @dataclass(frozen=True)
 class AllRows:
-    """All rows: nothing is sampled."""
+    """All rows, without sampling."""
 
     def check(self, v: PyTree) -> None:
-        """Nothing to refuse."""
+        """Accept every v."""
 
     def second_products(self, rows: Constraint, key: PRNGKeyArray) -> tuple[PyTree, PyTree]:
-        """The products themselves."""
+        """Return the exact products."""
         g = rows.full()
         return g.second_products(rows.weights(g.grad_v, rows.alpha))
 
 
 @dataclass(frozen=True)
 class Layers:
-    """The rows of so many layers of v, drawn anew at each move, weighted by their share of the layers.
+    """The rows of random layers of v, drawn at each move, weighted by the number of all layers over `count`.
 
-    A layer is the leaves that v has under one name (a leaf at its top is one alone), in the order of the tree. The
-    gradient goes back to the first of the drawn layers, and the derivative along p from there on: that is what is
-    saved, so it pays most where few are drawn, and where the last of them cost much. Each first layer has a branch of
-    its own in the compiled step.
+    A layer consists of the leaves of v under one name (a leaf at the top level is a layer), in the order of the tree.
+    The reverse pass ends at the first drawn layer, and the forward pass along p starts there. So the saving is large if
+    few layers are drawn, and if the last layers are the most expensive. The compiled step has a branch for each
+    possible first layer.
 
     Args:
-        count: layers; at most as many as v has. Published: 4 of 10, and 2 of 4 for few-shot learning.
+        count: the number of layers drawn; at most as many as v has. Published: 4 of 10, and 2 of 4 for few-shot
+            learning.
     """
 
     count: int = 1
@@ -82,13 +83,13 @@ class Layers:
         settle_counts(self, "count")
 
     def check(self, v: PyTree) -> None:
-        """Refuse fewer layers than are to be drawn."""
+        """Refuse a v with fewer layers than are to be drawn."""
         found = len(layers_of(v))
         if self.count > found:
-            raise InputError(f"SPNBO: Layers asks for {self.count} layers, and v has {found}. Ask for fewer.")
+            raise InputError(f"SPNBO: Layers has count={self.count}, and v has {found} layers. Lower count.")
 
     def second_products(self, rows: Constraint, key: PRNGKeyArray) -> tuple[PyTree, PyTree]:
-        """The products of the drawn layers' rows."""
+        """Return the products for the rows of the drawn layers."""
         layers, alphas = layers_of(rows.alpha), jax.tree.leaves(rows.alpha)
         order = jax.random.permutation(key, len(layers))
         drawn = jnp.zeros(len(layers)).at[order[: self.count]].set(len(layers) / self.count)
@@ -106,7 +107,7 @@ class Layers:
 
 
 def layers_of(v: PyTree) -> list[list[int]]:
-    """The places of each layer's leaves among those of a tree: leaves under one name are one layer."""
+    """Return the indices of each layer's leaves among the leaves of a tree; leaves under one name are one layer."""
     found: dict[Any, list[int]] = {}
     for place, (path, _) in enumerate(jax.tree_util.tree_flatten_with_path(v)[0]):
         found.setdefault(path[:-1] or path, []).append(place)
@@ -114,53 +115,60 @@ def layers_of(v: PyTree) -> list[list[int]]:
 
 
 class SPNBOMemory(NamedTuple):
-    """The stage, the steps taken in it, the multipliers, and the values of the last test of a stage's end (4,)."""
+    """The stage, the multipliers and the last test.
+
+    Attributes:
+        stage: the number of the stage.
+        stage_steps: the number of steps taken in it.
+        alpha: the multipliers, shaped like v.
+        found: stationarity, Psi, |c|^2 and g from the last test of the end of a stage.
+    """
 
     stage: Int[Array, ""]
     stage_steps: Int[Array, ""]
     alpha: PyTree
-    found: Any
+    found: Float[Array, "4"]
 
 
 @dataclass(frozen=True)
 class SPNBO:
-    """SPNBO (ICLR 2022 submission), Algorithm 1: `Penalty`'s idea on a non-smooth lower level, smoothed by stage.
+    """SPNBO (ICLR 2022 submission), Algorithm 1: a penalty method for a non-smooth lower level, smoothed by stage.
 
-    The regulariser of the problem is smoothed by mu_k (see `bilevax.penalties`), c = grad_v g = 0 is its first-order
-    condition, and u and v descend, v T times and u once, on the augmented Lagrangian
+    The regulariser of the problem is smoothed with mu_k (see `bilevax.penalties`), and the lower level is replaced by
+    its first-order condition c = grad_v g = 0. v moves T times and u once down the augmented Lagrangian
 
         f + alpha . c + beta_k / 2 |c|^2,
 
-    whose gradient is that of f plus second_products(p), p = beta_k c + alpha. Both f and c are estimated: by the
-    minibatches of the source, and by some rows of c (`rows`), which leaves the direction unbiased. The stage ends when,
+    whose gradient is that of f plus second_products(p), p = beta_k c + alpha. Both f and c are estimated, by the
+    minibatches of the source, and c also by some of its rows (`rows`); the direction is unbiased. The stage ends when,
     with all rows,
 
         |grad_u|^2 + |grad_v|^2 <= eps_1^2,   |alpha . c + beta / 2 |c|^2| <= eps_2,   |c|^2 <= eps_3      (3) to (5)
 
-    and then alpha += beta c, mu and the tolerances are halved and beta is doubled. Their limit is a stationary point of
+    and then alpha += beta c, mu and the tolerances are halved and beta is doubled. The limit is a stationary point of
     the non-smooth problem (Theorem 1).
 
-    Where the text is ambiguous or wrong, this was decided:
-    - its Psi is 1/d times the sum over the d rows; here it is the sum, as in `Penalty`, so that the multipliers tend to
-      -(grad2_vv g)^-1 grad_v f whatever d is. With a row drawn among d the text's single-row gradient is unbiased for
-      its mean; ours is weighted for the sum.
-    - line 11 gives lambda_{k+1} an index that also counts stages, and lines 13 to 16 leave mu_{k+1} undefined where the
-      conditions fail: here mu, beta and the tolerances belong to a stage, which ends when the conditions hold.
-    - its gradient in the upper variable is printed with grad_w Psi, which must be grad_lambda Psi.
-    - multipliers are vectors of v's shape and start at zero; "alpha_1" is an input there, without a value.
+    The implementation differs from the text where that is ambiguous or wrong:
+    - The Psi of the text is 1/d times the sum over the d rows; here it is the sum, as in `Penalty`, so that the
+      multipliers converge to -(grad2_vv g)^-1 grad_v f for any d. For a random row the gradient in the text is an
+      unbiased estimate of the mean; here it is weighted for the sum.
+    - Line 11 gives lambda_{k+1} an index that also counts stages, and lines 13 to 16 leave mu_{k+1} undefined if the
+      conditions fail. Here mu, beta and the tolerances belong to a stage, which ends when the conditions hold.
+    - The gradient in the upper variable is printed with grad_w Psi, which must be grad_lambda Psi.
+    - Multipliers have the shape of v and start at zero; in the text "alpha_1" is an input without a value.
 
     Args:
-        upper_optimizer, lower_optimizer: any optax optimizers that need gradients alone; published: descent.
+        upper_optimizer, lower_optimizer: any optax optimizers that need only gradients; published: gradient descent.
         lower_steps: T, moves of v per move of u.
         rows: `AllRows()` or `Layers(count)`.
-        mu, beta, eps_1, eps_2, eps_3: by stage; as published by default.
-        step_scale: factor on both optimizers' updates, by stage: the problem grows stiffer with beta and 1 / mu.
-        test_every: the conditions are tested on the batch at hand after every so many steps; a test costs one gradient
-            of f, one of g and one pass back through the latter.
+        mu, beta, eps_1, eps_2, eps_3: by stage; the defaults are as published.
+        step_scale: factor on both optimizers' updates, by stage: the problem becomes stiffer with beta and 1 / mu.
+        test_every: the conditions are tested on the current batch after every `test_every` steps; a test costs one
+            gradient of f, one of g and one reverse pass through the latter.
         stage_steps: end a stage after this many steps even if the conditions fail. Off (None) by default.
 
-    With mu = 1e-3 from the start the smoothed problem has curvatures of 1e3 beside those of g, whose square the penalty
-    has. Far fewer steps lead to the limit where mu starts at the size of v's entries and falls with the steps:
+    With mu = 1e-3 from the start, the smoothed problem has curvatures of 1e3 in addition to those of g, and the penalty
+    has their squares. Far fewer steps are needed if mu starts at the size of the entries of v and decreases slowly:
 
         SPNBO(
             optax.adam(0.1, b2=0.99),
@@ -170,11 +178,11 @@ class SPNBO:
             stage_steps=250,
         )
 
-    finds the strengths of lassos of 30 features as a grid of a thousand does, and points of group-lasso, l_0.6 and
-    OSCAR problems whose residual (`diagnostics.nonsmooth_stationarity`) is below 1e-3, in 11,000 steps.
+    In 11,000 steps this finds the same strengths of lassos with 30 features as a grid of a thousand values, and points
+    of group-lasso, l_0.6 and OSCAR problems whose residual (`diagnostics.nonsmooth_stationarity`) is below 1e-3.
 
     Cost of a step: T + 1 times (gradient of f, the sampled rows of c and their derivatives). Memory: that of u, v,
-    alpha and the optimizers. `lower_grad_norm` is |c| at the last test.
+    alpha and the optimizers. `lower_loss` and `lower_grad_norm` = |c| are those of the last test.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -220,19 +228,19 @@ class SPNBO:
         schedules.require_rising("SPNBO", "beta", self.beta)
 
     def check(self, problem: Problem, u: PyTree, v: PyTree, batch: Batch) -> None:
-        """Refuse constraints, a v that lives in a set, more rows than v has, and what no solver can treat."""
+        """Refuse constraints, a `project_lower`, more rows than v has, and problems that no solver handles."""
         base.check(self, problem, u, v, batch)
         self.rows.check(v)
 
     def init(self, problem: Problem, u: PyTree, v: PyTree, batch: Batch) -> base.State:
-        """The state at (u, v): stage 0, multipliers zero."""
+        """Return the state at (u, v): stage 0, multipliers zero."""
         counts = jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32)
         return base.start(self, u, v, SPNBOMemory(*counts, optax.tree.zeros_like(v), jnp.full(4, jnp.inf)))
 
     def step(
         self, problem: Problem, state: base.State, batch: Batch, key: PRNGKeyArray
     ) -> tuple[base.State, base.Info]:
-        """T moves of v and one of u by doubly stochastic gradients, and every so often the test that ends a stage."""
+        """Move v T times and u once by doubly stochastic gradients; test every `test_every` steps if the stage ends."""
         start_key, lower_key, upper_key, row_key = jax.random.split(key, 4)
         u, memory = state.u, state.memory
         mu, beta, scale = (schedules.at(x, memory.stage) for x in (self.mu, self.beta, self.step_scale))
@@ -255,7 +263,7 @@ class SPNBO:
         moved_u, upper_opt = base.move_upper(self, problem, state, grad_u, scale=scale)
 
         def test() -> tuple[Any, PyTree]:
-            """(stationarity, Psi, |c|^2, g) with all rows, and beta c."""
+            """Return (stationarity, Psi, |c|^2, g) with all rows, and beta c."""
             g = here.full()
             along_u, along_v = g.second_products(here.weights(g.grad_v, memory.alpha))
             squares = [

@@ -1,4 +1,4 @@
-"""Hypergradients by differentiating the T lower moves themselves, in reverse or forward mode."""
+"""Hypergradients by differentiating the T lower moves, in reverse or forward mode."""
 
 from dataclasses import dataclass
 from functools import partial
@@ -12,33 +12,33 @@ from jaxtyping import PRNGKeyArray, PyTree
 
 from bilevax import derivatives
 from bilevax._checks import InputError, settle_counts
+from bilevax._hoisting import hoist
 from bilevax._optimizers import first_line, update
 from bilevax.problem import Batch, Problem
 from bilevax.solvers import base
-from bilevax.solvers.hoisting import hoist
 
 
 @dataclass(frozen=True)
 class ReverseMode:
     """Reverse-mode differentiation, RMD (Maclaurin et al. 2015; Franceschi et al. 2017).
 
-    u moves along the exact derivative of f(u, v_T(u)), where v_T is the end of T moves of v down g. Where v starts at
-    a `lower_start` that depends on u, as in MAML, the derivative goes through the start, too.
+    u moves along the exact derivative of f(u, v_T(u)), where v_T is v after T moves along grad_v g. With a
+    `lower_start` that depends on u, as in MAML, the derivative includes that of the start.
 
     Args:
-        upper_optimizer, lower_optimizer: any optax optimizers; the upper one without a line search. The lower one
-            is differentiated through: take descent or momentum there, since Adam divides by the size of the gradient
-            and with it normalises most of the derivative away.
+        upper_optimizer, lower_optimizer: any optax optimizers; the upper one without a line search. The updates of
+            the lower one are differentiated: use gradient descent or momentum, since Adam divides by the size of the
+            gradient, which removes most of the derivative.
         lower_steps: T, moves of v per move of u.
-        last: differentiate only the last so many moves (truncation, Shaban et al. 2019); None: all T. With a
-            `lower_start` that depends on u it is refused, since the derivative through the start would be lost.
-        segment: keep v at the start of every so many moves only and do the moves in between again on
-            the way back (`jax.checkpoint`). About sqrt(T) is the least memory; None keeps all moves.
+        last: differentiate only the last `last` moves (truncation, Shaban et al. 2019); None for all T. It is refused
+            with a `lower_start` that depends on u, since the derivative through the start would be lost.
+        segment: store v only at the start of every `segment` moves, and recompute the moves between them in the reverse
+            pass (`jax.checkpoint`). Memory is least at about sqrt(T). None stores all moves.
 
-    Cost of a step: about three times T gradients of g, four with `segment`. Memory: v and the matrix products
-    and convolutions of a gradient of g, times T; with `segment` = s, v times T/s plus the rest times s. What g
-    makes of u and the batch alone by matrix products, such as features, is made once, not T times, and gone back
-    through once.
+    Cost of a step: about three times T gradients of g, four times with `segment`. Memory: T times v and the matrix
+    products and convolutions of a gradient of g; with `segment` = s, T/s times v plus s times the rest. Matrix products
+    of g that depend only on u and the batch, such as features, and their reverse pass are computed once and not T
+    times.
     """
 
     upper_optimizer: optax.GradientTransformation = optax.adam(1e-2)
@@ -54,11 +54,11 @@ class ReverseMode:
                 settle_counts(self, name)
         if self.last is not None and self.last > self.lower_steps:
             raise InputError(
-                f"ReverseMode: last is {self.last}, more than the {self.lower_steps} lower_steps there are."
+                f"ReverseMode: last is {self.last}, and must be at most lower_steps, {self.lower_steps}. Lower last."
             )
 
     def check(self, problem: Problem, u: PyTree, v: PyTree, batch: Batch) -> None:
-        """Refuse constraints, and what no solver can treat."""
+        """Refuse constraints, a lower optimizer that cannot be differentiated, and problems that no solver handles."""
         base.check(self, problem, u, v, batch, base.Known.VALUE, base.Known.FUNCTION, lower_sets=True)
         _require_differentiable(self, problem, u, v, batch)
         depends = derivatives.require_start("ReverseMode", problem, u, batch, self.last not in (None, self.lower_steps))
@@ -70,13 +70,13 @@ class ReverseMode:
             )
 
     def init(self, problem: Problem, u: PyTree, v: PyTree, batch: Batch) -> base.State:
-        """The state at (u, v)."""
+        """Return the state at (u, v)."""
         return base.start(self, u, v)
 
     def step(
         self, problem: Problem, state: base.State, batch: Batch, key: PRNGKeyArray
     ) -> tuple[base.State, base.Info]:
-        """T moves of v; one of u along d f(u, v_T(u)) / du, by reverse mode."""
+        """Move v T times, and u once along d f(u, v_T(u)) / du, by reverse mode."""
         start_key, lower_key, upper_key = jax.random.split(key, 3)
         last = self.lower_steps if self.last is None else self.last
         skipped = self.lower_steps - last
@@ -88,12 +88,12 @@ class ReverseMode:
         if skipped:
             before, _ = _moves(self, problem, state.u, before, batch, 0, skipped, lower_key)
 
-        def answer(u: PyTree) -> tuple[PyTree, Any]:
+        def moved(u: PyTree) -> tuple[PyTree, Any]:
             carry = before if skipped else start(u)
             (v, lower_opt), losses = _moves(self, problem, u, carry, batch, skipped, last, lower_key, self.segment)
             return v, (lower_opt, losses)
 
-        v, pull_back, (lower_opt, losses) = jax.vjp(answer, state.u, has_aux=True)
+        v, pull_back, (lower_opt, losses) = jax.vjp(moved, state.u, has_aux=True)
         f = derivatives.upper(problem, state.u, v, batch.upper, upper_key)
         (through,) = pull_back(f.grad_v)
         direction = optax.tree.add(f.grad_u, through)
@@ -102,12 +102,12 @@ class ReverseMode:
 
 @dataclass(frozen=True)
 class ForwardMode:
-    """Forward-mode differentiation, FMD (Franceschi et al. 2017): the matrix dv_t/du carried along.
+    """Forward-mode differentiation, FMD (Franceschi et al. 2017): the matrix dv_t/du is updated with each move.
 
-    The direction is that of `ReverseMode`, but memory is |u| |v| whatever T: for few hyperparameters.
+    The direction is that of `ReverseMode`, but memory is |u| |v| for any T: for a few hyperparameters.
 
     Args:
-        upper_optimizer, lower_optimizer: any optax optimizers; on the lower one see `ReverseMode`.
+        upper_optimizer, lower_optimizer: any optax optimizers; for the lower one see `ReverseMode`.
         lower_steps: T, moves of v per move of u.
 
     Cost of a step: |u| + 1 times T gradients of g. Memory: |u| |v|.
@@ -121,23 +121,23 @@ class ForwardMode:
         settle_counts(self, "lower_steps")
 
     def check(self, problem: Problem, u: PyTree, v: PyTree, batch: Batch) -> None:
-        """Refuse constraints, and what no solver can treat."""
+        """Refuse constraints, a lower optimizer that cannot be differentiated, and problems that no solver handles."""
         base.check(self, problem, u, v, batch, base.Known.VALUE, base.Known.FUNCTION, lower_sets=True)
         derivatives.require_start("ForwardMode", problem, u, batch)
         _require_differentiable(self, problem, u, v, batch)
 
     def init(self, problem: Problem, u: PyTree, v: PyTree, batch: Batch) -> base.State:
-        """The state at (u, v)."""
+        """Return the state at (u, v)."""
         return base.start(self, u, v)
 
     def step(
         self, problem: Problem, state: base.State, batch: Batch, key: PRNGKeyArray
     ) -> tuple[base.State, base.Info]:
-        """T moves of v; one of u along d f(u, v_T(u)) / du, by forward mode."""
+        """Move v T times, and u once along d f(u, v_T(u)) / du, by forward mode."""
         start_key, lower_key, upper_key = jax.random.split(key, 3)
         flat_u, unravel = ravel_pytree(state.u)
 
-        def answer(flat_u: Any) -> tuple[PyTree, Any]:
+        def moved(flat_u: Any) -> tuple[PyTree, Any]:
             u = unravel(flat_u)
             start = base.start_of_step(problem, state._replace(u=u), batch, start_key)
             (end, lower_opt), losses = _moves(
@@ -146,7 +146,7 @@ class ForwardMode:
             return end, (end, lower_opt, losses)
 
         # Leaves of `jacobian` are shaped (*leaf of v, |u|).
-        jacobian, (v, lower_opt, losses) = jax.jacfwd(answer, has_aux=True)(flat_u)
+        jacobian, (v, lower_opt, losses) = jax.jacfwd(moved, has_aux=True)(flat_u)
         f = derivatives.upper(problem, state.u, v, batch.upper, upper_key)
         through = jnp.zeros_like(flat_u)
         for d, j in zip(jax.tree.leaves(f.grad_v), jax.tree.leaves(jacobian), strict=True):
@@ -175,11 +175,11 @@ def _require_differentiable(solver: Any, problem: Problem, u: PyTree, v: PyTree,
 
 
 def _differentiable_at_zero(optimizer: Any, gradient: PyTree, opt_state: Any, v: PyTree) -> Any:
-    """The optimizer, with finite derivatives where an entry of the gradient is exactly zero.
+    """Return the optimizer with finite derivatives at entries of the gradient that are exactly zero.
 
-    Adam and its kin take the square root of a mean of squares, whose derivative there is 0 times infinity. The
-    derivative beside it is taken instead; values are as they were. An optimizer that asks for more than the gradient
-    stays as it is.
+    Adam and similar optimizers take the square root of a mean of squares, whose derivative at zero is 0 times infinity.
+    The derivative at a near point is used instead; values do not change. An optimizer that needs more than the gradient
+    is returned unchanged.
     """
     try:
         jax.eval_shape(optimizer.update, gradient, opt_state, v)
@@ -190,8 +190,8 @@ def _differentiable_at_zero(optimizer: Any, gradient: PyTree, opt_state: Any, v:
     @update.defjvp
     def _(primals: Any, tangents: Any) -> Any:
         gradient, *rest = primals
-        beside = jax.tree.map(lambda d: jnp.where(d == 0, jnp.finfo(d.dtype).tiny ** 0.4, d).astype(d.dtype), gradient)
-        return update(*primals), jax.jvp(optimizer.update, (beside, *rest), tangents)[1]
+        near = jax.tree.map(lambda d: jnp.where(d == 0, jnp.finfo(d.dtype).tiny ** 0.4, d).astype(d.dtype), gradient)
+        return update(*primals), jax.jvp(optimizer.update, (near, *rest), tangents)[1]
 
     def updated(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
         return update(updates, state, params)
@@ -210,7 +210,10 @@ def _moves(
     key: PRNGKeyArray,
     segment: int | None = None,
 ) -> tuple[tuple[PyTree, Any], tuple[Any, Any]]:
-    """Moves first, ..., first + count - 1 of v down g, as a function of u; and (g, |grad_v g|) before the last."""
+    """Return v and its optimizer's state after moves first, ..., first + count - 1, differentiable in u.
+
+    The second result is (g, |grad_v g|) before the last of these moves.
+    """
     ts = jnp.arange(first, first + count)
 
     def move(fixed: tuple[PyTree, Batch], carry: Any, t: Any) -> tuple[Any, Any]:
@@ -219,7 +222,7 @@ def _moves(
 
     optimizer = _differentiable_at_zero(solver.lower_optimizer, carry[0], carry[1], carry[0])
     made, one = hoist(move, (u, batch), carry, ts[0])
-    # Of each move the products alone are kept for the way back; what is between them is quicker made again than read.
+    # Only the matrix products of a move are stored for the reverse pass: recomputing the rest is faster than reading.
     one = jax.checkpoint(partial(one, made), prevent_cse=False, policy=jax.checkpoint_policies.dots_saveable)
 
     def some(carry: Any, ts: Any) -> tuple[Any, Any]:
@@ -242,7 +245,7 @@ def _finish(
     f: derivatives.Upper,
     losses: tuple[Any, Any],
 ) -> tuple[base.State, base.Info]:
-    """The state after the moves of v, with u moved; `losses` are (g, |grad_v g|) of the last move of v."""
+    """Return the state with u moved, and the Info; `losses` are (g, |grad_v g|) of the last move of v."""
     u, upper_opt = base.move_upper(solver, problem, state, direction, base.Objective(f.loss))
     info = base.Info(f.loss, losses[0], optax.tree.norm(direction), losses[1], {})
     return state._replace(u=u, upper_opt=upper_opt), info

@@ -1,4 +1,4 @@
-"""A solver over a leading axis of problems."""
+"""A solver for many problems at once, on a leading axis."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,9 +15,14 @@ from bilevax.solvers import base
 
 
 class Members(NamedTuple):
-    """The memories of the members, stacked; `alive` (n,) is False for a member that met a value that is not finite."""
+    """The stacked memories of the members.
 
-    memory: Any
+    Attributes:
+        memory: the memory of the members' solver, stacked.
+        alive: False for a member with an iterate or loss that was not finite.
+    """
+
+    memory: PyTree
     alive: Bool[Array, " members"]
 
 
@@ -25,9 +30,9 @@ class Members(NamedTuple):
 class Vectorized:
     """Many problems of one shape at once (seeds, trials, grids): `solver` under vmap.
 
-    Every leaf of u, v and the batches leads with the axis of members (`batches.Stacked` samples one
-    batch for each). A member that meets a non-finite value keeps its last finite state, its Info
-    is NaN from then on, and the others go on; the solve ends when none is left.
+    Every leaf of u, v and the batches has a leading axis of members (`Stacked` samples one batch for each member). If
+    an iterate or loss of a member is not finite, the member keeps its last finite state, its Info is NaN from then on,
+    and the other members continue; the solve ends when no member is left.
 
     Args:
         solver: the solver of one member.
@@ -50,7 +55,7 @@ class Vectorized:
         base.require_solver("Vectorized", self.solver)
 
     def check(self, problem: Problem, u: PyTree, v: PyTree, batch: Batch) -> None:
-        """Refuse leading axes that differ, and what `solver` cannot treat in the first member."""
+        """Refuse leading axes that differ, and a first member that `solver` does not handle."""
         check_variable("u", u)
         check_variable("v", v)
         require_arrays("batch", batch)
@@ -59,7 +64,7 @@ class Vectorized:
             found = [*sorted(s[0] for s in sizes if s), *(["none"] if () in sizes else [])]
             raise InputError(
                 f"Vectorized: the leaves of u, v and the batch have leading axes [{', '.join(map(str, found))}]. "
-                "All must lead with the same axis of members; add it with jnp.stack or jnp.broadcast_to."
+                "All must have the same leading axis of members; add it with jnp.stack or jnp.broadcast_to."
             )
         check_finite("batch", batch)
         u, v, batch = jax.tree.map(lambda x: x[0], (u, v, batch))
@@ -67,7 +72,7 @@ class Vectorized:
         self.solver.check(problem, u, v, batch)
 
     def init(self, problem: Problem, u: PyTree, v: PyTree, batch: Batch) -> base.State:
-        """The members' states at (u, v)."""
+        """Return the states of the members at (u, v)."""
         members = jax.vmap(lambda u, v, batch: self.solver.init(problem, u, v, batch))(u, v, batch)
         alive = jnp.ones(jax.tree.leaves(u)[0].shape[0], bool)
         return members._replace(memory=Members(members.memory, alive))
@@ -75,7 +80,7 @@ class Vectorized:
     def step(
         self, problem: Problem, state: base.State, batch: Batch, key: PRNGKeyArray
     ) -> tuple[base.State, base.Info]:
-        """One step of every member, each with a key of its own."""
+        """Take one step of every member, with its own key."""
 
         def one(state: base.State, batch: Batch, key: PRNGKeyArray) -> tuple[base.State, base.Info]:
             member, alive = _member(state), state.memory.alive
@@ -91,14 +96,14 @@ class Vectorized:
         return jax.vmap(one)(state, batch, keys)
 
     def keep_finite(self, before: base.State, after: base.State, info: base.Info) -> tuple[base.State, Any]:
-        """`after`, in which each member that failed is at its last finite state; whether one is left."""
+        """Return `after`, in which every failed member is at its last finite state, and whether a member is left."""
         return after, jnp.any(after.memory.alive)
 
     def over_members(self, function: Callable[..., Any], state: base.State, batch: Batch, *rest: Any) -> Any:
-        """function(member's state, member's batch, *rest) of every member, stacked."""
+        """Return function(member's state, member's batch, *rest) for all members, stacked."""
         return jax.vmap(function, in_axes=(0, 0, *(None for _ in rest)))(_member(state), batch, *rest)
 
 
 def _member(state: base.State) -> base.State:
-    """The state of a member as its solver has it; of all members, where these are stacked."""
+    """Return the state of a member, or the stacked states of all members, in the form of their solver."""
     return state._replace(memory=state.memory.memory)

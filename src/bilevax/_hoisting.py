@@ -1,7 +1,7 @@
-"""Takes what a loop's body makes of its constants alone out of the loop, before anything is differentiated.
+"""Moves matrix products of a loop's constants out of the loop body, before the loop is differentiated.
 
-A compiler does this for the loop as it stands. It cannot for the reverse pass of a loop: the derivative of a
-representation is another one in each turn, and only their sum need go back through it.
+A compiler does this for the forward pass of a loop. It cannot do it for the reverse pass: the cotangent of such a
+product differs in each iteration, and only the sum of the cotangents needs a reverse pass.
 """
 
 from collections.abc import Callable, Iterable
@@ -16,19 +16,19 @@ Body = Callable[..., Any]
 
 
 def hoist(body: Body, fixed: Any, *turn: Any) -> tuple[Any, Body]:
-    """`made, rest`: `rest(made, *turn)` is `body(fixed, *turn)`, and matrix products of `fixed` alone are in `made`.
+    """Return `made` and `rest` with rest(made, *turn) = body(fixed, *turn); `made` has matrix products of `fixed`.
 
-    What follows from such products alone is made with them. Elementwise work on `fixed` stays in the body, where it
-    costs less than what it makes would take to keep.
+    `made` also has values that depend only on such products. Elementwise operations on `fixed` stay in the body, where
+    they cost less than the memory of their results.
 
     Args:
-        body: pure; any pytrees in and out.
-        fixed: what does not change from turn to turn; `made` is differentiable in it.
-        turn: the rest of the arguments; only shapes are used.
+        body: a pure function of pytrees.
+        fixed: the argument that is the same in all iterations; `made` is differentiable in it.
+        turn: the arguments that change; only their shapes are used.
 
     Example:
         >>> import jax, jax.numpy as jnp
-        >>> from bilevax.solvers.hoisting import hoist
+        >>> from bilevax._hoisting import hoist
         >>> body = lambda a, x: jnp.tanh(a @ a) @ x
         >>> made, rest = hoist(body, jnp.eye(2), jnp.ones(2))
         >>> str(jax.make_jaxpr(rest)(made, jnp.ones(2))).count("dot_general")
@@ -64,7 +64,7 @@ def hoist(body: Body, fixed: Any, *turn: Any) -> tuple[Any, Body]:
 
 
 def _inlined(body: Body) -> Body:
-    """The body with what it calls through `jax.jit` written out."""
+    """Return the body with calls of jitted functions inlined."""
 
     def flat(*arguments: Any) -> Any:
         traced, shape = jax.make_jaxpr(body, return_shape=True)(*arguments)
@@ -76,7 +76,7 @@ def _inlined(body: Body) -> Body:
 
 
 def _evaluated(jaxpr: Any, environment: dict[Any, Any]) -> list[Any]:
-    """The outputs of a traced program, from the values of the variables it starts from."""
+    """Return the outputs of a traced program, from the values of its inputs."""
     environment = dict(environment)
 
     def read(x: Any) -> Any:
@@ -96,7 +96,7 @@ def _evaluated(jaxpr: Any, environment: dict[Any, Any]) -> list[Any]:
 
 
 def _part(jaxpr: Any, inputs: list[Any], equations: list[Any], outputs: list[Any]) -> Any:
-    """Some equations of a program as one of its own."""
+    """Return some equations of a program as a program."""
     unnamed = core.DebugInfo("hoist", "body", None, None)
     return jaxpr.replace(constvars=[], invars=inputs, eqns=equations, outvars=outputs, debug_info=unnamed)
 
