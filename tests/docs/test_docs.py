@@ -13,6 +13,7 @@ import pytest
 
 import bilevax
 import bilevax.data
+import bilevax.nn
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
@@ -151,7 +152,7 @@ def test_every_name_of_the_package_is_in_the_reference(site):
     raw = (site / "objects.inv").read_bytes()
     listed = zlib.decompress(raw.split(b"\n", 4)[4]).decode()
     documented = {line.split()[0].rpartition(".")[2] for line in listed.splitlines()}
-    for package in (bilevax, bilevax.data):
+    for package in (bilevax, bilevax.data, bilevax.nn):
         members = {name: value for name, value in vars(package).items() if not name.startswith("_")}
         public = {name for name, value in members.items() if type(value).__name__ != "module"}
         assert public - documented == set(), package.__name__
