@@ -25,10 +25,11 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from bilevax._checks import InputError, check_key, require_count
-from bilevax.applications._inputs import numeric, positive
+from bilevax.applications._inputs import numeric
 from bilevax.applications.task import Task
 from bilevax.problem import Batch, Problem
 from bilevax.solvers import ReverseMode
+from experiments.spnbo.checks import positive
 
 LOWER_STEPS = 500
 Memberships = Float[Array, "d groups"]

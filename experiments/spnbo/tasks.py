@@ -24,7 +24,6 @@ from bilevax._checks import check_key
 from bilevax.applications._inputs import (
     coded_samples,
     on_one_scale,
-    positive,
     require_alike,
     require_batch,
     require_classes,
@@ -54,6 +53,7 @@ from bilevax.penalties.group import ByLeaf, GroupLasso, removed_share
 from bilevax.penalties.separable import L1, Lp
 from bilevax.problem import Batch, Problem
 from bilevax.solvers import base
+from experiments.spnbo.checks import positive
 
 LOG_RANGE = 10.0  # of log weights and log strengths, as the text searches them
 ZERO = 1e-3  # smoothed, a zero is about mu in size
@@ -313,5 +313,4 @@ def sparse_fewshot_task(
 
 
 def _penalty(owner: str, p: float, strength: float) -> _Scaled:
-    positive(owner, "strength", strength)
-    return _Scaled(Lp(positive(owner, "p", p)), float(strength))
+    return _Scaled(Lp(positive(owner, "p", p)), positive(owner, "strength", strength))

@@ -163,7 +163,7 @@ def test_sparse_heads_by_hand_and_their_zeros():
         ({"y": Y - 1}, "y has a label -1"),
         ({"y_val": Y_VAL + 50}, "in y_val and the model gives"),
         ({"single": "a"}, "single holds values that are not numbers"),
-        ({"group": np.ones(2)}, "group is array"),
+        ({"group": np.ones(2)}, "group is an? ndarray"),
         ({"batch_size": 2.5}, "batch_size is 2.5"),
         ({"val_batch_size": 10**6}, "fewer than one batch of 1000000"),
         ({"key": 3}, "key is 3"),

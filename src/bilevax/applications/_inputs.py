@@ -245,14 +245,6 @@ def require_classes(scores: int, **found: Int[np.ndarray, " n"]) -> None:
             )
 
 
-def positive(owner: str, name: str, value: Any) -> float:
-    """Return a positive number as a float; anything else is refused."""
-    number = numeric(name, value)
-    if number.shape != () or number.dtype.kind == "b" or not number > 0:
-        raise InputError(f"{owner}: {name} is {value!r}, and must be a positive number.")
-    return float(number)
-
-
 def classes_of(name: str, found: Shaped[np.ndarray, " n"]) -> Shaped[np.ndarray, " classes"]:
     """Return the classes, sorted.
 
