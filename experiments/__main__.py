@@ -18,23 +18,23 @@ app = typer.Typer(add_completion=False, rich_markup_mode="markdown", pretty_exce
 
 @app.command()
 def reproduce(
-    name: Annotated[str | None, typer.Argument(metavar="NAME", help="Which table or figure, see --list.")] = None,
-    list_all: Annotated[bool, typer.Option("--list", help="Name them all.")] = False,
+    name: Annotated[str | None, typer.Argument(metavar="NAME", help="The table or figure; see --list.")] = None,
+    list_all: Annotated[bool, typer.Option("--list", help="List all experiments.")] = False,
     quick: Annotated[bool, typer.Option("--quick", help="Under two minutes on two cores.")] = False,
     medium: Annotated[bool, typer.Option("--medium", help="Between --quick and full size.")] = False,
-    seeds: Annotated[int | None, typer.Option(min=1, help="How many.", show_default="the experiment's")] = None,
-    solver: Annotated[str | None, typer.Option(help="Only this one of the experiment's solvers.")] = None,
+    seeds: Annotated[
+        int | None, typer.Option(min=1, help="Number of trials.", show_default="that of the experiment")
+    ] = None,
+    solver: Annotated[str | None, typer.Option(help="Run only this solver of the experiment.")] = None,
     dataset: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Only this data set, of an experiment on several.")
+        str | None, typer.Option(metavar="NAME", help="Run only this data set, if the experiment has several.")
     ] = None,
     noise: Annotated[
         int | None,
-        typer.Option(min=0, max=100, metavar="PERCENT", help="Only this share of wrong labels, of one on several."),
+        typer.Option(min=0, max=100, metavar="PERCENT", help="Run only this percentage of wrong labels."),
     ] = None,
-    way: Annotated[
-        int | None, typer.Option(min=2, help="Only tasks of this many classes, of an experiment on several.")
-    ] = None,
-    shot: Annotated[int | None, typer.Option(min=1, help="Only tasks of this many samples a class.")] = None,
+    way: Annotated[int | None, typer.Option(min=2, help="Run only tasks with this number of classes.")] = None,
+    shot: Annotated[int | None, typer.Option(min=1, help="Run only tasks with this number of samples a class.")] = None,
     features: Annotated[
         Path | None, typer.Option(metavar="FILE.npz", help="Your images and feature map, for figure3.")
     ] = None,
@@ -44,7 +44,7 @@ def reproduce(
 ) -> None:
     """Run one table or figure of the papers, and compare with the paper's numbers."""
     if list_all:
-        table = Table("name", "what it reproduces", box=None)
+        table = Table("name", "table or figure", box=None)
         for key, experiment in EXPERIMENTS.items():
             table.add_row(key, experiment.title)
         Console().print(table)

@@ -46,7 +46,7 @@ def circumstances(found: dict[str, Any]) -> str:
     machine = ", ".join(str(x) for x in device.values()) if isinstance(device, dict) else device
     seeds = found["seeds"]
     return (
-        f"Seeds {seeds[0]} to {seeds[-1]}; {found['wall_seconds']:.0f} s, kept trials apart, on {machine} "
+        f"Seeds {seeds[0]} to {seeds[-1]}; {found['wall_seconds']:.0f} s, without kept trials, on {machine} "
         f"(Python {versions['python']}, jax {versions['jax']}).\n"
     )
 

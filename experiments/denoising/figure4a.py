@@ -66,7 +66,7 @@ def run(settings: Settings) -> None:
     seconds = time.perf_counter() - began
 
     tables = {
-        f"accuracy %, {kind}, at last": [
+        f"accuracy %, {kind}, at the end": [
             Row((label,), None, np.array([trial[-1].seen[kind] for trial in trials]), None)
             for label, trials in looks.items()
         ]
@@ -86,7 +86,7 @@ def run(settings: Settings) -> None:
         f"{samples(plan)}, T = {plan.lower_steps}, {plan.solve_passes} passes; accuracy on the labels as given is of "
         f"the first {LOOKED_AT} training samples.",
         f"Train+Val ({np.mean(reference):.2f}% on the test set) is trained for {plan.passes} passes on all labels as "
-        "given. A method that never gets above it has no line in that table.",
+        "given. A method whose accuracy is never above that has no line in this table.",
     ]
     if settings.quick or settings.medium:
         notes.append("LeNet-5 in place of the network of E.2, which the full size has with T = 20 and 100 passes.")
@@ -96,7 +96,7 @@ def run(settings: Settings) -> None:
     panels = [
         LinePanel(
             kind[0].upper() + kind[1:],
-            "seconds, compilation apart",
+            "seconds, without compilation",
             "accuracy %",
             {
                 label: Line(

@@ -191,13 +191,13 @@ def compared(name: str, noise: int, label: str, field: str, ours: list[float]) -
 def footnotes(settings: Settings, plan: Plan) -> list[str]:
     """Differences between our protocol and the paper's."""
     notes = [
-        f"Every row's model is trained in one and the same way: {plan.passes} passes by Adam at {plan.rate:g} "
-        "throughout, at a fixed rate as in E.2, on the training samples by that row's weights and on the clean ones; "
-        f"only the weights differ. ApproxGrad and Penalty begin with {plan.start_passes} passes on all labels as "
-        "given, at a falling rate, which give each weight its start, the probability that the label is right (the "
-        f"paper starts from a model of the clean set, at 0.6 and 0.4 by its predictions). They move the weights for "
-        f"{plan.solve_passes} passes with T = {plan.lower_steps}; --solver {START} shows the row without these moves. "
-        "The paper reports the model that the solve itself trains: a table of its own here.",
+        f"The models of all rows are trained in the same way: {plan.passes} passes by Adam at a fixed rate of "
+        f"{plan.rate:g}, as in E.2, on the training samples with the weights of the row and on the clean samples; only "
+        f"the weights differ. ApproxGrad and Penalty begin with {plan.start_passes} passes on all labels as given, at "
+        "a decaying rate; each weight starts at the probability that the label is right (in the paper at 0.6 or 0.4, "
+        f"by the predictions of a model of the clean set). They move the weights for {plan.solve_passes} passes with "
+        f"T = {plan.lower_steps}; --solver {START} shows the row without these moves. The paper reports the model that "
+        "the solve trains: that is a separate table here.",
         "Settings were chosen on seed 101 of MNIST at 25% and Fashion-MNIST at 25 and 50%, about 30 of Penalty, 6 of "
         "ApproxGrad. The start and the rates of u and v are the same for both.",
         "Seconds are those of a cell in which other rows may have been compiled before; the start is included.",

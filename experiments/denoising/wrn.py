@@ -150,20 +150,20 @@ def run(settings: Settings) -> None:
     notes = [
         f"{size.train} training and {size.clean} clean samples, minibatches of {size.batch}, {size.passes} passes; "
         "Penalty takes half of them for Train+Val's model, its start, and half for itself.",
-        "Group normalisation stands in the place of batch normalisation: a lower variable has no running statistics. "
+        "Group normalisation replaces batch normalisation, since a lower variable has no running statistics. "
         "Weights are (tanh u + 1) / 2 over their sum in the minibatch, where the paper normalises u itself.",
-        "CIFAR-10 may come JPEG re-encoded: then compare with the Oracle beside it. The figures of Ren et al. and of "
-        "Meta-Weight-Net are those that the paper cites.",
+        "The copy of CIFAR-10 may be JPEG re-encoded: then compare with the Oracle of the same run. The figures of Ren "
+        "et al. and of Meta-Weight-Net are those that the paper cites.",
     ]
     if size.test is not None:
         notes.append(
-            f"Accuracy is of the first {size.test} test samples: the network takes its time on all of them. After so "
-            "few steps it is near chance for every row, and says only that the code runs; F1 of the cleaner says more."
+            f"Accuracy is on the first {size.test} test samples, since the network is slow on all of them. After so "
+            "few steps it is near chance for every row, and shows only that the code runs; F1 is more informative."
         )
     if settings.quick or settings.medium:
         notes.append(
             "WRN-10-1 on a part of the data without augmentation, in place of WRN-28-10 on the whole: the paper's "
-            "figures are out of reach at this size."
+            "figures cannot be reached at this size."
         )
     for name, rows in tables.items():
         show(f"{TITLE}: {name}", ("method",), rows, notes if name == "seconds" else ())

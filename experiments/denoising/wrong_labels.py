@@ -232,7 +232,8 @@ def footnotes(settings: Settings, plan: Plan, found: Mapping[Cell, list[dict[str
         f"Adam at {plan.rate:g}, falling by a cosine. Penalty takes {plan.solve_passes} passes more, with T = "
         f"{plan.lower_steps}, from Train+Val's model.",
         f"cleanlab: {FOLDS} folds, the clean set in each model's training data; its default score, self-confidence. "
-        f"'Best score' is the best of {len(SCORES)} of its scores on each cell, chosen by the truth: no user can.",
+        f"'Best score' is the best of {len(SCORES)} of its scores on each cell, chosen by the true labels, which users "
+        "do not have.",
         "Val-Only and Train+Val rank by the cross-entropy of the given label under their model; Penalty by the sum "
         f"of those under the solve's own model and under {FOLDS} models as cleanlab's, trained by the learned weights.",
     ]
@@ -242,9 +243,8 @@ def footnotes(settings: Settings, plan: Plan, found: Mapping[Cell, list[dict[str
             notes.append(f"{label} is ahead of Penalty in average precision on {', '.join(cells_ahead)}.")
     if any(cell.clean < MANY for cell in found):
         notes.append(
-            "Where the clean set is small, the learned weights follow its chance samples, and the right samples "
-            "that lose weight cost more than is gained; cleanlab and Train+Val's cross-entropy use all samples. "
-            "Pair flips are the opposite: a network trained on them learns them, also out of sample, and only clean "
-            "samples reveal them."
+            "With a small clean set, the learned weights overfit it, and right samples lose weight; cleanlab and "
+            "Train+Val's cross-entropy use all samples. For pair flips the opposite holds: a network trained on them "
+            "learns them, also out of sample, and only clean samples reveal them."
         )
     return notes

@@ -58,7 +58,7 @@ def run(settings: Settings) -> None:
         *protocol.footnotes(settings, size),
         "The representation is applied once in a step, whatever T is: more moves of the heads cost next to nothing. "
         "Times are of the fastest stretch between two evaluations.",
-        "Heads start anew in each step. Where few moves leave the gradient of g large, Penalty's u moves to make it "
+        "Heads restart in each step. If few moves leave the gradient of g large, Penalty's u moves to make it "
         "small, whatever that does to the features: it needs more moves than ApproxGrad.",
     ]
     for kind, rows in tables.items():

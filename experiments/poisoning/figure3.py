@@ -308,24 +308,24 @@ def footnotes(settings: Settings, attack: Attack, targets: int) -> list[str]:
     """Differences between our protocol and the paper's."""
     pair, wide = attack.pair, attack.f.shape[1]
     notes = [
-        f"{targets} targets, test samples that the clean head gets right ({attack.accuracy():.1f}% of the test samples "
-        "are); the base is the test sample of the other class that is nearest in features. A method's curve at eps "
-        "counts the targets that some bound of at most eps was enough for.",
+        f"{targets} targets, which are test samples that the clean head classifies correctly ({attack.accuracy():.1f}% "
+        "of the test samples); the base is the test sample of the other class with the nearest features. A method's "
+        "curve at eps is the share of targets for which a bound of at most eps was enough.",
         "The total time of a resumed run does not include kept targets; the seconds of an attack include all targets.",
-        f"A point that is beyond its bound by more than {TOLERANCE:g} relative does not count as a success.",
-        f"The feature collision weighs {COLLISION:g} over the squared feature distance of base and target, where the "
-        "paper has 1: it guides u at the start and leaves the end to the retrained head's mistake.",
+        f"A point that exceeds its bound by more than {TOLERANCE:g} relative does not count as a success.",
+        f"The weight of the feature collision is {COLLISION:g} over the squared feature distance of base and target, "
+        "in the paper 1: it matters at the start, and at the end the misclassification by the head decides.",
         "Poison Frogs is Algorithm 1 of Shafahi et al. with the projection and the settings of E.4 (beta 0.1, lambda "
         "0.01, 2,000 steps).",
-        f"The head is trained with l2 {L2:g}, for each point anew: {TRAINING.steps} steps of Adam on {len(pair.y)} "
-        f"samples and the point, {wide} features.",
+        f"For each point a new head is trained with l2 {L2:g}: {TRAINING.steps} steps of Adam on {len(pair.y)} samples "
+        f"and the point, with {wide} features.",
     ]
     if settings.features is None:
         notes.append(
-            "The dog and fish images and the InceptionV3 weights of the paper cannot be had here: the classes are dog "
-            "and ship of CIFAR-10, the features the convolutions of a network that was trained on the other eight. "
-            "Distances are of images of 32x32x3 in 0..1, the paper's of 299x299x3 in -1..1: no figure of the paper's "
-            "stands beside ours. With --features FILE.npz (see experiments/poisoning/features.py) the paper's data are "
-            "used."
+            "The dog and fish images and the InceptionV3 weights of the paper are not available to this run. The "
+            "classes are dog and ship of CIFAR-10, and the features are the convolutions of a network trained on the "
+            "other eight classes. Distances are between images of 32x32x3 in 0..1, in the paper of 299x299x3 in -1..1, "
+            "so they cannot be compared. With --features FILE.npz (see experiments/poisoning/features.py) the paper's "
+            "data are used."
         )
     return notes

@@ -44,7 +44,7 @@ def run(settings: Settings) -> None:
         drawn.append((kind, d, shown(kind, d), found.points.x))
     seconds, size = time.perf_counter() - started, sizes[UNTARGETED]
     notes = [
-        "Test accuracy in percent; of the targeted attack the share of eights taken for threes.",
+        "Test accuracy in percent; for the targeted attack the share of eights that are classified as threes.",
         f"Seed {SEED}, {PERCENT}% points, K = {size.steps}.",
     ]
     show(TITLE, ("attack", "points"), rows, notes)

@@ -139,8 +139,8 @@ def footnotes(settings: Settings, all_sizes: dict[str, Size]) -> list[str]:
     """Differences between our protocol and the paper's."""
     size = all_sizes[UNTARGETED]
     notes = [
-        "Untargeted: test accuracy, lower is a stronger attack. Targeted: share of eights taken for threes, higher is "
-        "a stronger attack. Each after retraining from the start on clean samples and points.",
+        "Untargeted: test accuracy, lower is a stronger attack. Targeted: share of eights classified as threes, higher "
+        "is a stronger attack. Each after retraining from the start on clean samples and points.",
         f"K = {size.steps}, T = {size.lower_steps}, the same settings in all cells. The paper's gamma 10, lambda 100 "
         "(untargeted) and 1 (targeted) and no multipliers are gamma 1, lambda 10 and multipliers that move at every "
         "step here; u moves by Adam at 0.03 falling to zero, where the paper has 0.1.",

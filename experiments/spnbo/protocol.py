@@ -1,4 +1,4 @@
-"""Shared by the tables of the SPNBO text: its methods, how each is run, and what is kept of a run.
+"""Shared by the tables of SPNBO (ICLR 2022 submission): the methods, how each is run, and the records of a run.
 
 All methods have the same start, data and number of upper iterations, except the two searches, which have trials. The
 regulariser is smoothed by mu = 1e-3 for all but SMNBP and SPNBO, which lower mu from there by stage.
@@ -47,9 +47,11 @@ TRAINING = optax.adam(1e-3)  # of a network from scratch
 RESIDUAL = 1e-2
 SOLVE_STEPS = 10
 NOTES = [
-    "The smoothing is mu = 1e-3, for SMNBP and SPNBO from there down by stage. Zeros are entries below 1e-3 in size, "
-    "removed the arrays whose root mean square is. Penalty holds g by lam and gamma = 1, SPNBO by beta = 1.",
-    "SMNBP takes as many products with second derivatives as the others: fewer, dearer steps.",
+    "The smoothing is mu = 1e-3; SMNBP and SPNBO lower it from there by stage. Zeros are entries with absolute value "
+    "below 1e-3; removed arrays have a root mean square below 1e-3. Penalty weighs g by lam and gamma = 1, SPNBO by "
+    "beta = 1.",
+    "SMNBP computes as many products with second derivatives as the other methods: it takes fewer, more expensive "
+    "steps.",
 ]
 
 
@@ -277,7 +279,7 @@ def run(kind: Kind, settings: Settings) -> None:
     panels = [
         LinePanel(
             " ".join(cell),
-            "seconds, compilation apart",
+            "seconds, without compilation",
             kind.figure,
             {label: line_of(trials, label) for label in labels if label not in SEARCHES},
             {label: float(np.mean([t[label]["figure"] for t in trials])) for label in labels if label in SEARCHES},
@@ -336,10 +338,10 @@ def order_of(kind: Kind, found: Mapping[Any, list[dict[str, Any]]], labels: list
             if label != SPNBO_ROW and mean > means[SPNBO_ROW]
         ]
         if ahead:
-            behind.append(f"{' '.join(cell)}: {', '.join(ahead)} before SPNBO ({abs(means[SPNBO_ROW]):.2f})")
+            behind.append(f"{' '.join(cell)}: {', '.join(ahead)} better than SPNBO ({abs(means[SPNBO_ROW]):.2f})")
     if not behind:
-        return ["The paper's claim that SPNBO is before all others holds in the means of every cell here."]
-    return [f"The paper's claim that SPNBO is before all others does not hold here. {'; '.join(behind)}."]
+        return ["The paper's claim that SPNBO is better than all others holds here for the mean of every cell."]
+    return [f"The paper's claim that SPNBO is better than all others does not hold here. {'; '.join(behind)}."]
 
 
 def reached_by(kind: Kind, found: Mapping[Any, list[dict[str, Any]]], labels: list[str]) -> list[str]:
@@ -351,9 +353,9 @@ def reached_by(kind: Kind, found: Mapping[Any, list[dict[str, Any]]], labels: li
         own, theirs = (seconds_to_penalty(kind, label, trials) for label in (SPNBO_ROW, PENALTY))
         both = [pair for pair in zip(own, theirs, strict=True) if pair[0] is not None]
         means = np.array(both, float).mean(0) if both else None
-        seconds = "" if means is None else f", on average after {means[0]:.1f} s, Penalty there after {means[1]:.1f} s"
+        seconds = "" if means is None else f", on average after {means[0]:.1f} s (Penalty: {means[1]:.1f} s)"
         lines.append(f"{' '.join(cell)}: in {len(both)} of {len(trials)} trials{seconds}")
-    return [f"SPNBO is as far as Penalty's last figure at some look. {'; '.join(lines)}."]
+    return [f"SPNBO reaches Penalty's last figure during the run. {'; '.join(lines)}."]
 
 
 def readable(label: str, rates: Rates, lower_steps: int) -> dict[str, Any]:

@@ -107,12 +107,12 @@ def draw(settings: Settings, cell: tuple[str, ...], seed: int) -> Cell:
 def notes(settings: Settings) -> list[str]:
     """Differences between the protocol and the text's."""
     found = [
-        f"p = {P}, the sum of |w|^p times {STRENGTH:g}; heads are linear in features of length one and start at class "
-        "means; a head is one array, so SPNBO's sampled layer is all of it. The searches draw the representation's "
-        f"parameters within {AROUND:g} of its initialisation.",
+        f"p = {P}, and the factor of the sum of |w|^p is {STRENGTH:g}. Heads are linear in features of length one and "
+        "start at class means. A head is one array, so SPNBO's sampled layer is the whole head. The searches draw the "
+        f"representation's parameters within {AROUND:g} of its initialisation.",
     ]
     if settings.quick or settings.medium:
-        found.append("16 filters, 4 tasks with 5 queries in a step.")
+        found.append("16 filters, and 4 tasks with 5 queries in a step.")
     return found
 
 

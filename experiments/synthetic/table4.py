@@ -40,7 +40,7 @@ PAPER = {
 }
 FOOTNOTES = (
     "Other hardware (the paper: Intel Core i9-7920X, two TITAN RTX, TensorFlow), so the ratio to the paper's "
-    "seconds says nothing about a method, and agreement within noise is not asked. Compare the methods of one column.",
+    "seconds says nothing about a method, and agreement is not tested. Compare the methods of one column.",
     "One compiled call for all iterations, compiled beforehand. The s.d. is over runs; the median is in results.json.",
     "Examples 1 and 2, and 3 and 4, are one program with a weight as data, so each carries the terms of both.",
     "With our settings of figures 1 and 2; rates and schedules do not change what a step costs.",

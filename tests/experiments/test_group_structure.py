@@ -138,7 +138,7 @@ def test_units_of_the_targets_change_nothing_and_nothing_is_compiled_anew(compil
         (lambda: job(groups=0), "groups is 0"),
         (lambda: job(strength=0.0), "strength is 0.0"),
         (lambda: job(ridge=0.0), "ridge is 0.0"),
-        (lambda: job(strength="a"), "strength holds values that are not numbers"),
+        (lambda: job(strength="a"), "strength is 'a', and must be a number"),
         (lambda: job(strength=np.ones(2)), "strength is an? ndarray"),
         (lambda: job(upper_rate=-1.0), "upper_rate is -1.0"),
         (lambda: job(groups=2.5), "groups is 2.5"),

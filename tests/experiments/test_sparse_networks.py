@@ -107,7 +107,7 @@ def test_poisoning_by_hand():
     again = sparse_poisoning_task(
         NET, x, Y, x_val, Y_VAL, points, key=KEY, p=0.5, strength=1e-3, training=training, start=v
     )
-    assert again.problem is task.problem
+    assert again.problem == task.problem
     assert again.start[1] is v
 
 
@@ -162,7 +162,7 @@ def test_sparse_heads_by_hand_and_their_zeros():
         ({"y": np.where(Y == 0, "a", "b")}, "y holds labels of type"),
         ({"y": Y - 1}, "y has a label -1"),
         ({"y_val": Y_VAL + 50}, "in y_val and the model gives"),
-        ({"single": "a"}, "single holds values that are not numbers"),
+        ({"single": "a"}, "single is 'a', and must be a number"),
         ({"group": np.ones(2)}, "group is an? ndarray"),
         ({"batch_size": 2.5}, "batch_size is 2.5"),
         ({"val_batch_size": 10**6}, "fewer than one batch of 1000000"),

@@ -112,9 +112,9 @@ def test_the_order_is_told_as_it_is():
 
     labels = ["Penalty", "SPNBO"]
     (good,) = protocol.order_of(kind, trials(Penalty=90.0, SPNBO=91.0), labels)
-    assert "holds in the means of every cell" in good
+    assert "holds here for the mean of every cell" in good
     (bad,) = protocol.order_of(kind, trials(Penalty=92.0, SPNBO=91.0), labels)
-    assert "mnist: Penalty (92.00) before SPNBO (91.00)" in bad
+    assert "mnist: Penalty (92.00) better than SPNBO (91.00)" in bad
     (low,) = protocol.order_of(SimpleNamespace(lower_is_better=True), trials(Penalty=92.0, SPNBO=91.0), labels)
     assert "holds" in low
     assert protocol.order_of(kind, trials(SPNBO=91.0), ["SPNBO"]) == []
@@ -136,5 +136,5 @@ def test_how_soon_spnbo_is_where_penalty_ends():
 
     found = {("mnist",): [trial([1, 5, 6], [2, 4, 5]), trial([1, 2, 3], [2, 4, 5]), trial([5, 5, 6], [2, 5, 5])]}
     (told,) = protocol.reached_by(table3.KIND, found, list(protocol.LABELS))
-    assert "mnist: in 2 of 3 trials, on average after 1.5 s, Penalty there after 2.5 s" in told
+    assert "mnist: in 2 of 3 trials, on average after 1.5 s (Penalty: 2.5 s)" in told
     assert protocol.reached_by(table3.KIND, found, [protocol.SPNBO_ROW]) == []
