@@ -33,7 +33,7 @@ def run(settings: Settings) -> None:
         title = f"{name}, {way}-way {shot}-shot"
         curves = {label: np.array([trial[label]["looks"] for trial in trials]) for label in labels}
         lines = {label: Line(curve[:, :, 1].mean(0), curve[:, :, 2]) for label, curve in curves.items()}
-        panels.append(LinePanel(title, "seconds, compilation apart", "accuracy on new classes %", lines))
+        panels.append(LinePanel(title, "seconds, without compilation", "accuracy on new classes %", lines))
         level = min(curve[:, -1, 2].mean() for curve in curves.values())
         for label, curve in curves.items():
             reached = [float(trial[trial[:, 2] >= level - 0.5][:1, 1].sum()) for trial in curve]

@@ -86,7 +86,7 @@ def run(settings: Settings) -> None:
     }
     notes = [
         f"Lower accuracy is a stronger attack. K = {size.steps} at each T; {PERCENT}% points on {size.train} samples.",
-        "Seconds are the median over stretches of a solve, compilation apart.",
+        "Seconds are the median over stretches of a solve, without compilation.",
     ]
     for name, rows in tables.items():
         show(f"{TITLE}: {name}", ("method", "T"), rows, notes if name.startswith("seconds") else ())

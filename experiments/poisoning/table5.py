@@ -140,20 +140,21 @@ def footnotes(settings: Settings, all_sizes: dict[str, Size]) -> list[str]:
     size = all_sizes[UNTARGETED]
     notes = [
         "Untargeted: test accuracy, lower is a stronger attack. Targeted: share of eights classified as threes, higher "
-        "is a stronger attack. Each after retraining from the start on clean samples and points.",
+        "is a stronger attack. Both are measured after retraining from scratch on clean samples and points.",
         f"K = {size.steps}, T = {size.lower_steps}, the same settings in all cells. The paper's gamma 10, lambda 100 "
         "(untargeted) and 1 (targeted) and no multipliers are gamma 1, lambda 10 and multipliers that move at every "
         "step here; u moves by Adam at 0.03 falling to zero, where the paper has 0.1.",
         "RMD's published figures are those of Munoz-Gonzalez et al. (2017), as the paper cites them; ours is "
         "back-gradient descent through the last T moves from where v stopped.",
         "The paper starts from samples of 'incorrect random labels'; so do all rows here, on the same draw. In the "
-        "targeted attack these are eights labelled three; the paper says that threes are labelled eight, too, but its "
-        "label flipping is what eights alone give.",
-        f"The weight decay is {TRAINING.l2 / 2:g} times the squared norm. That and twice as much both give the paper's "
-        "87% without an attack, where the 0.05 that it prints does not; all attacks do less under twice as much.",
+        "targeted attack these are eights labelled three; the paper states that threes are also labelled eight, but "
+        "its result for label flipping is that of eights alone.",
+        f"The weight decay is {TRAINING.l2 / 2:g} times the squared norm. That weight and twice that weight give "
+        "the paper's 87% without an attack; the 0.05 in the paper does not. With twice the weight all attacks are "
+        "weaker.",
     ]
     if settings.quick:
-        notes.append("--quick: a fifth of the samples; the paper's figures are out of reach at this size.")
+        notes.append("--quick: a fifth of the samples; the paper's figures cannot be reached at this size.")
     if settings.medium:
         notes.append(f"--medium: full size, 2 trials of each cell and 5 of those of {CLOSER[0]} and {CLOSER[1]}%.")
     return notes

@@ -113,8 +113,8 @@ def run(settings: Settings) -> None:
             rows.append(beside_paper((kind, what), paper, ours, small=settings.quick))
     notes = [
         f"Test accuracy after retraining, lower is a stronger attack. K = {size.steps}, T = {size.lower_steps}.",
-        "The paper prints where gamma, lam and eps start, not by which factors they move; here by 1.1, 0.9 and 0.9 as "
-        "a stage ends, with steps that shrink by 1.1, as in its synthetic experiments.",
+        "The paper gives the initial gamma, lam and eps, but not their factors; here they are 1.1, 0.9 and 0.9 at the "
+        "end of a stage, with steps that shrink by 1.1, as in its synthetic experiments.",
         "'ours': Table 5's settings with one of them changed.",
         *(_spread(kind, rows) for kind in (PAPERS, OURS)),
     ]
