@@ -1,5 +1,7 @@
 """Checks of arguments, each of which raises an InputError that says what was found and what is needed."""
 
+import difflib
+from collections.abc import Iterable
 from typing import Any
 
 import jax
@@ -77,6 +79,13 @@ def listed(names: Any, quote: bool = True) -> str:
     names = [repr(x.item() if isinstance(x, np.generic) else x) if quote else str(x) for x in names]
     more = len(names) - NAMED
     return ", ".join(names[:NAMED]) + (f" and {more} more" if more > 0 else "")
+
+
+def suggestion(wanted: str, names: Iterable[str]) -> str:
+    """A question that ends a message about a name that does not exist: the nearest name, if one is near."""
+    by_case = {name.lower(): name for name in names}
+    near = difflib.get_close_matches(wanted.lower(), by_case, n=1)
+    return f" Did you mean {by_case[near[0]]!r}?" if near else ""
 
 
 FROM_ELSEWHERE = {

@@ -647,7 +647,7 @@ def test_an_array_that_lies_about_its_size(tmp_path, shape):
     archive(tmp_path / "a.npz", [("X.npy", npy(np.eye(2), shape=shape)), Y])
     text = refusal(lambda: tables.read({"TRAIN": tmp_path / "a.npz"}, None)[0])
     assert "the header of the array 'X' says shape" in text
-    assert "but the archive has 32 bytes" in text
+    assert "but the file has 32 bytes" in text
 
 
 def test_damaged_archives(tmp_path):

@@ -6,7 +6,7 @@ import stat
 import zipfile
 from collections.abc import Collection
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from jaxtyping import Shaped
@@ -111,28 +111,54 @@ def read_npz(path: Path, wanted: Collection[str]) -> tuple[dict[str, Shaped[np.n
         raise UnreadableError(str(error).strip().rstrip(".") or type(error).__name__) from error
 
 
+def read_single(path: Path) -> Shaped[np.ndarray, "..."]:
+    """The array of an NPY file.
+
+    Raises:
+        UnreadableError: not an NPY file, damaged, too large, or an array of objects or records.
+    """
+    try:
+        size = os.path.getsize(path)
+        check_expansion(None, size)
+        with open(path, "rb") as file:
+            if file.read(6) != b"\x93NUMPY":
+                raise UnreadableError("it is not an array, as numpy.save writes it")
+            file.seek(0)
+            _check_header(file, "the array", size)
+            file.seek(0)
+            array: Any = np.lib.format.read_array(file, allow_pickle=False)
+            return array
+    except UnreadableError:
+        raise
+    except Exception as error:  # a damaged file raises whatever its decoder runs into
+        raise UnreadableError(str(error).strip().rstrip(".") or type(error).__name__) from error
+
+
 def _check_member(archive: zipfile.ZipFile, name: str, info: zipfile.ZipInfo) -> None:
     if info.flag_bits & 1:
         raise UnreadableError(f"the array {name!r} is encrypted")
     with archive.open(info) as stream:
-        version = np.lib.format.read_magic(stream)
-        if version == (1, 0):
-            shape, _, dtype = np.lib.format.read_array_header_1_0(stream)
-        elif version == (2, 0):
-            shape, _, dtype = np.lib.format.read_array_header_2_0(stream)
-        else:  # written only for field names beyond Latin-1
-            raise UnreadableError(f"the array {name!r} has named fields")
-        held = info.file_size - stream.tell()
+        _check_header(stream, f"the array {name!r}", info.file_size)
+
+
+def _check_header(stream: IO[bytes], name: str, size: int) -> None:
+    """Compare the shape and type that the header of an array gives with the bytes that are there."""
+    version = np.lib.format.read_magic(stream)
+    if version == (1, 0):
+        shape, _, dtype = np.lib.format.read_array_header_1_0(stream)
+    elif version == (2, 0):
+        shape, _, dtype = np.lib.format.read_array_header_2_0(stream)
+    else:  # written only for field names beyond Latin-1
+        raise UnreadableError(f"{name} has named fields")
+    held = size - stream.tell()
     if dtype.hasobject:
         raise UnreadableError(
-            f"the array {name!r} has Python objects, which are never loaded, since that can run code (allow_pickle)"
+            f"{name} has Python objects, which are never loaded, since that can run code (allow_pickle)"
         )
     if dtype.names is not None or dtype.kind == "V":
-        raise UnreadableError(f"the array {name!r} has named fields or raw bytes ({dtype})")
+        raise UnreadableError(f"{name} has named fields or raw bytes ({dtype})")
     if math.prod(shape) * dtype.itemsize != held or min(shape, default=0) < 0:
-        raise UnreadableError(
-            f"the header of the array {name!r} says shape {shape} of {dtype}, but the archive has {held:,} bytes"
-        )
+        raise UnreadableError(f"the header of {name} says shape {shape} of {dtype}, but the file has {held:,} bytes")
 
 
 def _array(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> Shaped[np.ndarray, "..."]:

@@ -94,6 +94,15 @@ def check_text(path: Path, name: str) -> None:
         _check_beginning(path)
         with opened(path) as stream:
             start = stream.read(HEAD)
+    check_start(start, name)
+    if b"\0" in start:
+        raise InputError(
+            f"{name} cannot be read as .csv: it holds NUL bytes, so it is not UTF-8 text. Save the table as UTF-8 CSV."
+        )
+
+
+def check_start(start: bytes, name: str) -> None:
+    """Refuse a file that starts as another format than text does."""
     for magic, found in FORMATS.items():
         if start.startswith(magic):
             raise InputError(f"{name} cannot be read as .csv: it is {found}.")
@@ -101,10 +110,6 @@ def check_text(path: Path, name: str) -> None:
         raise InputError(
             f"{name} cannot be read as .csv: it is an HTML page, such as an error or a login page instead of a "
             "download. Fetch the file again."
-        )
-    if b"\0" in start:
-        raise InputError(
-            f"{name} cannot be read as .csv: it holds NUL bytes, so it is not UTF-8 text. Save the table as UTF-8 CSV."
         )
 
 

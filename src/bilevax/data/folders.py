@@ -55,7 +55,7 @@ def class_folders(folder: Path, *, side: int | None = None, strict: bool = False
         side = require_count("class_folders", "side", side)
     if not os.path.isdir(folder):
         raise InputError(f"{folder} is not a folder. Pass a folder that has one subfolder of pictures for each class.")
-    names = [path.name for path in _visible(folder) if path.is_dir()]
+    names = [path.name for path in visible(folder) if path.is_dir()]
     if not names:
         raise InputError(f"{folder} has no subfolders. Make one for each class, with its pictures in it.")
     unread: list[str] = []
@@ -64,7 +64,7 @@ def class_folders(folder: Path, *, side: int | None = None, strict: bool = False
     all_grey, total, room = True, 0, memory() // 2
     for name in names:
         drawn[name] = []
-        for path in _visible(folder / name):
+        for path in visible(folder / name):
             if path.is_dir():
                 continue
             try:
@@ -103,7 +103,7 @@ def class_folders(folder: Path, *, side: int | None = None, strict: bool = False
     return ClassFolders(images[..., 0] if all_grey else images, names, unread, counts)
 
 
-def _visible(folder: Path) -> list[Path]:
+def visible(folder: Path) -> list[Path]:
     """The entries of a folder that are not hidden, sorted by name."""
     try:
         return sorted((path for path in folder.iterdir() if not path.name.startswith(".")), key=lambda path: path.name)
@@ -131,11 +131,11 @@ def _read_picture(path: Path) -> tuple["PIL.Image.Image", bool]:
                 )
             shown = Image.fromarray(np.rint(values * (255 / high)).astype(np.uint8))
         elif mode in ("RGBA", "LA", "PA", "RGBa") or "transparency" in shown.info:
-            shown = _on_a_ground(shown.convert("RGBA"))
+            shown = on_a_ground(shown.convert("RGBA"))
         return shown.convert("RGB"), mode in ("1", "L", "LA", "F") or mode.startswith("I")
 
 
-def _on_a_ground(picture: "PIL.Image.Image") -> "PIL.Image.Image":
+def on_a_ground(picture: "PIL.Image.Image") -> "PIL.Image.Image":
     """A picture with an alpha channel laid on white, or on black where the visible part is nearly white."""
     from PIL import Image
 

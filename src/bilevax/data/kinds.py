@@ -35,7 +35,7 @@ DATE = re.compile(r"\d{4}-\d{1,2}-\d{1,2}(?:[T ].*)?|\d{1,2}[/.]\d{1,2}[/.]\d{2,
 ROWS = "rows are counted from 0, below the line of names"
 
 
-class _Cells(NamedTuple):
+class Cells(NamedTuple):
     """The distinct cells of a column of one file.
 
     Attributes:
@@ -57,12 +57,13 @@ class _Cells(NamedTuple):
         return int(sum(n for text, n in zip(self.texts, self.counts.tolist(), strict=True) if text in wanted))
 
 
-def _cells(values: Any) -> _Cells:
+def cells(values: Any) -> Cells:
+    """The distinct cells of a column, which is of text or of text and missing values."""
     codes, found = pd.factorize(values if isinstance(values, pd.Series) else pd.Series(values))
     texts = [text.strip() if isinstance(text, str) else str(text) for text in [*found.tolist(), ""]]
     unique = {text: i for i, text in enumerate(dict.fromkeys(texts))}
     codes = np.array([unique[text] for text in texts])[codes]  # the sentinel -1 is the last, ""
-    return _Cells(codes, list(unique), np.bincount(codes, minlength=len(unique)))
+    return Cells(codes, list(unique), np.bincount(codes, minlength=len(unique)))
 
 
 def settle_features(raws: Sequence[Raw]) -> list[tuple[pd.DataFrame, dict[str, int], list[str]]]:
@@ -86,7 +87,7 @@ def settle_features(raws: Sequence[Raw]) -> list[tuple[pd.DataFrame, dict[str, i
         written.append(raw.as_text(columns) if columns else raw.features[[]])
     for column in everywhere:
         places = [i for i, raw in enumerate(raws) if column in raw.features.columns]
-        parts = [_cells((raws[i].features if column in text[i] else written[i])[column]) for i in places]
+        parts = [cells((raws[i].features if column in text[i] else written[i])[column]) for i in places]
         numeric = _are_numbers(column, [raws[i].name for i in places], parts)
         for i, part in zip(places, parts, strict=True):
             if numeric:
@@ -127,7 +128,7 @@ def _holds_numbers(kind: object) -> bool:
     return isinstance(kind, np.dtype) and kind.kind in "biuf"
 
 
-def _are_numbers(column: str, names: list[str], parts: list[_Cells]) -> bool:
+def _are_numbers(column: str, names: list[str], parts: list[Cells]) -> bool:
     """Whether a column that has text in some file holds numbers; raises where that is ambiguous."""
     counts: dict[str, int] = {}
     for part in parts:
@@ -184,7 +185,7 @@ def _are_numbers(column: str, names: list[str], parts: list[_Cells]) -> bool:
     return False
 
 
-def _first_with(names: list[str], parts: list[_Cells], texts: Sequence[str]) -> str:
+def _first_with(names: list[str], parts: list[Cells], texts: Sequence[str]) -> str:
     return next(name for name, part in zip(names, parts, strict=True) if set(texts) & set(part.texts))
 
 
@@ -198,7 +199,7 @@ def settle_classes(raws: Sequence[Raw]) -> list[tuple[Shaped[np.ndarray, " n"], 
     """
     if all(_holds_numbers(getattr(raw.labels, "dtype", None)) for raw in raws):
         return [(*_whole(raw, np.asarray(raw.labels)), []) for raw in raws]
-    parts = [_cells(number_text(raw.labels) if _holds_numbers(raw.labels.dtype) else raw.labels) for raw in raws]
+    parts = [cells(number_text(raw.labels) if _holds_numbers(raw.labels.dtype) else raw.labels) for raw in raws]
     found = {text for part in parts for text in part.texts} - NO_VALUE
     words = found - NO_NUMBER
     if words and all(NUMBER.fullmatch(text) for text in words):
@@ -212,7 +213,8 @@ def settle_classes(raws: Sequence[Raw]) -> list[tuple[Shaped[np.ndarray, " n"], 
             return [(labels, max(n, m), []) for (labels, n), m in zip(whole, lacking, strict=True)]
     if words and {text.lower() for text in found} <= {"true", "false"}:
         return [
-            (_filled(part, lambda text: text.lower() == "true", NO_VALUE), part.total(NO_VALUE), []) for part in parts
+            (_filled(part, lambda text: text.lower() == "true", NO_VALUE).astype(bool), part.total(NO_VALUE), [])
+            for part in parts
         ]
     settled = []
     for raw, part in zip(raws, parts, strict=True):
@@ -223,7 +225,7 @@ def settle_classes(raws: Sequence[Raw]) -> list[tuple[Shaped[np.ndarray, " n"], 
     return settled
 
 
-def _filled(part: _Cells, convert: Callable[[str], float], absent: frozenset[str]) -> Shaped[np.ndarray, " n"]:
+def _filled(part: Cells, convert: Callable[[str], float], absent: frozenset[str]) -> Shaped[np.ndarray, " n"]:
     """The converted cells; missing ones become 0, and are counted and refused elsewhere."""
     return np.array([0 if text in absent else convert(text) for text in part.texts])[part.codes]
 
@@ -257,7 +259,7 @@ def settle_quantities(raws: Sequence[Raw]) -> list[tuple[Float[np.ndarray, " n"]
     for raw in raws:
         labels = raw.labels
         if not _holds_numbers(getattr(labels, "dtype", None)):
-            part = _cells(labels)
+            part = cells(labels)
             truth = {"true": "1", "false": "0"}
             absent = NO_VALUE | NO_NUMBER
             if {text.lower() for text in part.texts} - {""} <= truth.keys():

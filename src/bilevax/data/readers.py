@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Shaped
 
-from bilevax._checks import InputError, listed, short_reason
+from bilevax._checks import InputError, listed, short_reason, suggestion
 from bilevax.data.archives import UnreadableError, check_expansion, check_regular, read_npz
 from bilevax.data.csv_text import SEPARATORS, check_text, first_records, opened
 
@@ -119,8 +119,7 @@ def _without_target(name: str, names: list[str], target: str) -> str:
         return f"{sentence} It seems to be separated by {marks[0]}: check the name of the target."
     if any(_is_number(column) for column in names):
         return f"{sentence} These look like values: make the first line one of column names."
-    near = [column for column in names if column.lower() == target.lower()]
-    return f"{sentence} Did you mean {near[0]!r}?" if near else sentence
+    return sentence + suggestion(target, names)
 
 
 def _is_number(text: str) -> bool:
@@ -213,7 +212,7 @@ def _read_npz(path: Path, target: str, name: str) -> Raw:
     for key in ("X", target):
         if key not in found:
             raise InputError(f"{name} has no array {key!r}. Its arrays are {listed(names)}; X and {target} are needed.")
-    X, y = _native(found["X"], "X", name), _native(found[target], target, name)
+    X, y = native(found["X"], "X", name), native(found[target], target, name)
     if X.ndim < 2 or y.shape != X.shape[:1]:
         hint = ""
         if y.ndim == 2 and y.shape[0] == X.shape[0] and y.dtype.kind in "biuf":
@@ -239,7 +238,7 @@ def _read_npz(path: Path, target: str, name: str) -> Raw:
     return Raw(name, features, y, "the labels", image_shape, partial(_numbers_as_text, features), True)
 
 
-def _native(array: Shaped[np.ndarray, "..."], key: str, name: str) -> Shaped[np.ndarray, "..."]:
+def native(array: Shaped[np.ndarray, "..."], key: str, name: str) -> Shaped[np.ndarray, "..."]:
     """The array in native byte order, bytes as text."""
     kind = array.dtype.kind
     if kind == "c":

@@ -1,0 +1,1 @@
+"""Samples to review, from a user's files as they come: tables, arrays, pictures and text."""
