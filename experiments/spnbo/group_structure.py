@@ -3,7 +3,7 @@
     min over theta of  sum over tasks t of |y'_t - X'_t w_t|^2 / 2  on validation samples,
     w_t = argmin over w of |y_t - X_t w|^2 / 2 + ridge / 2 |w|^2 + strength * sum over groups l of |theta_l w|
 
-theta (features, groups) is how much of a feature belongs to each group; its rows lie on the simplex. The method,
+theta (features, groups) are the memberships of the features in the groups; its rows lie on the simplex. The method,
 FBBGLasso, solves the dual of the lower level by forward-backward steps with a Bregman distance,
 
     z_l <- z_l + rate theta_l w(u),   u_l = strength z_l / sqrt(1 + |z_l|^2),
@@ -126,18 +126,18 @@ def group_structure(
     upper_rate: float = 0.1,
     lower_steps: int = LOWER_STEPS,
 ) -> GroupStructure:
-    """The search for the groups, as a task, and FBBGLasso to solve it.
+    """Return the task of learning the groups, and FBBGLasso to solve it.
 
-    u is theta (d, groups), at first uniform on the simplex with a little noise, which makes the groups differ.
+    u is theta (d, groups), which starts near uniform, with a little noise so that the groups differ.
 
     Args:
         X, y: training samples of each task, (tasks, n, d) and (tasks, n).
-        X_val, y_val: the same, to choose by.
+        X_val, y_val: validation samples of each task.
         groups: the largest number of groups; those that are not needed stay empty.
         strength: of the group lasso, positive.
         key: a jax.random key, for the noise.
-        ridge: positive: the dual is smooth by it.
-        upper_rate: of Adam for theta.
+        ridge: positive, which makes the dual smooth.
+        upper_rate: Adam's learning rate for theta.
         lower_steps: forward-backward steps, from zero in each step.
 
     Metrics: val_error, the mean squared error on the validation samples; sharpness, the mean over features of their
@@ -167,7 +167,7 @@ def group_structure(
     groups = require_count("group_structure", "groups", groups)
     lower_steps = require_count("group_structure", "lower_steps", lower_steps)
     if groups < 2:
-        raise InputError("group_structure: groups is 1, and with one group there is no structure to learn. Take two.")
+        raise InputError("group_structure: groups is 1, and with one group there is no structure to learn. Raise it.")
     strength = positive("group_structure", "strength", strength)
     ridge, upper_rate = (
         positive("group_structure", "ridge", ridge),
@@ -193,8 +193,8 @@ def group_structure(
         raise InputError(f"group_structure: the squares of y_val sum to {spread}. Check its values, and their units.")
     dtype = jnp.result_type(float)
     inverse = np.linalg.inv(np.einsum("tni,tnj->tij", x, x) + ridge * np.eye(x.shape[2]))
-    # The dual's gradient is Lipschitz with the inverse's norm, theta's rows being on the simplex, and the distance is
-    # 1 / strength strongly convex.
+    # The gradient of the dual is Lipschitz with the norm of the inverse, since theta's rows lie on the simplex, and the
+    # distance is strongly convex with 1 / strength.
     rate = 1 / (strength * np.linalg.norm(inverse, 2, (1, 2)).max())
     moment = np.einsum("tnd,tn->td", x, targets)
     data = Regressions(*(jnp.asarray(a, dtype) for a in (inverse, moment, x_val, val_targets, strength, rate, spread)))

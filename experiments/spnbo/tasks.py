@@ -1,4 +1,4 @@
-"""Networks with non-smooth, sparse regularisers: the three applications of the SPNBO text (section 5.1), as Tasks.
+"""Networks with non-smooth, sparse regularisers: the three applications of SPNBO (section 5.1), as Tasks.
 
 | task | u | lower loss | regulariser |
 |---|---|---|---|
@@ -6,8 +6,8 @@
 | `sparse_poisoning_task` | added samples | mean cross-entropy | strength times the sum of abs(w)^p |
 | `sparse_fewshot_task` | a shared representation | cross-entropies of tasks | the same, of the tasks' heads |
 
-Solvers that do not schedule the smoothing take mu = 1e-3. (ICLR 2022 submission, "Efficient bi-level optimization for
-non-smooth optimization".)
+Solvers without a schedule of the smoothing use mu = 1e-3. Source: "Efficient bi-level optimization for non-smooth
+optimization", ICLR 2022 submission, which is called the text below.
 """
 
 import dataclasses
@@ -35,7 +35,9 @@ from bilevax.applications.fewshot.tasks import (
     SCALE,
     FewShot,
     cross_entropies,
+    descended,
     features_of,
+    functions_of,
     metrics_of,
     sources,
     start_of,
@@ -45,18 +47,17 @@ from bilevax.applications.poisoning.added_points import untargeted_task
 from bilevax.applications.poisoning.points import SOFTMAX_TRAINING, Points, retrained
 from bilevax.applications.task import Task
 from bilevax.loop.sources import Epochs, Samples
-from bilevax.nn.model import Method, Model, initial, logits
+from bilevax.nn.model import Model, initial, logits
 from bilevax.nn.representations import Representation
 from bilevax.nn.training import Training, cross_entropy, probabilities
 from bilevax.penalties.base import zero_share
 from bilevax.penalties.group import ByLeaf, GroupLasso, removed_share
 from bilevax.penalties.separable import L1, Lp
 from bilevax.problem import Batch, Problem
-from bilevax.solvers import base
 from experiments.spnbo.checks import positive
 
-LOG_RANGE = 10.0  # of log weights and log strengths, as the text searches them
-ZERO = 1e-3  # smoothed, a zero is about mu in size
+LOG_RANGE = 10.0  # bound on the size of log weights and log strengths, as in the text
+ZERO = 1e-3  # with smoothing, an entry at zero has a size of about mu
 
 
 def log_adam(rate: float) -> optax.GradientTransformation:
@@ -118,10 +119,10 @@ def sparse_reweighting_task(
     batch_size: int | None = None,
     val_batch_size: int | None = None,
 ) -> Task:
-    """Weights of all training samples, and the strengths of a sparse group lasso, chosen by validation loss.
+    """Return the task of weights for all training samples and the strengths of a sparse group lasso.
 
-    u = {"sample": (n,), "single": (), "group": ()}, all logarithms, within -10..10; v the model's parameters, its
-    layers' arrays being the groups.
+    u = {"sample": (n,), "single": (), "group": ()} are logarithms, within -10..10; v are the model's parameters, whose
+    arrays are the groups. f is the validation loss.
 
     Args:
         model: maps X to logits (n, classes).
@@ -129,9 +130,10 @@ def sparse_reweighting_task(
         X_val, y_val: the same, for validation.
         key: a jax.random key, for the model's initialisation and its dropout.
         single, group: the strengths at the start, positive.
-        batch_size, val_batch_size: samples per lower and upper minibatch; None for all. Move u by `log_adam` then.
+        batch_size, val_batch_size: samples per lower and upper minibatch; None for all. With minibatches use `log_adam`
+            for u.
 
-    Metrics: val_loss and val_accuracy of v; zeros, the share of parameters below 1e-3 in size; removed, that of groups.
+    Metrics: `val_loss` and `val_accuracy` of v; `zeros` and `removed` of `sparsity`.
 
     Raises:
         InputError: a strength is not positive; arrays that are not numbers or not finite; lengths, features, classes or
@@ -191,7 +193,7 @@ def sparse_reweighting_task(
 
 
 def sparsity(v: PyTree) -> dict[str, float]:
-    """Zeros, the share of entries below 1e-3 in size, and removed, that of arrays whose root mean square is."""
+    """Return the share of entries with absolute value below 1e-3, and of arrays whose root mean square is below it."""
     scaled = jax.tree.map(lambda x: x / x.size**0.5, v)
     return {"zeros": zero_share(v, ZERO), "removed": removed_share(ByLeaf(), scaled, ZERO)}
 
@@ -211,20 +213,20 @@ def sparse_poisoning_task(
     start: PyTree | None = None,
     **more: Any,
 ) -> Task:
-    """Added samples that do most harm to an l_p-regularised model: the audit of a pipeline that prunes its network.
+    """Return the task of the untargeted attack on an l_p-regularised model.
 
-    `untargeted_task` with strength times the sum of |w|^p in the lower loss, instead of its l2.
+    It is `untargeted_task` with strength times the sum of |w|^p in the lower loss, instead of its l2.
 
     Args:
         model, X, y, X_val, y_val, points, key, training, start, more: as for `untargeted_task`; training's l2 is
             for the start only.
-        p: in (0, 1].
-        strength: positive. The text has 1, and does not state the number of parameters.
+        p: the exponent, in (0, 1].
+        strength: positive. In the text it is 1, but the number of parameters is not given.
 
     Raises:
-        InputError: p or strength is none of these; as for `untargeted_task`.
+        InputError: p is not in (0, 1], or strength is not positive; as for `untargeted_task`.
 
-    Metrics: those of `untargeted_task`, zeros and removed.
+    Metrics: those of `untargeted_task`, and `zeros` and `removed` of `sparsity`.
     """
     penalty = _penalty("sparse_poisoning_task", p, strength)
     v = retrained(model, training, X, y, None, key=key) if start is None else start
@@ -260,14 +262,11 @@ class _Heads:
         return SCALE * jax.lax.stop_gradient(unit(found))
 
     def problem(self) -> Problem:
-        upper, lower, start = (Method(self, name) for name in ("upper_loss", "lower_loss", "start"))
-        return Problem(upper, lower, lower_start=start, regularizer=self.penalty)
+        return dataclasses.replace(functions_of(self)[0], regularizer=self.penalty)
 
     def adapt(self, u: PyTree, samples: Episode) -> Any:
-        batch, optimizer = Batch(None, samples), optax.sgd(HEAD_RATE)
-        v = self.start(u, batch, None)
-        descent = base.Descent(self.problem(), u, optimizer)
-        return descent.moves(v, optimizer.init(v), batch, ADAPT_STEPS, jax.random.key(0))[0]
+        v = self.start(u, Batch(None, samples), None)
+        return descended(self.problem(), u, v, samples, HEAD_RATE, ADAPT_STEPS)
 
 
 def sparse_fewshot_task(
@@ -282,19 +281,20 @@ def sparse_fewshot_task(
     p: float = 0.6,
     strength: float = 1e-4,
 ) -> FewShot:
-    """A representation under heads that are linear in features of length one, and sparse by strength * sum of |w|^p.
+    """Return the task of a representation with heads that are linear in features of length one, and sparse.
 
-    Similar to `fewshot_task`, whose cosine heads have no scale that a penalty could act on.
+    The regulariser is strength times the sum of |w|^p. It is similar to `fewshot_task`, whose cosine heads have no
+    scale that a penalty could act on.
 
     Args:
         representation, images, way, shot, key, queries, tasks: as for `fewshot_task`.
-        p: in (0, 1].
+        p: the exponent, in (0, 1].
         strength: positive.
 
     Raises:
-        InputError: p or strength is none of these; as for `fewshot_task`.
+        InputError: p is not in (0, 1], or strength is not positive; as for `fewshot_task`.
 
-    Metrics: as for `fewshot_task`; zeros, the share of the heads' entries below 1e-3 in size.
+    Metrics: as for `fewshot_task`; `zeros`, the share of the heads' entries with absolute value below 1e-3.
     """
     penalty = _penalty("sparse_fewshot_task", p, strength)
     source = sources(images, way, shot, queries, tasks)
@@ -304,8 +304,7 @@ def sparse_fewshot_task(
         return accuracy(u, v) | {"zeros": zero_share(v, ZERO)}
 
     def use(way: int) -> tuple[Adapt, Scores]:
-        heads = _Heads(representation, way, penalty)
-        return Method(heads, "adapt"), Method(heads, "scores")
+        return functions_of(_Heads(representation, way, penalty))[1:]
 
     problem = _Heads(representation, way, penalty).problem()
     accuracy = metrics_of(*use(way), source)

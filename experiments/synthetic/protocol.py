@@ -29,7 +29,7 @@ QUICK_STEPS, QUICK_TRIALS = 20_000, 5
 VISITS = 100
 CLOSE = 0.05  # a method counts as converged if its mean distance ends below
 THREADS = 2
-FLOOR = 1e-6  # of the logarithmic axes; float32 reaches no further
+FLOOR = 1e-6  # of the logarithmic axes: the accuracy of float32
 HEADINGS = ("problem", "method", "T", f"mean < {CLOSE}")
 FOOTNOTES = (
     "The paper gives curves and no numbers: 'paper' is what its section 3.1 states, and agreement means that the "
@@ -52,7 +52,7 @@ def held_in_box(optimizer: optax.GradientTransformation) -> optax.GradientTransf
 
 
 class Evaluations(NamedTuple):
-    """Of one step: gradients of f, gradients of g, and products with second derivatives of g (at most)."""
+    """Numbers for one step: gradients of f, gradients of g, and (at most) products with second derivatives of g."""
 
     upper_gradients: int
     lower_gradients: int
