@@ -20,7 +20,8 @@ function visible(text) {
 }
 
 const bdi = (text) => el("bdi", {}, visible(text));
-const count = (n) => n.toLocaleString("en");
+const numbers = new Intl.NumberFormat("en");
+const count = (n) => numbers.format(n);
 
 function percent(p) {
   if (p > 0.995) return p >= 0.9995 ? ">99.9%" : (100 * p).toFixed(1) + "%";

@@ -139,7 +139,10 @@ function labels(i) {
 // Decisions and the current row, on the rows that are made.
 function mark() {
   for (const [i, node] of made) {
-    const word = decisions.get(i)?.word ?? "";
+    const { word = "", label } = decisions.get(i) ?? {};
+    const state = `${word} ${label} ${i === current()}`;
+    if (node.state === state) continue;
+    node.state = state;
     node.classList.toggle("current", i === current());
     node.setAttribute("aria-selected", i === current());
     node.dataset.decision = word;
