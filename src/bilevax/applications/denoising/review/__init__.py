@@ -1,5 +1,6 @@
 """Reviewing suspects: a page on which a person decides, and decisions applied to the data."""
 
+from bilevax.applications.denoising.review.apply import apply_decisions as apply_decisions
 from bilevax.applications.denoising.review.decisions import Decision as Decision
 from bilevax.applications.denoising.review.decisions import Decisions as Decisions
 from bilevax.applications.denoising.review.decisions import automatic_decisions as automatic_decisions
@@ -8,3 +9,4 @@ from bilevax.applications.denoising.review.decisions import short_digest as shor
 from bilevax.applications.denoising.review.page import Review as Review
 from bilevax.applications.denoising.review.page import Suspect as Suspect
 from bilevax.applications.denoising.review.page import review_page as review_page
+from bilevax.applications.denoising.review.thumbnails import thumbnail as thumbnail
