@@ -113,7 +113,7 @@ def test_the_report_says_what_was_done(run):
     assert content["wall_seconds"] > sum(method["seconds"] for method in content["methods"])  # none was read back
     said = " ".join(result.stdout.split())
     assert "left out (2): class 3/notes.txt, class 7/broken.png." in said
-    assert r"as the smallest one (a $\b$ [red]) has; 1 others are left out" in said
+    assert r"as the smallest class (a $\b$ [red]) has; 1 other is left out" in said
     assert "6 training classes and 3 test classes, with 5 pictures of 16 x 16 each" in said
 
 

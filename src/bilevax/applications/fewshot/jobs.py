@@ -76,8 +76,8 @@ def pictures_from_folder(
     smallest, others = names[found.counts.index(each)], sum(found.counts) - each * len(names)
     if others:
         notice(
-            f"{each:,} pictures of each class are used, as many as the smallest class ({smallest}) has; the other "
-            f"{others:,} pictures are left out."
+            f"{each:,} pictures of each class are used, as many as the smallest class ({smallest}) has; {others:,} "
+            f"{'other is' if others == 1 else 'others are'} left out."
         )
     high, wide = found.images.shape[2:4]
     if min(high, wide) < SMALLEST:
