@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import gc
 import hashlib
 import json
 import os
@@ -37,6 +38,39 @@ assert not any(name.startswith(CHECKED) for name in sys.modules)
 install_import_hook(list(CHECKED), "beartype.beartype")
 
 MAPPINGS = Path("/proc/self/maps")
+
+
+# Docstring examples that take seconds to compile. What they show is tested in tests/applications.
+LONG_EXAMPLES = {
+    f"bilevax.applications.{name}"
+    for name in (
+        "denoising.estimator.DenoisingClassifier",
+        "denoising.tasks.meta_weight_task",
+        "denoising.tasks.reweighting_task",
+        "fewshot.estimator.FewShotLearner",
+        "poisoning.added_points.untargeted_task",
+        "poisoning.audit.audit",
+        "tuning.classifier.tune",
+        "tuning.lasso.TunedLasso",
+        "tuning.lasso.lasso_task",
+        "tuning.logistic.TunedLogisticRegression",
+    )
+}
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """Marks the long examples as slow."""
+    for item in items:
+        if isinstance(item, pytest.DoctestItem) and item.name in LONG_EXAMPLES:
+            item.add_marker("slow")
+
+
+def pytest_collection_finish():
+    """The garbage collector no longer visits what was loaded for the tests, and runs less often."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 50)
 
 
 @pytest.fixture(autouse=True, scope="module")
