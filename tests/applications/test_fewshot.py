@@ -101,7 +101,7 @@ draw = jax.jit(lambda source, step, key: source.at(step, key))
 
 def agree(a, b, rtol=1e-9):
     def one(x, y):
-        np.testing.assert_allclose(x, y, rtol=rtol, atol=rtol * float(jnp.abs(y).max()))
+        np.testing.assert_allclose(x, y, rtol=rtol, atol=rtol * np.abs(y).max())
 
     assert jax.tree.structure(a) == jax.tree.structure(b)
     jax.tree.map(one, a, b)

@@ -60,13 +60,15 @@ def test_value_and_derivative_stay_and_the_products_leave(body, left):
     def whole(fixed, x):
         return body(fixed, x, 3)
 
-    for a, b in zip(jax.tree.leaves(by_parts((A, W), X)), jax.tree.leaves(whole((A, W), X)), strict=True):
+    @jax.jit
+    def both(fixed, x):
+        values = by_parts(fixed, x), whole(fixed, x)
+        return values, (jax.jacrev(by_parts, (0, 1))(fixed, x), jax.jacfwd(whole, (0, 1))(fixed, x))
+
+    values, jacobians = both((A, W), X)
+    for a, b in zip(*map(jax.tree.leaves, values), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-13)
-    for a, b in zip(
-        jax.tree.leaves(jax.jacrev(by_parts, (0, 1))((A, W), X)),
-        jax.tree.leaves(jax.jacfwd(whole, (0, 1))((A, W), X)),
-        strict=True,
-    ):
+    for a, b in zip(*map(jax.tree.leaves, jacobians), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-13)
 
 

@@ -166,7 +166,8 @@ def test_a_step_is_the_first_halving_that_lowers_the_exact_penalty_enough(rate, 
     def c(u, v):
         return jax.grad(g, 1)(u, v, None)
 
-    with jax.disable_jit():
+    @jax.jit
+    def by_hand(rate):
         f_u, f_v = jax.grad(f, (0, 1))(u, v, None)
         c_u, h = jax.jacobian(c, (0, 1))(u, v)
         q = jnp.linalg.solve(h, f_v)
@@ -180,13 +181,19 @@ def test_a_step_is_the_first_halving_that_lowers_the_exact_penalty_enough(rate, 
             point = u + t * d_u, v + t * d_v
             return f(*point, None) + weight * jnp.linalg.norm(c(*point))
 
-        t = next(t for t in 0.5 ** np.arange(11) if merit(t) <= merit(0) + 0.7 * t * min(slope, 0) or t == 0.5**10)
-        solver = SMNBP(optax.sgd(rate, momentum=0.9), Direct())
-        problem = Problem(f, g)
-        state = solver.init(problem, u, v, Batch())
-        # With the momentum of moves uphill the step would lead uphill, so the optimizer starts anew.
-        state = state._replace(upper_opt=jax.tree.map(lambda x: -1.2 * reduced, state.upper_opt))
-        state, info = solver.step(problem, state, Batch(), KEY)
+        halvings = 0.5 ** jnp.arange(11)
+        return reduced, d_u, d_v, q, slope, merit(0.0), jax.vmap(merit)(halvings)
+
+    reduced, d_u, d_v, q, slope, before, merits = by_hand(rate)
+    enough = [
+        t for t, after in zip(0.5 ** np.arange(11), merits, strict=True) if after <= before + 0.7 * t * min(slope, 0)
+    ]
+    t = max([*enough, 0.5**10])
+    solver, problem = SMNBP(optax.sgd(rate, momentum=0.9), Direct()), Problem(f, g)
+    state = solver.init(problem, u, v, Batch())
+    # With the momentum of moves uphill the step would lead uphill, so the optimizer starts anew.
+    state = state._replace(upper_opt=jax.tree.map(lambda x: -1.2 * reduced, state.upper_opt))
+    state, info = jax.jit(lambda state: solver.step(problem, state, Batch(), KEY))(state)
     assert float(info.extra["step"]) == t
     np.testing.assert_allclose(state.u, u + t * d_u, rtol=1e-9)
     np.testing.assert_allclose(state.v, v + t * d_v, rtol=1e-9)

@@ -17,12 +17,20 @@ from bilevax.schedules import Geometric
 from bilevax.solvers.spnbo import AllRows, Constraint, Layers, layers_of
 
 KEY = jax.random.key(0)
-X = jax.random.normal(jax.random.key(1), (12, 5))
 NET = mlp(3, (4, 6))
 U = jnp.array([0.3, -0.7])
-V = NET.init(jax.random.key(2), X)
-V = jax.tree.map(lambda x: x + 0.3 * jax.random.normal(jax.random.key(x.size), x.shape), V)
-ALPHA = jax.tree.map(lambda x: 0.1 * jnp.cos(jnp.arange(x.size, dtype=x.dtype)).reshape(x.shape), V)
+
+
+@jax.jit
+def start():
+    """In one program, since every worker makes it as it collects."""
+    x = jax.random.normal(jax.random.key(1), (12, 5))
+    v = NET.init(jax.random.key(2), x)
+    v = jax.tree.map(lambda x: x + 0.3 * jax.random.normal(jax.random.key(x.size), x.shape), v)
+    return x, v, jax.tree.map(lambda x: 0.1 * jnp.cos(jnp.arange(x.size, dtype=x.dtype)).reshape(x.shape), v)
+
+
+X, V, ALPHA = start()
 
 
 def lower_loss(u, v, x):
@@ -134,11 +142,18 @@ def test_with_all_rows_and_no_corner_a_step_is_that_of_penalty():
     assert float(results[0].state.memory.found[1]) == pytest.approx(float(squares[0] - squares[1]) / 1.4, rel=1e-9)
 
 
+SMALL = Problem(
+    lambda u, v, _: jnp.sum((v - 1) ** 2) + jnp.sum(u**2),
+    lambda u, v, _: jnp.sum((v - u) ** 2),
+    regularizer=lambda u, v, mu: jnp.exp(u[1]) * L1()(v, mu),
+)
+
+
 @pytest.mark.parametrize("tight", ["eps_1", "eps_2", "eps_3"])
 def test_each_of_the_three_conditions_holds_a_stage_back(tight):
     loose = dict.fromkeys(("eps_1", "eps_2", "eps_3"), 1e9)
     solver = SPNBO(optax.sgd(1e-3), optax.sgd(1e-3), 2, test_every=2, **{**loose, tight: 1e-9})
-    state = solve(solver, PROBLEM, U, V, Batch(X, X), steps=6, key=KEY).state
+    state = solve(solver, SMALL, U, jnp.array([0.5, -0.2]), steps=6, key=KEY).state
     assert int(state.memory.stage) == 0
     assert all((a == 0).all() for a in jax.tree.leaves(state.memory.alpha))
 
@@ -146,7 +161,7 @@ def test_each_of_the_three_conditions_holds_a_stage_back(tight):
 def test_stages_end_where_all_three_conditions_hold():
     loose = dict.fromkeys(("eps_1", "eps_2", "eps_3"), 1e9)
     solver = SPNBO(optax.sgd(1e-3), optax.sgd(1e-3), 2, test_every=2, **loose)
-    assert int(solve(solver, PROBLEM, U, V, Batch(X, X), steps=6, key=KEY).state.memory.stage) == 3
+    assert int(solve(solver, SMALL, U, jnp.array([0.5, -0.2]), steps=6, key=KEY).state.memory.stage) == 3
 
 
 SOLVER = SPNBO(
