@@ -72,16 +72,15 @@ def nothing_at_hand(tmp_path, monkeypatch):
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory, ended_early):
-    """One run, ended by a signal and resumed; two files of its folder are no pictures, and a class has one more."""
+def run(tmp_path_factory):
+    """One run; two files of its folder are no pictures, and a class has one more."""
     base = tmp_path_factory.mktemp("fewshot")
     folder, out = make(base / "pets"), base / "deep" / "out"
     (folder / "class 3" / "notes.txt").write_text("no picture")
     (folder / "class 7" / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n")
     Image.fromarray(np.full((16, 16), 90, np.uint8)).save(folder / "class 5" / "more.png")
     (folder / "class 0").rename(folder / r"a $\b$ [red]")
-    ended_early(["fewshot", folder, *TINY, "--out", out], 9)
-    result = bilevax_command(folder, *TINY, "--out", out, "--resume")
+    result = bilevax_command(folder, *TINY, "--out", out)
     assert result.exit_code == 0, result.output
     return folder, out, result, json.loads((out / "fewshot.json").read_text())
 

@@ -123,7 +123,10 @@ def outside(u, v, _):
     return jnp.sum(jnp.arange(1, 6) * (v - TARGET) ** 2) + jnp.sum(u**2)
 
 
-@pytest.mark.parametrize(("project", "stated", "at_bounds"), SETS.values(), ids=SETS)
+@pytest.mark.parametrize(
+    ("project", "stated", "at_bounds"),
+    [pytest.param(*x, id=n, marks=pytest.mark.slow if n == "non-negative" else ()) for n, x in SETS.items()],
+)
 def test_derivatives_where_bounds_are_active(project, stated, at_bounds):
     """Against central differences of the descent's end, itself against scipy's SLSQP."""
     layer = Argmin(in_a_set, optax.sgd(0.02), 3000, CG(100, 1e-12), project)

@@ -84,14 +84,9 @@ def assert_same(history, other, tolerance=1e-10):
 
 
 # Four devices, and two, are in the tests below.
-COUNTS = [
-    pytest.param(name, devices, marks=() if (name, devices) == ("Penalty", 8) else pytest.mark.slow)
-    for name in SOLVERS
-    for devices in (1, 2, 8)
-]
-
-
-@pytest.mark.parametrize(("name", "devices"), COUNTS)
+@pytest.mark.slow
+@pytest.mark.parametrize("devices", [1, 2, 8])
+@pytest.mark.parametrize("name", SOLVERS)
 def test_any_number_of_devices_gives_the_history_of_one(name, devices, alone):
     assert_same(run(name, over(devices)).history, alone(name))
 
@@ -207,7 +202,9 @@ def entries(line):
     return sum(int(np.prod([int(n) for n in shape.split(",") if n], initial=1)) for shape in shapes)
 
 
-@pytest.mark.parametrize(("name", "reductions"), [("Implicit", 1), ("ReverseMode", 1), ("Penalty", 2)])
+@pytest.mark.parametrize(
+    ("name", "reductions"), [pytest.param("Implicit", 1, marks=pytest.mark.slow), ("ReverseMode", 1), ("Penalty", 2)]
+)
 def test_a_lower_move_sums_over_devices_once_for_each_gradient(name, reductions):
     """Penalty's p is the whole gradient of g: it is summed before the product with p is, with the gradient of f."""
     text = compiled(name, 4)

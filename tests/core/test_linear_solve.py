@@ -32,7 +32,7 @@ HASTY = {
     "diverging": ls.ByOptimizer(optax.sgd(1e3), 400),
 }
 patient = pytest.mark.parametrize("solve", PATIENT.values(), ids=PATIENT)
-hasty = pytest.mark.parametrize("solve", HASTY.values(), ids=HASTY)
+SLOW = pytest.mark.slow
 dtypes = pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64], ids=["float32", "float64"])
 
 
@@ -99,8 +99,17 @@ HOSTILE = {
 }
 
 
-@dtypes
-@hasty
+# In float32, where rounding is coarse; in float64 too those that end by a tolerance.
+@pytest.mark.parametrize(
+    ("solve", "dtype"),
+    [
+        pytest.param(
+            solve, dtype, id=f"{name}-{dtype.__name__}", marks=() if dtype is jnp.float32 or name == "cg" else [SLOW]
+        )
+        for name, solve in HASTY.items()
+        for dtype in (jnp.float32, jnp.float64)
+    ],
+)
 def test_finite_and_truthful_whatever_the_matrix(solve, dtype):
     """All under one vmap, where a hostile member must not spoil its neighbour either."""
     stacked = [jnp.asarray(np.stack(x), dtype) for x in zip(*HOSTILE.values(), strict=True)]

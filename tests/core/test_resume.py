@@ -8,6 +8,7 @@ import json
 import os
 import random
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -257,13 +258,21 @@ def test_frequent_visits_do_not_wait_for_writes(tmp_path):
     assert names[-1] == result.steps == 500
 
 
-@pytest.fixture
-def saved(tmp_path):
-    save = Checkpoint(tmp_path / "saves", keep=5)
+@pytest.fixture(scope="module")
+def two_saves(tmp_path_factory):
+    """A directory with the saves of steps 20 and 30."""
+    save = Checkpoint(tmp_path_factory.mktemp("two") / "saves", keep=5)
     small(steps=20, callbacks=[save])
     small(steps=30, callbacks=[save], resume=save)
-    assert {20, 30} <= set(saved_steps(tmp_path / "saves"))
-    return save
+    assert {20, 30} <= set(saved_steps(save.directory))
+    return save.directory
+
+
+@pytest.fixture
+def saved(tmp_path, two_saves):
+    """A copy of these saves."""
+    shutil.copytree(two_saves, tmp_path / "saves")
+    return Checkpoint(tmp_path / "saves", keep=5)
 
 
 @pytest.mark.parametrize(

@@ -30,7 +30,7 @@ def regression(n=60, d=4):
     return (X[:20], y[:20]), (X[20:], y[20:])
 
 
-CLEAN, NOISY = regression()
+CLEAN, NOISY = jax.jit(regression)()
 START = jnp.zeros(40), jnp.zeros(4)
 SOURCE = bx.Epochs(upper=CLEAN, lower=NOISY, lower_size=8)
 SOLVERS = [bx.Penalty(ADAM, ADAM, 3), bx.Implicit(ADAM, ADAM, 3), bx.ReverseMode(ADAM, optax.sgd(1e-2), 3)]
@@ -43,7 +43,12 @@ def run(solver, problem=None, **options):
     return bx.solve(solver, problem, *START, **options)
 
 
-@pytest.mark.parametrize("solver", SOLVERS, ids=lambda s: type(s).__name__)
+# The others are compiled once in test_solvers.py.
+@pytest.mark.parametrize(
+    "solver",
+    [SOLVERS[0], *(pytest.param(s, marks=pytest.mark.slow) for s in SOLVERS[1:])],
+    ids=lambda s: type(s).__name__,
+)
 def test_compiled_once(solver):
     """A second solve traces nothing, whatever its number of steps, data, start or key."""
     calls = itertools.count()
@@ -68,7 +73,11 @@ def test_compiled_once(solver):
     assert stretch.programs(*static) == 1
 
 
-@pytest.mark.parametrize("solver", SOLVERS, ids=lambda s: type(s).__name__)
+@pytest.mark.parametrize(
+    "solver",
+    [SOLVERS[0], *(pytest.param(s, marks=pytest.mark.slow) for s in SOLVERS[1:])],
+    ids=lambda s: type(s).__name__,
+)
 def test_data_are_arguments_not_constants(solver):
     """The compiled call takes the data set as a parameter and holds no constant of its size."""
     n = 5000
