@@ -20,6 +20,9 @@ ON_PROBLEM = [name for name, case in CASES.items() if case.problem is PROBLEM]
 MOVES = [name for name in ON_PROBLEM if hasattr(CASES[name].solver, "lower_steps")]
 
 
+NO_DECISIONS = ("ReverseMode", "ForwardMode", "LookAhead", "GradientMatching", "LearningToReweight")
+
+
 def slow_variants(names, *quick):
     """A solver with other settings is slow, after a comma in its name, where its path through a test is the same."""
     return [pytest.param(n, marks=pytest.mark.slow if "," in n and n not in quick else ()) for n in names]
@@ -48,7 +51,7 @@ def test_every_solver_is_here():
     assert {type(case.solver) for case in KINDS.values()} == solvers - {bx.Vectorized, bx.solvers.Solver}
 
 
-@pytest.mark.parametrize("name", [name for name in ON_PROBLEM if CASES[name].finds])
+@pytest.mark.parametrize("name", slow_variants([name for name in ON_PROBLEM if CASES[name].finds]))
 def test_reaches_the_bilevel_solution(name, key):
     case = CASES[name]
     result = solved(case, 4000, key)
@@ -64,7 +67,7 @@ def test_alternating_descent_does_not(key):
 
 
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", slow_variants(CASES, "Penalty, finite differences", "ReverseMode, segments"))
 def test_protocol(name, dtype, key):
     """State and Info keep structure, shapes and dtypes."""
     case, solver = CASES[name], CASES[name].solver
@@ -108,7 +111,16 @@ def test_the_length_of_a_stretch_changes_no_bit(key):
     same(*runs)
 
 
-def test_vectorized_members_equal_single_runs(case, key):
+@pytest.mark.parametrize(
+    "name",
+    [
+        # In the slow ones no loop ends by what it computes, and no solver of systems is called.
+        pytest.param(n, marks=pytest.mark.slow if "," in n or n in NO_DECISIONS else ())
+        for n in CASES
+    ],
+)
+def test_vectorized_members_equal_single_runs(name, key):
+    case = CASES[name]
     start, batch = case.start, case.batch
     starts = jax.tree.map(lambda x: jnp.stack([x, x + 0.3, x - 1.0]), start)
     batches = jax.tree.map(lambda *x: jnp.stack(x), batch, floats(lambda x: 2 * x, batch), batch)
@@ -145,6 +157,17 @@ def test_fresh_data_for_each_move(name, key):
     ramp = copies * jnp.linspace(0.1, 1, solver.lower_steps)[:, None]
     other = run(solver, PROBLEM, *start, BATCH._replace(lower=bx.PerMove(ramp)), 5, key)
     assert not np.allclose(one.v["a"], other.v["a"], rtol=1e-6)
+
+
+def test_truncated_moves_have_the_data_that_all_moves_have(key):
+    batch = BATCH._replace(lower=bx.PerMove(BATCH.lower * jnp.linspace(0.1, 1, 5)[:, None]))
+    whole = bx.ReverseMode(UPPER, LOWER, 5)
+    ends = []
+    for solver in (whole, dataclasses.replace(whole, last=2)):
+        state = solver.init(PROBLEM, jnp.ones(3), START[1], batch)
+        ends.append(jax.jit(lambda s, solver=solver: solver.step(PROBLEM, s, batch, key))(state)[0].v)
+    np.testing.assert_allclose(ends[0]["a"], ends[1]["a"], rtol=1e-12)
+    np.testing.assert_allclose(ends[0]["b"], ends[1]["b"], rtol=1e-12)
 
 
 @pytest.mark.parametrize("name", slow_variants(ON_PROBLEM, "ReverseMode, truncated"))
@@ -253,7 +276,8 @@ def test_info_is_that_of_a_point_and_of_the_direction(kind, key):
     def slope(u, v):
         return derivatives.lower_gradient(problem, u, v, batch.lower, key)
 
-    with jax.disable_jit():
+    @jax.jit
+    def step(u, v):
         after, info = solver.step(problem, solver.init(problem, u, v, batch), batch, key)
         points = [v, after.v]
         if kind is bx.BVFIM:
@@ -263,7 +287,9 @@ def test_info_is_that_of_a_point_and_of_the_direction(kind, key):
         points = [(a, b) for a in (u, after.u) for b in points]
         lower = [(g, optax.tree.norm(d)) for g, d in (slope(*point) for point in points)]
         upper = [problem.upper(*point, batch.upper, key) for point in points]
-        moved = optax.tree.norm(optax.tree.sub(after.u, u))
+        return info, lower, upper, optax.tree.norm(optax.tree.sub(after.u, u))
+
+    info, lower, upper, moved = step(u, v)
     for found, known in zip(
         (info.upper_loss, info.lower_loss, info.lower_grad_norm), (upper, *zip(*lower, strict=True)), strict=True
     ):
@@ -287,14 +313,18 @@ def test_info_is_that_of_a_point_and_of_the_direction(kind, key):
 def test_the_lower_loss_is_recorded_before_the_last_move(solver, key):
     solver = dataclasses.replace(solver, lower_optimizer=optax.sgd(0.05))
     fewer = dataclasses.replace(solver, lower_steps=solver.lower_steps - 1)
-    u, v = jax.tree.map(lambda x: x + 0.3, START)
-    with jax.disable_jit():
+
+    @jax.jit
+    def step(u, v):
         _, info = solver.step(PROBLEM, solver.init(PROBLEM, u, v, BATCH), BATCH, key)
         before, _ = fewer.step(PROBLEM, fewer.init(PROBLEM, u, v, BATCH), BATCH, key)
         at = before.u if isinstance(solver, bx.LookAhead) else u
         loss, slope = derivatives.lower_gradient(PROBLEM, at, before.v, BATCH.lower, key)
+        return info, loss, optax.tree.norm(slope)
+
+    info, loss, size = step(*jax.tree.map(lambda x: x + 0.3, START))
     assert float(info.lower_loss) == pytest.approx(float(loss), rel=1e-9)
-    assert float(info.lower_grad_norm) == pytest.approx(float(optax.tree.norm(slope)), rel=1e-9)
+    assert float(info.lower_grad_norm) == pytest.approx(float(size), rel=1e-9)
 
 
 def test_u_and_v_are_checked(case):

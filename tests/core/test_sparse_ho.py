@@ -1,5 +1,7 @@
 """SparseHO on the lasso and the weighted lasso: derivatives of the true problem, and the strengths that grids find."""
 
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -95,6 +97,20 @@ def test_an_empty_support_moves_u_by_f_alone():
     np.testing.assert_allclose(u - result.u, [1.0])
     assert float(result.history.extra["support"][0]) == 0
     assert (result.v == 0).all()
+
+
+def test_an_empty_support_that_the_loss_itself_wants_is_no_reason_to_refuse():
+    """The slope of g without its regularizer counts: here it is zero at v = 0, that of the regularizer is not."""
+    problem = Problem(
+        lambda u, v, _: jnp.sum((v - 1) ** 2),
+        lambda u, v, _: jnp.sum(v**2) / 2,
+        regularizer=lambda u, v, mu: jnp.exp(u[0]) * jnp.sum(v),
+    )
+    solver = SparseHO(optax.sgd(1.0), lambda u, v, step: jnp.maximum(v - step * jnp.exp(u[0]), 0), 0.5, 5)
+    solver.check(problem, jnp.zeros(1), jnp.zeros(2), Batch())
+    pulled = replace(problem, lower_loss=lambda u, v, _: jnp.sum((v - 0.1) ** 2) / 2)
+    with pytest.raises(InputError, match="the support is empty"):
+        solver.check(pulled, jnp.zeros(1), jnp.zeros(2), Batch())
 
 
 @pytest.mark.usefixtures("annotations_unchecked")
