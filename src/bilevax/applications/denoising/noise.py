@@ -1,0 +1,257 @@
+"""The class-to-class noise matrix: its estimates, and the posterior of the true class.
+
+A sample of true class k gets the given label j with probability T[k, j]. If q are the probabilities of the true class
+of a sample, q T are those of its given label. A classifier that was trained on given labels estimates p = q T; `q` and
+`T` are recovered from it here.
+
+Without trusted samples T is not identified by p alone: T = I and q = p explain p as well as the truth does. Of several
+explanations the one with confident q and noisy T is chosen, as by methods that look for anchor points (Patrini et al.
+2017, "Making deep neural networks robust to label noise") or for the matrix of least volume (Li et al. 2021, "Provably
+end-to-end label-noise learning without anchor points"). Trusted samples identify T: it is the upper variable of a
+bilevel problem, whose upper loss is the cross-entropy of their right labels and whose lower problem recovers q.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
+from scipy import optimize, special
+
+# Chosen on tables other than those reported (experiments/denoising/tables.py, DEVELOPMENT).
+FLOOR = 2e-3  # of a probability, before they are normalised again
+POWER = 2.0  # without trusted samples: q is taken to be p to this power
+PRIOR_COUNT = 50.0  # pseudo-counts of each row of T without trusted samples
+PRIOR_RIGHT = 0.8  # the part of them on the diagonal
+TRUSTED_COUNT = 10.0  # pseudo-counts of each row of T with trusted samples
+EM_ROUNDS = 40
+POWERS = np.geomspace(1, 6, 12)  # by which predictions after the last fit may be sharpened
+SHAPE_COUNT = 50.0  # pseudo-counts of each row of T when it is estimated again with them
+LIKELIHOOD_DROP = 2.5  # of a profile likelihood; nine of ten intervals then hold the number of wrong labels
+UNIDENTIFIED_DROP = 0.02  # of it for each sample, without trusted samples
+MOST_FOR_POWER = 5_000  # samples from which the power is estimated
+DECONVOLUTION_ROUNDS = 3
+QUASI_NEWTON_STEPS = 100
+
+
+def floored(p: Float[np.ndarray, "n classes"]) -> Float[np.ndarray, "n classes"]:
+    """Probabilities of which none is zero."""
+    p = np.asarray(p, np.float64) + FLOOR
+    return p / p.sum(1, keepdims=True)
+
+
+def posterior(
+    q: Float[np.ndarray, "n classes"], noise: Float[np.ndarray, "classes classes"], given: Int[np.ndarray, " n"]
+) -> Float[np.ndarray, "n classes"]:
+    """The probability of each true class: q[k] noise[k, given], normalised.
+
+    Args:
+        q: probabilities of the true class, from features alone.
+        noise: the noise matrix.
+        given: the given labels.
+
+    Example:
+        >>> import numpy as np
+        >>> from bilevax.applications.denoising.noise import posterior
+        >>> noise = np.array([[1.0, 0.0], [0.5, 0.5]])  # half of the second class is labelled as the first
+        >>> posterior(np.array([[0.5, 0.5]]), noise, np.array([0])).round(2).tolist()
+        [[0.67, 0.33]]
+    """
+    found = floored(q) * noise[:, given].T
+    return found / np.maximum(found.sum(1, keepdims=True), np.finfo(np.float64).tiny)
+
+
+def uniform_prior(classes: int) -> Float[np.ndarray, "classes classes"]:
+    """The pseudo-counts of T without trusted samples: `PRIOR_RIGHT` on the diagonal, the others alike."""
+    off = PRIOR_COUNT * (1 - PRIOR_RIGHT) / max(classes - 1, 1)
+    return np.where(np.eye(classes, dtype=bool), PRIOR_COUNT * PRIOR_RIGHT, off)
+
+
+def from_given_labels(
+    p: Float[np.ndarray, "n classes"], given: Int[np.ndarray, " n"], power: float = POWER
+) -> Float[np.ndarray, "classes classes"]:
+    """The noise matrix from given labels alone, by expectation maximisation (Dawid and Skene 1979).
+
+    It is the mode of T's posterior under `uniform_prior`, with q proportional to p ** power.
+
+    Args:
+        p: out-of-sample probabilities of the given label.
+        given: the given labels.
+        power: larger powers explain more of the disagreement of p and the labels by wrong labels.
+    """
+    return _expectation_maximisation(sharpened(p, power), given, uniform_prior(p.shape[1]))
+
+
+def sharpened(p: Float[np.ndarray, "n classes"], power: float) -> Float[np.ndarray, "n classes"]:
+    """Probabilities to a power, normalised: over-confident above 1, as by a temperature of 1 / power."""
+    p = floored(p) ** power
+    return p / p.sum(1, keepdims=True)
+
+
+def _expectation_maximisation(
+    q: Float[np.ndarray, "n classes"], given: Int[np.ndarray, " n"], prior: Float[np.ndarray, "classes classes"]
+) -> Float[np.ndarray, "classes classes"]:
+    """The mode of T's posterior under a Dirichlet prior, where q are the probabilities of the true class."""
+    noise = prior / prior.sum(1, keepdims=True)
+    labels = np.eye(len(prior))[given]
+    for _ in range(EM_ROUNDS):
+        counts = posterior(q, noise, given).T @ labels + prior
+        noise = counts / counts.sum(1, keepdims=True)
+    return noise
+
+
+def _deconvolved(p: Float[Array, "n classes"], noise: Float[Array, "classes classes"]) -> Float[Array, "n classes"]:
+    """The q for which q noise is nearly p, by steps of Richardson (1972) and Lucy (1974) from q = p.
+
+    Each step lowers the divergence of p from q noise. Few steps are taken, which regularises.
+    """
+    q = p
+    for _ in range(DECONVOLUTION_ROUNDS):
+        q = q * ((p / (q @ noise)) @ noise.T)
+    return q / jnp.sum(q, axis=1, keepdims=True)
+
+
+@jax.jit
+def _trusted_loss(
+    logits: Float[Array, "classes classes"],
+    p: Float[Array, "m classes"],
+    true: Int[Array, " m"],
+    prior: Float[Array, "classes classes"],
+) -> Float[Array, ""]:
+    """The cross-entropy of right labels under the deconvolved p, minus the logarithm of T's Dirichlet prior."""
+    log_noise = jax.nn.log_softmax(logits)
+    q = _deconvolved(p, jnp.exp(log_noise))
+    right = jnp.take_along_axis(q, true[:, None], axis=1)
+    return -jnp.sum(jnp.log(right)) - jnp.sum(prior * log_noise)
+
+
+_value_and_grad = jax.jit(jax.value_and_grad(_trusted_loss))
+
+
+def from_trusted_labels(
+    p: Float[np.ndarray, "m classes"], true: Int[np.ndarray, " m"], start: Float[np.ndarray, "classes classes"]
+) -> Float[np.ndarray, "classes classes"]:
+    """The noise matrix by which p, the noise taken out of it, predicts the right labels of trusted samples.
+
+    The upper variable T minimises the cross-entropy of the right labels plus a Dirichlet prior with mean `start`; the
+    lower variable q recovers the true classes from p and T. Quasi-Newton steps go through both.
+
+    Args:
+        p: probabilities of the *given* label of trusted samples, by a classifier that has not seen them.
+        true: their right labels.
+        start: a first estimate with positive entries, such as that of `from_given_labels`.
+    """
+    classes = len(start)
+    data = (
+        jnp.asarray(floored(p), jnp.result_type(float)),
+        jnp.asarray(true),
+        jnp.asarray(TRUSTED_COUNT * start, jnp.result_type(float)),
+    )
+
+    def objective(logits: Float[np.ndarray, " entries"]) -> tuple[float, Float[np.ndarray, " entries"]]:
+        value, grad = _value_and_grad(jnp.asarray(logits.reshape(classes, classes), data[0].dtype), *data)
+        return float(value), np.asarray(grad, np.float64).ravel()
+
+    found: Any = optimize.minimize(
+        objective, np.log(start).ravel(), jac=True, method="L-BFGS-B", options={"maxiter": QUASI_NEWTON_STEPS}
+    )
+    logits = found.x.reshape(classes, classes)
+    odds = np.exp(logits - logits.max(1, keepdims=True))
+    return odds / odds.sum(1, keepdims=True)
+
+
+class Calibrated(NamedTuple):
+    """The explanation of the given labels by predictions of the true class.
+
+    Attributes:
+        power: by which the predictions are sharpened.
+        noise: the noise matrix.
+        least, most: the ends of an interval of 90% for the part of the labels in doubt that are wrong.
+    """
+
+    power: float
+    noise: Float[np.ndarray, "classes classes"]
+    least: float
+    most: float
+
+
+def calibrated(
+    q: Float[np.ndarray, "n classes"],
+    labels: Int[np.ndarray, " n"],
+    trusted: Bool[np.ndarray, " n"],
+    noise: Float[np.ndarray, "classes classes"],
+) -> Calibrated:
+    """The power of q and the noise matrix with the largest likelihood of the labels.
+
+    Predictions of a classifier that was fitted to soft labels are too cautious, so they would explain a wrong label by
+    their own doubt. Their power is therefore estimated together with T. The interval holds the parts of all powers
+    that are nearly as likely. Without trusted samples, T is not identified and the interval is wide.
+
+    Args:
+        q: out-of-sample predictions of the true class.
+        labels: given labels, the right ones for trusted samples.
+        trusted: which labels are right.
+        noise: an earlier estimate of T, the mean of its prior.
+    """
+    some = slice(None, None, max(1, len(q) // MOST_FOR_POWER))
+    q_some, labels_some = q[some][~trusted[some]], labels[some][~trusted[some]]
+    prior = SHAPE_COUNT * noise
+    likelihood, part = np.empty(len(POWERS)), np.empty(len(POWERS))
+    for i, power in enumerate(POWERS):
+        sharp = sharpened(q_some, power)
+        matrix = _expectation_maximisation(sharp, labels_some, prior)
+        part[i] = np.mean(other_than(posterior(sharp, matrix, labels_some), labels_some))
+        likelihood[i] = np.sum(np.log(_own(sharp @ matrix, labels_some)))
+        likelihood[i] += np.sum(np.log(_own(sharpened(q[trusted], power), labels[trusted])))
+    drop = LIKELIHOOD_DROP if trusted.any() else UNIDENTIFIED_DROP * len(q_some)
+    likely = part[likelihood >= likelihood.max() - drop]
+    power = float(POWERS[likelihood.argmax()])
+    matrix = _expectation_maximisation(sharpened(q[~trusted], power), labels[~trusted], prior)
+    return Calibrated(power, matrix, float(likely.min()), float(likely.max()))
+
+
+def _own(p: Float[np.ndarray, "n classes"], labels: Int[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
+    return np.take_along_axis(p, labels[:, None], axis=1)[:, 0]
+
+
+def other_than(p: Float[np.ndarray, "n classes"], labels: Int[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
+    """The probability of the other labels; 1 - p would be 0 for all samples that are nearly certain."""
+    return np.where(np.arange(p.shape[1]) == labels[:, None], 0, p).sum(1)
+
+
+def shifted(probability: Float[np.ndarray, " n"], total: float) -> Float[np.ndarray, " n"]:
+    """Probabilities with their odds multiplied by one number so that they sum to `total`; their order stays.
+
+    Example:
+        >>> import numpy as np
+        >>> from bilevax.applications.denoising.noise import shifted
+        >>> float(shifted(np.array([0.1, 0.2, 0.9]), 2.0).sum().round(6))
+        2.0
+    """
+    low, high = -50.0, 50.0
+    with np.errstate(divide="ignore"):
+        odds = np.log(probability) - np.log1p(-np.minimum(probability, 1 - 1e-16))
+    for _ in range(60):
+        middle = (low + high) / 2
+        if special.expit(odds + middle).sum() < total:
+            low = middle
+        else:
+            high = middle
+    return special.expit(odds + (low + high) / 2)
+
+
+def deconvolved(
+    p: Float[np.ndarray, "n classes"], noise: Float[np.ndarray, "classes classes"]
+) -> Float[np.ndarray, "n classes"]:
+    """The probabilities of the true class from those of the given label and the noise matrix.
+
+    Example:
+        >>> import numpy as np
+        >>> from bilevax.applications.denoising.noise import deconvolved
+        >>> noise = np.array([[0.8, 0.2], [0.2, 0.8]])
+        >>> q = deconvolved(np.array([[0.74, 0.26]]), noise)  # of a sample with q = (0.9, 0.1)
+        >>> bool(q[0, 0] > 0.8)
+        True
+    """
+    return np.asarray(jax.jit(_deconvolved)(jnp.asarray(floored(p)), jnp.asarray(noise)), np.float64)

@@ -1,0 +1,125 @@
+"""The probability that a given label is wrong, for samples of which few or none are trusted."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, Float, Int, Shaped
+
+from bilevax.applications.denoising import noise
+from bilevax.applications.denoising.experts import TABLES, Expert, FittedStack, stack
+
+Z_90 = 1.645
+REFITS = 2  # on the soft labels that the noise matrix gives
+
+
+class Ranking(NamedTuple):
+    """The result of a review.
+
+    Attributes:
+        probability_wrong: that the given label is not the right one; 0 for trusted samples.
+        expected_wrong: the number of wrong labels, and the ends of an interval for it of 90%.
+        posterior: the probability of each class to be the right one, with the given label as evidence.
+        noise_matrix: the probability of each given label (column) for each true class (row).
+        predicted: the probability of each true class from the features alone, out of sample.
+        model: what predicts other samples; None where probabilities were given.
+    """
+
+    probability_wrong: Float[np.ndarray, " n"]
+    expected_wrong: tuple[float, float, float]
+    posterior: Float[np.ndarray, "n classes"]
+    noise_matrix: Float[np.ndarray, "classes classes"]
+    predicted: Float[np.ndarray, "n classes"]
+    model: FittedStack | None
+
+
+def rank(
+    X: Shaped[np.ndarray, "n ..."],
+    labels: Int[np.ndarray, " n"],
+    trusted: Bool[np.ndarray, " n"],
+    classes: int,
+    experts: Sequence[Expert] = TABLES,
+    seed: int = 0,
+) -> Ranking:
+    """Rank labels with classifiers that are fitted to the samples.
+
+    1. A stack of experts learns the given labels of the samples in doubt; out of sample, it estimates p = q T.
+    2. T comes from p and the given labels, then from the trusted samples if there are some (see `noise`).
+    3. The posterior of the true class is a soft label; the experts are fitted again, on all samples. This is repeated.
+    4. The predictions of the last fit are calibrated, and T is estimated once more (see `noise.calibrated`).
+    The posterior is the mean of that of the first fit, of the last fit, and twice that of the calibrated predictions:
+    the first is better where wrong labels have no structure, the last where they have.
+
+    Args:
+        X: samples.
+        labels: given labels 0..classes-1, the right ones for trusted samples.
+        trusted: which labels are known to be right.
+        classes: number of classes.
+        experts: the classifiers.
+        seed: of their folds and their randomness.
+    """
+    one_hot = np.eye(classes)[labels]
+    doubted = ~trusted
+    first = stack(experts, X[doubted], one_hot[doubted], seed)
+    p = np.zeros((len(X), classes))
+    p[doubted] = first.out_of_sample
+    if trusted.any():
+        p[trusted] = first.predict(X[trusted])
+    matrix = noise_matrix(p, labels, trusted)
+    start = found = _posterior(p, matrix, labels, trusted)
+    model = first
+    for _ in range(REFITS):
+        model = stack(experts, X, found, seed, first.weights)
+        found = _posterior(model.out_of_sample, matrix, labels, trusted)
+    q = model.out_of_sample
+    last = noise.calibrated(q, labels, trusted, matrix)
+    final = _posterior(noise.sharpened(q, last.power), last.noise, labels, trusted)
+    return _ranking((start + found + 2 * final) / 4, last, q, labels, trusted, model)
+
+
+def rank_probabilities(
+    p: Float[np.ndarray, "n classes"], labels: Int[np.ndarray, " n"], trusted: Bool[np.ndarray, " n"]
+) -> Ranking:
+    """Rank labels with given out-of-sample probabilities of the given label; else as `rank`, without fits."""
+    matrix = noise_matrix(p, labels, trusted)
+    start = _posterior(p, matrix, labels, trusted)
+    q = noise.deconvolved(p, matrix)
+    last = noise.calibrated(q, labels, trusted, matrix)
+    final = _posterior(noise.sharpened(q, last.power), last.noise, labels, trusted)
+    return _ranking((start + final) / 2, last, q, labels, trusted, None)
+
+
+def noise_matrix(
+    p: Float[np.ndarray, "n classes"], labels: Int[np.ndarray, " n"], trusted: Bool[np.ndarray, " n"]
+) -> Float[np.ndarray, "classes classes"]:
+    """The noise matrix from given labels, and from trusted samples if there are some."""
+    matrix = noise.from_given_labels(p[~trusted], labels[~trusted])
+    return noise.from_trusted_labels(p[trusted], labels[trusted], matrix) if trusted.any() else matrix
+
+
+def _posterior(
+    q: Float[np.ndarray, "n classes"],
+    matrix: Float[np.ndarray, "classes classes"],
+    labels: Int[np.ndarray, " n"],
+    trusted: Bool[np.ndarray, " n"],
+) -> Float[np.ndarray, "n classes"]:
+    found = noise.posterior(q, matrix, labels)
+    found[trusted] = np.eye(len(matrix))[labels[trusted]]
+    return found
+
+
+def _ranking(
+    found: Float[np.ndarray, "n classes"],
+    last: noise.Calibrated,
+    q: Float[np.ndarray, "n classes"],
+    labels: Int[np.ndarray, " n"],
+    trusted: Bool[np.ndarray, " n"],
+    model: FittedStack | None,
+) -> Ranking:
+    wrong, doubted = noise.other_than(found, labels), ~trusted
+    final = noise.posterior(noise.sharpened(q[doubted], last.power), last.noise, labels[doubted])
+    likely = float(noise.other_than(final, labels[doubted]).sum())
+    wrong[doubted] = noise.shifted(wrong[doubted], likely)
+    spread, n = Z_90 * float(np.sqrt(np.sum(wrong * (1 - wrong)))), int(doubted.sum())
+    low, high = min(n * last.least, likely) - spread, max(n * last.most, likely) + spread
+    return Ranking(wrong, (likely, max(0.0, low), min(float(n), high)), found, last.noise, q, model)
