@@ -3,6 +3,7 @@
 Skipped where there is no Chromium with its driver (Debian: chromium, chromium-driver) or no selenium.
 """
 
+import base64
 import csv
 import io
 import json
@@ -392,7 +393,7 @@ def test_a_narrow_window(page):
     page.reload()
     assert page.run("document.documentElement.scrollWidth") <= 400
     page.click('#current [data-word="drop"]')
-    assert page.tally == "" or page.run("document.getElementById('tally').textContent") == "0 · 0 · 1"
+    assert page.run("document.getElementById('tally').textContent") == "0 · 0 · 1"  # hidden here
     page.driver.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
 
 
@@ -412,6 +413,42 @@ def test_pictures_stand_side_by_side(page):
     assert page.current == across + 2
 
 
+def test_of_many_classes_one_is_typed(page):
+    names = [f"intent {i}" for i in range(77)]
+    found = [Suspect(i, names[i], names[i + 1], 0.9, "a text", i + 2) for i in range(5)]
+    written(page.path, found, classes=names, noise_matrix=np.eye(77))
+    page.reload()
+    page.press("o")
+    page.press(*"intent 76", Keys.ENTER)
+    assert page.status == "Row 0 corrected to intent 76."
+    page.press("k")  # the keys decide again
+    assert (page.tally, page.current) == ("1 · 1 · 0", 2)
+    page.press("o")
+    page.press(*"intent 99", Keys.ENTER)
+    assert page.status == "“intent 99” is no class."
+    assert page.tally == "1 · 1 · 0"
+    page.press("4")  # typed into the field
+    page.press(Keys.ESCAPE, "3")
+    assert page.tally == "2 · 1 · 0"  # the third class is its own
+
+
+def test_buttons_keep_the_focus_as_decisions_go_on(page):
+    page.one('#current [data-word="drop"]').send_keys(Keys.ENTER)
+    assert page.run("document.activeElement.dataset.word") == "drop"
+    page.press(Keys.ENTER)
+    assert page.tally == "0 · 0 · 2"
+
+
+def test_a_browser_that_keeps_nothing(page):
+    """In a data URL there is no storage, as in some browsers' private windows."""
+    content = base64.b64encode(page.path.read_bytes()).decode()
+    page.driver.get(f"data:text/html;base64,{content}")
+    assert page.status == "This browser keeps nothing for this page: export the decisions before closing it."
+    page.press("k", "d")
+    assert page.tally == "1 · 0 · 1"
+    page.press("u", "u")
+
+
 def test_two_thousand_suspects_are_quick(page):
     found = []
     for i in range(2000):
@@ -421,7 +458,7 @@ def test_two_thousand_suspects_are_quick(page):
     assert page.path.stat().st_size < 2_000_000
     page.reload()
     timing = page.run("performance.getEntriesByType('navigation')[0].domComplete")
-    assert timing < 3000  # ms, on slow machines
+    assert timing < 5000  # ms, on slow machines
     assert len(page.rows) < 60
     page.press(Keys.END)
     assert page.current == 1999

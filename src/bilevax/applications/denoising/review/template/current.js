@@ -13,7 +13,7 @@ function digitOf(k) {
   return k < 10 ? String((k + 1) % 10) : null;
 }
 
-const FEW = 12; // classes that have a button each; more are in a menu
+const FEW = 12; // classes that have a button each; of more, one is typed or chosen from a list
 
 function drawCurrent() {
   const i = current(), panel = $("current");
@@ -25,11 +25,11 @@ function drawCurrent() {
   const given = data.classes[data.given[i]], suggested = data.classes[data.suggested[i]];
   const where = [`row ${data.row[i]}`, data.line[i] === null ? null : `line ${data.line[i]}`].filter(Boolean).join(", ");
   const choice = (name, key, pressed, ...text) =>
-    el("button", { type: "button", "data-word": name, "aria-pressed": pressed, onclick: () => decide(name) }, el("span", {}, ...text), el("kbd", {}, key));
+    el("button", { type: "button", "data-word": name, "data-key": name, "aria-pressed": pressed, onclick: () => decide(name) }, el("span", {}, ...text), el("kbd", {}, key));
   const parts = [
     el("h2", {}, `${count(at + 1)} of ${count(shown.length)}`, el("small", {}, where)),
     data.id[i] === null ? null : el("p", { class: "id" }, bdi(data.id[i])),
-    el("div", { class: "whole", tabindex: 0, role: "group", "aria-label": "Content", dir: "auto" }, ...whole(i)),
+    el("div", { class: "whole", tabindex: 0, "data-key": "whole", role: "group", "aria-label": "Content", dir: "auto" }, ...whole(i)),
     el("p", { class: "figure" }, `Probability wrong ${percent(data.probability[i])}`, bar(data.probability[i])),
     el(
       "div",
@@ -40,7 +40,9 @@ function drawCurrent() {
     ),
     data.classes.length > 2 ? others(i, label) : null,
   ];
+  const focused = panel.contains(document.activeElement) ? document.activeElement.dataset.key ?? "" : null;
   panel.replaceChildren(...parts.filter((part) => part !== null));
+  if (focused !== null) (panel.querySelector(`[data-key="${focused}"]`) ?? list).focus();
 }
 
 function whole(i) {
@@ -55,15 +57,19 @@ function whole(i) {
 
 function others(i, label) {
   if (data.classes.length > FEW) {
-    const menu = el("select", { "aria-label": "Another class", onchange: () => menu.value !== "" && decide("correct", Number(menu.value)) });
-    menu.append(el("option", { value: "" }, "Another class…"));
-    for (const [k, name] of data.classes.entries()) menu.append(el("option", { value: k, selected: k === label }, visible(name)));
-    return el("div", { class: "others" }, menu);
+    const name = el("input", { id: "other", list: "classes", placeholder: "Another class  o", "aria-label": "Another class", spellcheck: "false" });
+    name.addEventListener("change", () => {
+      const k = classOf.get(name.value);
+      if (k === undefined) return name.value && say(`“${visible(name.value)}” is no class.`, true);
+      list.focus();
+      decide("correct", k);
+    });
+    return el("div", { class: "others" }, name);
   }
   const buttons = data.classes.map((name, k) =>
     el(
       "button",
-      { type: "button", "aria-pressed": k === label, "aria-label": `Correct to ${visible(name)}`, onclick: () => decide("correct", k) },
+      { type: "button", "data-key": k, "aria-pressed": k === label, "aria-label": `Correct to ${visible(name)}`, onclick: () => decide("correct", k) },
       bdi(name),
       [null, name].includes(digitOf(k)) ? null : el("kbd", {}, digitOf(k)),
     ),

@@ -118,7 +118,7 @@ function onKey(event) {
   }
   if (event.ctrlKey || event.metaKey || event.altKey || $("help").open) return;
   if (event.key === "Escape") {
-    if (isFiltered()) clearFilters();
+    if (isFiltered() && event.target.id !== "other") clearFilters();
     list.focus();
     return;
   }
@@ -147,6 +147,7 @@ function onKey(event) {
   else if (/^\d$/.test(event.key) && classOfDigit(event.key) !== undefined) decide("correct", classOfDigit(event.key));
   else if (event.key === "u") takeBack();
   else if (event.key === "/") $("search").focus();
+  else if (event.key === "o" && $("other")) $("other").focus();
   else if (event.key === "?") $("help").showModal();
   else return;
   event.preventDefault();
@@ -181,6 +182,7 @@ function switchTheme() {
 
 options("given", "given", "any");
 options("suggested", "suggested", "any");
+if (data.classes.length > FEW) $("classes").append(...data.classes.map((name) => el("option", { value: name })));
 drawTheme();
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", drawTheme);
 $("theme").addEventListener("click", switchTheme);
@@ -194,7 +196,15 @@ $("file").addEventListener("change", async () => {
 $("keys").addEventListener("click", () => $("help").showModal());
 $("clear").addEventListener("click", clearFilters);
 $("clear2").addEventListener("click", clearFilters);
-for (const id of ["given", "suggested", "state", "sort"]) $(id).addEventListener("change", refilterAll);
+let byMouse = false; // then the keys decide again once a filter is chosen
+addEventListener("pointerdown", () => (byMouse = true), true);
+addEventListener("keydown", () => (byMouse = false), true);
+for (const id of ["given", "suggested", "state", "sort"]) {
+  $(id).addEventListener("change", () => {
+    refilterAll();
+    if (byMouse) list.focus();
+  });
+}
 let waiting = 0;
 $("search").addEventListener("input", () => {
   clearTimeout(waiting);
