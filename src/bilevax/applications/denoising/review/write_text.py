@@ -112,17 +112,19 @@ def _with_cell(record: str, place: int, new: str, old: str, source: Source, wher
     """The text of a record with another cell, quoted as the previous one or as it must be."""
     mark = re.escape(source.separator)
     field = re.compile(rf'(?:"[^"]*(?:""[^"]*)*"[^{mark}\r\n]*|[^{mark}\r\n]*)')
-    at = 0
-    for _ in range(place):
+    at, raw = 0, ""
+    for n in range(place + 1):
+        if n and record[at : at + 1] != source.separator:
+            raise InputError(f"{where} of {source.path} has no cell for the label. Correct that record.")
+        at += bool(n)
         found = field.match(record, at)
-        at = (found.end() if found else at) + 1
-    found = field.match(record, at)
-    raw = found.group() if found and at <= len(record) else None
-    if raw is None or next(csv.reader([raw], delimiter=source.separator), [""]) not in ([old], [old] if old else []):
-        raise InputError(f"{where} of {source.path} has no cell of its own for the label. Correct that record.")
+        raw = found.group() if found else ""
+        at += len(raw)
+    if next(csv.reader([raw], delimiter=source.separator), []) != ([old] if raw else []):
+        raise InputError(f"{where} of {source.path} could not be found as text. Correct that record.")
     if raw.startswith('"') or any(c in new for c in (source.separator, '"', "\r", "\n")):
         new = '"' + new.replace('"', '""') + '"'
-    return record[:at] + new + record[at + len(raw) :]
+    return record[: at - len(raw)] + new + record[at:]
 
 
 def _pack(content: bytes, source: Source, out: Path) -> None:
