@@ -228,7 +228,7 @@ def test_export_is_what_is_applied_and_can_be_imported(page):
         (("sha256:cd", "sha256:00"), "is about other data"),
         (("correct,cow", "delete,cow"), "“delete” is no decision"),
         (("correct,cow", "correct,cwo"), "“cwo” is no class"),
-        (("99,3", "999,3"), "row 999 is not on this page"),
+        (("99,3", "x,3"), "“x” is no row"),
         (("dog,correct", "cat,correct"), "row 99 has the given label “dog” here"),
         (("decision", "word"), "no CSV file of decisions"),
         (("label,data", "label,digest"), "lacks the column data"),
@@ -249,6 +249,35 @@ def test_an_import_that_does_not_fit_changes_nothing(page, tmp_path, change, mes
     assert message in page.status
     assert page.status.endswith("Nothing was imported.")
     assert page.tally == "0 · 0 · 0"
+
+
+def test_decisions_on_rows_that_are_no_longer_listed_are_kept(page, tmp_path):
+    page.press("k", "c", "d")
+    written(page.path, suspects()[2:])  # the same data ranked anew, without rows 99 and 100
+    page.reload()
+    assert page.one("#decided").text == "1 of 6 +2 not listed"
+    page.press(Keys.END, "c")
+    path = page.exported()
+    assert page.status == "Exported 4 decisions as decisions.csv."
+    found = [(d.row, d.given, d.word, d.label) for d in read_decisions(path).items]
+    assert found == [
+        (93, "dog", "correct", "cow"),
+        (98, "cow", "drop", ""),
+        (99, "dog", "correct", "cow"),
+        (100, "cat", "keep", "cat"),
+    ]
+    page.run("localStorage.clear()")
+    page.reload()
+    page.one("#file").send_keys(str(path))
+    for _ in range(40):
+        if "Imported" in page.status:
+            break
+        time.sleep(0.05)
+    wanted = "Imported 4 decisions; 4 differ from those here. 2 on rows that are not listed here, kept for the export."
+    assert page.status == wanted
+    written(page.path, suspects())
+    page.reload()
+    assert page.one("#decided").text == "4 of 8"
 
 
 def test_filters_search_and_sorting(page):

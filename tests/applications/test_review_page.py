@@ -108,6 +108,16 @@ def test_refused(tmp_path, changes, message):
     assert not list(tmp_path.iterdir())
 
 
+def test_what_is_very_long_is_cut_with_its_size(tmp_path):
+    wide = {f"c{i}": "x" * 3000 if i == 0 else i for i in range(5000)}
+    text, data = written(tmp_path, review(["y" * 1_000_000, wide]))
+    assert data["content"][0] == "y" * 10_000 + " … (990,000 more characters)"
+    names, cells = data["columns"][0], data["content"][1][1]
+    assert (len(names), len(cells), names[-1], cells[-1]) == (201, 201, "…", "4,800 more columns")
+    assert cells[0] == "x" * 1000 + " … (2,000 more characters)"
+    assert len(text) < 100_000
+
+
 def test_a_page_without_suspects(tmp_path):
     _, data = written(tmp_path, review([], interval=None))
     assert data["row"] == []

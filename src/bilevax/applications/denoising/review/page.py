@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from importlib import resources
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,6 +18,7 @@ from bilevax._checks import InputError, listed
 from bilevax.applications.denoising.review.decisions import short_digest
 
 SCRIPTS = ("helpers.js", "csv.js", "decisions.js", "list.js", "current.js", "noise.js", "main.js")
+LONGEST_TEXT, LONGEST_CELL, MOST_COLUMNS = 10_000, 1_000, 200  # more of them is left out, with its size
 PICTURES = {b"\x89PNG": "png", b"\xff\xd8\xff": "jpeg"}
 
 
@@ -201,7 +203,7 @@ def _content(suspect: Suspect, columns: dict[tuple[str, ...], int]) -> Any:
     """A text as a string, a picture as {"p": URL}, and a row as [index of its columns, cells]."""
     content = suspect.content
     if isinstance(content, str):
-        return content
+        return _shortened(content, LONGEST_TEXT)
     if isinstance(content, bytes):
         kind = next((kind for magic, kind in PICTURES.items() if content.startswith(magic)), None)
         if kind is None:
@@ -210,8 +212,14 @@ def _content(suspect: Suspect, columns: dict[tuple[str, ...], int]) -> Any:
                 "JPEG. Convert it by Pillow."
             )
         return {"p": f"data:image/{kind};base64,{base64.b64encode(content).decode()}"}
-    names = tuple(str(name) for name in content)
-    return [columns.setdefault(names, len(columns)), [_cell(value) for value in content.values()]]
+    cells = {str(name): _cell(value) for name, value in islice(content.items(), MOST_COLUMNS)}
+    if len(content) > MOST_COLUMNS:
+        cells["…"] = f"{len(content) - MOST_COLUMNS:,} more columns"
+    return [columns.setdefault(tuple(cells), len(columns)), list(cells.values())]
+
+
+def _shortened(text: str, most: int) -> str:
+    return text if len(text) <= most else f"{text[:most]} … ({len(text) - most:,} more characters)"
 
 
 def _cell(value: Any) -> str:
@@ -221,4 +229,4 @@ def _cell(value: Any) -> str:
     if isinstance(value, float | np.floating):
         return f"{value:.10g}"
     text = str(value)
-    return "" if text in ("<NA>", "NaT") else text
+    return "" if text in ("<NA>", "NaT") else _shortened(text, LONGEST_CELL)

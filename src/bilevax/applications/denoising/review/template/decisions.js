@@ -6,10 +6,12 @@ const classOf = new Map(data.classes.map((name, k) => [name, k]));
 const placeOf = new Map(data.row.map((row, i) => [row, i]));
 
 const decisions = new Map(); // suspect -> { word: "keep" | "correct" | "drop", label: class or null }
-const past = []; // of each step: [[suspect, its decision before], ...]
+const elsewhere = new Map(); // row that this page does not list -> { row, line, id, given, word, label }, labels by name
+const past = []; // of each step: [[map, key, value before], ...]
 const STORE = "bilevax-review:" + data.digest;
 let unsaved = false; // there is no storage, and decisions that were not exported
 
+const WORDS = ["keep", "correct", "drop"];
 const same = (a, b) => (!a && !b) || (a && b && a.word === b.word && a.label === b.label);
 
 function decision(i, word, label) {
@@ -18,15 +20,17 @@ function decision(i, word, label) {
   return { word: chosen === data.given[i] ? "keep" : "correct", label: chosen };
 }
 
-// Change decisions, [[suspect, decision], ...], as one step to undo. Returns how many changed.
-function change(pairs) {
+// Change decisions, [[suspect, decision], ...] and those on rows not listed, as one step to undo. How many changed.
+function change(pairs, unlisted = []) {
   const step = [];
-  for (const [i, next] of pairs) {
-    const before = decisions.get(i);
-    if (same(before, next)) continue;
-    step.push([i, before]);
-    put(i, next);
-  }
+  const change = (map, key, next) => {
+    const before = map.get(key);
+    if (same(before, next)) return;
+    step.push([map, key, before]);
+    put(map, key, next);
+  };
+  for (const [i, next] of pairs) change(decisions, i, next);
+  for (const item of unlisted) change(elsewhere, item.row, item);
   if (step.length) {
     past.push(step);
     save();
@@ -37,87 +41,87 @@ function change(pairs) {
 function undo() {
   const step = past.pop();
   if (!step) return null;
-  for (const [i, before] of step) put(i, before);
+  for (const [map, key, before] of step) put(map, key, before);
   save();
   return step;
 }
 
-function put(i, next) {
-  if (next) decisions.set(i, next);
-  else decisions.delete(i);
+function put(map, key, next) {
+  if (next) map.set(key, next);
+  else map.delete(key);
+}
+
+// All decisions by names, in the order of the rows.
+function items() {
+  const listed = [...decisions].map(([i, { word, label }]) => ({
+    row: data.row[i],
+    line: data.line[i],
+    id: data.id[i],
+    given: data.classes[data.given[i]],
+    word,
+    label: label === null ? "" : data.classes[label],
+  }));
+  return [...listed, ...elsewhere.values()].sort((a, b) => a.row - b.row);
 }
 
 function save() {
-  const kept = [...decisions].map(([i, d]) => [
-    data.row[i],
-    data.classes[data.given[i]],
-    d.word,
-    d.label === null ? null : data.classes[d.label],
-  ]);
-  unsaved = !remember(STORE, JSON.stringify(kept)) && decisions.size > 0;
+  unsaved = !remember(STORE, JSON.stringify(items())) && decisions.size + elsewhere.size > 0;
+}
+
+// Take a decision by names as one on this page, or elsewhere; a sentence where it does not fit.
+function sorted(item, pairs, unlisted) {
+  const i = placeOf.get(item.row);
+  if (!WORDS.includes(item.word)) return `“${item.word}” is no decision (keep, correct, drop)`;
+  if (item.word === "correct" && !classOf.has(item.label)) return `“${item.label}” is no class`;
+  const wanted = i === undefined ? null : data.classes[data.given[i]];
+  if (wanted !== null && item.given !== wanted) return `row ${item.row} has the given label “${wanted}” here`;
+  if (!classOf.has(item.given)) return `“${item.given}” is no class`;
+  if (i === undefined) unlisted.push(item);
+  else pairs.push([i, decision(i, item.word, classOf.get(item.label))]);
+  return null;
 }
 
 // The decisions kept in this browser for data of this digest. What no longer fits, such as a given label, is left out.
 function restore() {
-  decisions.clear();
   let kept = [];
   try {
     kept = JSON.parse(recall(STORE) || "[]");
   } catch {
-    return;
+    // damaged
   }
-  if (!Array.isArray(kept)) return;
-  for (const item of kept) {
-    const [row, given, word, label] = Array.isArray(item) ? item : [];
-    const i = placeOf.get(row);
-    if (i === undefined || data.classes[data.given[i]] !== given) continue;
-    if (word === "drop") decisions.set(i, decision(i, "drop"));
-    else if (["keep", "correct"].includes(word) && classOf.has(label)) {
-      decisions.set(i, decision(i, "correct", classOf.get(label)));
-    }
-  }
+  const pairs = [], unlisted = [];
+  if (Array.isArray(kept)) kept.forEach((item) => item && sorted(item, pairs, unlisted));
+  decisions.clear();
+  elsewhere.clear();
+  for (const [i, next] of pairs) decisions.set(i, next);
+  for (const item of unlisted) elsewhere.set(item.row, item);
 }
 
 function exported() {
-  const lines = [csvLine(COLUMNS)];
-  for (const i of [...decisions.keys()].sort((a, b) => data.row[a] - data.row[b])) {
-    const { word, label } = decisions.get(i);
-    const name = label === null ? "" : data.classes[label];
-    lines.push(csvLine([data.row[i], data.line[i], data.id[i], data.classes[data.given[i]], word, name, data.digest]));
-  }
-  return lines.join("\n") + "\n";
+  const lines = items().map((d) => csvLine([d.row, d.line, d.id, d.given, d.word, d.label, data.digest]));
+  return [csvLine(COLUMNS), ...lines].join("\n") + "\n";
 }
 
-// The decisions of an exported file as [[suspect, decision], ...], or a sentence that says why not.
+// The decisions of an exported file as [pairs, unlisted], or a sentence that says why not.
 function imported(text) {
   const [header, ...records] = csvRecords(text);
   if (!header) return "This is no CSV file of decisions: it has no column “decision”. Nothing was imported.";
   const names = header.map((cell) => cell.trim());
   const missing = COLUMNS.filter((name) => name !== "line" && name !== "id" && !names.includes(name));
   if (missing.length) return `The file lacks the column ${missing.join(", ")}. Nothing was imported.`;
-  const pairs = [];
-  const seen = new Set();
+  const pairs = [], unlisted = [], seen = new Set();
   for (const [n, record] of records.entries()) {
     const cell = (name) => unguarded(record[names.indexOf(name)] ?? "");
-    const where = `Record ${n + 1}`;
-    const word = cell("decision").trim();
-    const i = /^\s*\d+\s*$/.test(cell("row")) ? placeOf.get(Number(cell("row"))) : undefined;
-    if (cell("data").trim() !== data.digest) {
-      return `${where} is about other data (${cell("data") || "no digest"}; here ${data.digest}). Nothing was imported.`;
-    }
-    if (i === undefined) return `${where}: row ${cell("row")} is not on this page. Nothing was imported.`;
-    if (seen.has(i)) return `${where}: row ${cell("row")} occurs twice. Nothing was imported.`;
-    seen.add(i);
-    if (cell("given_label") !== data.classes[data.given[i]]) {
-      return `${where}: row ${cell("row")} has the given label “${data.classes[data.given[i]]}” here. Nothing was imported.`;
-    }
-    if (!["keep", "correct", "drop"].includes(word)) {
-      return `${where}: “${word}” is no decision (keep, correct, drop). Nothing was imported.`;
-    }
-    if (word === "correct" && !classOf.has(cell("label"))) {
-      return `${where}: “${cell("label")}” is no class. Nothing was imported.`;
-    }
-    pairs.push([i, decision(i, word, word === "correct" ? classOf.get(cell("label")) : null)]);
+    const number = (name) => (/^\s*\d+(\.0+)?\s*$/.test(cell(name)) ? Number(cell(name)) : null);
+    const word = cell("decision").trim().toLowerCase();
+    const item = { row: number("row"), line: number("line"), id: cell("id") || null, given: cell("given_label"), word, label: cell("label") };
+    let fault = null;
+    if (cell("data").trim() !== data.digest) fault = `it is about other data (${cell("data") || "no digest"}; here ${data.digest})`;
+    else if (item.row === null) fault = `“${cell("row")}” is no row`;
+    else if (seen.has(item.row)) fault = `row ${item.row} occurs twice`;
+    else fault = sorted(item, pairs, unlisted);
+    if (fault) return `Record ${n + 1}: ${visible(fault)}. Nothing was imported.`;
+    seen.add(item.row);
   }
-  return pairs;
+  return [pairs, unlisted];
 }

@@ -5,11 +5,12 @@ function refresh() {
   drawCurrent();
   const tally = { keep: 0, correct: 0, drop: 0 };
   for (const { word } of decisions.values()) tally[word]++;
-  $("decided").textContent = `${count(decisions.size)} of ${count(total)}`;
+  const more = elsewhere.size ? ` +${count(elsewhere.size)} not listed` : "";
+  $("decided").replaceChildren(`${count(decisions.size)} of ${count(total)}`, el("small", {}, more));
   $("tally").textContent = `${count(tally.keep)} · ${count(tally.correct)} · ${count(tally.drop)}`;
   $("shown").textContent = `${count(shown.length)} shown`;
   $("undo").disabled = !past.length;
-  $("export").disabled = !decisions.size;
+  $("export").disabled = decisions.size + elsewhere.size === 0;
   $("clear").hidden = !isFiltered();
   for (const button of document.querySelectorAll("[data-all]")) button.disabled = !shown.length;
 }
@@ -39,6 +40,7 @@ function go(n) {
   drawCurrent();
 }
 
+const several = (n) => `${count(n)} ${n === 1 ? "decision" : "decisions"}`;
 const named = ({ word, label }) => (word === "correct" ? `corrected to ${visible(data.classes[label])}` : word === "keep" ? "kept" : "dropped");
 
 // After a change: rows may leave the list where it shows one kind of decision only.
@@ -53,8 +55,7 @@ function decide(word, label) {
   if (i === undefined) return;
   const next = decision(i, word, label);
   change([[i, next]]);
-  const leaves = !stays(i);
-  if (leaves) refilterAll();
+  if (!stays(i)) refilterAll();
   else {
     at = Math.min(at + 1, shown.length - 1);
     scrollToCurrent();
@@ -81,17 +82,18 @@ function decideAt(i, word) {
 function decideAll(word) {
   const changes = change(shown.map((i) => [i, decision(i, word)]));
   changed();
-  say(`${count(changes)} decisions. Undo takes them back.`);
+  say(`${several(changes)}. Undo takes them back.`);
 }
 
 function takeBack() {
   const step = undo();
   if (!step) return;
   changed();
-  const place = shown.indexOf(step[0][0]);
+  const listed = step.find(([map]) => map === decisions);
+  const place = listed ? shown.indexOf(listed[1]) : -1;
   if (place >= 0) go(place);
   refresh();
-  say(step.length === 1 ? `Row ${data.row[step[0][0]]}: undone.` : `${count(step.length)} decisions undone.`);
+  say(`${several(step.length)} undone.`);
 }
 
 function download() {
@@ -100,15 +102,17 @@ function download() {
   link.click();
   setTimeout(() => URL.revokeObjectURL(url), 10000);
   unsaved = false;
-  say(`Exported ${count(decisions.size)} decisions as decisions.csv.`);
+  say(`Exported ${several(decisions.size + elsewhere.size)} as decisions.csv.`);
 }
 
 async function load(file) {
   const found = imported(await file.text());
   if (typeof found === "string") return say(found, true);
-  const changes = change(found);
+  const [pairs, unlisted] = found;
+  const changes = change(pairs, unlisted);
   changed();
-  say(`Imported ${count(found.length)} decisions; ${count(changes)} differ from those here.`);
+  const more = unlisted.length ? ` ${count(unlisted.length)} on rows that are not listed here, kept for the export.` : "";
+  say(`Imported ${several(pairs.length + unlisted.length)}; ${count(changes)} differ from those here.${more}`);
 }
 
 function onKey(event) {
