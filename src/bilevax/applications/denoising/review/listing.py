@@ -1,6 +1,9 @@
 """Suspects as a table and as entries of the review page, from samples and the probabilities of a ranking."""
 
+import os
+import warnings
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -87,17 +90,20 @@ def page_suspects(
     """
     order = [i for i in _order(samples, probability_wrong, suggested).tolist() if not samples.trusted[i]][:most]
     lines = bool(samples.source.encoding)
+    with ThreadPoolExecutor(os.cpu_count()) as pool, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about odd metadata of pictures
+        contents = list(pool.map(lambda i: _content(samples, i), order))
     return [
         Suspect(
             int(samples.record[i]),
             str(samples.labels[i]),
             str(suggested[i]),
             float(probability_wrong[i]),
-            _content(samples, i),
+            content,
             int(samples.lines[i]) if lines else None,
             None if samples.identifiers is None else samples.identifiers[i],
         )
-        for i in order
+        for i, content in zip(order, contents, strict=True)
     ]
 
 

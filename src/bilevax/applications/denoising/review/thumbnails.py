@@ -1,7 +1,6 @@
 """Small pictures for the review page."""
 
 import io
-import warnings
 from pathlib import Path
 
 import numpy as np
@@ -38,10 +37,7 @@ def thumbnail(picture: Path | bytes | UInt8[np.ndarray, "h w 3"] | UInt8[np.ndar
         if isinstance(picture, np.ndarray):
             shown = Image.fromarray(picture)
         else:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # about odd metadata
-                opened = Image.open(io.BytesIO(picture) if isinstance(picture, bytes) else picture)
-            with opened:
+            with Image.open(io.BytesIO(picture) if isinstance(picture, bytes) else picture) as opened:
                 opened.draft("RGB", (2 * side, 2 * side))  # a JPEG is decoded near the size that is needed
                 shown = ImageOps.exif_transpose(opened)
                 if shown.mode in ("RGBA", "LA", "PA", "RGBa") or "transparency" in shown.info:
