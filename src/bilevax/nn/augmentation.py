@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree, Shaped
 
 from bilevax._checks import require_count
-from bilevax.nn.model import Method, Model, logits
+from bilevax.nn.model import Method, Model, Moments, Settled, logits
 
 Augment = Callable[[PRNGKeyArray, Shaped[Array, "n h w c"]], Shaped[Array, "n h w c"]]
 
@@ -30,7 +30,7 @@ def augmented(model: Model, augment: Augment) -> Model:
         >>> jax.eval_shape(model.apply, params, images, key=jax.random.key(1)).shape
         (5, 10)
     """
-    return Model(model.init, Method(_Augmented(model, augment), "apply"))
+    return model._replace(apply=Method(_Augmented(model, augment), "apply"))
 
 
 @dataclass(frozen=True)
@@ -41,10 +41,14 @@ class _Augmented:
     augment: Augment
 
     def apply(
-        self, params: PyTree, x: Shaped[Array, "n h w c"], key: PRNGKeyArray | None = None
+        self,
+        params: PyTree,
+        x: Shaped[Array, "n h w c"],
+        key: PRNGKeyArray | None = None,
+        statistics: dict[str, Moments] | None = None,
     ) -> Float[Array, "n classes"]:
         if key is None:
-            return logits(self.model, params, x)
+            return logits(self.model, params if statistics is None else Settled(params, statistics), x)
         first, second = jax.random.split(key)
         return logits(self.model, params, self.augment(first, x), second)
 

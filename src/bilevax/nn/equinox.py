@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, PRNGKeyArray, PyTree, Shaped
 
 from bilevax._checks import InputError
 from bilevax.nn.foreign import ForeignModule
-from bilevax.nn.model import Model, model_of
+from bilevax.nn.model import Method, Model, Moments, Settled, model_of
 
 
 def from_equinox(module: Any) -> Model:
@@ -28,14 +28,16 @@ def from_equinox(module: Any) -> Model:
     """
     network = _Equinox(module)
     network.check()
-    return model_of(network)
+    return model_of(network)._replace(
+        given=Method(network, "given") if network.is_module else None, to_module=Method(network, "to_module")
+    )
 
 
 class _Equinox(ForeignModule):
     """An equinox module, or a function that makes one from a key."""
 
     @functools.cached_property
-    def _is_module(self) -> bool:
+    def is_module(self) -> bool:
         import equinox
 
         return isinstance(self.module, equinox.Module)
@@ -43,7 +45,7 @@ class _Equinox(ForeignModule):
     @functools.cached_property
     def _example(self) -> Any:
         with jax.ensure_compile_time_eval():  # it outlives the trace that first needs it
-            return self.module if self._is_module else self.module(jax.random.key(0))
+            return self.module if self.is_module else self.module(jax.random.key(0))
 
     @functools.cached_property
     def _static(self) -> Any:
@@ -78,8 +80,18 @@ class _Equinox(ForeignModule):
     def init(self, key: PRNGKeyArray, x: Shaped[Array, "n ..."]) -> PyTree:
         import equinox
 
-        module = self.module if self._is_module else self.module(key)
+        module = self.module if self.is_module else self.module(key)
         return equinox.partition(module, equinox.is_inexact_array)[0]
+
+    def given(self) -> Settled:
+        import equinox
+
+        return Settled(equinox.partition(self.module, equinox.is_inexact_array)[0], {})
+
+    def to_module(self, params: PyTree, statistics: dict[str, Moments]) -> Any:
+        import equinox
+
+        return equinox.combine(params, self._static)
 
     def apply(
         self, params: PyTree, x: Shaped[Array, "n ..."], key: PRNGKeyArray | None = None

@@ -8,10 +8,11 @@ from jaxtyping import Array, Float, PRNGKeyArray, PyTree, Shaped
 
 from bilevax._checks import InputError, first_line
 from bilevax.nn.foreign import ForeignModule
-from bilevax.nn.model import Model, model_of
+from bilevax.nn.model import Method, Model, Moments, model_of
 
 # Common names of the argument or field of a flax module that switches between training and prediction.
 _TRAINING = ("train", "training", "is_training", "is_train")
+_NAMES = ("mean", "var")  # of the variables of nn.BatchNorm, in the order of Moments
 _PREDICTING = ("deterministic", "use_running_average", "inference", "is_eval", "eval_mode", "evaluating")
 
 
@@ -20,13 +21,15 @@ def from_flax(module: Any) -> Model:
 
     An argument of `__call__` or a field of the module named `train`, `training`, `is_training` or `is_train` is True
     during training; one named `deterministic`, `use_running_average`, `inference`, `is_eval`, `eval_mode` or
-    `evaluating` is False. In training the key feeds the "dropout" stream.
+    `evaluating` is False. In training the key feeds the "dropout" stream. Batch normalisation (`nn.BatchNorm`) does not
+    follow these names; it is described at `bilevax.nn.settled`.
 
     Raises:
-        InputError: at initialisation, if the module has variables other than "params" (such as batch statistics), if
+        InputError: at initialisation, if the module has variables other than "params" and those of `nn.BatchNorm`, if
             its dropout stays off in training or on in predictions, or if it cannot be called.
     """
-    return model_of(_Flax(module))
+    network = _Flax(module)
+    return model_of(network)._replace(moments=Method(network, "moments"), to_module=Method(network, "to_module"))
 
 
 class _Flax(ForeignModule):
@@ -49,11 +52,11 @@ class _Flax(ForeignModule):
             variables = module.init({"params": key, "dropout": key}, x, **arguments)
         except Exception as error:
             raise InputError(f"model {name} cannot be initialised: {first_line(error)}") from error
-        others = sorted(set(variables) - {"params"})
+        others = sorted(set(variables) - {"params", "batch_stats"})
         if others:
             raise InputError(
                 f"model {name} has the variables {', '.join(others)} in addition to its parameters, which a bilevel "
-                "problem cannot carry. Use layers without running statistics, such as LayerNorm or GroupNorm."
+                "problem cannot carry. Use layers without state."
             )
         params = variables.get("params", {})
         self._check_dropout(params, x)
@@ -93,12 +96,68 @@ class _Flax(ForeignModule):
         return found
 
     def _run(
-        self, params: PyTree, x: Shaped[Array, "n ..."], key: PRNGKeyArray | None, training: bool
-    ) -> Float[Array, "n classes"]:
+        self,
+        params: PyTree,
+        x: Shaped[Array, "n ..."],
+        key: PRNGKeyArray | None,
+        training: bool,
+        statistics: dict[str, Moments] | None = None,
+    ) -> tuple[Float[Array, "n classes"], dict[str, Moments]]:
+        """The logits, and the moments of the layers that `statistics` lacks."""
+        import flax.linen as nn
+
+        held, layers = {} if statistics is None else statistics, []
+
+        def normalise(call: Any, args: Any, kwargs: Any, context: Any) -> Any:
+            layer = context.module
+            if not isinstance(layer, nn.BatchNorm) or context.method_name != "__call__":
+                return call(*args, **kwargs)
+            path = layer.path
+            layers.append(path)
+            # The layer is a copy that this call made. Without momentum an update leaves the moments of the batch.
+            object.__setattr__(layer, "momentum", 0.0)
+            object.__setattr__(layer, "use_running_average", None)
+            return call(args[0], **{**kwargs, "use_running_average": ".".join(path) in held})
+
         module, arguments = self._in_mode(training)
-        return module.apply({"params": params}, x, rngs=None if key is None else {"dropout": key}, **arguments)
+        variables = {"params": params, "batch_stats": _nested(held)}
+        rngs = None if key is None else {"dropout": key}
+        with nn.intercept_methods(normalise):
+            logits, updated = module.apply(variables, x, rngs=rngs, mutable=["batch_stats"], **arguments)
+        measured = {}
+        for path in layers:
+            if ".".join(path) not in held:
+                measured[".".join(path)] = Moments(*(_at(updated["batch_stats"], (*path, name)) for name in _NAMES))
+        return logits, measured
 
     def apply(
-        self, params: PyTree, x: Shaped[Array, "n ..."], key: PRNGKeyArray | None = None
+        self,
+        params: PyTree,
+        x: Shaped[Array, "n ..."],
+        key: PRNGKeyArray | None = None,
+        statistics: dict[str, Moments] | None = None,
     ) -> Float[Array, "n classes"]:
-        return self._run(params, x, key, key is not None)
+        return self._run(params, x, key, key is not None, statistics)[0]
+
+    def moments(
+        self, params: PyTree, x: Shaped[Array, "n ..."], statistics: dict[str, Moments] | None = None
+    ) -> dict[str, Moments]:
+        return self._run(params, x, None, False, statistics)[1]
+
+    def to_module(self, params: PyTree, statistics: dict[str, Moments]) -> Any:
+        return {"params": params} | ({"batch_stats": _nested(statistics)} if statistics else {})
+
+
+def _at(tree: Any, path: tuple[str, ...]) -> Any:
+    for name in path:
+        tree = tree[name]
+    return tree
+
+
+def _nested(statistics: dict[str, Moments]) -> dict[str, Any]:
+    """Statistics as flax holds them."""
+    from flax.traverse_util import unflatten_dict
+
+    return unflatten_dict(
+        {(*path.split("."), name): x for path, m in statistics.items() for name, x in zip(_NAMES, m, strict=True)}
+    )

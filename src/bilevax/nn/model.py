@@ -1,13 +1,35 @@
-"""Model: two pure functions."""
+"""Model: two pure functions, and what it has beside its parameters."""
 
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree, Shaped
+
+from bilevax._checks import InputError
+
+
+class Moments(NamedTuple):
+    """The mean and the variance (channels,) by which a layer of batch normalisation scales its input."""
+
+    mean: Float[Array, " channels"]
+    variance: Float[Array, " channels"]
+
+
+class Settled(NamedTuple):
+    """Parameters of a model together with its running statistics, for predictions.
+
+    Attributes:
+        params: as `Model.init` returns them.
+        statistics: the moments of each layer of batch normalisation, by its path.
+    """
+
+    params: PyTree
+    statistics: dict[str, Moments]
 
 
 class Model(NamedTuple):
@@ -20,6 +42,17 @@ class Model(NamedTuple):
     The tools of `bilevax.applications` call a model by `initial` and `logits`, which pass images of uint8 as floats in
     0..1 (see `pixels`). A model must therefore not divide by 255 itself: the images would be scaled twice. Images that
     are floats are passed unchanged; divide them by 255 yourself if their values are 0..255.
+
+    A pair (init, apply) is a complete model. Modules of other libraries may have more, which `as_model` sets:
+
+    Args:
+        init: see above.
+        apply: see above. With batch normalisation it has a parameter `statistics`: a dictionary from the paths of
+            layers to `Moments`. Layers that it lacks normalise by the mean and variance of the batch.
+        given: () -> Settled: the weights and running statistics of the module; None for a model that draws its start.
+        moments: (params, x, statistics={}) -> dict[str, Moments]: the moments of the batch x in each layer of batch
+            normalisation that `statistics` lacks; None for a model that cannot have any.
+        to_module: (params, statistics) -> a copy of the module with these weights; None for functions.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -35,6 +68,9 @@ class Model(NamedTuple):
 
     init: Callable[..., PyTree]
     apply: Callable[..., Any]
+    given: Callable[[], Settled] | None = None
+    moments: Callable[..., dict[str, Moments]] | None = None
+    to_module: Callable[[PyTree, dict[str, Moments]], Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -87,10 +123,85 @@ def initial(model: Model, key: PRNGKeyArray, x: Shaped[ArrayLike, "n ..."]) -> P
 
 
 def logits(
-    model: Model, params: PyTree, x: Shaped[ArrayLike, "n ..."], key: PRNGKeyArray | None = None
+    model: Model, params: PyTree | Settled, x: Shaped[ArrayLike, "n ..."], key: PRNGKeyArray | None = None
 ) -> Float[Array, "n classes"]:
-    """The logits of x: with `key` as in training, without as in predictions."""
+    """The logits of x: with `key` as in training, without as in predictions.
+
+    Layers of batch normalisation use the statistics of `params` if it is `Settled`, and those of x otherwise.
+
+    Raises:
+        InputError: a key and `Settled` parameters: training uses the statistics of the batch.
+    """
     x = pixels(x)
+    if isinstance(params, Settled):
+        if key is not None:
+            raise refused_statistics()
+        return model.apply(params.params, x, statistics=params.statistics)
     if "key" in inspect.signature(model.apply).parameters:
         return model.apply(params, x, key=key)
     return model.apply(params, x)
+
+
+def refused_statistics() -> InputError:
+    """The error where a loss gets running statistics."""
+    return InputError(
+        "v is Settled: it has running statistics, and a loss normalises by the statistics of its batch. Start from "
+        "its params: bilevax.nn.params_of(v)."
+    )
+
+
+def params_of(v: PyTree | Settled) -> PyTree:
+    """The parameters alone, which a Problem can have as v: those of `Settled`, anything else unchanged.
+
+    Example:
+        >>> from bilevax.nn.model import Settled, params_of
+        >>> params_of(Settled([1.0], {})), params_of([1.0])
+        ([1.0], [1.0])
+    """
+    return v.params if isinstance(v, Settled) else v
+
+
+def export(model: Model, params: PyTree | Settled) -> Any:
+    """A copy of the module that the model was made from, with these weights, in its own framework.
+
+    Args:
+        model: from `as_model`, `from_torch`, `from_keras`, `from_nnx`, `from_equinox` or `from_flax`; also after
+            `freeze`. For flax.linen, whose modules hold no weights, the result is the dictionary of variables.
+        params: of the model. With batch normalisation `Settled`, as `train` and `settled` return them.
+
+    Raises:
+        InputError: the model was not made from a module; it has batch normalisation, and params has no statistics.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from flax import nnx
+        >>> from bilevax.nn import as_model, export
+        >>> model = as_model(nnx.Linear(2, 3, rngs=nnx.Rngs(0)), classes=3)
+        >>> params = model.init(jax.random.key(0), jnp.ones((5, 2)))
+        >>> export(model, jax.tree.map(jnp.zeros_like, params))(jnp.ones((1, 2))).tolist()
+        [[0.0, 0.0, 0.0]]
+    """
+    if model.to_module is None:
+        raise InputError("The model was made from functions, not from a module: its parameters are all that it has.")
+    if not isinstance(params, Settled) and model.given is not None and model.given().statistics:
+        raise unmeasured("export")
+    return model.to_module(params_of(params), params.statistics if isinstance(params, Settled) else {})
+
+
+def measures(model: Model, params: PyTree, x: Shaped[ArrayLike, "n ..."]) -> bool:
+    """Whether a model has batch normalisation whose statistics are to be measured."""
+    return model.moments is not None and bool(jax.eval_shape(model.moments, params, pixels(x)))
+
+
+def require_settled(owner: str, model: Model, params: PyTree | Settled, x: Shaped[ArrayLike, "n ..."]) -> None:
+    """Refuse to predict by parameters without running statistics where the model has batch normalisation."""
+    if not isinstance(params, Settled) and measures(model, params, x):
+        raise unmeasured(owner)
+
+
+def unmeasured(owner: str) -> InputError:
+    """The error where running statistics are missing."""
+    return InputError(
+        f"{owner}: the model has batch normalisation, and these parameters have no running statistics. Measure "
+        "them by bilevax.nn.settled(model, params, x, key=key), x being the training samples."
+    )

@@ -15,7 +15,8 @@ from jaxtyping import Array, Float, Int, Integer, PRNGKeyArray, PyTree, Shaped
 from bilevax._checks import InputError, require_count
 from bilevax._optimizers import require_schedule
 from bilevax.loop.sources import Epochs
-from bilevax.nn.model import Model, initial, logits
+from bilevax.nn.model import Model, Settled, initial, logits, refused_statistics, require_settled
+from bilevax.nn.statistics import settled
 from bilevax.problem import Problem
 from bilevax.solvers import base
 
@@ -72,7 +73,12 @@ def require_finite(name: str, x: Shaped[np.ndarray, "..."]) -> None:
 def cross_entropy(
     model: Model, v: PyTree, x: Shaped[Array, "n ..."], y: Integer[Array, " n"], key: PRNGKeyArray | None = None
 ) -> Float[Array, " n"]:
-    """The cross-entropy of each sample; with a key as in training (dropout)."""
+    """The cross-entropy of each sample; with a key as in training (dropout).
+
+    With batch normalisation it is that of the batch, with and without a key: it is a loss, not a prediction.
+    """
+    if isinstance(v, Settled):
+        raise refused_statistics()
     return optax.softmax_cross_entropy_with_integer_labels(logits(model, v, x, key), y)
 
 
@@ -83,7 +89,9 @@ def one_hot_cross_entropy(
     targets: Float[Array, "n classes"],
     key: PRNGKeyArray | None = None,
 ) -> Float[Array, ""]:
-    """The mean cross-entropy with one-hot or soft targets."""
+    """The mean cross-entropy with one-hot or soft targets; batch normalisation as in `cross_entropy`."""
+    if isinstance(v, Settled):
+        raise refused_statistics()
     return jnp.mean(optax.softmax_cross_entropy(logits(model, v, x, key), targets))
 
 
@@ -115,7 +123,6 @@ def _nothing(u: Float[Array, "1"], v: PyTree, data: Any) -> Float[Array, ""]:
     return jnp.sum(u)
 
 
-@functools.partial(jax.jit, static_argnames=("model", "training"))
 def train(
     model: Model,
     training: Training,
@@ -123,8 +130,11 @@ def train(
     y: Integer[Array, " n"],
     weight: Float[Array, " n"],
     key: PRNGKeyArray,
-) -> PyTree:
+) -> PyTree | Settled:
     """The parameters of a model trained on weighted samples from its initial parameters.
+
+    A module that came with weights starts from these. With batch normalisation the result is `Settled`: every step
+    normalises by its batch, and the running statistics are measured at the end (see `settled`).
 
     Args:
         model: maps x to logits (n, classes).
@@ -134,9 +144,28 @@ def train(
         weight: zero or positive.
         key: for the initial parameters, the order of the samples and dropout.
     """
+    # Given weights are arguments: as constants they would be part of the program.
+    start = None if model.given is None else initial(model, key, x[:1])
+    params = _trained(model, training, start, x, y, weight, key)
+    if model.moments is None:
+        return params
+    size = len(x) if training.batch_size is None else training.batch_size
+    return settled(model, params, x, key=jax.random.fold_in(key, training.steps), batch_size=size)
+
+
+@functools.partial(jax.jit, static_argnames=("model", "training"))
+def _trained(
+    model: Model,
+    training: Training,
+    start: PyTree,
+    x: Shaped[Array, "n ..."],
+    y: Integer[Array, " n"],
+    weight: Float[Array, " n"],
+    key: PRNGKeyArray,
+) -> PyTree:
     init_key, train_key = jax.random.split(key)
     order_key = jax.random.fold_in(train_key, training.steps)
-    v, u = initial(model, init_key, x[:1]), jnp.zeros(1)
+    v, u = initial(model, init_key, x[:1]) if start is None else start, jnp.zeros(1)
     rate = training.rate if callable(training.rate) else optax.cosine_decay_schedule(training.rate, training.steps)
     optimizer = optax.adam(rate)
     descent = base.Descent(Problem(_nothing, _WeightedLoss(model, training.l2), random_lower=True), u, optimizer)
@@ -157,7 +186,12 @@ def _probabilities(model: Model, v: PyTree, x: Shaped[Array, "n ..."]) -> Float[
 
 
 def probabilities(model: Model, v: PyTree, x: Shaped[np.ndarray | Array, "n ..."]) -> Float[np.ndarray, "n classes"]:
-    """The probability of each class, computed for a few thousand samples at a time."""
+    """The probability of each class, computed for a few thousand samples at a time.
+
+    Raises:
+        InputError: the model has batch normalisation, and v has no running statistics: see `settled`.
+    """
+    require_settled("probabilities", model, v, x[:2])
     return _in_parts(_probabilities, model, v, x)
 
 
@@ -172,8 +206,9 @@ def improbable(
     """The probability that the label of each sample is not y, and the most likely label.
 
     It is the sum over the other labels in float64. In single precision, nearly all values of a confident network would
-    be 0 or 1, and could not be ranked.
+    be 0 or 1, and could not be ranked. Raises as `probabilities`.
     """
+    require_settled("improbable", model, v, x[:2])
     found = _in_parts(_logits, model, v, x).astype(np.float64)
     odds = np.exp(found - found.max(1, keepdims=True))
     own = np.arange(found.shape[1]) == np.asarray(y)[:, None]
