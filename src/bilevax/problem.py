@@ -216,7 +216,7 @@ class Problem:
                 "lower_loss does not depend on v, so every v minimises it. "
                 "It is called as lower_loss(u, v, data): check the order of its arguments."
             )
-        held = sum(np.asarray(c).nbytes for c in closed.consts)
+        held = sum(c.nbytes for c in closed.consts)
         if held > LARGE_CONSTANT_BYTES:
             warnings.warn(
                 f"lower_loss closes over {held / 2**20:.0f} MiB of arrays, which are compiled in as "

@@ -103,7 +103,7 @@ class GivenModule:
         """As `Model.apply`."""
         held = {} if statistics is None else statistics
         with self._sentences(jnp.shape(x)):
-            return self._run(params, x, key, held, None)
+            return self._run(params, _in_precision(x, params), key, held, None)
 
     def moments(
         self, params: PyTree, x: Shaped[Array, "n ..."], statistics: dict[str, Moments] | None = None
@@ -112,7 +112,7 @@ class GivenModule:
         measured: dict[str, Moments] = {}
         held = {} if statistics is None else statistics
         with self._sentences(jnp.shape(x)):
-            self._run(params, x, None, held, measured)
+            self._run(params, _in_precision(x, params), None, held, measured)
         return measured
 
     def given(self) -> Settled:
@@ -158,6 +158,30 @@ class GivenModule:
 
     def __hash__(self) -> int:
         return hash((type(self), self.name, self.classes))
+
+
+class GivenObject(GivenModule):
+    """A module that is kept as the user's object; a copy of this value is made from a copy of the object."""
+
+    module: Any
+
+    def __init__(self, module: Any, classes: int | None):
+        raise NotImplementedError
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: vars(self)[name] for name in ("module", "classes", "params", "statistics", "rest")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        type(self).__init__(self, state["module"], state["classes"])
+        vars(self).update(state)
+
+
+def _in_precision(x: Shaped[Array, "n ..."], params: PyTree) -> Shaped[Array, "n ..."]:
+    """Floats in the type of the parameters, anything else unchanged."""
+    x = jnp.asarray(x)
+    if not jnp.issubdtype(x.dtype, jnp.floating):
+        return x
+    return x.astype(next(p.dtype for p in jax.tree.leaves(params) if jnp.issubdtype(p.dtype, jnp.floating)))
 
 
 def _same(a: Any, b: Any) -> bool:

@@ -74,7 +74,7 @@ def _chosen(frozen: Any, values: dict[str, Any], statistics: dict[str, Moments])
             paths = [frozen] if isinstance(frozen, str) else list(frozen)
         except TypeError:
             raise InputError(
-                f"freeze: frozen is {described(frozen)}, and must be paths or a function of one."
+                f"freeze: frozen is {described(frozen)}, and must be paths or a function of a path."
             ) from None
         unknown = [p for p in paths if not any(_below(path, str(p)) for path in known)]
         if unknown:

@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree, Shaped
 
 from bilevax._checks import InputError, first_line, listed
-from bilevax.nn.foreign import GivenModule
+from bilevax.nn.foreign import GivenObject
 from bilevax.nn.model import Model, Moments
 
 _OF_NORMS = ("moving_mean", "moving_variance")
@@ -26,8 +26,9 @@ def from_keras(model: Any, classes: int | None = None) -> Model:
             is not changed.
         classes: number of logits that `init` checks; None for any.
 
-    The parameters are a dictionary from the paths of `model.trainable_variables` to arrays, with dots for slashes; so
-    layers with `trainable = False` are frozen. If the last layer has a softmax, the logits are what it gets.
+    The parameters are a dictionary from the paths of `model.trainable_variables` in the model to arrays, with dots for
+    slashes, such as "dense_1.kernel"; so layers with `trainable = False` are frozen. If the last layer has a softmax,
+    the logits are what it gets.
 
     Dropout and other random layers are on during training, by the key of the call; batch normalisation is described at
     `bilevax.nn.settled`. Other variables are held fixed.
@@ -45,10 +46,10 @@ def _keras() -> Any:
     return importlib.import_module("keras")
 
 
-class _Keras(GivenModule):
+class _Keras(GivenObject):
     """A Keras model."""
 
-    def __init__(self, model: Any, classes: int | None):
+    def __init__(self, model: Any, classes: int | None, names: list[list[str]] | None = None):
         keras = _keras()
 
         self.module, self.name, self.classes, self.structure = model, type(model).__name__, classes, id(model)
@@ -62,8 +63,11 @@ class _Keras(GivenModule):
         if not model.trainable_variables:
             raise InputError(f"model {self.name} has no trainable variables: there is nothing to train.")
         self._logits_of_last()
-        self._trained = _named(model.trainable_variables)
-        self._others = _named(model.non_trainable_variables)
+        variables = model.trainable_variables, model.non_trainable_variables
+        # Keras may give new names to a copy, whose parameters keep theirs.
+        self._names = [_names(model, some) for some in variables] if names is None else names
+        trained, others = (zip(*pair, strict=True) for pair in zip(self._names, variables, strict=True))
+        self._trained, self._others = dict(trained), dict(others)
         self.params = {path: _value(v) for path, v in self._trained.items()}
         places = {id(v): path for path, v in self._others.items()}
         self._norms = {}
@@ -76,6 +80,13 @@ class _Keras(GivenModule):
         moving = {place for _, pair in self._norms.values() for place in pair}
         self._seeds = [place for place, v in self._others.items() if v.name == "seed_generator_state"]
         self.rest = {place: _value(v) for place, v in self._others.items() if place not in moving}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return super().__getstate__() | {"_names": self._names}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        _Keras.__init__(self, state["module"], state["classes"], state["_names"])
+        vars(self).update(state)
 
     def _run(
         self,
@@ -155,15 +166,15 @@ class _Keras(GivenModule):
         return module
 
 
-def _named(variables: list[Any]) -> dict[str, Any]:
-    """Variables by their paths; of equal paths the later ones are numbered."""
-    found: dict[str, Any] = {}
+def _names(model: Any, variables: list[Any]) -> list[str]:
+    """The paths of variables in a model, with dots; of equal ones the later are numbered."""
+    found: list[str] = []
     for v in variables:
-        path = base = v.path.replace("/", ".")
+        path = base = v.path.removeprefix(f"{model.name}/").replace("/", ".")
         count = 1
         while path in found:
             path, count = f"{base}_{count}", count + 1
-        found[path] = v
+        found.append(path)
     return found
 
 

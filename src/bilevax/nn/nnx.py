@@ -18,8 +18,9 @@ def from_nnx(module: Any, classes: int | None = None) -> Model:
         module: its weights (`nnx.Param`) are where every start begins, whatever the key. It is not changed.
         classes: number of logits that `init` checks; None for any.
 
-    The parameters are a dictionary as of `nnx.to_pure_dict`. Dropout is on during training, by the key of the call;
-    batch normalisation is described at `bilevax.nn.settled`. Other variables are held fixed.
+    The parameters are a dictionary as of `nnx.to_pure_dict`; floating samples are converted to their type. Dropout is
+    on during training, by the key of the call; in predictions the module's random streams always start from the same
+    state. Batch normalisation is described at `bilevax.nn.settled`. Other variables are held fixed.
 
     Raises:
         InputError: the module has other statistics than those of `nnx.BatchNorm`, or no parameters; on use: it cannot
@@ -81,9 +82,9 @@ class _Nnx(GivenModule):
                 layer.mean[...], layer.var[...] = statistics[path]
         if key is not None:
             _reseed(whole, key)
-        before = _held(whole, key is not None)
+        before = _held(whole)
         logits = whole(x)
-        changed = [path for path, value in _held(whole, key is not None).items() if before.get(path) is not value]
+        changed = [path for path, value in _held(whole).items() if before.get(path) is not value]
         if changed:
             raise InputError(
                 f"module {self.name} changes its variables {listed(changed)} when it is called. A loss of a bilevel "
@@ -123,10 +124,11 @@ def _reseed(module: Any, key: PRNGKeyArray) -> None:
         stream.key[...], stream.count[...] = own, jnp.zeros_like(stream.count[...])
 
 
-def _held(module: Any, training: bool) -> dict[str, Any]:
-    """The variables that a call must not change: in training random streams may advance."""
+def _held(module: Any) -> dict[str, Any]:
+    """The variables that a call must not change."""
     from flax import nnx
 
-    free = (nnx.BatchStat, nnx.Intermediate, *((nnx.RngState,) if training else ()))
+    # Recurrent layers draw a key for their start, which is zero, in predictions too.
+    free = (nnx.BatchStat, nnx.Intermediate, nnx.RngState)
     found = ((path, x) for path, x in nnx.iter_graph(module) if isinstance(x, nnx.Variable) and not isinstance(x, free))
     return {".".join(map(str, path)): x.get_value() for path, x in found}

@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree, Shaped
 
 from bilevax._checks import InputError, first_line, listed
-from bilevax.nn.foreign import GivenModule, layer_of
+from bilevax.nn.foreign import GivenObject, layer_of
 from bilevax.nn.model import Model, Moments
 
 _OF_NORMS = ("running_mean", "running_var", "num_batches_tracked")
@@ -92,7 +92,7 @@ def _without_missing_names(torch: Any) -> Iterator[None]:
         packet.__getattr__ = original
 
 
-class _Torch(GivenModule):
+class _Torch(GivenObject):
     """A PyTorch module."""
 
     def __init__(self, module: Any, classes: int | None):
@@ -136,14 +136,11 @@ class _Torch(GivenModule):
         env = _torchax().default_env()
         given = statistics | {layer: self.statistics[layer] for layer in self.statistics if layer not in statistics}
         moving = {f"{layer}.{name}": x for layer, m in given.items() for name, x in zip(_OF_NORMS[:2], m, strict=True)}
-        kind = next(iter(params.values())).dtype
-        x = jnp.asarray(x)
-        x = x.astype(kind) if jnp.issubdtype(x.dtype, jnp.floating) else x
         tensors = env.j2t_iso(self.rest | moving | params)
         batch = [layer for layer in self.statistics if layer not in statistics]
         with (
             _in_mode(self.module, key is not None, batch),
-            env.override_property(prng=_NO_KEY if key is None else key),
+            env.override_property(prng=_NoKey(self.name) if key is None else key),
             env,
             torch.device("jax"),  # where tensors that the module makes are
             _watched(self.module, self.name, tensors),
@@ -176,14 +173,14 @@ class _Torch(GivenModule):
 class _NoKey:
     """What is in the place of the key in predictions; using it raises an error."""
 
+    def __init__(self, module: str):
+        self._module = module
+
     def __getattr__(self, name: str) -> Any:
         raise InputError(
-            "The module draws random numbers in predictions. Draw them only in training mode (self.training), as "
-            "torch.nn.Dropout does."
+            f"module {self._module} draws random numbers in predictions. Draw them only in training mode "
+            "(self.training), as torch.nn.Dropout does."
         )
-
-
-_NO_KEY = _NoKey()
 
 
 def _array(x: Any) -> Array:

@@ -24,7 +24,8 @@ from numpy.typing import ArrayLike
 from bilevax.applications.denoising.importance import from_agreement, weights
 from bilevax.applications.task import Task
 from bilevax.loop.sources import Epochs, Samples
-from bilevax.nn.model import Model, initial
+from bilevax.nn.model import Model, initial, params_of
+from bilevax.nn.statistics import settled
 from bilevax.nn.training import Training, cross_entropy, penalised, probabilities, train, weighted_mean
 from bilevax.problem import Problem
 
@@ -106,6 +107,7 @@ class _Data:
 
     def on_clean(self, model: Model, v: PyTree) -> dict[str, float]:
         """Cross-entropy and accuracy on the clean set."""
+        v = settled(model, v, self.x, key=jax.random.key(0))
         p, truth = probabilities(model, v, self.x_clean), np.asarray(self.y_clean)
         of_truth = p[np.arange(len(truth)), truth]
         return {
@@ -195,7 +197,7 @@ def _agreement_start(
     v, trusted = trained(np.zeros(len(data.y), bool))
     for _ in range(rounds):
         v, trusted = trained(trusted)
-    return from_agreement(trusted), v
+    return from_agreement(trusted), params_of(v)
 
 
 def reweighting_task(

@@ -208,7 +208,7 @@ class _Standardised:
 def _standardised(model: Model, x: Float[np.ndarray, "n d"]) -> Model:
     deviation = x.std(0)
     network = _Standardised(model, tuple(x.mean(0).tolist()), tuple(np.where(deviation > 0, deviation, 1).tolist()))
-    return Model(Method(network, "init"), Method(network, "apply"))
+    return model._replace(init=Method(network, "init"), apply=Method(network, "apply"))
 
 
 def _warn_of_a_weak_model(report: Report) -> None:

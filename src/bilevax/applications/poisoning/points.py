@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree, Shaped
 from bilevax._checks import InputError, listed, require_count
 from bilevax.applications._inputs import floats, integer_samples
 from bilevax.loop.sources import Samples
-from bilevax.nn.model import Model, initial, logits
+from bilevax.nn.model import Model, initial, logits, measures
 from bilevax.nn.training import Training, train
 
 SOFTMAX_TRAINING = Training(steps=2000, rate=2e-2, l2=1e-2)
@@ -125,9 +125,17 @@ def logit_count(model: Model, x: Float[ArrayLike, "n ..."], key: PRNGKeyArray) -
     """Return the number of logits of a model.
 
     Raises:
-        InputError: the model does not map two samples to (2, classes).
+        InputError: the model does not map two samples to (2, classes); it has batch normalisation.
     """
-    shape = jax.eval_shape(lambda x: logits(model, initial(model, key, x), x), jnp.asarray(x)[:2]).shape
+    two = jnp.asarray(x)[:2]
+    params = jax.eval_shape(lambda x: initial(model, key, x), two)
+    if measures(model, params, two):
+        raise InputError(
+            "The model has batch normalisation: the logits of a sample would depend on the added samples of its batch, "
+            "in training but not in predictions. Use layer or group normalisation, or hold these layers fixed by "
+            "bilevax.nn.freeze."
+        )
+    shape = jax.eval_shape(lambda params, x: logits(model, params, x), params, two).shape
     if len(shape) != 2:
         raise InputError(f"The model returns shape {shape} for 2 samples, and must return logits (2, classes).")
     return shape[1]

@@ -33,7 +33,9 @@ from bilevax.applications.tuning.recipes import implicit_solver, penalty_solver
 from bilevax.loop.result import Result
 from bilevax.loop.solve import solve
 from bilevax.loop.sources import Epochs, Samples, whole
+from bilevax.nn.adapters import as_model
 from bilevax.nn.model import Model, initial, logits, pixels
+from bilevax.nn.statistics import settled
 from bilevax.nn.training import cross_entropy, weighted_mean
 from bilevax.problem import Problem, identity
 from bilevax.search import check_trainer, train_lower
@@ -144,7 +146,7 @@ class _WithinBounds:
 
 
 def classifier_task(
-    model: Model,
+    model: Model | Any,
     X: ArrayLike,
     y: ArrayLike,
     X_validation: ArrayLike,
@@ -160,7 +162,7 @@ def classifier_task(
     The validation loss is the mean cross-entropy, without noise, weights or penalty.
 
     Args:
-        model: maps X to logits (n, classes).
+        model: maps X to logits (n, classes); a Model, or what `bilevax.nn.as_model` makes one from.
         X, y: features (n, ...) and integer labels (n,), 0..classes-1, to train on.
         X_validation, y_validation: the same, to tune by.
         hyperparameters: with different names.
@@ -195,6 +197,7 @@ def classifier_task(
         "classifier_task", "validation_batch_size", validation_batch_size, "X_validation", len(x_val)
     )
     x, x_val = jnp.asarray(x), jnp.asarray(x_val)
+    model = as_model(model, _labels(codes, val_codes))
     v = initial(model, key, x[:1])
     classes = jax.eval_shape(lambda v, x: logits(model, v, x), v, x[:1]).shape[1]
     require_classes(classes, y=codes, y_validation=val_codes)
@@ -210,6 +213,11 @@ def classifier_task(
         batch_size=batch_size,
         validation_batch_size=validation_batch_size,
     )
+
+
+def _labels(y: ArrayLike, y_validation: ArrayLike) -> int:
+    """How many classes labels 0..classes-1 are of."""
+    return 1 + int(max(np.max(y), np.max(y_validation)))
 
 
 def _checked(hyperparameters: Any) -> tuple[Hyperparameter, ...]:
@@ -232,8 +240,9 @@ class Tuned(NamedTuple):
 
     Attributes:
         hyperparameters: in natural units, by name.
-        params: the model's parameters, trained from its start with these hyperparameters.
-        validation_loss: at these parameters.
+        params: the model's parameters, trained from its start with these hyperparameters; with batch normalisation
+            `bilevax.nn.Settled`.
+        validation_loss: at these parameters; batch normalisation uses the statistics of the validation samples.
         result: of the solve, with its history.
     """
 
@@ -244,7 +253,7 @@ class Tuned(NamedTuple):
 
 
 def tune(
-    model: Model,
+    model: Model | Any,
     X: ArrayLike,
     y: ArrayLike,
     X_validation: ArrayLike,
@@ -317,4 +326,7 @@ def tune(
         task.problem, train_optimizer, train_steps, result.u, task.start[1], task.batches, train_key
     )
     natural = {h.name: np.asarray(h.natural(result.u[h.name])) for h in hyperparameters}
-    return Tuned(natural, v, float(loss), result)
+    params = settled(
+        as_model(model, _labels(y, y_validation)), v, source.lower[0], key=train_key, batch_size=batch_size
+    )
+    return Tuned(natural, params, float(loss), result)
