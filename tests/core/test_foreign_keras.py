@@ -2,6 +2,8 @@
 
 import os
 import pickle
+import re
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -240,6 +242,18 @@ def test_equal_models_share_programs_and_changed_weights_do_not(key):
     assert from_keras(native) != first
     loaded = pickle.loads(pickle.dumps(first))
     np.testing.assert_array_equal(logits(loaded, loaded.init(key, x), x), logits(first, first.init(key, x), x))
+
+
+@pytest.mark.slow
+def test_the_page_of_models_runs():
+    page = (Path(__file__).parents[2] / "docs" / "models.md").read_text(encoding="utf-8")
+    names = {"__name__": "models"}
+    start = page[page.index("```python\n") + 10 : page.index("```\n\n## ")]
+    own = re.findall(r"^``` { .python title=\"Keras\" }\n(.*?)^```", page, flags=re.DOTALL | re.MULTILINE)
+    assert own
+    for code in (start, *own):
+        exec(compile(code, "models.md", "exec"), names)
+    assert isinstance(names["trained"], keras.Model)
 
 
 class Unregistered(keras.Model):
