@@ -393,10 +393,11 @@ def test_the_cache_is_bounded_and_may_fail(tmp_path, cache, monkeypatch):
     assert embedding.embedded(samples, tmp_path).shape == (30, 24)
 
 
-def test_pictures_are_embedded(tmp_path, cache):
+def test_pictures_are_embedded(tmp_path, cache, monkeypatch):
     write_safetensors(tmp_path / "w.safetensors", random_efficientnet())
     images = np.random.default_rng(1).integers(0, 256, (3, 32, 32, 3), np.uint8)
     np.savez(tmp_path / "a.npz", X=images, y=[0, 1, 0])
+    monkeypatch.setattr(embedding, "SIDE", 48)
     found = embedding.embedded(read_samples(tmp_path / "a.npz"), tmp_path / "w.safetensors")
     net = pictures.efficientnet(tmp_path / "w.safetensors")
     np.testing.assert_array_equal(found, pictures.encode_pictures(net, images, side=embedding.SIDE))

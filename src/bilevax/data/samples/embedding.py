@@ -16,7 +16,7 @@ from bilevax.data.archives import UnreadableError, read_single
 from bilevax.data.fetch import cache_folder
 from bilevax.data.samples.types import Samples
 
-SIDE = 96  # pixels that pictures are enlarged to before they are encoded
+SIDE = 128  # pixels that pictures are enlarged to before they are encoded
 PART = 512  # samples between two reports of progress
 MOST_KEPT = 2 << 30  # bytes of the cache
 
