@@ -77,6 +77,10 @@ EXPERIMENTS: dict[str, Experiment] = {
     "wrn": Experiment(
         "D.1.2: denoising CIFAR-10 with 36% wrong labels by a wide residual network", "experiments.denoising.wrn"
     ),
+    "review-tables": Experiment(
+        "Wrong labels in public tables found: the ranking of label review, against cleanlab and trusted rows alone",
+        "experiments.denoising.tables",
+    ),
     "wrong-labels": Experiment(
         "Wrong labels found: average precision and ROC area, against cleanlab", "experiments.denoising.wrong_labels"
     ),
