@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from bilevax.applications.denoising import DenoisingClassifier, PlainClassifier
+from bilevax.applications.denoising import ImportanceClassifier, PlainClassifier
 from bilevax.data import noisy_digits
 from bilevax.plots import contact_sheet, weight_histogram
 
@@ -30,7 +30,7 @@ def main(quick: bool, out: Path) -> dict[str, float]:
     d = noisy_digits(seed=0, noise=0.4, train=300 if quick else 1000, clean=200)
     wrong = d.y != d.y_true
 
-    classifier = DenoisingClassifier(steps=30 if quick else 100).fit(d.X, d.y, d.X_clean, d.y_clean)
+    classifier = ImportanceClassifier(steps=30 if quick else 100).fit(d.X, d.y, d.X_clean, d.y_clean)
     found = classifier.suspects_
 
     # The same network without weights: on the trusted digits alone, and on all labels as they are given.

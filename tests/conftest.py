@@ -44,7 +44,7 @@ MAPPINGS = Path("/proc/self/maps")
 LONG_EXAMPLES = {
     f"bilevax.applications.{name}"
     for name in (
-        "denoising.estimator.DenoisingClassifier",
+        "denoising.importance_classifier.ImportanceClassifier",
         "denoising.tasks.meta_weight_task",
         "denoising.tasks.reweighting_task",
         "fewshot.estimator.FewShotLearner",

@@ -25,13 +25,13 @@ import jax
 import numpy as np
 
 from bilevax.applications.denoising import (
-    DenoisingClassifier,
+    ImportanceClassifier,
     PlainClassifier,
     approxgrad_solver,
     denoising_task,
     penalty_solver,
 )
-from bilevax.applications.denoising.estimator import STEPS
+from bilevax.applications.denoising.importance_classifier import STEPS
 from bilevax.data import NoisyDigits, noisy_digits
 from bilevax.nn import logits, mlp
 from experiments.common.compare import surroundings
@@ -61,7 +61,7 @@ def one_seed(seed: int) -> dict[str, dict[str, float]]:
     rows["agreement alone"] = _agreement_alone(d, seed)
     for name, solver in (("Penalty", penalty_solver(STEPS)), ("ApproxGrad", approxgrad_solver(STEPS))):
         began = time.perf_counter()
-        model = DenoisingClassifier(solver=solver, random_state=seed).fit(d.X, d.y, d.X_clean, d.y_clean)
+        model = ImportanceClassifier(solver=solver, random_state=seed).fit(d.X, d.y, d.X_clean, d.y_clean)
         rows[name] = {
             "seconds": time.perf_counter() - began,
             "accuracy": 100 * model.score(d.X_test, d.y_test),

@@ -22,14 +22,14 @@ from bilevax import Checkpoint, InputError, Penalty, ReverseMode, solve
 from bilevax.applications import Task
 from bilevax.applications._inputs import on_one_scale
 from bilevax.applications.denoising import (
-    DenoisingClassifier,
+    ImportanceClassifier,
     PlainClassifier,
     approxgrad_solver,
     denoising_task,
     penalty_solver,
     weights,
 )
-from bilevax.applications.denoising.estimator import _Both
+from bilevax.applications.denoising.importance_classifier import _Both
 from bilevax.data import noisy_digits
 from bilevax.nn import Model, Training, mlp, softmax_regression
 from bilevax.nn.training import improbable
@@ -48,11 +48,11 @@ def small():
 @pytest.fixture(scope="module")
 def fitted(digits):
     d = digits
-    return DenoisingClassifier(steps=60, random_state=100).fit(d.X, d.y, d.X_clean, d.y_clean)
+    return ImportanceClassifier(steps=60, random_state=100).fit(d.X, d.y, d.X_clean, d.y_clean)
 
 
 def quick(**settings):
-    return DenoisingClassifier(**({"model": softmax_regression, "steps": 3} | settings))
+    return ImportanceClassifier(**({"model": softmax_regression, "steps": 3} | settings))
 
 
 def test_noisy_digits():
@@ -110,7 +110,7 @@ def test_a_second_fit_is_the_same_and_clones_too(small):
     second = clone(first).fit(d.X, d.y, d.X_clean, d.y_clean)
     np.testing.assert_array_equal(first.sample_weight_, second.sample_weight_)
     np.testing.assert_array_equal(first.predict_proba(d.X_test), second.predict_proba(d.X_test))
-    assert clone(DenoisingClassifier(solver=approxgrad_solver(100))).solver == approxgrad_solver(100)
+    assert clone(ImportanceClassifier(solver=approxgrad_solver(100))).solver == approxgrad_solver(100)
 
 
 def test_labels_of_any_type_and_data_frames(small):
@@ -168,7 +168,7 @@ def assert_loads_elsewhere(fitted, x, folder):
 )
 def test_any_model_and_any_solver(small, model, solver, tmp_path):
     d = small
-    fitted = DenoisingClassifier(model=model, solver=solver, steps=3).fit(d.X, d.y, d.X_clean, d.y_clean)
+    fitted = ImportanceClassifier(model=model, solver=solver, steps=3).fit(d.X, d.y, d.X_clean, d.y_clean)
     assert fitted.score(d.X_test, d.y_test) > 0.7
     wrong = d.y != d.y_true
     assert fitted.suspicion_[wrong].mean() > fitted.suspicion_[~wrong].mean() + 0.3
@@ -321,7 +321,7 @@ def test_minibatches_move_only_their_own_weights(small, key):
 def test_minibatches_find_wrong_labels():
     d = noisy_digits(100)
     wrong = d.y != d.y_true
-    fitted = DenoisingClassifier(steps=60, batch_size=200, random_state=100).fit(d.X, d.y, d.X_clean, d.y_clean)
+    fitted = ImportanceClassifier(steps=60, batch_size=200, random_state=100).fit(d.X, d.y, d.X_clean, d.y_clean)
     assert wrong[fitted.suspects_].mean() >= 0.85
     assert fitted.suspects_[wrong].mean() >= 0.93
 

@@ -10,7 +10,7 @@ from scipy import sparse
 
 from bilevax import InputError
 from bilevax.applications import _inputs
-from bilevax.applications.denoising import DenoisingClassifier, PlainClassifier
+from bilevax.applications.denoising import ImportanceClassifier, PlainClassifier
 from bilevax.applications.fewshot import FewShotLearner
 from bilevax.applications.poisoning import audit, wrongly_labelled
 
@@ -76,7 +76,7 @@ def tools():
     """Every tool that takes samples and labels, as X, y -> anything."""
     return {
         "plain": lambda x, y: PlainClassifier().fit(x, y),
-        "denoising": lambda x, y: DenoisingClassifier(steps=1).fit(x, y, X, Y),
+        "denoising": lambda x, y: ImportanceClassifier(steps=1).fit(x, y, X, Y),
         "audit": lambda x, y: audit(x, y, X, Y, budget=0.5, key=jax.random.key(0)),
     }
 
@@ -98,7 +98,7 @@ def test_malformed_labels_get_a_sentence(tool, y, sentence):
 @pytest.mark.parametrize(("x", "sentence"), BAD_X.values(), ids=BAD_X)
 def test_malformed_trusted_and_validation_samples_are_named(x, sentence):
     with pytest.raises(InputError, match=f"^X_clean .*({sentence})"):
-        DenoisingClassifier(steps=1).fit(X, Y, x, Y)
+        ImportanceClassifier(steps=1).fit(X, Y, x, Y)
     with pytest.raises(InputError, match=f"^X_val .*({sentence})"):
         audit(X, Y, x, Y, budget=0.5, key=jax.random.key(0))
 
@@ -150,7 +150,7 @@ def test_labels_of_any_one_type_are_taken(y, classes):
 
 def test_labels_of_another_type_are_no_class():
     with pytest.raises(InputError, match="y_clean has labels that y lacks: '0', '1', '2'"):
-        DenoisingClassifier(steps=1).fit(X, Y, X, Y.astype(str))
+        ImportanceClassifier(steps=1).fit(X, Y, X, Y.astype(str))
 
 
 def test_numbers_beyond_single_precision_are_named():

@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 import bilevax
 from bilevax import cli
 from bilevax.applications.denoising.comparison import Row
-from bilevax.applications.denoising.estimator import STEPS
+from bilevax.applications.denoising.importance_classifier import STEPS
 from bilevax.applications.denoising.jobs import Job
 
 
@@ -223,7 +223,7 @@ def test_a_failed_solve_is_told_in_words(tmp_path, files, monkeypatch):
     def fail(self, *data):
         raise bilevax.SolveError("Step 7 of 9: a step gave a NaN.", None)
 
-    monkeypatch.setattr(estimator.DenoisingClassifier, "fit", fail)
+    monkeypatch.setattr(estimator.ImportanceClassifier, "fit", fail)
     command = ["denoise", files[0], "--clean", files[1], "--target", "kind", "--out", tmp_path / "out"]
     result = bilevax_command(*command)
     assert result.exit_code == 1

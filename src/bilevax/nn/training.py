@@ -82,6 +82,15 @@ def cross_entropy(
     return optax.softmax_cross_entropy_with_integer_labels(logits(model, v, x, key), y)
 
 
+def _losses(
+    model: Model, v: PyTree, x: Shaped[Array, "n ..."], y: Shaped[Array, "n ..."], key: PRNGKeyArray | None
+) -> Float[Array, " n"]:
+    """The cross-entropy of each sample with labels (n,) or soft labels (n, classes)."""
+    if y.ndim == 1:
+        return cross_entropy(model, v, x, y, key)
+    return optax.softmax_cross_entropy(logits(model, v, x, key), y)
+
+
 def one_hot_cross_entropy(
     model: Model,
     v: PyTree,
@@ -115,7 +124,7 @@ class _WeightedLoss:
 
     def __call__(self, u: Any, v: PyTree, samples: Any, *, key: Any) -> Any:
         x, y, weight = samples.data
-        return penalised(weighted_mean(cross_entropy(self.model, v, x, y, key), weight), self.l2, v)
+        return penalised(weighted_mean(_losses(self.model, v, x, y, key), weight), self.l2, v)
 
 
 def _nothing(u: Float[Array, "1"], v: PyTree, data: Any) -> Float[Array, ""]:
@@ -127,7 +136,7 @@ def train(
     model: Model,
     training: Training,
     x: Shaped[Array, "n ..."],
-    y: Integer[Array, " n"],
+    y: Integer[Array, " n"] | Float[Array, "n classes"],
     weight: Float[Array, " n"],
     key: PRNGKeyArray,
 ) -> PyTree | Settled:
@@ -140,7 +149,7 @@ def train(
         model: maps x to logits (n, classes).
         training: settings.
         x: features or images.
-        y: labels 0..classes-1.
+        y: labels 0..classes-1, or soft labels, the probability of each class.
         weight: zero or positive.
         key: for the initial parameters, the order of the samples and dropout.
     """

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float, Int, Shaped
 
-from bilevax.applications.denoising.estimator import STEPS, DenoisingClassifier, PlainClassifier
+from bilevax.applications.denoising.importance_classifier import STEPS, ImportanceClassifier, PlainClassifier
 from bilevax.applications.denoising.jobs import Job
 from bilevax.applications.denoising.recipes import approxgrad_solver, penalty_solver
 from bilevax.loop.callbacks import Progress
@@ -81,7 +81,7 @@ def compare(
     for name, solver in (("Penalty", penalty_solver(steps)), ("ApproxGrad", approxgrad_solver(steps))):
 
         def fit(keep: Checkpoint, name: str = name, solver: Any = solver) -> dict[str, Any]:
-            classifier = DenoisingClassifier(
+            classifier = ImportanceClassifier(
                 solver=solver,
                 steps=steps,
                 batch_size=batch_size,
@@ -118,7 +118,7 @@ def _plain_training(job: Job, seed: int) -> list[Row]:
     return rows
 
 
-def _fitted(name: str, classifier: DenoisingClassifier, job: Job) -> dict[str, Any]:
+def _fitted(name: str, classifier: ImportanceClassifier, job: Job) -> dict[str, Any]:
     """The result of a fit as a stage stores it; predicted labels are indices into the sorted labels of `job.y`."""
     began = time.perf_counter()
     classifier.fit(job.X, job.y, job.X_clean, job.y_clean)
@@ -133,13 +133,13 @@ def _fitted(name: str, classifier: DenoisingClassifier, job: Job) -> dict[str, A
     }
 
 
-def _accuracy(model: DenoisingClassifier | PlainClassifier, job: Job) -> float | None:
+def _accuracy(model: ImportanceClassifier | PlainClassifier, job: Job) -> float | None:
     if job.X_test is None or job.y_test is None:
         return None
     return float(np.mean(model.predict(job.X_test) == job.y_test))
 
 
-def _row(name: str, model: DenoisingClassifier, job: Job, seconds: float) -> Row:
+def _row(name: str, model: ImportanceClassifier, job: Job, seconds: float) -> Row:
     suspects = np.asarray(model.suspects_, bool)
     precision = recall = None
     if job.y_true is not None:

@@ -1,82 +1,193 @@
-"""Wrong labels found by importance learning, as a scikit-learn estimator.
+"""Wrong labels found, as a scikit-learn estimator and as a function of given probabilities."""
 
-Importance weights are learned by the bilevel problem of `denoising_task` (Mehra and Hamm 2021, eq. 3 and
-appendix E.2); wrongly labelled samples end with small weights. A classifier trained with these weights then gives the
-probability of each label, by which the samples are ranked.
-"""
-
-import math
-import warnings
-from collections.abc import Sequence
 from typing import Any, NamedTuple, Self
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Bool, Float, Int, PRNGKeyArray, PyTree, Shaped
+from jaxtyping import Bool, Float, Int, Shaped
 from numpy.typing import ArrayLike
-from scipy import stats
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils.validation import check_is_fitted
 
-from bilevax._checks import InputError, first_line, listed, require_count
+from bilevax._checks import InputError, listed
 from bilevax.applications._inputs import (
     classes_of,
     columns_of,
     features,
+    numeric,
     on_one_scale,
     places,
     require_alike,
-    require_batch,
-    require_solver,
+    require_label_each,
     require_training,
     require_unit,
     sample_shape,
     samples,
     seed_key,
 )
+from bilevax.applications._inputs import (
+    labels as labels_of,
+)
 from bilevax.applications._pickling import Picklable
-from bilevax.applications.denoising.importance import weights
-from bilevax.applications.denoising.recipes import penalty_solver
-from bilevax.applications.denoising.tasks import denoising_task
-from bilevax.data.corruption import overlap
-from bilevax.loop.result import Result
-from bilevax.loop.solve import solve
+from bilevax.applications.denoising.experts import TABLES, Expert, FittedStack, Folds
+from bilevax.applications.denoising.network import Network
+from bilevax.applications.denoising.noise import sharpened
+from bilevax.applications.denoising.ranking import Ranking, rank, rank_probabilities
 from bilevax.nn.adapters import as_model
-from bilevax.nn.model import Model, initial, logits
-from bilevax.nn.networks import mlp
-from bilevax.nn.training import Training, improbable, probabilities, train
-from bilevax.solvers import base
+from bilevax.nn.training import Training
 
-STEPS = 100  # of a solve, by default: tuned on splits and noise of the digits other than those reported
-LARGE_FEATURE = 10.0
-FEW_VISITS = 5  # a weight that was updated less often is still near its start
-FEW_CLEAN = 20  # trusted samples; fewer are too few to compare accuracies on
-CONFIDENCE = 0.95
+NETWORK_FOLDS = 3
+LEAST_IN_DOUBT = 10  # samples
+NORMALISED = 1e-3  # how far a row of probabilities may be from summing to one
 
 
-class _Classifier(ClassifierMixin, Picklable, BaseEstimator):
-    """Base of both classifiers: builds a model for the data, and predicts."""
+class LabelReview(NamedTuple):
+    """What a review finds about n labels of K classes.
 
-    model: Any
-    training: Training
-    classes_: Shaped[np.ndarray, " classes"]
-    n_features_in_: int
-    feature_names_in_: Shaped[np.ndarray, " d"]
-    _model: Model
-    _params: PyTree
+    Attributes:
+        probability_wrong: that the given label is wrong; 0 for trusted labels. Rank by it.
+        suggested_label: the most probable label.
+        expected_wrong: the number of wrong labels, and an interval of 90% for it. Without trusted labels the interval
+            is wide: the labels themselves do not say how many of them are wrong.
+        noise_matrix: (K, K), the probability of each given label (column) for each true class (row).
+        classes: the labels, sorted.
+    """
+
+    probability_wrong: Float[np.ndarray, " n"]
+    suggested_label: Shaped[np.ndarray, " n"]
+    expected_wrong: tuple[float, float, float]
+    noise_matrix: Float[np.ndarray, "classes classes"]
+    classes: Shaped[np.ndarray, " classes"]
+
+
+class DenoisingClassifier(ClassifierMixin, Picklable, BaseEstimator):
+    """Finds wrong labels, with or without some trusted ones, and predicts in spite of the wrong ones.
+
+    Classifiers learn the given labels and predict each sample without having seen it. A class-to-class noise matrix
+    explains where predictions and labels differ; with trusted labels it is tuned on them, as the upper variable of a
+    bilevel problem. The posterior of the true class ranks the labels, and the classifiers learn again from it.
+
+    Args:
+        model: None for a stack of logistic regression and two forests, which suits tables and embeddings; a
+            scikit-learn classifier; or a network: an (init, apply) pair, a module that `bilevax.nn.as_model` takes,
+            or a function from the number of classes to a `bilevax.nn.Model`.
+        training: how a network is trained; unused otherwise.
+        random_state: an integer; the same one gives the same result on the same machine.
+
+    Attributes:
+        probability_wrong_: (n,) the probability that each label is wrong; 0 for trusted labels. Rank by it.
+        suggested_label_: (n,) the most probable label of each sample.
+        suspects_: (n,) bool, whether the suggested label is another than the given one.
+        expected_wrong_: the number of wrong labels, and the ends of an interval for it of 90%.
+        noise_matrix_: (K, K), the probability of each given label (column) for each true class (row).
+        sample_weight_: (n,) 1 - `probability_wrong_`, a weight for training on the labels as given.
+        classes_: the labels, sorted.
+        n_features_in_: number of features; with a DataFrame also `feature_names_in_`.
+
+    Example:
+        >>> from sklearn.datasets import load_iris
+        >>> from bilevax.applications.denoising import DenoisingClassifier
+        >>> X, y = load_iris(return_X_y=True)
+        >>> given = y.copy()
+        >>> given[:10] = 2  # of 50 setosas
+        >>> classifier = DenoisingClassifier().fit(X, given)
+        >>> classifier.suggested_label_[:10].tolist()
+        [0, 0, 0, 0, 0, 0, 0, 0, 0, 0]
+        >>> int((classifier.probability_wrong_.argsort()[-12:] < 10).sum()) >= 9
+        True
+    """
+
+    _ranking_model: FittedStack
+    _power: float
     _shape: tuple[int, ...]
-    _bytes: bool  # fit had images of bytes
-    _unit: bool  # fit had values in 0..1
+    _bytes: bool
 
-    def predict_proba(self, X: ArrayLike) -> Float[np.ndarray, "n classes"]:
-        """The probability of each class, in the order of `classes_`, for samples X (n, ...).
+    def __init__(self, model: Any = None, training: Training = Training(), random_state: int = 0):
+        self.model = model
+        self.training = training
+        self.random_state = random_state
+
+    def fit(
+        self,
+        X: ArrayLike,
+        y: ArrayLike,
+        X_clean: ArrayLike | None = None,
+        y_clean: ArrayLike | None = None,
+        trusted: ArrayLike | None = None,
+    ) -> Self:
+        """Review the labels y (n,) of X (n, ...).
+
+        Trusted labels are further samples X_clean (m, ...) with right labels y_clean (m,), or samples of X: those where
+        `trusted` (n,) is true. The mask can be routed through a Pipeline (`set_fit_request(trusted=True)`).
 
         Raises:
-            InputError: X has other features than fit had, or values that are not finite numbers; images of bytes
-                where fit had floats outside 0..1, or the other way around.
+            InputError: features that are not numbers or not finite; lengths or features that do not fit; one class
+                only; a label of y_clean that y lacks; a mask that is not (n,) of truth values; fewer than ten labels in
+                doubt; a model that is none.
         """
-        check_is_fitted(self, "_params")
+        seed_key("random_state", self.random_state)
+        x, given = samples("X", X, "y", y)
+        self.classes_ = classes_of("y", given)
+        codes = places("y", given, self.classes_)
+        mask = _mask(trusted, len(x))
+        if (X_clean is None) != (y_clean is None):
+            raise InputError("X_clean and y_clean go together: pass both, or neither.")
+        every, all_codes, right = x, codes, mask
+        if X_clean is not None:
+            x_clean, clean_labels = samples("X_clean", X_clean, "y_clean", y_clean)
+            require_alike("X", X, x, "X_clean", X_clean, x_clean)
+            x, x_clean = on_one_scale("X", x, "X_clean", x_clean)
+            every = np.concatenate([x, x_clean])
+            all_codes = np.concatenate([codes, places("y_clean", clean_labels, self.classes_)])
+            right = np.concatenate([mask, np.ones(len(x_clean), bool)])
+        _require_doubt(len(x) - int(mask.sum()))
+        experts = self._experts(every)
+        found = rank(every, all_codes, right, len(self.classes_), experts, int(self.random_state))
+        self._record(X, x, found, codes)
+        return self
+
+    def _experts(self, x: Shaped[np.ndarray, "n ..."]) -> tuple[Expert, ...]:
+        if self.model is None:
+            if x.ndim > 2:
+                raise InputError(
+                    f"X holds samples of shape {sample_shape(x.shape[1:])}, and the default models take rows of "
+                    "numbers. Pass a network as model, for example bilevax.nn.lenet5, or embeddings as X."
+                )
+            return TABLES
+        if isinstance(self.model, BaseEstimator):
+            if not hasattr(self.model, "predict_proba"):
+                raise InputError(
+                    f"model is {self.model!r}, which has no predict_proba. Pass a classifier with probabilities, or "
+                    "wrap it in sklearn.calibration.CalibratedClassifierCV."
+                )
+            return (Folds(self.model),)
+        require_training(self.training)
+        return (Network(as_model(self.model, len(self.classes_)), self.training, NETWORK_FOLDS),)
+
+    def _record(self, X: Any, x: Shaped[np.ndarray, "n ..."], found: Ranking, codes: Int[np.ndarray, " n"]) -> None:
+        n = len(x)
+        self.probability_wrong_ = found.probability_wrong[:n]
+        best = found.posterior[:n].argmax(1)
+        self.suggested_label_ = self.classes_[best]
+        self.suspects_ = best != codes
+        self.expected_wrong_ = found.expected_wrong
+        self.noise_matrix_ = found.noise_matrix
+        self.sample_weight_ = 1 - self.probability_wrong_
+        assert found.model is not None
+        self._ranking_model, self._power = found.model, found.power
+        self._shape, self._bytes, self.n_features_in_ = x.shape[1:], x.dtype == np.uint8, x.shape[1]
+        columns = columns_of(X)
+        if columns is not None:
+            self.feature_names_in_ = np.asarray(columns, dtype=object)
+        elif hasattr(self, "feature_names_in_"):
+            del self.feature_names_in_
+
+    def predict_proba(self, X: ArrayLike) -> Float[np.ndarray, "n classes"]:
+        """The probability of each true class, in the order of `classes_`, for samples X (n, ...).
+
+        Raises:
+            InputError: X has other features than fit had, or values that are not finite numbers.
+        """
+        check_is_fitted(self, "_ranking_model")
         x = features("X", X)
         if x.shape[1:] != self._shape:
             raise InputError(
@@ -85,299 +196,76 @@ class _Classifier(ClassifierMixin, Picklable, BaseEstimator):
             )
         if self._bytes:
             require_unit("X", x, "fit")
-        elif x.dtype == np.uint8 and not self._unit:
-            raise InputError(
-                "X holds bytes, which are read as 0..1, and fit had floats outside of it. Pass floats on fit's scale."
-            )
         names, columns = getattr(self, "feature_names_in_", None), columns_of(X)
         if names is not None and columns is not None and columns != list(names):
             raise InputError(f"X has columns {listed(columns)}, and fit had {listed(names)}. Pass them in that order.")
-        return probabilities(self._model, self._params, x)
+        return sharpened(self._ranking_model.predict(x), self._power)
 
     def predict(self, X: ArrayLike) -> Shaped[np.ndarray, " n"]:
-        """The most likely label of each sample of X (n, ...); raises as `predict_proba`."""
+        """The most likely true label of each sample of X (n, ...); raises as `predict_proba`."""
         return self.classes_[self.predict_proba(X).argmax(1)]
 
-    def _start_fit(self, X: Any, x: Shaped[np.ndarray, "n ..."], labels: Shaped[np.ndarray, " n"]) -> None:
-        """Set the classes, features and model from the training set."""
-        require_training(self.training)
-        classes = classes_of("y", labels)
-        if x.dtype != np.uint8 and max(float(x.std(axis=0).max()), float(np.abs(x.mean(axis=0)).max())) > LARGE_FEATURE:
-            warnings.warn(
-                f"X has features up to {np.abs(x).max():g} in size. Training expects them to be of the order of 1: "
-                "scale X, X_clean and the samples to predict alike, for example by one StandardScaler.",
-                stacklevel=3,
-            )
-        model = as_model(self.model, len(classes))
-        shape = _logits_shape(model, x)
-        if shape != (len(x), len(classes)):
-            raise InputError(
-                f"model gives logits of shape {shape} for {len(x)} samples of {len(classes)} classes, and must give "
-                f"{(len(x), len(classes))}. Set its last layer's width to the number of classes."
-            )
-        self.classes_, self.n_features_in_, self._model, self._shape = classes, x.shape[1], model, x.shape[1:]
-        self._bytes, self._unit = x.dtype == np.uint8, bool(x.min() >= 0 and x.max() <= 1)
-        columns = columns_of(X)
-        if columns is not None:
-            self.feature_names_in_ = np.asarray(columns, dtype=object)
-        elif hasattr(self, "feature_names_in_"):
-            del self.feature_names_in_
 
-
-class PlainClassifier(_Classifier):
-    """The classifier that `DenoisingClassifier` trains last, but on the labels as given: a baseline.
+def review_probabilities(pred_probs: ArrayLike, labels: ArrayLike, trusted: ArrayLike | None = None) -> LabelReview:
+    """Find wrong labels from probabilities that your own model predicts.
 
     Args:
-        model: as for `DenoisingClassifier`.
-        training: as for `DenoisingClassifier`.
-        random_state: an integer; fixes the model's initialisation and its dropout.
-
-    Attributes:
-        classes_: the labels, sorted.
-        n_features_in_: number of features.
-    """
-
-    def __init__(self, model: Any = mlp, training: Training = Training(), random_state: int = 0):
-        self.model = model
-        self.training = training
-        self.random_state = random_state
-
-    def fit(self, X: ArrayLike, y: ArrayLike) -> Self:
-        """Train on X (n, ...) and labels y (n,).
-
-        Raises:
-            InputError: as for `DenoisingClassifier.fit`.
-        """
-        key = seed_key("random_state", self.random_state)
-        x, labels = samples("X", X, "y", y)
-        self._start_fit(X, x, labels)
-        codes = places("y", labels, self.classes_)
-        weight = np.ones(len(x), jnp.result_type(float))
-        self._params = train(self._model, self.training, x, codes, weight, key)
-        return self
-
-
-class DenoisingClassifier(_Classifier):
-    """Finds wrong labels with the help of a few right ones, and trains a classifier in spite of the wrong ones.
-
-    The weights are learned by `denoising_task`; the classifier is then trained from the start on the
-    clean set and on all samples by their weights. (Mehra and Hamm 2021, appendix D.1.1, train it on the clean set
-    and the samples of weight above 0.9; on digits with 40% wrong labels that was about 0.3 points less accurate.)
-
-    Features should be of the order of 1: scale X, X_clean and the samples to predict alike beforehand.
-
-    Args:
-        model: an (init, apply) pair, a flax.linen module, an equinox module, or a function from the number of
-            classes to a `bilevax.nn.Model`; a network with one hidden layer of 64 by default.
-        solver: any solver of bilevax; None for `penalty_solver(steps)`.
-        steps: steps of the solver.
-        batch_size: samples of X per step, None for all.
-        clean_batch_size: samples of X_clean per step, None for all.
-        training: how the models of the start and the final one are trained. For large data, set its batch_size, and
-            its steps to a few passes through the data.
-        random_state: an integer; the same one gives the same result on the same machine.
-        callbacks, resume, mesh: passed to `bilevax.solve`.
-
-    Attributes:
-        sample_weight_: (n,) importance of each sample of X, 0..1.
-        suspicion_: (n,) in 0..1, the probability that the given label is wrong: 1 minus the final classifier's
-            probability of that label. Rank by it: it ranks wrong labels better than the weights from which the
-            classifier was learned, because it combines the evidence of many samples.
-        suspects_: (n,) bool, whether the final classifier predicts another label than the given one.
-        label_belief_: (n,) the label that the final classifier predicts for each sample of X.
-        result_: the Result of the solve.
-        classes_: the labels, sorted.
-        n_features_in_: number of features; with a DataFrame also `feature_names_in_`.
-
-    Example:
-        >>> from bilevax.applications.denoising import DenoisingClassifier
-        >>> from bilevax.data import noisy_digits
-        >>> d = noisy_digits(seed=100, train=300, clean=100)
-        >>> classifier = DenoisingClassifier(steps=20).fit(d.X, d.y, d.X_clean, d.y_clean)
-        >>> wrong = d.y != d.y_true
-        >>> bool(wrong[classifier.suspects_].mean() > 0.8)
-        True
-    """
-
-    def __init__(
-        self,
-        model: Any = mlp,
-        solver: base.Solver | None = None,
-        steps: int = STEPS,
-        batch_size: int | None = None,
-        clean_batch_size: int | None = None,
-        training: Training = Training(),
-        random_state: int = 0,
-        callbacks: Sequence[Any] = (),
-        resume: Any = None,
-        mesh: Any = None,
-    ):
-        self.model = model
-        self.solver = solver
-        self.steps = steps
-        self.batch_size = batch_size
-        self.clean_batch_size = clean_batch_size
-        self.training = training
-        self.random_state = random_state
-        self.callbacks = callbacks
-        self.resume = resume
-        self.mesh = mesh
-
-    def fit(self, X: ArrayLike, y: ArrayLike, X_clean: ArrayLike, y_clean: ArrayLike) -> Self:
-        """Learn the weights of X (n, ...) with labels y (n,), by X_clean (m, ...) with right labels y_clean (m,).
-
-        NumPy arrays or pandas objects; all labels of one type. Images of uint8, (n, h, w) or (n, h, w, 3), stay bytes
-        in memory, and reach every model as floats in 0..1. An array of uint8 of rank 2 is a table, and its numbers
-        are not scaled.
-
-        Warns (UserWarning) of features that need scaling, trusted samples that are also in X, too few visits for the
-        weights to move, more suspects than half of X, and a final classifier that is clearly less accurate than one
-        trained on the trusted samples alone (by a sign test on two folds of X_clean).
-
-        Raises:
-            InputError: features that are not numbers or not finite; lengths or features that do not fit;
-                one class only; a clean label that y lacks; fewer samples than a batch; a model with another
-                number of logits.
-            SolveError: a value was not finite during the solve; `.result` holds the last finite state.
-        """
-        owner = type(self).__name__
-        steps = require_count(owner, "steps", self.steps)
-        solver = penalty_solver(steps) if self.solver is None else self.solver
-        require_solver(solver)
-        key, solve_key = jax.random.split(seed_key("random_state", self.random_state))
-        x, labels = samples("X", X, "y", y)
-        x_clean, clean_labels = samples("X_clean", X_clean, "y_clean", y_clean)
-        require_alike("X", X, x, "X_clean", X_clean, x_clean)
-        x, x_clean = on_one_scale("X", x, "X_clean", x_clean)
-        batch_size = require_batch(owner, "batch_size", self.batch_size, "X", len(x))
-        clean_batch_size = require_batch(owner, "clean_batch_size", self.clean_batch_size, "X_clean", len(x_clean))
-        self._start_fit(X, x, labels)
-        codes = places("y", labels, self.classes_)
-        clean_codes = places("y_clean", clean_labels, self.classes_)
-        _warn_of_data(x, x_clean, steps, batch_size)
-        task = denoising_task(
-            self._model,
-            x,
-            codes,
-            x_clean,
-            clean_codes,
-            key=key,
-            training=self.training,
-            batch_size=batch_size,
-            clean_batch_size=clean_batch_size,
-        )
-        self.result_: Result = solve(
-            solver,
-            task.problem,
-            *task.start,
-            task.batches,
-            steps=steps,
-            key=solve_key,
-            callbacks=self.callbacks,
-            resume=self.resume,
-            mesh=self.mesh,
-        )
-        self.sample_weight_ = np.asarray(weights(np.asarray(self.result_.u)))
-        both = _Both(np.concatenate([x, x_clean]), np.concatenate([codes, clean_codes]), self.sample_weight_)
-        self._params = both.trained(self._model, self.training, key)
-        self.suspicion_, believed = improbable(self._model, self._params, x, codes)
-        self.suspects_ = believed != codes
-        self.label_belief_ = self.classes_[believed]
-        self._warn_of_result(both, key)
-        return self
-
-    def _warn_of_result(self, both: "_Both", key: PRNGKeyArray) -> None:
-        n = len(self.suspects_)
-        if 2 * self.suspects_.sum() > n:
-            warnings.warn(
-                f"{self.suspects_.sum()} of {n} samples are suspects, more than half: the final classifier disagrees "
-                "with most labels. Either it learned too little (see its accuracy on trusted samples, scale the "
-                "features, raise the steps of `training`), or y_clean spells the labels in another way than y.",
-                stacklevel=3,
-            )
-        accuracies = both.cross_checked(self._model, self.training, key)
-        if accuracies is not None:
-            warnings.warn(
-                f"On trusted samples that it was not trained on, the final classifier is right on {accuracies[0]:.1%}, "
-                f"and one trained on the trusted samples alone on {accuracies[1]:.1%}. The weights do not help here: "
-                "either more steps are needed, or the wrong labels have a structure that weights cannot correct.",
-                stacklevel=3,
-            )
-
-
-def _warn_of_data(
-    x: Shaped[np.ndarray, "n ..."], x_clean: Shaped[np.ndarray, "m ..."], steps: int, batch_size: int | None
-) -> None:
-    shared = overlap(x, x_clean)
-    if shared:
-        warnings.warn(
-            f"{shared} of the {len(x_clean)} samples of X_clean are also in X, where they confirm their own labels: "
-            "leave them out of one of the two.",
-            stacklevel=3,
-        )
-    visits = steps * (len(x) if batch_size is None else batch_size) / len(x)
-    if visits < FEW_VISITS:
-        warnings.warn(
-            f"Each sample of X is visited {visits:.2g} times in {steps} steps, too few for its weight to move far "
-            f"from its start. Take at least {math.ceil(FEW_VISITS * steps / visits)} steps, or larger batches.",
-            stacklevel=3,
-        )
-
-
-class _Both(NamedTuple):
-    """n samples in doubt followed by m trusted ones: samples, labels as indices, and the weights of the former."""
-
-    x: Shaped[np.ndarray, "t ..."]
-    y: Int[np.ndarray, " t"]
-    weight: Float[np.ndarray, " n"]
-
-    def trained(
-        self,
-        model: Model,
-        training: Training,
-        key: PRNGKeyArray,
-        doubted: bool = True,
-        trusted: Bool[np.ndarray, " m"] | None = None,
-    ) -> PyTree:
-        """Parameters trained with or without the samples in doubt, and on some or all of the trusted ones."""
-        ones = np.ones(len(self.x) - len(self.weight)) if trusted is None else trusted
-        weight = np.concatenate([self.weight if doubted else np.zeros_like(self.weight), ones])
-        return train(model, training, self.x, self.y, weight.astype(self.weight.dtype), key)
-
-    def cross_checked(self, model: Model, training: Training, key: PRNGKeyArray) -> tuple[float, float] | None:
-        """The accuracies with and without the samples in doubt, if it is clearly better without; else None.
-
-        Each trusted sample is left out of one of two trainings; a sign test compares the classifiers on the samples
-        that only one of them predicts right. (The weights have seen all of them, in favour of the former.) All
-        trainings are the same compiled program.
-        """
-        n = len(self.weight)
-        x, y = self.x[n:], self.y[n:]
-        if len(y) < FEW_CLEAN:
-            return None
-        half = np.random.default_rng(0).permutation(len(y)) % 2 == 0
-        right = np.zeros((2, len(y)), bool)
-        for left_out in (half, ~half):
-            for row, doubted in enumerate((True, False)):
-                v = self.trained(model, training, key, doubted, ~left_out)
-                right[row, left_out] = (probabilities(model, v, x).argmax(1) == y)[left_out]
-        with_them, without = int((right[0] & ~right[1]).sum()), int((right[1] & ~right[0]).sum())
-        if without <= with_them:
-            return None
-        p = stats.binomtest(without, with_them + without, alternative="greater").pvalue
-        return (float(right[0].mean()), float(right[1].mean())) if p < 1 - CONFIDENCE else None
-
-
-def _logits_shape(model: Model, x: Shaped[np.ndarray, "n ..."]) -> tuple[int, ...]:
-    """The shape of a model's logits of x.
+        pred_probs: (n, K), out of sample: predicted by a model that was not trained on that sample, such as by
+            `sklearn.model_selection.cross_val_predict(..., method="predict_proba")`. Columns in the order of the
+            sorted labels.
+        labels: (n,), as given.
+        trusted: (n,) truth values: which labels are known to be right; None if none are known.
 
     Raises:
-        InputError: the model cannot be applied to x; the message holds the model's own error.
+        InputError: pred_probs are no probabilities, or have another number of rows or columns than labels need; a mask
+            that is not (n,) of truth values; fewer than ten labels in doubt.
+
+    Example:
+        >>> import numpy as np
+        >>> from bilevax.applications.denoising import review_probabilities
+        >>> p = np.repeat([[0.9, 0.1], [0.1, 0.9]], 50, axis=0)
+        >>> labels = np.repeat(["cat", "dog"], 50)
+        >>> labels[3] = "dog"
+        >>> review = review_probabilities(p, labels)
+        >>> int(review.probability_wrong.argmax()), str(review.suggested_label[3])
+        (3, 'cat')
     """
-    try:
-        found = jax.eval_shape(lambda x: logits(model, initial(model, jax.random.key(0), x[:1]), x), x)
-        return found.shape
-    except InputError:
-        raise
-    except Exception as error:  # each library raises its own types
-        raise InputError(f"model cannot be applied to samples of shape {x.shape[1:]}: {first_line(error)}") from error
+    given = labels_of("labels", labels)
+    classes = classes_of("labels", given)
+    p = numeric("pred_probs", pred_probs).astype(np.float64)
+    if p.ndim != 2 or p.shape[1] != len(classes):
+        raise InputError(
+            f"pred_probs has shape {p.shape}, and must be (n, {len(classes)}): one column for each of the labels "
+            f"{listed(classes)}, in this order."
+        )
+    require_label_each("pred_probs", p, "labels", given)
+    wrong = np.flatnonzero((p.min(1) < 0) | (np.abs(p.sum(1) - 1) > NORMALISED))
+    if len(wrong):
+        raise InputError(
+            f"pred_probs has {len(wrong)} rows that are no probabilities (row {wrong[0]} sums to "
+            f"{p[wrong[0]].sum():g}). Pass rows that are not negative and sum to 1."
+        )
+    mask = _mask(trusted, len(p))
+    _require_doubt(len(p) - int(mask.sum()))
+    found = rank_probabilities(p, places("labels", given, classes), mask)
+    return LabelReview(
+        found.probability_wrong, classes[found.posterior.argmax(1)], found.expected_wrong, found.noise_matrix, classes
+    )
+
+
+def _mask(trusted: Any, n: int) -> Bool[np.ndarray, " n"]:
+    """The trusted samples as truth values."""
+    if trusted is None:
+        return np.zeros(n, bool)
+    found = np.asarray(trusted)
+    if found.shape != (n,) or not (found.dtype.kind == "b" or set(np.unique(found).tolist()) <= {0, 1}):
+        raise InputError(
+            f"trusted has shape {found.shape} and dtype {found.dtype}, and must be one truth value for each of {n} "
+            "samples: trusted[i] is true if the label of sample i is known to be right."
+        )
+    return found.astype(bool)
+
+
+def _require_doubt(n: int) -> None:
+    if n < LEAST_IN_DOUBT:
+        raise InputError(f"{n} labels are in doubt. Pass at least {LEAST_IN_DOUBT} samples that are not trusted.")

@@ -21,6 +21,7 @@ class Ranking(NamedTuple):
         expected_wrong: the number of wrong labels, and the ends of an interval for it of 90%.
         posterior: the probability of each class to be the right one, with the given label as evidence.
         noise_matrix: the probability of each given label (column) for each true class (row).
+        power: by which predictions of the model are sharpened.
         predicted: the probability of each true class from the features alone, out of sample.
         model: what predicts other samples; None where probabilities were given.
     """
@@ -29,6 +30,7 @@ class Ranking(NamedTuple):
     expected_wrong: tuple[float, float, float]
     posterior: Float[np.ndarray, "n classes"]
     noise_matrix: Float[np.ndarray, "classes classes"]
+    power: float
     predicted: Float[np.ndarray, "n classes"]
     model: FittedStack | None
 
@@ -122,4 +124,4 @@ def _ranking(
     wrong[doubted] = noise.shifted(wrong[doubted], likely)
     spread, n = Z_90 * float(np.sqrt(np.sum(wrong * (1 - wrong)))), int(doubted.sum())
     low, high = min(n * last.least, likely) - spread, max(n * last.most, likely) + spread
-    return Ranking(wrong, (likely, max(0.0, low), min(float(n), high)), found, last.noise, q, model)
+    return Ranking(wrong, (likely, max(0.0, low), min(float(n), high)), found, last.noise, last.power, q, model)

@@ -83,7 +83,7 @@ def audit(
     Args:
         X, y: training samples (n, ...) and labels (n,) of one type.
         X_val, y_val: correctly labelled samples of the same kind, at least two of each class.
-        model: as for `DenoisingClassifier`; softmax regression by default.
+        model: as for `ImportanceClassifier`; softmax regression by default.
         budget: the largest number of added samples, as a share of the training samples; above 0, at most 0.5.
         levels: the number of shares, evenly spaced up to the budget.
         seeds: the number of repetitions. Each has its own split of the validation samples, its own start of the attack

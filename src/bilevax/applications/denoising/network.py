@@ -1,0 +1,56 @@
+"""A neural network as an expert: trained once for each fold of the samples without it."""
+
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float, PyTree, Shaped
+
+from bilevax.applications._pickling import Picklable
+from bilevax.nn.model import Model
+from bilevax.nn.training import Training, probabilities, train
+
+
+@dataclass(frozen=True)
+class FittedNetwork(Picklable):
+    """A fitted `Network`: parameters for each fold."""
+
+    out_of_sample: Float[np.ndarray, "n classes"]
+    model: Model
+    params: tuple[PyTree, ...]
+
+    def predict(self, X: Shaped[np.ndarray, "m ..."]) -> Float[np.ndarray, "m classes"]:
+        """The probability of each class of other samples, the mean over the folds."""
+        return np.mean([probabilities(self.model, v, X) for v in self.params], axis=0)
+
+
+@dataclass(frozen=True)
+class Network:
+    """A network that learns soft labels.
+
+    The samples of a fold have weight zero in its training. So all trainings have the same shapes and are one compiled
+    program.
+
+    Args:
+        model: maps samples to logits.
+        training: how it is trained.
+        folds: number of folds.
+    """
+
+    model: Model
+    training: Training
+    folds: int
+
+    def fit(self, X: Shaped[np.ndarray, "n ..."], targets: Float[np.ndarray, "n classes"], seed: int) -> FittedNetwork:
+        """Train the network for each fold."""
+        dtype = jnp.result_type(float)
+        x, soft = jnp.asarray(X), jnp.asarray(targets, dtype)
+        fold = np.random.default_rng(seed).permutation(len(X)) % self.folds
+        found, params = np.zeros(targets.shape), []
+        for k in range(self.folds):
+            key = jax.random.fold_in(jax.random.key(seed), k)
+            v = train(self.model, self.training, x, soft, jnp.asarray(fold != k, dtype), key)
+            found[fold == k] = probabilities(self.model, v, X)[fold == k]
+            params.append(v)
+        return FittedNetwork(found, self.model, tuple(params))
