@@ -177,6 +177,10 @@ class Run:
         """Write a report."""
         self._write(name, lambda path: write_json(path, content, indent))
 
+    def file(self, name: str, write: Callable[[Path], Any]) -> None:
+        """Write a file by a function of its path."""
+        self._write(name, write)
+
     def picture(self, name: str, draw: Callable[[Path], Any]) -> None:
         """Draw a picture; if that fails, print a sentence. Call it after the data files are written."""
         try:

@@ -1,15 +1,18 @@
-"""`bilevax denoise`: the wrong labels in a user's data."""
+"""`bilevax denoise`: the wrong labels in a user's data, a page to review them, and the corrected data."""
 
+import shutil
+import tempfile
 import time
+from collections.abc import Mapping
+from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
-import numpy as np
 import typer
-from rich.table import Table
 
-from bilevax._checks import InputError
-from bilevax.cli._printing import as_table, say, show
+from bilevax.cli import _comparing, _reviewing
+from bilevax.cli._printing import say, show
+from bilevax.cli._reviewing import require
 from bilevax.cli._runs import Run
 from bilevax.cli._shared import (
     MOST,
@@ -17,20 +20,24 @@ from bilevax.cli._shared import (
     Overwrite,
     Resume,
     Seed,
-    Target,
     digest,
-    figure,
     finite,
     in_plain_words,
     laid_out,
     surroundings,
 )
 
-if TYPE_CHECKING:  # these pull in pandas and scikit-learn, which `--help` need not wait for
-    from bilevax.applications.denoising.comparison import Comparison, Row
-    from bilevax.applications.denoising.jobs import Job
+COMPARISON = "With --compare"
+READING = "How the data is read"
 
-SHOWN_SUSPECTS = 50
+
+class Model(StrEnum):
+    """What ranks the samples; the same names as `applications.denoising.reviewing.Model`, without its imports."""
+
+    auto = "auto"
+    linear = "linear"
+    trees = "trees"
+    mlp = "mlp"
 
 
 def denoise(
@@ -38,179 +45,211 @@ def denoise(
         Path | None,
         typer.Argument(
             metavar="TRAIN",
-            help="Samples whose labels are in doubt: CSV, Parquet, or NPZ with arrays X and y.",
+            help="Samples whose labels are in doubt: CSV (any separator, encoding, compression), Parquet, NPZ, NPY, a "
+            "folder with a subfolder of pictures for each class, or a folder of Hugging Face datasets.",
             show_default="scikit-learn's digits, 40% of 1,000 labels made wrong",
         ),
     ] = None,
-    clean: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="A few samples with trusted labels, with the same columns.")
+    target: Annotated[
+        str | None,
+        typer.Option("--target", metavar="COLUMN", help="The column of the labels; of an NPZ file the array."),
     ] = None,
-    target: Target = None,
+    trusted: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="More samples, whose labels are right, with the same columns.")
+    ] = None,
+    trusted_column: Annotated[
+        str | None, typer.Option(metavar="COLUMN", help="A column of TRAIN: whether the label is known to be right.")
+    ] = None,
+    pred_probs: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Probabilities that your model predicts for TRAIN, out of sample."),
+    ] = None,
+    embeddings: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Features that replace those of TRAIN.")
+    ] = None,
+    model: Annotated[Model, typer.Option(help="What predicts the labels.")] = Model.auto,
+    apply: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE|auto",
+            help="Write the corrected data: by the decisions that report.html exported, without a new review; or by "
+            "all suggestions above a probability.",
+        ),
+    ] = None,
+    above: Annotated[
+        float, typer.Option(min=0.0, max=1.0, callback=finite, help="The probability for --apply auto.")
+    ] = 0.9,
+    drop: Annotated[
+        list[str] | None, typer.Option(metavar="COLUMN", help="Leave out this column.", rich_help_panel=READING)
+    ] = None,
+    keep: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="COLUMN", help="Use this column, though it looks like an identifier.", rich_help_panel=READING
+        ),
+    ] = None,
+    labels: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="For an NPY file, the NPY file of its labels.", rich_help_panel=READING),
+    ] = None,
+    separator: Annotated[
+        str | None, typer.Option(help="Of a text file.", show_default="found out", rich_help_panel=READING)
+    ] = None,
+    encoding: Annotated[
+        str | None, typer.Option(help="Of a text file.", show_default="found out", rich_help_panel=READING)
+    ] = None,
+    strict: Annotated[
+        bool,
+        typer.Option("--strict", help="Refuse what would be left out with a note.", rich_help_panel=READING),
+    ] = False,
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Where the results go.")] = Path("denoised"),
+    compare: Annotated[
+        bool,
+        typer.Option("--compare", help="Also learn sample weights by two bilevel methods.", rich_help_panel=COMPARISON),
+    ] = False,
     test: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Samples with trusted labels, for the test accuracy.")
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Samples with trusted labels, for the test accuracy.", rich_help_panel=COMPARISON
+        ),
     ] = None,
     hold_out: Annotated[
         float,
         typer.Option(
             min=0.0,
             max=0.9,
-            help="Without --test: set aside this part of CLEAN to measure accuracy on.",
+            help="Without --test: set aside this part of the trusted file to measure accuracy on.",
             metavar="PART",
             callback=finite,
+            rich_help_panel=COMPARISON,
         ),
     ] = 0.0,
-    out: Annotated[Path, typer.Option(metavar="DIR", help="Where the results go.")] = Path("denoised"),
     steps: Annotated[
         int | None,
-        typer.Option(min=1, max=MOST, help="Upper steps of each solver.", show_default="the classifier's own"),
+        typer.Option(
+            min=1,
+            max=MOST,
+            help="Upper steps of each method.",
+            show_default="the classifier's own",
+            rich_help_panel=COMPARISON,
+        ),
     ] = None,
     batch_size: Annotated[
-        int | None, typer.Option(min=1, help="Samples of TRAIN per step.", show_default="all of them")
+        int | None,
+        typer.Option(min=1, help="Samples of TRAIN per step.", show_default="all of them", rich_help_panel=COMPARISON),
     ] = None,
+    devices: Devices = None,
     seed: Seed = 0,
     resume: Resume = False,
     overwrite: Overwrite = False,
-    devices: Devices = None,
 ) -> None:
-    """Find the wrong labels in TRAIN with the help of a few clean ones.
+    """Find the wrong labels in TRAIN, with or without some trusted ones.
 
-    Columns of text are one-hot encoded, numeric ones are scaled. Accuracies need a test set: --test, or part of
-    the clean samples by --hold-out. Without either, all clean samples are learned from, and the table shows a dash.
-
-    Writes suspects.csv (rows counted from 0, the most suspicious first), weights.png, convergence.png,
-    results.json and, where the samples are images, contact_sheet.png.
+    Writes report.html, a page on which you decide about each suspect; suspects.csv with all samples, the most
+    suspicious first; noise_matrix.csv, results.json and, for pictures, contact_sheet.png. The page exports your
+    decisions; with --apply they become corrected data in the form of TRAIN, and changes.csv. TRAIN is never changed.
     """
-    with in_plain_words() as asked:
+    with in_plain_words() as asked, tempfile.TemporaryDirectory(prefix="bilevax-") as folder:
         began = time.perf_counter()
-        if train is None:
-            for name, value in (("--clean", clean), ("--target", target), ("--test", test)):
-                if value is not None:
-                    raise InputError(f"{name} is given without TRAIN. Name the file whose labels are in doubt, too.")
-        elif clean is None:
-            raise InputError("TRAIN is given without --clean. Pass a file of samples whose labels you trust.")
+        settings = _comparing.Settings(test, hold_out, steps, batch_size)
+        by_file = apply is not None and apply != "auto"
+        alone = {"--trusted": trusted, "--target": target, "--pred-probs": pred_probs, "--embeddings": embeddings}
+        alone |= {"--test": test, "--trusted-column": trusted_column, "--apply": apply}
+        _check(train, trusted, compare, settings, alone)
         shared = out
         layout, out = laid_out(devices, out)
-        files = {"train": train, "clean": clean, "test": test}
-        settings = {name: None if path is None else digest(name, path) for name, path in files.items()}
-        settings |= {"target": target, "hold_out": hold_out, "steps": steps, "batch_size": batch_size, "seed": seed}
-        pictures = train is None or train.suffix.lower() == ".npz"
-        names = ["suspects.csv", "results.json", "weights.png", "convergence.png", "contact_sheet.png"]
+        from bilevax.data.samples.types import Options
+
+        options = Options(
+            target, labels, trusted_column, tuple(drop or ()), tuple(keep or ()), encoding, separator, strict=strict
+        )
+        inputs = _reviewing.read(train, trusted, options, pred_probs, embeddings, seed, Path(folder))
+        files = {"trusted": trusted, "pred-probs": pred_probs, "embeddings": embeddings, "labels": labels, "test": test}
+        if by_file:
+            files["apply"] = Path(str(apply))
+        known: dict[str, Any] = {
+            name: None if path is None or path.is_dir() else digest(name, path) for name, path in files.items()
+        }
+        known |= {
+            "train": inputs.samples.source.digest,
+            **options._replace(labels=None)._asdict(),
+            "model": model.value,
+        }
+        known |= {"apply": apply, "above": above, "compare": compare, **settings._replace(test=None)._asdict()}
+        names = _reviewing.files(train, _comparing.FILES if compare else (), apply is not None)
         run = Run(
             "denoise",
             out,
-            names if pictures else names[:-1],
-            settings,
-            {"TRAIN": train, "--clean": clean, "--test": test},
+            names,
+            known | {"seed": seed},
+            {"TRAIN": train} | {f"--{name}": path for name, path in files.items()},
             resume=resume,
             overwrite=overwrite,
             shared=shared,
             asked=asked,
         )
+        title = "scikit-learn's handwritten digits" if train is None else train.name
+        title = "scikit-learn's handwritten digits" if train is None else train.name
         with run.stages() as stages:
-            from bilevax.applications.denoising.comparison import compare
-            from bilevax.applications.denoising.jobs import job_from_files, noisy_digits_job
-
-            if train is None or clean is None:
-                job = noisy_digits_job(seed)
-            else:
-                job = job_from_files(train, clean, test, target, hold_out, seed)
-            for note in job.notes:
+            for note in inputs.notes:
                 say(note)
-            found = compare(job, steps=steps, batch_size=batch_size, seed=seed, stages=stages, mesh=layout)
+            if by_file:
+                from bilevax.applications.denoising.review import read_decisions
+
+                changes = _reviewing.apply(inputs.samples, read_decisions(Path(str(apply))), run)
+                say(f"{changes:,} of {inputs.samples.own:,} samples were corrected or left out.")
+                run.end(time.perf_counter() - began)
+                return
+            from bilevax.applications.denoising import reviewing
+
+            found = _reviewing.review(inputs, reviewing.Model(model.value), seed, stages)
+            compared = None
+            if compare:
+                compared = _comparing.compare(train, trusted, target, settings, seed, stages, layout)
             report = {
-                "settings": settings | {"steps": found.steps},
+                "settings": known | {"seed": seed},
                 "seed": seed,
                 "resumed": stages.resumed,
                 **surroundings("jax", "optax", "numpy", "scikit-learn"),
+                **_reviewing.figures(inputs, found, title),
+                "comparison": None if compared is None else compared.report(),
                 "wall_seconds": time.perf_counter() - began,
-                "data": _sizes(job),
-                "methods": [row._asdict() for row in found.rows],
             }
-            _write_results(job, found, report, run)
-        show(_table(job, found.rows, hold_out))
-        run.end(report["wall_seconds"])
+            _reviewing.write(inputs, found, title, report, run)
+            if train is None:
+                run.file(_reviewing.DEMO, lambda path: shutil.copyfile(inputs.samples.source.path, path))
+            if compared is not None:
+                _comparing.write(compared, run)
+            if apply is not None:
+                _reviewing.apply_suggestions(inputs, found, above, run)
+        show(_reviewing.summary(inputs, found, title))
+        if compared is not None:
+            show(_comparing.table(compared.job, compared.found.rows, hold_out))
+        run.end(time.perf_counter() - began)
 
 
-def _write_results(job: "Job", found: "Comparison", report: dict[str, Any], run: Run) -> None:
-    """Write the results of Penalty: tables first, since a picture may fail."""
-    import pandas as pd
+def _check(
+    train: Path | None,
+    trusted: Path | None,
+    compare: bool,
+    settings: _comparing.Settings,
+    alone: Mapping[str, Any],
+) -> None:
+    """Refuse options that do not fit.
 
-    from bilevax import plots
-
-    best = found.results["Penalty"]
-    order = best.order()
-    rank = np.empty(len(order), int)
-    rank[order] = np.arange(1, len(order) + 1)
-    frame = pd.DataFrame(
-        {
-            "row": np.arange(len(order)),
-            "given_label": job.y,
-            "weight": best.weight,
-            "rank": rank,
-            "believed_label": best.believed,
-            "suspect": np.where(best.suspects, "yes", "no"),
-        }
-    )
-    run.csv("suspects.csv", frame.sort_values("rank"))
-    run.json("results.json", report)
-    wrong = None if job.y_true is None else job.y != job.y_true
-    run.picture("weights.png", lambda path: plots.weight_histogram(best.weight, wrong, path))
-    histories = {name: one.history for name, one in found.results.items()}
-    run.picture("convergence.png", lambda path: plots.convergence(histories, path))
-    images = job.images
-    if images is not None:
-        first = order[:SHOWN_SUSPECTS]
-        run.picture(
-            "contact_sheet.png",
-            lambda path: plots.contact_sheet(
-                images[first],
-                [f"row {i}\n{str(job.y[i])[:9]} → {str(best.believed[i])[:9]}" for i in first],
-                path,
-                f"The {len(first)} most suspicious of {len(order):,}: given label → believed label"
-                + ("" if wrong is None else "   (orange frame: wrong indeed, blue: right)"),
-                None if wrong is None else wrong[first].tolist(),
-            ),
+    Args:
+        train, trusted, compare, settings: of the command.
+        alone: options that need TRAIN.
+    """
+    if train is None:
+        for name, value in alone.items():
+            require(value is None, f"{name} is given without TRAIN. Name the file whose labels are in doubt, too.")
+    if compare:
+        require(
+            train is None or trusted is not None,
+            "--compare learns weights by trusted samples. Pass a file of them by --trusted.",
         )
-
-
-def _sizes(job: "Job") -> dict[str, Any]:
-    return {
-        "title": job.title,
-        "train": len(job.y),
-        "clean": len(job.y_clean),
-        "test": None if job.y_test is None else len(job.y_test),
-        "features": job.X.shape[1],
-        "classes": len(np.unique(job.y)),
-        "wrong_labels": None if job.y_true is None else int(np.sum(job.y != job.y_true)),
-    }
-
-
-# Of the printed table: heading, field of Row, format.
-COLUMNS = [
-    ("method", "method", ""),
-    ("test\naccuracy", "test_accuracy", ".1%"),
-    ("suspects", "suspects", ",d"),
-    ("precision", "precision", ".3f"),
-    ("recall", "recall", ".3f"),
-    ("seconds", "seconds", ".1f"),
-]
-
-
-def _table(job: "Job", rows: list["Row"], hold_out: float) -> Table:
-    sizes = _sizes(job)
-    wrong = "" if job.y_true is None else f" ({sizes['wrong_labels'] / sizes['train']:.0%} of the labels wrong)"
-    tested = "no test set" if job.y_test is None else f"{sizes['test']:,} test samples"
-    caption = "Seconds include compilation."
-    if job.y_test is None:
-        caption += " For accuracies, pass --test FILE, or --hold-out 0.25 to set aside a quarter of the clean set."
-    elif hold_out > 0:
-        caption += " The test samples were set aside from the clean set (--hold-out); no method has seen them."
-    if job.y_true is None:
-        caption += " Which labels are wrong is not known, so precision and recall are not, either."
-    return as_table(
-        f"{job.title}: {sizes['train']:,} training samples{wrong}, {sizes['clean']:,} clean, {tested}",
-        [heading for heading, _, _ in COLUMNS],
-        [[figure(getattr(row, field), form) for _, field, form in COLUMNS] for row in rows],
-        caption,
-        whole=False,
-    )
+        return
+    for name, value in settings._asdict().items():
+        flag = f"--{name.replace('_', '-')}"
+        require(not value, f"{flag} is an option of the comparison. Add --compare, or leave {flag} out.")

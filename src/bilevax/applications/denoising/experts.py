@@ -13,12 +13,14 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import KFold, StratifiedKFold
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
+from threadpoolctl import threadpool_limits
 
 from bilevax.applications.denoising.noise import floored
 
 FOLDS = 5
 NEGLIGIBLE = 0.01  # a smaller probability of a class is no row of its own
 MOST_OF_A_TREE = 10_000  # rows
+SMALL = 10_000_000  # entries
 STACK_ROUNDS = 100
 
 
@@ -133,10 +135,12 @@ class Folds:
         rare = np.bincount(hardest, minlength=1)[np.unique(hardest)].min() < self.folds
         splitter = (KFold if rare else StratifiedKFold)(self.folds, shuffle=True, random_state=seed)
         found, models = np.zeros(targets.shape), []
-        for kept, left_out in splitter.split(np.zeros(len(X)), hardest):
-            model = _on_soft_labels(clone(self.classifier), X[kept], targets[kept])
-            models.append(model)
-            found[np.ix_(left_out, model[1])] = model[0].predict_proba(X[left_out])
+        # The threads of BLAS wait for each other longer than they compute where arrays are small.
+        with threadpool_limits(1 if X.size < SMALL else None):
+            for kept, left_out in splitter.split(np.zeros(len(X)), hardest):
+                model = _on_soft_labels(clone(self.classifier), X[kept], targets[kept])
+                models.append(model)
+                found[np.ix_(left_out, model[1])] = model[0].predict_proba(X[left_out])
         return FittedFolds(found, models)
 
 

@@ -1,4 +1,4 @@
-"""Data of `bilevax denoise`: a user's files, or scikit-learn's digits with wrong labels."""
+"""Data of `bilevax denoise --compare`: a user's files, or scikit-learn's digits with wrong labels."""
 
 from pathlib import Path
 from typing import NamedTuple
@@ -57,7 +57,7 @@ def job_from_files(train: Path, clean: Path, test: Path | None, target: str | No
     Raises:
         InputError: as `encode`, and `read` and `check_known_labels` of `data.tables`; too few clean samples to split.
     """
-    files = {"TRAIN": train, "--clean": clean} | ({} if test is None else {"--test": test})
+    files = {"TRAIN": train, "--trusted": clean} | ({} if test is None else {"--test": test})
     doubted, *others = read(files, target)
     for table in others:
         check_known_labels(table, doubted)

@@ -1,0 +1,146 @@
+"""The review of samples as they were read: which classifiers rank them, and what they find."""
+
+from collections.abc import Sequence
+from enum import StrEnum
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float, Shaped
+from sklearn.feature_extraction.text import TfidfVectorizer
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+
+from bilevax._checks import InputError
+from bilevax.applications.denoising.experts import TABLES, Expert, Folds, Forest, linear
+from bilevax.applications.denoising.network import Network
+from bilevax.applications.denoising.noise import TRUSTED_COUNT
+from bilevax.applications.denoising.ranking import Ranking, rank, rank_probabilities
+from bilevax.data.samples.probabilities import Probabilities
+from bilevax.data.samples.types import Samples
+from bilevax.nn.networks import mlp
+from bilevax.nn.training import Training
+
+LEAST_IN_DOUBT = 10  # samples
+PICTURE_SIDE = 16  # pixels, to which pictures are averaged for classifiers of tables
+NETWORK_FOLDS = 3
+
+
+class Model(StrEnum):
+    """What ranks the samples."""
+
+    auto = "auto"
+    linear = "linear"
+    trees = "trees"
+    mlp = "mlp"
+
+
+class Reviewed(NamedTuple):
+    """The result of a review.
+
+    Attributes:
+        ranking: of all samples, those of a trusted file at the end.
+        classes: the labels, sorted.
+        method: what was done, in a line.
+    """
+
+    ranking: Ranking
+    classes: Shaped[np.ndarray, " classes"]
+    method: str
+
+    def suggested(self) -> Shaped[np.ndarray, " n"]:
+        """The most probable label of each sample."""
+        return self.classes[self.ranking.posterior.argmax(1)]
+
+
+def review(
+    samples: Samples,
+    model: Model = Model.auto,
+    probabilities: Probabilities | None = None,
+    embeddings: Float[np.ndarray, "n d"] | None = None,
+    seed: int = 0,
+) -> Reviewed:
+    """Rank the labels of samples.
+
+    Args:
+        samples: as they were read.
+        model: the classifiers; unused with probabilities.
+        probabilities: predicted by the user's own model, out of sample, for the samples of TRAIN.
+        embeddings: features that replace those of the samples of TRAIN.
+        seed: of the classifiers.
+
+    Raises:
+        InputError: fewer than ten labels are in doubt; a model for tables is asked for texts; embeddings or
+            probabilities come with a trusted file, for whose samples they have no rows.
+    """
+    classes, codes = np.unique(samples.labels, return_inverse=True)
+    doubted = int((~samples.trusted).sum())
+    if doubted < LEAST_IN_DOUBT:
+        raise InputError(
+            f"{samples.name}: {doubted} labels are in doubt. At least {LEAST_IN_DOUBT} samples that are not trusted "
+            "are needed."
+        )
+    given = "--pred-probs" if probabilities is not None else "--embeddings"
+    if (probabilities is not None or embeddings is not None) and samples.own < len(samples.labels):
+        raise InputError(
+            f"{given} has no rows for the samples of --trusted. Put them into TRAIN, and mark them by --trusted-column."
+        )
+    trusted = _evidence(int(samples.trusted.sum()))
+    if probabilities is not None:
+        found = rank_probabilities(probabilities.values, codes, samples.trusted)
+        return Reviewed(found, classes, f"Given probabilities, explained by a noise matrix {trusted}.")
+    X, experts, name = _experts(samples, model, embeddings)
+    found = rank(X, codes, samples.trusted, len(classes), experts, seed)
+    weights = "" if found.model is None or len(experts) == 1 else _shares(found.model.weights)
+    return Reviewed(found, classes, f"{name}{weights}, explained by a noise matrix {trusted}.")
+
+
+def _evidence(trusted: int) -> str:
+    if trusted == 0:
+        return "from the given labels alone"
+    return f"that was tuned on {trusted:,} trusted labels (prior: {TRUSTED_COUNT:g} of each class)"
+
+
+def _shares(weights: Float[np.ndarray, " experts"]) -> str:
+    return f" ({', '.join(f'{weight:.0%}' for weight in weights)})"
+
+
+def _experts(
+    samples: Samples, model: Model, embeddings: Float[np.ndarray, "n d"] | None
+) -> tuple[Shaped[np.ndarray, "n ..."], Sequence[Expert], str]:
+    """The features, the classifiers, and their name."""
+    if embeddings is None and samples.kind == "text":
+        if model not in (Model.auto, Model.linear):
+            raise InputError(
+                f"--model {model.value} takes rows of numbers, and {samples.name} holds texts. Leave --model out, or "
+                "pass --embeddings."
+            )
+        words = TfidfVectorizer(sublinear_tf=True, ngram_range=(1, 2), min_df=2, max_features=50_000)
+        texts = np.array(samples.features, dtype=object)
+        return texts, (Folds(make_pipeline(words, LogisticRegression(C=10.0))),), "Logistic regression on words"
+    X = embeddings if embeddings is not None else _rows(samples)
+    if model is Model.linear:
+        return X, (linear(),), "Logistic regression"
+    if model is Model.trees:
+        return X, (Forest(extra=True), Forest(extra=False)), "Two forests"
+    if model is Model.mlp:
+        classes = len(np.unique(samples.labels))
+        standard = (X - X.mean(0)) / np.maximum(X.std(0), np.finfo(X.dtype).eps)
+        return standard, (Network(mlp(classes), Training(), NETWORK_FOLDS),), "A network with one hidden layer"
+    return X, TABLES, "Logistic regression and two forests"
+
+
+def _rows(samples: Samples) -> Float[np.ndarray, "n d"]:
+    """A matrix; pictures are averaged to at most 16 x 16 pixels."""
+    if samples.kind != "images":
+        return np.asarray(samples.features)
+    pictures = np.asarray(samples.features)
+    n, height, width, channels = pictures.shape
+    rows, columns = (np.array_split(np.arange(size), min(size, PICTURE_SIDE)) for size in (height, width))
+    made = np.empty((n, len(rows), len(columns), channels), np.float32)
+    for i, row in enumerate(rows):
+        for j, column in enumerate(columns):
+            block = pictures[:, row[0] : row[-1] + 1, column[0] : column[-1] + 1]
+            made[:, i, j] = block.mean(axis=(1, 2), dtype=np.float32) / 255
+    if channels == 3 and (pictures[..., :1] == pictures).all():
+        made = made[..., :1]
+    return made.reshape(n, -1)

@@ -1,0 +1,233 @@
+"""The files of `bilevax denoise`: what it reads, writes and prints."""
+
+import shutil
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Bool
+from rich.table import Table
+
+from bilevax._checks import InputError
+from bilevax.cli._printing import as_table
+from bilevax.cli._runs import Run
+from bilevax.loop.stages import Stages
+
+if TYPE_CHECKING:  # these pull in pandas and scikit-learn, which `--help` need not wait for
+    from bilevax.applications.denoising.review import Decisions
+    from bilevax.applications.denoising.reviewing import Model, Reviewed
+    from bilevax.data.samples.probabilities import Probabilities
+    from bilevax.data.samples.types import Options, Samples
+
+SHOWN, ON_SHEET = 10, 50  # suspects: in the terminal, on the contact sheet
+DEMO = "digits.npz"
+LONGEST = 40  # characters of a cell in the terminal
+
+
+class Inputs(NamedTuple):
+    """What a review reads.
+
+    Attributes:
+        samples: the samples.
+        wrong: which labels are wrong, where that is known.
+        probabilities: of --pred-probs.
+        embeddings: of --embeddings.
+        notes: in sentences.
+    """
+
+    samples: "Samples"
+    wrong: Bool[np.ndarray, " n"] | None
+    probabilities: "Probabilities | None"
+    embeddings: Any
+    notes: tuple[str, ...]
+
+
+def read(
+    train: Path | None,
+    trusted: Path | None,
+    options: "Options",
+    pred_probs: Path | None,
+    embeddings: Path | None,
+    seed: int,
+    folder: Path,
+) -> Inputs:
+    """Read the files of a user, or make the demonstration's in `folder`."""
+    from bilevax.data.samples.probabilities import read_embeddings, read_probabilities
+    from bilevax.data.samples.read import read_samples
+
+    wrong = None
+    if train is None:
+        from bilevax.data.corruption import noisy_digits
+
+        digits = noisy_digits(seed)
+        train = folder / DEMO
+        np.savez(train, X=np.round(digits.images * 255).astype(np.uint8), y=digits.y)
+        wrong = digits.y != digits.y_true
+    samples = read_samples(train, trusted, options._replace(elsewhere=(pred_probs or embeddings) is not None))
+    p = None if pred_probs is None else read_probabilities(pred_probs, samples)
+    e = None if embeddings is None else read_embeddings(embeddings, samples)
+    return Inputs(samples, wrong, p, e, samples.notes if p is None else (*samples.notes, *p.notes))
+
+
+def review(inputs: Inputs, model: "Model", seed: int, stages: Stages) -> "Reviewed":
+    """Rank the labels; the result is a stage."""
+    from bilevax.applications.denoising.ranking import Ranking
+    from bilevax.applications.denoising.reviewing import Reviewed, review
+
+    def compute(_: Any) -> dict[str, Any]:
+        found = review(inputs.samples, model, inputs.probabilities, inputs.embeddings, seed)
+        return {"ranking": found.ranking._replace(model=None)._asdict(), "method": found.method}
+
+    stored = stages.of("review", compute)
+    ranking = stages.rebuilt(Ranking, {k: v for k, v in stored["ranking"].items() if k != "model"}, model=None)
+    return Reviewed(ranking, np.unique(inputs.samples.labels), stored["method"])
+
+
+def files(train: Path | None, compared: tuple[str, ...], applied: bool) -> list[str]:
+    """The files that a review writes."""
+    names = ["report.html", "suspects.csv", "noise_matrix.csv", "results.json", "contact_sheet.png", *compared]
+    if train is None:
+        names.append(DEMO)
+    if applied and train is not None and not train.is_dir():
+        names.append(corrected_name(train))
+    return names + (["changes.csv"] if applied else [])
+
+
+def corrected_name(train: Path) -> str:
+    """The name of the corrected data: `corrected` with the suffixes of the file."""
+    known = [suffix for suffix in train.suffixes if suffix[1:].isalnum()]
+    return "corrected" + "".join(
+        known[-2:] if len(known) > 1 and known[-1] in (".gz", ".bz2", ".xz", ".zst", ".zip") else known[-1:]
+    )
+
+
+def write(inputs: Inputs, found: "Reviewed", title: str, report: dict[str, Any], run: Run) -> None:
+    """Write the tables, the page, and a picture of the first suspects where the samples are pictures."""
+    import pandas as pd
+
+    from bilevax import plots
+    from bilevax.applications.denoising.review import Review, page_suspects, review_page, suspects_frame
+
+    samples, ranking, suggested = inputs.samples, found.ranking, found.suggested()
+    probability = ranking.probability_wrong
+    names = [str(name) for name in found.classes.tolist()]
+    run.csv("suspects.csv", suspects_frame(samples, probability, suggested))
+    run.csv(
+        "noise_matrix.csv",
+        pd.DataFrame(ranking.noise_matrix, columns=names).assign(true=names).set_index("true").reset_index(),
+    )
+    run.json("results.json", report)
+    likely, low, high = ranking.expected_wrong
+    page = Review(
+        title,
+        samples.source.digest,
+        names,
+        page_suspects(samples, probability, suggested),
+        samples.own,
+        likely,
+        (low, high),
+        ranking.noise_matrix,
+        found.method,
+    )
+    run.file("report.html", lambda path: review_page(page, path))
+    if samples.kind == "images":
+        first = np.argsort(-probability[: samples.own], kind="stable")[:ON_SHEET]
+        pictures = np.asarray(samples.features)[first] / np.float32(255)
+        titles = [f"row {samples.record[i]}\n{str(samples.labels[i])[:9]} → {str(suggested[i])[:9]}" for i in first]
+        heading = f"The {len(first)} most suspicious of {samples.own:,}: given label → suggested label"
+        wrong = None if inputs.wrong is None else inputs.wrong[first].tolist()
+        if wrong is not None:
+            heading += "   (orange frame: wrong indeed, blue: right)"
+        run.picture("contact_sheet.png", lambda path: plots.contact_sheet(pictures, titles, path, heading, wrong))
+
+
+def apply(samples: "Samples", decisions: "Decisions", run: Run) -> int:
+    """Write the corrected data and the change log; the number of changes."""
+    from bilevax.applications.denoising.review import apply_decisions
+
+    logs = []
+    source = samples.source
+    if source.path.is_dir():
+        logs.append(apply_decisions(source, decisions, run.out / "corrected"))
+        run.written.append("corrected")
+    else:
+        # Under a temporary name: apply_decisions writes only what does not exist.
+        with tempfile.TemporaryDirectory() as folder:
+            made = Path(folder) / corrected_name(source.path)
+            logs.append(apply_decisions(source, decisions, made))
+            run.file(made.name, lambda path: shutil.copyfile(made, path))
+    run.csv("changes.csv", logs[0])
+    return len(logs[0])
+
+
+def apply_suggestions(inputs: Inputs, found: "Reviewed", above: float, run: Run) -> None:
+    """Write the data with all suggestions above a probability."""
+    from bilevax.applications.denoising.review import automatic_decisions, suspects_frame
+
+    frame = suspects_frame(inputs.samples, found.ranking.probability_wrong, found.suggested())
+    apply(inputs.samples, automatic_decisions(frame, above, inputs.samples.source.digest), run)
+
+
+def summary(inputs: Inputs, found: "Reviewed", title: str) -> Table:
+    """The first suspects."""
+    samples, ranking, suggested = inputs.samples, found.ranking, found.suggested()
+    order = np.argsort(-ranking.probability_wrong[: samples.own], kind="stable")[:SHOWN]
+    likely, low, high = ranking.expected_wrong
+    where = "line" if samples.source.encoding else "row"
+    places = samples.lines if samples.source.encoding else samples.record
+    rows = [
+        [
+            str(places[i]) if samples.identifiers is None else samples.identifiers[i][-LONGEST:],
+            str(samples.labels[i])[:LONGEST],
+            str(suggested[i])[:LONGEST],
+            f"{ranking.probability_wrong[i]:.3f}",
+        ]
+        for i in order.tolist()
+    ]
+    trusted = int(samples.trusted.sum())
+    return as_table(
+        f"{title}: {samples.own:,} samples of {len(found.classes)} classes, {trusted:,} trusted; about {likely:.0f} "
+        f"labels are wrong ({low:.0f} to {high:.0f})",
+        [where if samples.identifiers is None else "sample", "given", "suggested", "probability\nwrong"],
+        rows,
+        f"{found.method} Interval: 90%. All samples are in suspects.csv; decide about them in report.html.",
+        whole=False,
+    )
+
+
+def figures(inputs: Inputs, found: "Reviewed", title: str) -> dict[str, Any]:
+    """The figures of a review, for results.json."""
+    from sklearn.metrics import average_precision_score
+
+    samples, ranking = inputs.samples, found.ranking
+    suspects = found.suggested()[: samples.own] != samples.labels[: samples.own]
+    report: dict[str, Any] = {
+        "data": {
+            "title": title,
+            "kind": samples.kind,
+            "samples": samples.own,
+            "records": samples.source.records,
+            "trusted": int(samples.trusted.sum()),
+            "classes": [str(name) for name in found.classes.tolist()],
+            "sha256": samples.source.digest,
+            "notes": list(inputs.notes),
+        },
+        "method": found.method,
+        "expected_wrong": dict(zip(("number", "low", "high"), ranking.expected_wrong, strict=True)),
+        "suspects": int(suspects.sum()),
+        "noise_matrix": ranking.noise_matrix,
+    }
+    if inputs.wrong is not None:
+        report["known"] = {
+            "wrong": int(inputs.wrong.sum()),
+            "average_precision": float(average_precision_score(inputs.wrong, ranking.probability_wrong)),
+            "suspects_wrong": int((suspects & inputs.wrong).sum()),
+        }
+    return report
+
+
+def require(condition: bool, sentence: str) -> None:
+    """Refuse options that do not fit."""
+    if not condition:
+        raise InputError(sentence)
