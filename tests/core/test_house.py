@@ -33,7 +33,8 @@ ORDER = [
     "cli",
 ]
 DIFFERENTIATION = {"grad", "value_and_grad", "jvp", "vjp", "linearize", "jacfwd", "jacrev", "hessian"}
-MAY_DIFFERENTIATE = {"derivatives.py", "solvers/unrolled.py"}
+# The last one differentiates a plain loss of a noise matrix.
+MAY_DIFFERENTIATE = {"derivatives.py", "solvers/unrolled.py", "applications/denoising/noise.py"}
 FILES = sorted(SOURCE.rglob("*.py"))
 PRIVATE_FILES = {path.stem for path in FILES} | {path.parent.name for path in FILES}
 

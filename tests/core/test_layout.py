@@ -260,12 +260,12 @@ def test_the_commands_take_devices(tmp_path):
 
     for name, part in (("train", slice(0, 60)), ("clean", slice(60, 100))):
         np.savez(tmp_path / f"{name}.npz", X=X[part], y=np.argmax(X[part, :CLASSES], 1))
-    files = [str(tmp_path / "train.npz"), "--clean", str(tmp_path / "clean.npz")]
-    arguments = ["denoise", *files, "--steps", "3", "--out"]
+    files = [str(tmp_path / "train.npz"), "--trusted", str(tmp_path / "clean.npz")]
+    arguments = ["denoise", *files, "--compare", "--steps", "3", "--out"]
     one = CliRunner().invoke(app, [*arguments, str(tmp_path / "one")])
     two = CliRunner().invoke(app, [*arguments, str(tmp_path / "two"), "--devices", "2"])
     assert (one.exit_code, two.exit_code) == (0, 0), two.output
-    first, second = (pd.read_csv(tmp_path / name / "suspects.csv").sort_values("row") for name in ("one", "two"))
+    first, second = (pd.read_csv(tmp_path / name / "weights.csv").sort_values("row") for name in ("one", "two"))
     np.testing.assert_allclose(first.weight, second.weight, rtol=1e-8)
     many = CliRunner().invoke(app, [*arguments, str(tmp_path / "many"), "--devices", "64"])
     assert many.exit_code == 2

@@ -79,19 +79,21 @@ def review(inputs: Inputs, model: "Model", seed: int, stages: Stages) -> "Review
         found = review(inputs.samples, model, inputs.probabilities, inputs.embeddings, seed)
         return {"ranking": found.ranking._replace(model=None)._asdict(), "method": found.method}
 
-    stored = stages.of("review", compute)
+    # A folder may have changed since a run was interrupted.
+    stored = stages.of(f"review-{inputs.samples.source.digest[:12]}", compute)
     ranking = stages.rebuilt(Ranking, {k: v for k, v in stored["ranking"].items() if k != "model"}, model=None)
     return Reviewed(ranking, np.unique(inputs.samples.labels), stored["method"])
 
 
-def files(train: Path | None, compared: tuple[str, ...], applied: bool) -> list[str]:
-    """The files that a review writes."""
-    names = ["report.html", "suspects.csv", "noise_matrix.csv", "results.json", "contact_sheet.png", *compared]
+def files(train: Path | None, compared: tuple[str, ...], apply: str | None) -> list[str]:
+    """The files that the command writes."""
+    reviewed = ["report.html", "suspects.csv", "noise_matrix.csv", "results.json", "contact_sheet.png", *compared]
+    names = reviewed if apply in (None, "auto") else []
     if train is None:
-        names.append(DEMO)
-    if applied and train is not None and not train.is_dir():
-        names.append(corrected_name(train))
-    return names + (["changes.csv"] if applied else [])
+        return [*names, DEMO]
+    if apply is None:
+        return names
+    return [*names, "changes.csv", *([] if train.is_dir() else [corrected_name(train)])]
 
 
 def corrected_name(train: Path) -> str:

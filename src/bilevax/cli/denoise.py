@@ -1,5 +1,6 @@
 """`bilevax denoise`: the wrong labels in a user's data, a page to review them, and the corrected data."""
 
+import os
 import shutil
 import tempfile
 import time
@@ -155,42 +156,38 @@ def denoise(
         by_file = apply is not None and apply != "auto"
         alone = {"--trusted": trusted, "--target": target, "--pred-probs": pred_probs, "--embeddings": embeddings}
         alone |= {"--test": test, "--trusted-column": trusted_column, "--apply": apply}
-        _check(train, trusted, compare, settings, alone)
+        _check(train, trusted, compare, settings, devices, alone)
         shared = out
         layout, out = laid_out(devices, out)
-        from bilevax.data.samples.types import Options
-
-        options = Options(
-            target, labels, trusted_column, tuple(drop or ()), tuple(keep or ()), encoding, separator, strict=strict
-        )
-        inputs = _reviewing.read(train, trusted, options, pred_probs, embeddings, seed, Path(folder))
-        files = {"trusted": trusted, "pred-probs": pred_probs, "embeddings": embeddings, "labels": labels, "test": test}
-        if by_file:
-            files["apply"] = Path(str(apply))
+        given = {"train": train, "trusted": trusted, "pred-probs": pred_probs, "embeddings": embeddings}
+        given |= {"labels": labels, "test": test, "apply": Path(str(apply)) if by_file else None}
         known: dict[str, Any] = {
-            name: None if path is None or path.is_dir() else digest(name, path) for name, path in files.items()
+            name: None if path is None else str(path) if _is_folder(name, path) else digest(name, path)
+            for name, path in given.items()
         }
-        known |= {
-            "train": inputs.samples.source.digest,
-            **options._replace(labels=None)._asdict(),
-            "model": model.value,
-        }
-        known |= {"apply": apply, "above": above, "compare": compare, **settings._replace(test=None)._asdict()}
-        names = _reviewing.files(train, _comparing.FILES if compare else (), apply is not None)
+        known |= {"target": target, "trusted_column": trusted_column, "drop": drop, "keep": keep, "strict": strict}
+        known |= {"separator": separator, "encoding": encoding, "model": model.value, "above": above}
+        known |= {"apply": apply, "compare": compare, "seed": seed, **settings._replace(test=None)._asdict()}
+        names = _reviewing.files(train, _comparing.FILES if compare else (), apply)
         run = Run(
             "denoise",
             out,
             names,
-            known | {"seed": seed},
-            {"TRAIN": train} | {f"--{name}": path for name, path in files.items()},
+            known,
+            {name.upper() if name == "train" else f"--{name}": path for name, path in given.items()},
             resume=resume,
             overwrite=overwrite,
             shared=shared,
             asked=asked,
         )
         title = "scikit-learn's handwritten digits" if train is None else train.name
-        title = "scikit-learn's handwritten digits" if train is None else train.name
         with run.stages() as stages:
+            from bilevax.data.samples.types import Options
+
+            options = Options(
+                target, labels, trusted_column, tuple(drop or ()), tuple(keep or ()), encoding, separator, strict=strict
+            )
+            inputs = _reviewing.read(train, trusted, options, pred_probs, embeddings, seed, Path(folder))
             for note in inputs.notes:
                 say(note)
             if by_file:
@@ -207,7 +204,7 @@ def denoise(
             if compare:
                 compared = _comparing.compare(train, trusted, target, settings, seed, stages, layout)
             report = {
-                "settings": known | {"seed": seed},
+                "settings": known,
                 "seed": seed,
                 "resumed": stages.resumed,
                 **surroundings("jax", "optax", "numpy", "scikit-learn"),
@@ -228,17 +225,22 @@ def denoise(
         run.end(time.perf_counter() - began)
 
 
+def _is_folder(name: str, path: Path) -> bool:
+    return name in ("train", "trusted") and os.path.isdir(path)
+
+
 def _check(
     train: Path | None,
     trusted: Path | None,
     compare: bool,
     settings: _comparing.Settings,
+    devices: int | None,
     alone: Mapping[str, Any],
 ) -> None:
     """Refuse options that do not fit.
 
     Args:
-        train, trusted, compare, settings: of the command.
+        train, trusted, compare, settings, devices: of the command.
         alone: options that need TRAIN.
     """
     if train is None:
@@ -250,6 +252,6 @@ def _check(
             "--compare learns weights by trusted samples. Pass a file of them by --trusted.",
         )
         return
-    for name, value in settings._asdict().items():
+    for name, value in {**settings._asdict(), "devices": devices}.items():
         flag = f"--{name.replace('_', '-')}"
         require(not value, f"{flag} is an option of the comparison. Add --compare, or leave {flag} out.")

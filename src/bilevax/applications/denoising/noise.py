@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
-from scipy import optimize, special
+from scipy import optimize
 
 # Chosen on tables other than those reported (experiments/denoising/tables.py, DEVELOPMENT).
 FLOOR = 2e-3  # of a probability, before they are normalised again
@@ -218,27 +218,6 @@ def _own(p: Float[np.ndarray, "n classes"], labels: Int[np.ndarray, " n"]) -> Fl
 def other_than(p: Float[np.ndarray, "n classes"], labels: Int[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
     """The probability of the other labels; 1 - p would be 0 for all samples that are nearly certain."""
     return np.where(np.arange(p.shape[1]) == labels[:, None], 0, p).sum(1)
-
-
-def shifted(probability: Float[np.ndarray, " n"], total: float) -> Float[np.ndarray, " n"]:
-    """Probabilities with their odds multiplied by one number so that they sum to `total`; their order stays.
-
-    Example:
-        >>> import numpy as np
-        >>> from bilevax.applications.denoising.noise import shifted
-        >>> float(shifted(np.array([0.1, 0.2, 0.9]), 2.0).sum().round(6))
-        2.0
-    """
-    low, high = -50.0, 50.0
-    with np.errstate(divide="ignore"):
-        odds = np.log(probability) - np.log1p(-np.minimum(probability, 1 - 1e-16))
-    for _ in range(60):
-        middle = (low + high) / 2
-        if special.expit(odds + middle).sum() < total:
-            low = middle
-        else:
-            high = middle
-    return special.expit(odds + (low + high) / 2)
 
 
 def deconvolved(

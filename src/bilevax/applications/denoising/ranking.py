@@ -49,8 +49,9 @@ def rank(
     2. T comes from p and the given labels, then from the trusted samples if there are some (see `noise`).
     3. The posterior of the true class is a soft label; the experts are fitted again, on all samples. This is repeated.
     4. The predictions of the last fit are calibrated, and T is estimated once more (see `noise.calibrated`).
-    The posterior is the mean of that of the first fit, of the last fit, and twice that of the calibrated predictions:
-    the first is better where wrong labels have no structure, the last where they have.
+    The calibrated posterior gives the probabilities. Their order is that of the mean of the posteriors of the first
+    fit, of the last fit, and twice the calibrated one: the first is better where wrong labels have no structure, the
+    last where they have.
 
     Args:
         X: samples.
@@ -76,7 +77,7 @@ def rank(
     q = model.out_of_sample
     last = noise.calibrated(q, labels, trusted, matrix)
     final = _posterior(noise.sharpened(q, last.power), last.noise, labels, trusted)
-    return _ranking((start + found + 2 * final) / 4, last, q, labels, trusted, model)
+    return _ranking(start + found + 2 * final, final, last, q, labels, trusted, model)
 
 
 def rank_probabilities(
@@ -88,7 +89,7 @@ def rank_probabilities(
     q = noise.deconvolved(p, matrix)
     last = noise.calibrated(q, labels, trusted, matrix)
     final = _posterior(noise.sharpened(q, last.power), last.noise, labels, trusted)
-    return _ranking((start + final) / 2, last, q, labels, trusted, None)
+    return _ranking(start + final, final, last, q, labels, trusted, None)
 
 
 def noise_matrix(
@@ -111,17 +112,21 @@ def _posterior(
 
 
 def _ranking(
-    found: Float[np.ndarray, "n classes"],
+    evidence: Float[np.ndarray, "n classes"],
+    final: Float[np.ndarray, "n classes"],
     last: noise.Calibrated,
     q: Float[np.ndarray, "n classes"],
     labels: Int[np.ndarray, " n"],
     trusted: Bool[np.ndarray, " n"],
     model: FittedStack | None,
 ) -> Ranking:
-    wrong, doubted = noise.other_than(found, labels), ~trusted
-    final = noise.posterior(noise.sharpened(q[doubted], last.power), last.noise, labels[doubted])
-    likely = float(noise.other_than(final, labels[doubted]).sum())
-    wrong[doubted] = noise.shifted(wrong[doubted], likely)
-    spread, n = Z_90 * float(np.sqrt(np.sum(wrong * (1 - wrong)))), int(doubted.sum())
+    """The probabilities of `final` in the order of `evidence`."""
+    doubted = np.flatnonzero(~trusted)
+    order = np.argsort(noise.other_than(evidence, labels)[doubted], kind="stable")
+    wrong = np.zeros(len(labels))
+    wrong[doubted[order]] = np.sort(noise.other_than(final, labels)[doubted])
+    likely, n = float(wrong.sum()), len(doubted)
+    spread = Z_90 * float(np.sqrt(np.sum(wrong * (1 - wrong))))
     low, high = min(n * last.least, likely) - spread, max(n * last.most, likely) + spread
-    return Ranking(wrong, (likely, max(0.0, low), min(float(n), high)), found, last.noise, last.power, q, model)
+    interval = (likely, max(0.0, low), min(float(n), high))
+    return Ranking(wrong, interval, final, last.noise, last.power, q, model)
