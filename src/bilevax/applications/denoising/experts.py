@@ -86,6 +86,7 @@ class Forest:
             random_state=seed,
             n_jobs=-1,
         ).fit(X, targets)
+        forest.n_jobs = 1  # predictions are summed in the order in which threads end: their last bits would differ
         return FittedForest(_normalised(forest.oob_prediction_), forest)
 
 
