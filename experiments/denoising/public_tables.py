@@ -82,7 +82,7 @@ def load(name: str, seed: int, most: int = MOST_ROWS) -> Table:
     frequent = np.bincount(y)[y] >= FEWEST_OF_A_CLASS
     frame, y = frame[frequent], np.unique(y[frequent], return_inverse=True)[1]
     numbers = frame.select_dtypes("number").astype(float)
-    texts = frame.drop(columns=numbers.columns).astype(str)
+    texts = frame.drop(columns=numbers.columns).astype(object).fillna("missing").astype(str)
     columns = [numbers.fillna(numbers.median()).to_numpy()]
     if texts.shape[1]:
         columns.append(pd.get_dummies(texts).to_numpy(float))

@@ -24,12 +24,14 @@ from sklearn.preprocessing import StandardScaler
 
 from bilevax import InputError
 from bilevax.applications.denoising.ranking import rank
+from experiments.catalog import EXPERIMENTS
 from experiments.common.cells import Rows, kept_cell
 from experiments.common.settings import Settings, pick, pick_data_sets, pick_noise
 from experiments.denoising.ablation import precisions_of_parts
 from experiments.denoising.public_tables import MOST_ROWS, RATES, SCIKIT_LEARN, TABLES, Draw, draw, load
 from experiments.denoising.tables_report import ABLATION, OURS, Cell, report
 
+TITLE = EXPERIMENTS["review-tables"].title
 # On these, in KEEL's binned form, the settings of the ranking were chosen. They are not in the study.
 DEVELOPMENT = ("satimage", "phoneme", "vehicle", "magic", "german", "ring", "marketing", "texture")
 TRUSTED = (0, 30, 100, 200)
@@ -163,7 +165,7 @@ def run(settings: Settings) -> None:
         cell: [_kept(settings, cell, seed, labels) for seed in range(count)]
         for cell in cells(names, kinds, settings.quick)
     }
-    report(settings, found, labels, count, time.perf_counter() - began)
+    report(settings, TITLE, found, labels, count, time.perf_counter() - began)
 
 
 def _kept(settings: Settings, cell: Cell, seed: int, labels: list[str]) -> Rows:

