@@ -129,7 +129,7 @@ def test_review_finds_wrong_labels_and_applies_its_suggestions(tmp_path, files, 
     command = ["denoise", files[0], "--target", "kind", "--out", tmp_path / "out"]
     result = bilevax_command(*command, "--apply", "auto", "--above", 0.8)
     assert result.exit_code == 0, result.output
-    assert "decide about them in report.html" in " ".join(result.stdout.split())
+    assert f"Decide about the suspects in {tmp_path / 'out' / 'report.html'}" in result.stdout
     suspects = pd.read_csv(tmp_path / "out" / "suspects.csv")
     assert suspects.columns[:5].tolist() == ["row", "line", "given_label", "suggested_label", "probability_wrong"]
     wrong = np.arange(150) < 30
@@ -164,7 +164,7 @@ def test_decisions_are_applied_without_a_review(tmp_path, files, frames):
     command = ["denoise", files[0], "--target", "kind", "--apply", decisions, "--out", tmp_path / "out"]
     result = bilevax_command(*command)
     assert result.exit_code == 0, result.output
-    assert "2 of 150 samples were corrected or left out" in result.stdout
+    assert "2 of 150 samples are corrected or left out" in result.stdout
     after = pd.read_csv(tmp_path / "out" / "corrected.csv")
     expected = frames[0].assign(kind=given.mask(np.arange(150) == 3, other)).drop(index=5)
     assert after["kind"].tolist() == expected["kind"].tolist()
@@ -213,6 +213,17 @@ def test_arguments_that_need_others(tmp_path, files):
     assert "needs --target" in refused("denoise", files[0], "--trusted", files[1], "--out", tmp_path / "out")
     assert "--trusted is given without TRAIN" in refused("denoise", "--trusted", files[1], "--out", tmp_path / "out")
     assert "--target is given without TRAIN" in refused("denoise", "--target", "kind", "--out", tmp_path / "out")
+
+
+def test_options_that_apply_and_given_probabilities_do_not_use(tmp_path, files):
+    only = ("denoise", files[0], "--target", "kind", "--out", tmp_path / "out")
+    assert "--above is the probability of --apply auto" in refused(*only, "--above", 0.8)
+    assert "--apply FILE does not review" in refused(*only, "--trusted", files[1], "--compare", "--apply", files[2])
+    assert "--model is not used" in refused(*only, "--pred-probs", files[2], "--model", "trees")
+    (tmp_path / "out" / "corrected").mkdir(parents=True)
+    (tmp_path / "pictures").mkdir()
+    text = refused("denoise", tmp_path / "pictures", "--apply", "auto", "--out", tmp_path / "out")
+    assert "corrected exists, and is not overwritten" in text
 
 
 def test_csv_without_the_target_column(tmp_path, files, frames):

@@ -10,7 +10,7 @@ from jaxtyping import Bool
 from rich.table import Table
 
 from bilevax._checks import InputError
-from bilevax.cli._printing import as_table
+from bilevax.cli._printing import as_table, quoted
 from bilevax.cli._runs import Run
 from bilevax.loop.stages import Stages
 
@@ -21,8 +21,9 @@ if TYPE_CHECKING:  # these pull in pandas and scikit-learn, which `--help` need 
     from bilevax.data.samples.types import Options, Samples
 
 SHOWN, ON_SHEET = 10, 50  # suspects: in the terminal, on the contact sheet
-DEMO = "digits.npz"
+DEMO, CORRECTED = "digits.npz", "corrected"
 LONGEST = 40  # characters of a cell in the terminal
+DIGITS = 6  # of probabilities in files
 
 
 class Inputs(NamedTuple):
@@ -99,7 +100,7 @@ def files(train: Path | None, compared: tuple[str, ...], apply: str | None) -> l
 def corrected_name(train: Path) -> str:
     """The name of the corrected data: `corrected` with the suffixes of the file."""
     known = [suffix for suffix in train.suffixes if suffix[1:].isalnum()]
-    return "corrected" + "".join(
+    return CORRECTED + "".join(
         known[-2:] if len(known) > 1 and known[-1] in (".gz", ".bz2", ".xz", ".zst", ".zip") else known[-1:]
     )
 
@@ -114,11 +115,9 @@ def write(inputs: Inputs, found: "Reviewed", title: str, report: dict[str, Any],
     samples, ranking, suggested = inputs.samples, found.ranking, found.suggested()
     probability = ranking.probability_wrong
     names = [str(name) for name in found.classes.tolist()]
-    run.csv("suspects.csv", suspects_frame(samples, probability, suggested))
-    run.csv(
-        "noise_matrix.csv",
-        pd.DataFrame(ranking.noise_matrix, columns=names).assign(true=names).set_index("true").reset_index(),
-    )
+    run.csv("suspects.csv", suspects_frame(samples, probability, suggested).round({"probability_wrong": DIGITS}))
+    matrix = pd.DataFrame(ranking.noise_matrix.round(DIGITS), columns=names)
+    run.csv("noise_matrix.csv", matrix.set_axis(pd.Index(names, name="true")).reset_index())
     run.json("results.json", report)
     likely, low, high = ranking.expected_wrong
     page = Review(
@@ -137,10 +136,10 @@ def write(inputs: Inputs, found: "Reviewed", title: str, report: dict[str, Any],
         first = np.argsort(-probability[: samples.own], kind="stable")[:ON_SHEET]
         pictures = np.asarray(samples.features)[first] / np.float32(255)
         titles = [f"row {samples.record[i]}\n{str(samples.labels[i])[:9]} → {str(suggested[i])[:9]}" for i in first]
-        heading = f"The {len(first)} most suspicious of {samples.own:,}: given label → suggested label"
+        heading = f"The {len(first)} most suspicious of {samples.own:,}: given → suggested"
         wrong = None if inputs.wrong is None else inputs.wrong[first].tolist()
         if wrong is not None:
-            heading += "   (orange frame: wrong indeed, blue: right)"
+            heading += "   (orange: wrong, blue: right)"
         run.picture("contact_sheet.png", lambda path: plots.contact_sheet(pictures, titles, path, heading, wrong))
 
 
@@ -151,8 +150,8 @@ def apply(samples: "Samples", decisions: "Decisions", run: Run) -> int:
     logs = []
     source = samples.source
     if source.path.is_dir():
-        logs.append(apply_decisions(source, decisions, run.out / "corrected"))
-        run.written.append("corrected")
+        logs.append(apply_decisions(source, decisions, run.out / CORRECTED))
+        run.written.append(CORRECTED)
     else:
         # Under a temporary name: apply_decisions writes only what does not exist.
         with tempfile.TemporaryDirectory() as folder:
@@ -163,19 +162,56 @@ def apply(samples: "Samples", decisions: "Decisions", run: Run) -> int:
     return len(logs[0])
 
 
-def apply_suggestions(inputs: Inputs, found: "Reviewed", above: float, run: Run) -> None:
-    """Write the data with all suggestions above a probability."""
+def apply_suggestions(inputs: Inputs, found: "Reviewed", above: float, run: Run) -> int:
+    """Write the data with all suggestions above a probability; the number of changes."""
     from bilevax.applications.denoising.review import automatic_decisions, suspects_frame
 
     frame = suspects_frame(inputs.samples, found.ranking.probability_wrong, found.suggested())
-    apply(inputs.samples, automatic_decisions(frame, above, inputs.samples.source.digest), run)
+    return apply(inputs.samples, automatic_decisions(frame, above, inputs.samples.source.digest), run)
 
 
-def summary(inputs: Inputs, found: "Reviewed", title: str) -> Table:
+def changed(changes: int, samples: "Samples") -> str:
+    """How many samples decisions changed, in a sentence."""
+    return f"{changes:,} of {samples.own:,} samples are corrected or left out."
+
+
+def next_step(train: Path | None, options: "Options", run: Run) -> str:
+    """What a person does with the page, and the command that applies the decisions."""
+    out = run.out if run.elsewhere is None else run.elsewhere
+    command = ["bilevax", "denoise", str(out / DEMO if train is None else train)]
+    for name in ("target", "labels", "separator", "encoding"):
+        if (value := getattr(options, name)) is not None:
+            command += [f"--{name}", str(value)]
+    return (
+        f"Decide about the suspects in {out / 'report.html'}, and apply the decisions that it exports:\n"
+        f"  {quoted([*command, '--apply', 'decisions.csv'])}"
+    )
+
+
+def headline(report: dict[str, Any]) -> str:
+    """What a review found, in sentences.
+
+    Args:
+        report: of `figures`.
+    """
+    data, wrong = report["data"], report["expected_wrong"]
+    known = ""
+    if "known" in report:
+        truth = report["known"]
+        known = f" In fact {truth['wrong']:,} are, {truth['suspects_wrong']:,} of the suspects among them."
+    trusted = f", {data['trusted']:,} of the labels trusted" if data["trusted"] else ""
+    return (
+        f"{data['title']}: {data['samples']:,} samples of {len(data['classes'])} classes{trusted}.\n"
+        f"{report['method']}\n"
+        f"About {wrong['number']:,.0f} labels are wrong (90% interval: {wrong['low']:,.0f} to {wrong['high']:,.0f}). "
+        f"{report['suspects']:,} are suspects: another label is more probable.{known}"
+    )
+
+
+def summary(inputs: Inputs, found: "Reviewed") -> Table:
     """The first suspects."""
     samples, ranking, suggested = inputs.samples, found.ranking, found.suggested()
     order = np.argsort(-ranking.probability_wrong[: samples.own], kind="stable")[:SHOWN]
-    likely, low, high = ranking.expected_wrong
     where = "line" if samples.source.encoding else "row"
     places = samples.lines if samples.source.encoding else samples.record
     rows = [
@@ -187,15 +223,8 @@ def summary(inputs: Inputs, found: "Reviewed", title: str) -> Table:
         ]
         for i in order.tolist()
     ]
-    trusted = int(samples.trusted.sum())
-    return as_table(
-        f"{title}: {samples.own:,} samples of {len(found.classes)} classes, {trusted:,} trusted; about {likely:.0f} "
-        f"labels are wrong ({low:.0f} to {high:.0f})",
-        [where if samples.identifiers is None else "sample", "given", "suggested", "probability\nwrong"],
-        rows,
-        f"{found.method} Interval: 90%. All samples are in suspects.csv; decide about them in report.html.",
-        whole=False,
-    )
+    names = [where if samples.identifiers is None else "sample", "given", "suggested", "probability\nwrong"]
+    return as_table(f"The first {len(rows)}", names, rows, whole=False)
 
 
 def figures(inputs: Inputs, found: "Reviewed", title: str) -> dict[str, Any]:

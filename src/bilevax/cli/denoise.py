@@ -28,6 +28,7 @@ from bilevax.cli._shared import (
     surroundings,
 )
 
+ABOVE = 0.9
 COMPARISON = "With --compare"
 READING = "How the data is read"
 
@@ -78,8 +79,15 @@ def denoise(
         ),
     ] = None,
     above: Annotated[
-        float, typer.Option(min=0.0, max=1.0, callback=finite, help="The probability for --apply auto.")
-    ] = 0.9,
+        float | None,
+        typer.Option(
+            min=0.0,
+            max=1.0,
+            callback=lambda value: None if value is None else finite(value),
+            help="The probability for --apply auto.",
+            show_default=f"{ABOVE}",
+        ),
+    ] = None,
     drop: Annotated[
         list[str] | None, typer.Option(metavar="COLUMN", help="Leave out this column.", rich_help_panel=READING)
     ] = None,
@@ -157,12 +165,21 @@ def denoise(
         alone = {"--trusted": trusted, "--target": target, "--pred-probs": pred_probs, "--embeddings": embeddings}
         alone |= {"--test": test, "--trusted-column": trusted_column, "--apply": apply}
         _check(train, trusted, compare, settings, devices, alone)
+        _check_apply(train, apply, above, compare, out)
+        require(
+            pred_probs is None or model is Model.auto,
+            "--model is not used where --pred-probs gives the predictions. Leave one of them out.",
+        )
         shared = out
         layout, out = laid_out(devices, out)
         given = {"train": train, "trusted": trusted, "pred-probs": pred_probs, "embeddings": embeddings}
         given |= {"labels": labels, "test": test, "apply": Path(str(apply)) if by_file else None}
         known: dict[str, Any] = {
-            name: None if path is None else str(path) if _is_folder(name, path) else digest(name, path)
+            name.replace("-", "_"): None
+            if path is None
+            else str(path)
+            if _is_folder(name, path)
+            else digest(name, path)
             for name, path in given.items()
         }
         known |= {"target": target, "trusted_column": trusted_column, "drop": drop, "keep": keep, "strict": strict}
@@ -188,15 +205,15 @@ def denoise(
                 target, labels, trusted_column, tuple(drop or ()), tuple(keep or ()), encoding, separator, strict=strict
             )
             inputs = _reviewing.read(train, trusted, options, pred_probs, embeddings, seed, Path(folder))
-            for note in inputs.notes:
-                say(note)
             if by_file:
                 from bilevax.applications.denoising.review import read_decisions
 
                 changes = _reviewing.apply(inputs.samples, read_decisions(Path(str(apply))), run)
-                say(f"{changes:,} of {inputs.samples.own:,} samples were corrected or left out.")
+                say(_reviewing.changed(changes, inputs.samples))
                 run.end(time.perf_counter() - began)
                 return
+            for note in inputs.notes:
+                say(note)
             from bilevax.applications.denoising import reviewing
 
             found = _reviewing.review(inputs, reviewing.Model(model.value), seed, stages)
@@ -217,12 +234,17 @@ def denoise(
                 run.file(_reviewing.DEMO, lambda path: shutil.copyfile(inputs.samples.source.path, path))
             if compared is not None:
                 _comparing.write(compared, run)
+            changes = None
             if apply is not None:
-                _reviewing.apply_suggestions(inputs, found, above, run)
-        show(_reviewing.summary(inputs, found, title))
+                changes = _reviewing.apply_suggestions(inputs, found, ABOVE if above is None else above, run)
+        say(_reviewing.headline(report))
+        show(_reviewing.summary(inputs, found))
+        if changes is not None:
+            say(_reviewing.changed(changes, inputs.samples))
         if compared is not None:
             show(_comparing.table(compared.job, compared.found.rows, hold_out))
         run.end(time.perf_counter() - began)
+        say(_reviewing.next_step(train, options, run))
 
 
 def _is_folder(name: str, path: Path) -> bool:
@@ -255,3 +277,20 @@ def _check(
     for name, value in {**settings._asdict(), "devices": devices}.items():
         flag = f"--{name.replace('_', '-')}"
         require(not value, f"{flag} is an option of the comparison. Add --compare, or leave {flag} out.")
+
+
+def _check_apply(train: Path | None, apply: str | None, above: float | None, compare: bool, out: Path) -> None:
+    """Refuse options that do not fit --apply, and a folder of corrected data that exists."""
+    require(
+        above is None or apply == "auto", "--above is the probability of --apply auto. Add that, or leave --above out."
+    )
+    if apply is None:
+        return
+    require(
+        not compare or apply == "auto", "--apply FILE does not review anything. Leave --compare out, or run it before."
+    )
+    corrected = out / _reviewing.CORRECTED
+    require(
+        train is None or not train.is_dir() or not corrected.exists(),
+        f"{corrected} exists, and is not overwritten. Remove it, or pass another --out.",
+    )
