@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from jaxtyping import Bool
 from rich.table import Table
+from tqdm.auto import tqdm
 
 from bilevax._checks import InputError
 from bilevax.cli._printing import as_table, quoted
@@ -71,13 +72,22 @@ def read(
     return Inputs(samples, wrong, p, e, samples.notes if p is None else (*samples.notes, *p.notes))
 
 
-def review(inputs: Inputs, model: "Model", seed: int, stages: Stages) -> "Reviewed":
+def review(inputs: Inputs, model: "Model", encoder: Path | None, seed: int, stages: Stages) -> "Reviewed":
     """Rank the labels; the result is a stage."""
     from bilevax.applications.denoising.ranking import Ranking
     from bilevax.applications.denoising.reviewing import Reviewed, review
 
     def compute(_: Any) -> dict[str, Any]:
-        found = review(inputs.samples, model, inputs.probabilities, inputs.embeddings, seed)
+        bar: Any = None
+
+        def report(done: int, total: int) -> None:
+            nonlocal bar
+            bar = bar or tqdm(total=total, desc="Encoding", unit="sample")
+            bar.update(done - bar.n)
+            if done == total:
+                bar.close()
+
+        found = review(inputs.samples, model, inputs.probabilities, inputs.embeddings, encoder, seed, report)
         return {"ranking": found.ranking._replace(model=None)._asdict(), "method": found.method}
 
     # A folder may have changed since a run was interrupted.

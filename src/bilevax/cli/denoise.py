@@ -40,6 +40,8 @@ class Model(StrEnum):
     linear = "linear"
     trees = "trees"
     mlp = "mlp"
+    network = "network"
+    encoder = "encoder"
 
 
 def denoise(
@@ -69,7 +71,18 @@ def denoise(
     embeddings: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Features that replace those of TRAIN.")
     ] = None,
-    model: Annotated[Model, typer.Option(help="What predicts the labels.")] = Model.auto,
+    model: Annotated[
+        Model,
+        typer.Option(
+            help="What predicts the labels: for rows, linear, trees or mlp; for pictures also a small network; for "
+            "pictures and texts a pretrained encoder. auto: linear and trees for rows, words for texts, the encoder "
+            "for photographs if it is installed."
+        ),
+    ] = Model.auto,
+    encoder: Annotated[
+        Path | None,
+        typer.Option(metavar="PATH", help="The weights of the encoder.", show_default="the installed package"),
+    ] = None,
     apply: Annotated[
         str | None,
         typer.Option(
@@ -183,7 +196,14 @@ def denoise(
             for name, path in given.items()
         }
         known |= {"target": target, "trusted_column": trusted_column, "drop": drop, "keep": keep, "strict": strict}
-        known |= {"separator": separator, "encoding": encoding, "model": model.value, "above": above}
+        known |= {
+            "separator": separator,
+            "encoding": encoding,
+            "model": model.value,
+            "above": above,
+            "encoder": None if encoder is None else str(encoder),
+        }
+        known |= {"encoder": None if encoder is None else str(encoder)}
         known |= {"apply": apply, "compare": compare, "seed": seed, **settings._replace(test=None)._asdict()}
         names = _reviewing.files(train, _comparing.FILES if compare else (), apply)
         run = Run(
@@ -216,7 +236,7 @@ def denoise(
                 say(note)
             from bilevax.applications.denoising import reviewing
 
-            found = _reviewing.review(inputs, reviewing.Model(model.value), seed, stages)
+            found = _reviewing.review(inputs, reviewing.Model(model.value), encoder, seed, stages)
             compared = None
             if compare:
                 compared = _comparing.compare(train, trusted, target, settings, seed, stages, layout)

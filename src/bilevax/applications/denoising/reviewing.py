@@ -1,7 +1,8 @@
 """The review of samples as they were read: which classifiers rank them, and what they find."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from enum import StrEnum
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -15,23 +16,29 @@ from bilevax.applications.denoising.experts import TABLES, Expert, Folds, Forest
 from bilevax.applications.denoising.network import Network
 from bilevax.applications.denoising.noise import TRUSTED_COUNT
 from bilevax.applications.denoising.ranking import Ranking, rank, rank_probabilities
+from bilevax.data.samples.embedding import embedded
 from bilevax.data.samples.probabilities import Probabilities
 from bilevax.data.samples.types import Samples
-from bilevax.nn.networks import mlp
+from bilevax.nn.networks import lenet5, mlp
+from bilevax.nn.pretrained import efficientnet
 from bilevax.nn.training import Training
 
+LEAST_PHOTOGRAPH = 24  # pixels of the shorter side
+NETWORK_SIDE = 32  # pixels, to which pictures are averaged for a small network
 LEAST_IN_DOUBT = 10  # samples
 PICTURE_SIDE = 16  # pixels, to which pictures are averaged for classifiers of tables
 NETWORK_FOLDS = 3
 
 
 class Model(StrEnum):
-    """What ranks the samples."""
+    """What ranks the samples: classifiers of rows, a small network for pictures, or a pretrained encoder."""
 
     auto = "auto"
     linear = "linear"
     trees = "trees"
     mlp = "mlp"
+    network = "network"
+    encoder = "encoder"
 
 
 class Reviewed(NamedTuple):
@@ -57,7 +64,9 @@ def review(
     model: Model = Model.auto,
     probabilities: Probabilities | None = None,
     embeddings: Float[np.ndarray, "n d"] | None = None,
+    encoder: Path | None = None,
     seed: int = 0,
+    report: Callable[[int, int], None] = lambda done, total: None,
 ) -> Reviewed:
     """Rank the labels of samples.
 
@@ -66,11 +75,13 @@ def review(
         model: the classifiers; unused with probabilities.
         probabilities: predicted by the user's own model, out of sample, for the samples of TRAIN.
         embeddings: features that replace those of the samples of TRAIN.
+        encoder: the weights of a pretrained encoder of pictures or texts; None for the installed package.
         seed: of the classifiers.
+        report: called with the number of samples that are encoded, and that of all.
 
     Raises:
-        InputError: fewer than ten labels are in doubt; a model for tables is asked for texts; embeddings or
-            probabilities come with a trusted file, for whose samples they have no rows.
+        InputError: fewer than ten labels are in doubt; the model does not take such samples; the encoder is not
+            installed; embeddings or probabilities come with a trusted file, for whose samples they have no rows.
     """
     classes, codes = np.unique(samples.labels, return_inverse=True)
     doubted = int((~samples.trusted).sum())
@@ -88,10 +99,22 @@ def review(
     if probabilities is not None:
         found = rank_probabilities(probabilities.values, codes, samples.trusted)
         return Reviewed(found, classes, f"Given probabilities, explained by a noise matrix {trusted}.")
+    if embeddings is None and _encodes(samples, model, encoder):
+        embeddings, encoded = embedded(samples, encoder, report), "Vectors of a pretrained encoder. "
+    else:
+        encoded = ""
     X, experts, name = _experts(samples, model, embeddings)
     found = rank(X, codes, samples.trusted, len(classes), experts, seed)
     weights = "" if found.model is None or len(experts) == 1 else _shares(found.model.weights)
-    return Reviewed(found, classes, f"{name}{weights}, explained by a noise matrix {trusted}.")
+    return Reviewed(found, classes, f"{encoded}{name}{weights}, explained by a noise matrix {trusted}.")
+
+
+def _encodes(samples: Samples, model: Model, encoder: Path | None) -> bool:
+    """Whether samples are encoded: on demand; photographs also if the encoder is installed."""
+    if model is Model.encoder or encoder is not None:
+        return True
+    photographs = samples.kind == "images" and min(np.shape(samples.features)[1:3]) >= LEAST_PHOTOGRAPH
+    return model is Model.auto and photographs and efficientnet.is_installed()
 
 
 def _evidence(trusted: int) -> str:
@@ -117,6 +140,12 @@ def _experts(
         words = TfidfVectorizer(sublinear_tf=True, ngram_range=(1, 2), min_df=2, max_features=50_000)
         texts = np.array(samples.features, dtype=object)
         return texts, (Folds(make_pipeline(words, LogisticRegression(C=10.0))),), "Logistic regression on words"
+    if embeddings is None and model is Model.network:
+        if samples.kind != "images":
+            raise InputError(f"--model network takes pictures, and {samples.name} holds none. Leave --model out.")
+        pictures = (_averaged(samples, NETWORK_SIDE) * 255).astype(np.uint8)
+        training = Training(steps=max(200, 6 * len(pictures) // 100), rate=3e-3, batch_size=100, l2=1e-4)
+        return pictures, (Network(lenet5(len(np.unique(samples.labels))), training, NETWORK_FOLDS),), "LeNet-5"
     X = embeddings if embeddings is not None else _rows(samples)
     if model is Model.linear:
         return X, (linear(),), "Logistic regression"
@@ -133,14 +162,18 @@ def _rows(samples: Samples) -> Float[np.ndarray, "n d"]:
     """A matrix; pictures are averaged to at most 16 x 16 pixels."""
     if samples.kind != "images":
         return np.asarray(samples.features)
+    averaged = _averaged(samples, PICTURE_SIDE)
+    grey = (averaged[..., :1] == averaged).all()
+    return (averaged[..., :1] if grey else averaged).reshape(len(averaged), -1)
+
+
+def _averaged(samples: Samples, side: int) -> Float[np.ndarray, "n h w c"]:
+    """Pictures with values in 0..1, averaged to at most side x side pixels."""
     pictures = np.asarray(samples.features)
-    n, height, width, channels = pictures.shape
-    rows, columns = (np.array_split(np.arange(size), min(size, PICTURE_SIDE)) for size in (height, width))
-    made = np.empty((n, len(rows), len(columns), channels), np.float32)
+    rows, columns = (np.array_split(np.arange(size), min(size, side)) for size in pictures.shape[1:3])
+    made = np.empty((len(pictures), len(rows), len(columns), pictures.shape[3]), np.float32)
     for i, row in enumerate(rows):
         for j, column in enumerate(columns):
             block = pictures[:, row[0] : row[-1] + 1, column[0] : column[-1] + 1]
             made[:, i, j] = block.mean(axis=(1, 2), dtype=np.float32) / 255
-    if channels == 3 and (pictures[..., :1] == pictures).all():
-        made = made[..., :1]
-    return made.reshape(n, -1)
+    return made

@@ -47,6 +47,11 @@ class EfficientNet(NamedTuple):
     head: Convolution
 
 
+def is_installed() -> bool:
+    """Whether the package of the weights is installed."""
+    return installed(PACKAGE) is not None
+
+
 def weights_of(path: Path | None) -> Path:
     """The given file of weights, or that of the installed package.
 
