@@ -12,6 +12,9 @@ import pytest
 from flax import nnx
 
 from bilevax import Batch, InputError, Penalty, Problem, solve
+from bilevax.applications.denoising import ImportanceClassifier
+from bilevax.applications.poisoning.points import logit_count
+from bilevax.data import noisy_digits
 from bilevax.nn import (
     Model,
     Settled,
@@ -383,3 +386,29 @@ def test_other_classes_and_other_samples_are_refused(key):
         as_model(Plain(nnx.Rngs(0)), 3).init(key, normal(5))
     with pytest.raises(InputError, match="module Dropout has no parameters"):
         from_nnx(nnx.Dropout(0.5))
+
+
+def test_attacks_refuse_batch_normalisation_unless_it_is_fixed(key):
+    model = from_nnx(Normed(nnx.Rngs(0)))
+    with pytest.raises(InputError, match="The model has batch normalisation: the logits of a sample would depend"):
+        logit_count(model, normal(4), key)
+    assert logit_count(freeze(model, "norm"), normal(4), key) == CLASSES
+
+
+@pytest.mark.slow
+def test_wrong_labels_are_found_by_a_network_with_batch_normalisation():
+    d = noisy_digits(seed=100, train=200, clean=100)
+
+    class Network(nnx.Module):
+        def __init__(self, rngs):
+            self.first, self.last = nnx.Linear(64, 32, rngs=rngs), nnx.Linear(32, 10, rngs=rngs)
+            self.norm = nnx.BatchNorm(32, rngs=rngs)
+
+        def __call__(self, x):
+            return self.last(nnx.relu(self.norm(self.first(x))))
+
+    module = Network(nnx.Rngs(0))
+    found = ImportanceClassifier(module, training=Training(steps=100), steps=30).fit(d.X, d.y, d.X_clean, d.y_clean)
+    assert found.score(d.X_test, d.y_test) > 0.8
+    assert (d.y != d.y_true)[found.suspects_].mean() > 0.8
+    np.testing.assert_array_equal(pickle.loads(pickle.dumps(found)).predict(d.X_test), found.predict(d.X_test))

@@ -168,7 +168,7 @@ def _trained(
     training: Training,
     start: PyTree,
     x: Shaped[Array, "n ..."],
-    y: Integer[Array, " n"],
+    y: Integer[Array, " n"] | Float[Array, "n classes"],
     weight: Float[Array, " n"],
     key: PRNGKeyArray,
 ) -> PyTree:
