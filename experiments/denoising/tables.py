@@ -55,7 +55,7 @@ def forest(seed: int) -> Any:
 
 
 def by_cleanlab(model: Callable[[int], Any], drawn: Draw, seed: int) -> dict[str, Any]:
-    """The suspicion of every row by cleanlab, the probability behind it, and the most probable class.
+    """The suspicion of every row by cleanlab.
 
     Raises:
         InputError: cleanlab is not installed.
@@ -64,7 +64,7 @@ def by_cleanlab(model: Callable[[int], Any], drawn: Draw, seed: int) -> dict[str
         from cleanlab.rank import get_label_quality_scores
     except ImportError as error:
         raise InputError(
-            "The comparison needs cleanlab, which is not installed. Install it by pip install 'bilevax[experiments]', "
+            "review-tables needs cleanlab, which is not installed. Install it by pip install 'bilevax[experiments]', "
             f"or run one method without it: --solver {OURS}."
         ) from error
     p = np.zeros((len(drawn.labels), drawn.classes))
@@ -76,7 +76,7 @@ def by_cleanlab(model: Callable[[int], Any], drawn: Draw, seed: int) -> dict[str
         p[np.ix_(doubted[left_out], fitted.classes_)] = fitted.predict_proba(drawn.X[doubted[left_out]])
     score = np.zeros(len(p))
     score[doubted] = get_label_quality_scores(labels, p[doubted])
-    return {"suspicion": -score, "probability": 1 - score, "suggested": p.argmax(1)}
+    return {"suspicion": -score}
 
 
 def by_trusted_rows(model: Callable[[int], Any], drawn: Draw, seed: int) -> dict[str, Any]:
@@ -84,8 +84,7 @@ def by_trusted_rows(model: Callable[[int], Any], drawn: Draw, seed: int) -> dict
     fitted = model(seed).fit(drawn.X[drawn.trusted], drawn.labels[drawn.trusted])
     p = np.zeros((len(drawn.labels), drawn.classes))
     p[:, fitted.classes_] = fitted.predict_proba(drawn.X)
-    wrong = 1 - p[np.arange(len(p)), drawn.labels]
-    return {"suspicion": wrong, "probability": wrong, "suggested": p.argmax(1)}
+    return {"suspicion": 1 - p[np.arange(len(p)), drawn.labels]}
 
 
 def by_bilevax(drawn: Draw, seed: int) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from bilevax.applications.denoising import noise
-from bilevax.applications.denoising.experts import TABLES, Folds, Forest, linear, stack
+from bilevax.applications.denoising.experts import TABLES, Folds, Forest, Linear, stack
 from bilevax.applications.denoising.ranking import rank, rank_probabilities
 
 NOISE = np.array([[0.9, 0.1, 0.0], [0.0, 0.6, 0.4], [0.1, 0.1, 0.8]])
@@ -127,7 +127,7 @@ def test_shifted_keeps_certain_labels():
 
 
 @pytest.mark.parametrize(
-    "expert", [Forest(extra=True), Forest(extra=False), linear()], ids=["extra", "forest", "folds"]
+    "expert", [Forest(extra=True), Forest(extra=False), Linear()], ids=["extra", "forest", "folds"]
 )
 def test_no_sample_is_predicted_from_its_own_label(expert):
     """Labels are random, so that a model can only know them by heart."""
@@ -172,7 +172,7 @@ def test_folds_weight_the_rows_of_soft_labels():
 def test_a_class_with_fewer_samples_than_folds():
     X = np.arange(40.0)[:, None]
     labels = np.array([0] * 18 + [1] * 20 + [2] * 2)
-    fitted = linear().fit(X, np.eye(3)[labels], 0)
+    fitted = Linear().fit(X, np.eye(3)[labels], 0)
     assert fitted.out_of_sample.shape == (40, 3)
     np.testing.assert_allclose(fitted.out_of_sample.sum(1), 1)
 
@@ -211,7 +211,7 @@ def table(trusted):
     return X, np.where(wrong, 1, true), known, wrong
 
 
-SMALL = (linear(), Forest(extra=True, trees=50))
+SMALL = (Linear(), Forest(extra=True, trees=50))
 
 
 @pytest.mark.parametrize(("trusted", "least"), [(0, 0.8), (60, 0.9)])

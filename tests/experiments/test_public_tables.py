@@ -10,7 +10,7 @@ import pytest
 from sklearn.ensemble import RandomForestClassifier
 
 from bilevax import InputError
-from bilevax.applications.denoising.experts import linear
+from bilevax.applications.denoising.experts import Linear
 from bilevax.applications.denoising.ranking import rank
 from experiments.common.settings import Settings
 from experiments.denoising import ablation, public_tables, tables, tables_report
@@ -162,7 +162,7 @@ def small_forest(seed):
 
 
 def test_a_run_on_a_small_table_and_what_it_keeps(tmp_path, monkeypatch):
-    experts = (linear(),)
+    experts = (Linear(),)
     monkeypatch.setattr(ablation, "TABLES", experts)
     monkeypatch.setattr(tables, "QUICK_ROWS", 150)
 

@@ -12,7 +12,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 
 from bilevax._checks import InputError
-from bilevax.applications.denoising.experts import TABLES, Expert, Folds, Forest, linear
+from bilevax.applications.denoising.experts import TABLES, Expert, Folds, Forest, Linear
 from bilevax.applications.denoising.network import Network
 from bilevax.applications.denoising.noise import TRUSTED_COUNT
 from bilevax.applications.denoising.ranking import Ranking, rank, rank_probabilities
@@ -148,7 +148,7 @@ def _experts(
         return pictures, (Network(lenet5(len(np.unique(samples.labels))), training, NETWORK_FOLDS),), "LeNet-5"
     X = embeddings if embeddings is not None else _rows(samples)
     if model is Model.linear:
-        return X, (linear(),), "Logistic regression"
+        return X, (Linear(),), "Logistic regression"
     if model is Model.trees:
         return X, (Forest(extra=True), Forest(extra=False)), "Two forests"
     if model is Model.mlp:
