@@ -59,7 +59,7 @@ def of_cifar10(network: Model, passes: int, images: int | None, each: int, each_
     x, y = jnp.asarray(data.x_train[place]), jnp.asarray(np.searchsorted(others, data.y_train[place]), jnp.int32)
     batch = 128
     training = Training(steps=passes * len(place) // batch, rate=1e-3, batch_size=batch, l2=5e-4)
-    found = train(network, training, x, y, jnp.ones(len(place)), jax.random.key(0))
+    found: Any = train(network, training, x, y, jnp.ones(len(place)), jax.random.key(0))
     wide = len(found["dense"][0]["weight"])
     identity = {"weight": jnp.eye(wide), "bias": jnp.zeros(wide)}  # instead of the dense layers
     features = FeatureMap(network.apply, {**found, "dense": (identity,)})

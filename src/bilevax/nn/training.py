@@ -135,9 +135,9 @@ def _nothing(u: Float[Array, "1"], v: PyTree, data: Any) -> Float[Array, ""]:
 def train(
     model: Model,
     training: Training,
-    x: Shaped[Array, "n ..."],
-    y: Integer[Array, " n"] | Float[Array, "n classes"],
-    weight: Float[Array, " n"],
+    x: Shaped[np.ndarray | Array, "n ..."],
+    y: Integer[np.ndarray | Array, " n"] | Float[Array, "n classes"],
+    weight: Float[np.ndarray | Array, " n"],
     key: PRNGKeyArray,
 ) -> PyTree | Settled:
     """The parameters of a model trained on weighted samples from its initial parameters.
@@ -167,9 +167,9 @@ def _trained(
     model: Model,
     training: Training,
     start: PyTree,
-    x: Shaped[Array, "n ..."],
-    y: Integer[Array, " n"] | Float[Array, "n classes"],
-    weight: Float[Array, " n"],
+    x: Shaped[np.ndarray | Array, "n ..."],
+    y: Shaped[np.ndarray | Array, "n ..."],
+    weight: Float[np.ndarray | Array, " n"],
     key: PRNGKeyArray,
 ) -> PyTree:
     init_key, train_key = jax.random.split(key)
