@@ -7,6 +7,7 @@ same features.
 
 import inspect
 import numbers
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,6 +18,7 @@ from jaxtyping import Float, Float64, Int, PRNGKeyArray, Shaped
 from numpy.typing import ArrayLike
 from scipy import sparse
 from sklearn.base import BaseEstimator
+from sklearn.exceptions import DataConversionWarning
 from sklearn.utils.validation import validate_data
 
 from bilevax._checks import InputError, listed, require_count
@@ -65,8 +67,8 @@ def numeric(name: str, X: Any) -> Shaped[np.ndarray, "..."]:
         ) from error
     if x.dtype.kind == "c":
         raise InputError(
-            f"{name} holds complex numbers, whose imaginary parts would be lost. Pass real numbers, for example both "
-            "parts as columns."
+            f"Complex data not supported: {name} holds complex numbers, whose imaginary parts would be lost. Pass real "
+            "numbers, for example both parts as columns."
         )
     if x.dtype.kind not in "biuf" and not jnp.issubdtype(x.dtype, jnp.floating):
         raise InputError(f"{name} holds values that are not numbers (dtype {x.dtype}). Encode them as numbers first.")
@@ -81,8 +83,13 @@ def features(name: str, X: Any) -> Shaped[np.ndarray, "n ..."]:
         InputError: as `numeric`; a rank below 2; no samples or no features; numbers beyond the range of the floats.
     """
     x = numeric(name, X)
+    if x.ndim == 2 and x.shape[1] == 0:
+        raise InputError(f"{name} has 0 feature(s) (shape={x.shape}) while a minimum of 1 is required.")
     if x.ndim < 2 or 0 in x.shape:
-        raise InputError(f"{name} has shape {x.shape}, and must have one row per sample and at least one of each.")
+        hint = f" Reshape your data: {name}.reshape(1, -1) is one sample." if x.ndim == 1 else ""
+        raise InputError(
+            f"{name} has shape {x.shape}, and must have one row per sample and at least one of each.{hint}"
+        )
     if x.dtype == np.uint8 and x.ndim > 2:
         return x
     dtype = jnp.result_type(float)
@@ -100,6 +107,8 @@ def labels(name: str, y: Any) -> Shaped[np.ndarray, " n"]:
     Raises:
         InputError: another shape; missing labels; labels of several types; fractions or complex numbers.
     """
+    if y is None:
+        raise InputError(f"This requires {name} to be passed, but the target {name} is None.")
     if sparse.issparse(y):
         raise InputError(f"{name} is a sparse matrix, and must be an array of labels (n,).")
     # NumPy converts a list that mixes strings and numbers to strings.
@@ -139,7 +148,8 @@ def labels(name: str, y: Any) -> Shaped[np.ndarray, " n"]:
         fractions = found[found != np.round(found)] if np.isfinite(found).all() else found[~np.isfinite(found)]
         if len(fractions):
             raise InputError(
-                f"{name} holds fractions (for example {fractions[0]:g}): a quantity, not labels. Pass classes."
+                f"{name} holds fractions (for example {fractions[0]:g}): a continuous quantity, not labels. Pass "
+                "classes."
             )
     return found
 
@@ -156,6 +166,18 @@ def samples(x_name: str, X: Any, y_name: str, y: Any) -> tuple[Shaped[np.ndarray
     x, found = features(x_name, X), labels(y_name, y)
     require_label_each(x_name, x, y_name, found)
     return x, found
+
+
+def flat_labels(name: str, y: Any) -> Any:
+    """Return y, or a column (n, 1) as (n,) with a warning."""
+    if len(getattr(y, "shape", ())) != 2 or y.shape[1] != 1:
+        return y
+    warnings.warn(
+        f"A column-vector {name} was passed when a 1d array was expected: {name} is read as {name}.ravel().",
+        DataConversionWarning,
+        stacklevel=3,
+    )
+    return np.asarray(y).ravel()
 
 
 def require_label_each(x_name: str, x: np.ndarray, y_name: str, found: np.ndarray) -> None:
@@ -284,6 +306,26 @@ def places(
 def columns_of(X: Any) -> list[Any] | None:
     """Return the names of a data frame's columns; None for an array."""
     return list(X.columns) if hasattr(X, "columns") else None
+
+
+def record_features(estimator: BaseEstimator, X: Any) -> None:
+    """Set `n_features_in_`, and `feature_names_in_` where X is a data frame with names of columns."""
+    validate: Any = validate_data
+    validate(estimator, X, skip_check_array=True)
+
+
+def require_features(estimator: BaseEstimator, X: Any, x: np.ndarray, shape: tuple[int, ...]) -> None:
+    """Refuse samples x, converted from X, of another shape or with other columns than `fit` had."""
+    if x.shape[1:] != shape:
+        raise InputError(
+            f"X has {sample_shape(x.shape[1:])} features, but {type(estimator).__name__} is expecting "
+            f"{sample_shape(shape)} features as input. Pass the same features as to fit."
+        )
+    validate: Any = validate_data
+    try:
+        validate(estimator, X, skip_check_array=True, reset=False)
+    except ValueError as error:
+        raise InputError(str(error)) from error
 
 
 def require_alike(name: str, X: Any, x: np.ndarray, other_name: str, other: Any, x_other: np.ndarray) -> None:

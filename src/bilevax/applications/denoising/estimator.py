@@ -1,5 +1,6 @@
 """Wrong labels found, as a scikit-learn estimator and as a function of given probabilities."""
 
+import warnings
 from typing import Any, NamedTuple, Self
 
 import numpy as np
@@ -11,12 +12,14 @@ from sklearn.utils.validation import check_is_fitted
 from bilevax._checks import InputError, listed
 from bilevax.applications._inputs import (
     classes_of,
-    columns_of,
     features,
+    flat_labels,
     numeric,
     on_one_scale,
     places,
+    record_features,
     require_alike,
+    require_features,
     require_label_each,
     require_training,
     require_unit,
@@ -29,9 +32,11 @@ from bilevax.applications._inputs import (
 )
 from bilevax.applications._pickling import Picklable
 from bilevax.applications.denoising.experts import TABLES, Expert, FittedStack, Folds
-from bilevax.applications.denoising.network import Network
+from bilevax.applications.denoising.network import Network, require_logits
 from bilevax.applications.denoising.noise import sharpened
-from bilevax.applications.denoising.ranking import Ranking, rank, rank_probabilities
+from bilevax.applications.denoising.ranking import Ranking, rank_probabilities
+from bilevax.applications.denoising.repeats import rank_settled, settle
+from bilevax.data.samples.trusted import twins_of
 from bilevax.nn.adapters import as_model
 from bilevax.nn.training import Training
 
@@ -70,7 +75,7 @@ class DenoisingClassifier(ClassifierMixin, Picklable, BaseEstimator):
         model: None for a stack of logistic regression and two forests, which suits tables and embeddings; a
             scikit-learn classifier; or a network: an (init, apply) pair, a module that `bilevax.nn.as_model` takes,
             or a function from the number of classes to a `bilevax.nn.Model`.
-        training: how a network is trained; unused otherwise.
+        training: how a network is trained, None for `bilevax.nn.Training()`; unused otherwise.
         random_state: an integer; the same one gives the same result on the same machine.
 
     Attributes:
@@ -101,7 +106,7 @@ class DenoisingClassifier(ClassifierMixin, Picklable, BaseEstimator):
     _shape: tuple[int, ...]
     _bytes: bool
 
-    def __init__(self, model: Any = None, training: Training = Training(), random_state: int = 0):
+    def __init__(self, model: Any = None, training: Training | None = None, random_state: int = 0):
         self.model = model
         self.training = training
         self.random_state = random_state
@@ -117,7 +122,9 @@ class DenoisingClassifier(ClassifierMixin, Picklable, BaseEstimator):
         """Review the labels y (n,) of X (n, ...).
 
         Trusted labels are further samples X_clean (m, ...) with right labels y_clean (m,), or samples of X: those where
-        `trusted` (n,) is true. The mask can be routed through a Pipeline (`set_fit_request(trusted=True)`).
+        `trusted` (n,) is true. The mask can be routed through a Pipeline (`set_fit_request(trusted=True)`). A sample of
+        X that X_clean repeats is not in doubt: its `probability_wrong_` is 0 if the labels agree; else it is 1, the
+        suggested label is that of y_clean, and a warning counts these samples.
 
         Raises:
             InputError: features that are not numbers or not finite; lengths or features that do not fit; one class
@@ -125,23 +132,33 @@ class DenoisingClassifier(ClassifierMixin, Picklable, BaseEstimator):
                 doubt; a model that is none.
         """
         seed_key("random_state", self.random_state)
-        x, given = samples("X", X, "y", y)
+        x, given = samples("X", X, "y", flat_labels("y", y))
         self.classes_ = classes_of("y", given)
         codes = places("y", given, self.classes_)
         mask = _mask(trusted, len(x))
         if (X_clean is None) != (y_clean is None):
             raise InputError("X_clean and y_clean go together: pass both, or neither.")
-        every, all_codes, right = x, codes, mask
+        every, all_codes, right, twin = x, codes, mask, np.full(len(x), -1)
         if X_clean is not None:
-            x_clean, clean_labels = samples("X_clean", X_clean, "y_clean", y_clean)
+            x_clean, clean_labels = samples("X_clean", X_clean, "y_clean", flat_labels("y_clean", y_clean))
             require_alike("X", X, x, "X_clean", X_clean, x_clean)
             x, x_clean = on_one_scale("X", x, "X_clean", x_clean)
+            clean_codes = places("y_clean", clean_labels, self.classes_)
             every = np.concatenate([x, x_clean])
-            all_codes = np.concatenate([codes, places("y_clean", clean_labels, self.classes_)])
+            all_codes = np.concatenate([codes, clean_codes])
             right = np.concatenate([mask, np.ones(len(x_clean), bool)])
-        _require_doubt(len(x) - int(mask.sum()))
-        experts = self._experts(every)
-        found = rank(every, all_codes, right, len(self.classes_), experts, int(self.random_state))
+            sides = [([row.tobytes() for row in rows], None, c) for rows, c in ((x, codes), (x_clean, clean_codes))]
+            twin = np.concatenate([twin, twins_of(*sides)])
+        known = settle(all_codes, right, twin)
+        _require_doubt(int((~known.trusted).sum()))
+        if contradicted := int(known.contradicted.sum()):
+            warnings.warn(
+                f"{contradicted} samples of X have another label in y_clean, which is taken as the right one: "
+                "probability_wrong_ is 1 for them.",
+                UserWarning,
+                stacklevel=2,
+            )
+        found = rank_settled(every, known, len(self.classes_), self._experts(every), int(self.random_state))
         self._record(X, x, found, codes)
         return self
 
@@ -160,8 +177,11 @@ class DenoisingClassifier(ClassifierMixin, Picklable, BaseEstimator):
                     "wrap it in sklearn.calibration.CalibratedClassifierCV."
                 )
             return (Folds(self.model),)
-        require_training(self.training)
-        return (Network(as_model(self.model, len(self.classes_)), self.training, NETWORK_FOLDS),)
+        training = Training() if self.training is None else self.training
+        require_training(training)
+        model = as_model(self.model, len(self.classes_))
+        require_logits(model, x, len(self.classes_))
+        return (Network(model, training, NETWORK_FOLDS),)
 
     def _record(self, X: Any, x: Shaped[np.ndarray, "n ..."], found: Ranking, codes: Int[np.ndarray, " n"]) -> None:
         n = len(x)
@@ -174,12 +194,8 @@ class DenoisingClassifier(ClassifierMixin, Picklable, BaseEstimator):
         self.sample_weight_ = 1 - self.probability_wrong_
         assert found.model is not None
         self._ranking_model, self._power = found.model, found.power
-        self._shape, self._bytes, self.n_features_in_ = x.shape[1:], x.dtype == np.uint8, x.shape[1]
-        columns = columns_of(X)
-        if columns is not None:
-            self.feature_names_in_ = np.asarray(columns, dtype=object)
-        elif hasattr(self, "feature_names_in_"):
-            del self.feature_names_in_
+        self._shape, self._bytes = x.shape[1:], x.dtype == np.uint8
+        record_features(self, X)
 
     def predict_proba(self, X: ArrayLike) -> Float[np.ndarray, "n classes"]:
         """The probability of each true class, in the order of `classes_`, for samples X (n, ...).
@@ -189,21 +205,15 @@ class DenoisingClassifier(ClassifierMixin, Picklable, BaseEstimator):
         """
         check_is_fitted(self, "_ranking_model")
         x = features("X", X)
-        if x.shape[1:] != self._shape:
-            raise InputError(
-                f"X has {sample_shape(x.shape[1:])} features, and the classifier was fitted on "
-                f"{sample_shape(self._shape)}. Pass the same features as to fit."
-            )
+        require_features(self, X, x, self._shape)
         if self._bytes:
             require_unit("X", x, "fit")
-        names, columns = getattr(self, "feature_names_in_", None), columns_of(X)
-        if names is not None and columns is not None and columns != list(names):
-            raise InputError(f"X has columns {listed(columns)}, and fit had {listed(names)}. Pass them in that order.")
         return sharpened(self._ranking_model.predict(x), self._power)
 
     def predict(self, X: ArrayLike) -> Shaped[np.ndarray, " n"]:
         """The most likely true label of each sample of X (n, ...); raises as `predict_proba`."""
-        return self.classes_[self.predict_proba(X).argmax(1)]
+        best = self.predict_proba(X).argmax(1)
+        return self.classes_[best]
 
 
 def review_probabilities(pred_probs: ArrayLike, labels: ArrayLike, trusted: ArrayLike | None = None) -> LabelReview:
@@ -257,8 +267,11 @@ def _mask(trusted: Any, n: int) -> Bool[np.ndarray, " n"]:
     """The trusted samples as truth values."""
     if trusted is None:
         return np.zeros(n, bool)
-    found = np.asarray(trusted)
-    if found.shape != (n,) or not (found.dtype.kind == "b" or set(np.unique(found).tolist()) <= {0, 1}):
+    try:
+        found = np.asarray(trusted)
+    except ValueError as error:  # rows of different lengths
+        raise InputError(f"trusted is not an array ({error}). Pass one truth value for each of {n} samples.") from error
+    if found.shape != (n,) or not (found.dtype.kind == "b" or set(found.tolist()) <= {0, 1}):
         raise InputError(
             f"trusted has shape {found.shape} and dtype {found.dtype}, and must be one truth value for each of {n} "
             "samples: trusted[i] is true if the label of sample i is known to be right."

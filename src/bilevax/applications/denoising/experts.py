@@ -8,6 +8,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 from jaxtyping import Float, Int, Shaped
 from sklearn.base import clone
+from sklearn.dummy import DummyClassifier
 from sklearn.ensemble import ExtraTreesRegressor, RandomForestRegressor
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
@@ -145,11 +146,12 @@ def _on_soft_labels(
     model: Any, X: Shaped[np.ndarray, "n ..."], targets: Float[np.ndarray, "n classes"]
 ) -> tuple[Any, Int[np.ndarray, " k"]]:
     """A model fitted on soft labels, and the classes that it knows."""
-    name = _weight_argument(model)
-    if name is None:
-        labels = targets.argmax(1)
-        return model.fit(X, labels), np.unique(labels)
+    name, hardest = _weight_argument(model), targets.argmax(1)
     rows, labels = np.nonzero(targets > NEGLIGIBLE)
+    if len(np.unique(hardest if name is None else labels)) == 1:  # most classifiers need two classes
+        return DummyClassifier().fit(X, hardest), hardest[:1]
+    if name is None:
+        return model.fit(X, hardest), np.unique(hardest)
     return model.fit(X[rows], labels, **{name: targets[rows, labels]}), np.unique(labels)
 
 

@@ -19,7 +19,7 @@ from scipy import stats
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils.validation import check_is_fitted
 
-from bilevax._checks import InputError, first_line, listed, require_count
+from bilevax._checks import InputError, listed, require_count
 from bilevax.applications._inputs import (
     classes_of,
     columns_of,
@@ -37,13 +37,14 @@ from bilevax.applications._inputs import (
 )
 from bilevax.applications._pickling import Picklable
 from bilevax.applications.denoising.importance import weights
+from bilevax.applications.denoising.network import require_logits
 from bilevax.applications.denoising.recipes import penalty_solver
 from bilevax.applications.denoising.tasks import denoising_task
 from bilevax.data.corruption import overlap
 from bilevax.loop.result import Result
 from bilevax.loop.solve import solve
 from bilevax.nn.adapters import as_model
-from bilevax.nn.model import Model, initial, logits
+from bilevax.nn.model import Model
 from bilevax.nn.networks import mlp
 from bilevax.nn.training import Training, improbable, probabilities, train
 from bilevax.solvers import base
@@ -109,12 +110,7 @@ class _Classifier(ClassifierMixin, Picklable, BaseEstimator):
                 stacklevel=3,
             )
         model = as_model(self.model, len(classes))
-        shape = _logits_shape(model, x)
-        if shape != (len(x), len(classes)):
-            raise InputError(
-                f"model gives logits of shape {shape} for {len(x)} samples of {len(classes)} classes, and must give "
-                f"{(len(x), len(classes))}. Set its last layer's width to the number of classes."
-            )
+        require_logits(model, x, len(classes))
         self.classes_, self.n_features_in_, self._model, self._shape = classes, x.shape[1], model, x.shape[1:]
         self._bytes, self._unit = x.dtype == np.uint8, bool(x.min() >= 0 and x.max() <= 1)
         columns = columns_of(X)
@@ -369,18 +365,3 @@ class _Both(NamedTuple):
             return None
         p = stats.binomtest(without, with_them + without, alternative="greater").pvalue
         return (float(right[0].mean()), float(right[1].mean())) if p < 1 - CONFIDENCE else None
-
-
-def _logits_shape(model: Model, x: Shaped[np.ndarray, "n ..."]) -> tuple[int, ...]:
-    """The shape of a model's logits of x.
-
-    Raises:
-        InputError: the model cannot be applied to x; the message holds the model's own error.
-    """
-    try:
-        found = jax.eval_shape(lambda x: logits(model, initial(model, jax.random.key(0), x[:1]), x), x)
-        return found.shape
-    except InputError:
-        raise
-    except Exception as error:  # each library raises its own types
-        raise InputError(f"model cannot be applied to samples of shape {x.shape[1:]}: {first_line(error)}") from error

@@ -7,8 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, PyTree, Shaped
 
+from bilevax._checks import InputError, first_line
 from bilevax.applications._pickling import Picklable
-from bilevax.nn.model import Model
+from bilevax.nn.model import Model, initial, logits
 from bilevax.nn.training import Training, probabilities, train
 
 
@@ -54,3 +55,23 @@ class Network:
             found[fold == k] = probabilities(self.model, v, X)[fold == k]
             params.append(v)
         return FittedNetwork(found, self.model, tuple(params))
+
+
+def require_logits(model: Model, x: Shaped[np.ndarray, "n ..."], classes: int) -> None:
+    """Refuse a model that does not map x to logits (n, classes).
+
+    Raises:
+        InputError: the logits have another shape, or the model cannot be applied to x; the message then holds the
+            model's own error.
+    """
+    try:
+        shape = jax.eval_shape(lambda x: logits(model, initial(model, jax.random.key(0), x[:1]), x), x).shape
+    except InputError:
+        raise
+    except Exception as error:  # each library raises its own types
+        raise InputError(f"model cannot be applied to samples of shape {x.shape[1:]}: {first_line(error)}") from error
+    if shape != (len(x), classes):
+        raise InputError(
+            f"model gives logits of shape {shape} for {len(x)} samples of {classes} classes, and must give "
+            f"{(len(x), classes)}. Set its last layer's width to the number of classes."
+        )

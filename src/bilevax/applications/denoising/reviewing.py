@@ -15,7 +15,8 @@ from bilevax._checks import InputError
 from bilevax.applications.denoising.experts import TABLES, Expert, Folds, Forest, Linear
 from bilevax.applications.denoising.network import Network
 from bilevax.applications.denoising.noise import TRUSTED_COUNT
-from bilevax.applications.denoising.ranking import Ranking, rank, rank_probabilities
+from bilevax.applications.denoising.ranking import Ranking, rank_probabilities
+from bilevax.applications.denoising.repeats import rank_settled, settle
 from bilevax.data.samples.embedding import embedded
 from bilevax.data.samples.probabilities import Probabilities
 from bilevax.data.samples.types import Samples
@@ -84,7 +85,8 @@ def review(
             installed; embeddings or probabilities come with a trusted file, for whose samples they have no rows.
     """
     classes, codes = np.unique(samples.labels, return_inverse=True)
-    doubted = int((~samples.trusted).sum())
+    known = settle(codes, samples.trusted, samples.twin)
+    doubted = int((~known.trusted).sum())
     if doubted < LEAST_IN_DOUBT:
         raise InputError(
             f"{samples.name}: {doubted} labels are in doubt. At least {LEAST_IN_DOUBT} samples that are not trusted "
@@ -95,7 +97,7 @@ def review(
         raise InputError(
             f"{given} has no rows for the samples of --trusted. Put them into TRAIN, and mark them by --trusted-column."
         )
-    trusted = _evidence(int(samples.trusted.sum()))
+    trusted = _evidence(int(known.trusted.sum()))
     if probabilities is not None:
         found = rank_probabilities(probabilities.values, codes, samples.trusted)
         return Reviewed(found, classes, f"Given probabilities, explained by a noise matrix {trusted}.")
@@ -104,7 +106,7 @@ def review(
     else:
         encoded = ""
     X, experts, name = _experts(samples, model, embeddings)
-    found = rank(X, codes, samples.trusted, len(classes), experts, seed)
+    found = rank_settled(X, known, len(classes), experts, seed)
     weights = "" if found.model is None or len(experts) == 1 else _shares(found.model.weights)
     return Reviewed(found, classes, f"{encoded}{name}{weights}, explained by a noise matrix {trusted}.")
 
