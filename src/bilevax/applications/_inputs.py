@@ -67,7 +67,7 @@ def numeric(name: str, X: Any) -> Shaped[np.ndarray, "..."]:
         ) from error
     if x.dtype.kind == "c":
         raise InputError(
-            f"Complex data not supported: {name} holds complex numbers, whose imaginary parts would be lost. Pass real "
+            f"{name} holds complex numbers, whose imaginary parts would be lost. Complex data not supported: pass real "
             "numbers, for example both parts as columns."
         )
     if x.dtype.kind not in "biuf" and not jnp.issubdtype(x.dtype, jnp.floating):
@@ -84,7 +84,10 @@ def features(name: str, X: Any) -> Shaped[np.ndarray, "n ..."]:
     """
     x = numeric(name, X)
     if x.ndim == 2 and x.shape[1] == 0:
-        raise InputError(f"{name} has 0 feature(s) (shape={x.shape}) while a minimum of 1 is required.")
+        raise InputError(
+            f"{name} has shape {x.shape}: 0 feature(s) (shape={x.shape}) while a minimum of 1 is required. Pass at least "
+            "one column."
+        )
     if x.ndim < 2 or 0 in x.shape:
         hint = f" Reshape your data: {name}.reshape(1, -1) is one sample." if x.ndim == 1 else ""
         raise InputError(
@@ -108,7 +111,7 @@ def labels(name: str, y: Any) -> Shaped[np.ndarray, " n"]:
         InputError: another shape; missing labels; labels of several types; fractions or complex numbers.
     """
     if y is None:
-        raise InputError(f"This requires {name} to be passed, but the target {name} is None.")
+        raise InputError(f"{name} is missing: this requires {name} to be passed, but the target {name} is None.")
     if sparse.issparse(y):
         raise InputError(f"{name} is a sparse matrix, and must be an array of labels (n,).")
     # NumPy converts a list that mixes strings and numbers to strings.
