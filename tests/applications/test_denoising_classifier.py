@@ -59,7 +59,7 @@ def cheap():
 @pytest.fixture
 def small_forests(monkeypatch):
     """The default stack, with fewer trees."""
-    small = (experts.linear(), experts.Forest(extra=True, trees=30))
+    small = (experts.Linear(), experts.Forest(extra=True, trees=30))
     monkeypatch.setattr("bilevax.applications.denoising.estimator.TABLES", small)
 
 
@@ -136,9 +136,10 @@ def test_one_sample_of_a_class():
     assert np.isfinite(found.probability_wrong_).all()
 
 
-def test_all_labels_in_doubt_are_of_one_class():
+@pytest.mark.parametrize("model", [None, LogisticRegression()])
+def test_all_labels_in_doubt_are_of_one_class(model, small_forests):
     X, given, _ = blobs(60, wrong=0)
-    found = DenoisingClassifier(LogisticRegression()).fit(X, given, trusted=given != 0)
+    found = DenoisingClassifier(model).fit(X, given, trusted=given != 0)
     assert set(found.predict(X)) <= {0, 1, 2}
     assert (found.probability_wrong_[given != 0] == 0).all()
     assert np.isfinite(found.probability_wrong_).all()
@@ -297,7 +298,7 @@ def with_nan():
     [
         ({"X": with_nan()}, "X holds 1 NaN or infinite value"),
         ({"X": X_SMALL[:, 0]}, r"X has shape \(20,\).*Reshape your data"),
-        ({"X": X_SMALL[:, :0]}, r"X has 0 feature\(s\)"),
+        ({"X": X_SMALL[:, :0]}, r"X has shape \(20, 0\): 0 feature\(s\)"),
         ({"X": [["a", "b"]] * 20}, "X holds values that are not numbers"),
         ({"y": Y_SMALL[:19]}, "X has 20 samples and y 19 labels. One label each is needed."),
         ({"y": np.zeros(20, int)}, "y has one class only"),

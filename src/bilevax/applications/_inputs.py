@@ -85,8 +85,8 @@ def features(name: str, X: Any) -> Shaped[np.ndarray, "n ..."]:
     x = numeric(name, X)
     if x.ndim == 2 and x.shape[1] == 0:
         raise InputError(
-            f"{name} has shape {x.shape}: 0 feature(s) (shape={x.shape}) while a minimum of 1 is required. Pass at least "
-            "one column."
+            f"{name} has shape {x.shape}: 0 feature(s) (shape={x.shape}) while a minimum of 1 is required. Pass at "
+            "least one column."
         )
     if x.ndim < 2 or 0 in x.shape:
         hint = f" Reshape your data: {name}.reshape(1, -1) is one sample." if x.ndim == 1 else ""
