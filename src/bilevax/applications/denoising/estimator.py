@@ -95,8 +95,8 @@ class DenoisingClassifier(ClassifierMixin, Picklable, BaseEstimator):
         >>> given = y.copy()
         >>> given[:10] = 2  # of 50 setosas
         >>> classifier = DenoisingClassifier().fit(X, given)
-        >>> classifier.suggested_label_[:10].tolist()
-        [0, 0, 0, 0, 0, 0, 0, 0, 0, 0]
+        >>> int((classifier.suggested_label_[:10] == 0).sum()) >= 9
+        True
         >>> int((classifier.probability_wrong_.argsort()[-12:] < 10).sum()) >= 9
         True
     """
