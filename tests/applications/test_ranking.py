@@ -109,23 +109,6 @@ def test_calibration_finds_the_power_that_was_taken_from_predictions():
     assert found.most - found.least < 0.1
 
 
-def test_shifted_probabilities_sum_to_the_total_in_the_same_order():
-    p = np.random.default_rng(0).beta(0.3, 1, 500)
-    for total in (1.0, 100.0, 499.0):
-        found = noise.shifted(p, total)
-        assert found.sum() == pytest.approx(total, rel=1e-9)
-        order = np.argsort(p)
-        assert (np.diff(found[order]) >= 0).all()
-        assert ((found > 0) & (found < 1)).all()
-
-
-def test_shifted_keeps_certain_labels():
-    found = noise.shifted(np.array([0.0, 0.5, 1.0]), 1.7)
-    assert found[0] == 0
-    assert found[1] == pytest.approx(0.7, abs=1e-6)
-    assert found[2] == pytest.approx(1, abs=1e-6)
-
-
 @pytest.mark.parametrize(
     "expert", [Forest(extra=True), Forest(extra=False), Linear()], ids=["extra", "forest", "folds"]
 )
@@ -243,6 +226,9 @@ def test_the_ranking_by_given_probabilities():
     assert precision > by_confidence + 0.1
     assert precision > average_precision_score(wrong[doubted], exact[doubted]) - 0.03
     assert found.model is None
+    assert found.probability_wrong.sum() == pytest.approx(found.expected_wrong[0])
+    calibrated = noise.other_than(found.posterior, labels)[doubted]  # the same values in an order of their own
+    np.testing.assert_allclose(np.sort(found.probability_wrong[doubted]), np.sort(calibrated))
     assert (found.probability_wrong[trusted] == 0).all()
 
 
