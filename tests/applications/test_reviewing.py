@@ -76,7 +76,8 @@ def test_given_probabilities_and_embeddings_replace_the_features(tmp_path, label
     given = Probabilities(np.stack([1 - p, p], 1), np.array(["cat", "dog"]), ())
     assert found(review(samples, probabilities=given).ranking.probability_wrong) == 1.0
     embeddings = np.stack([true + 0.1 * rng.normal(size=200), rng.normal(size=200)], 1).astype(np.float32)
-    reviewed = review(samples, Model.linear, embeddings=embeddings)
+    reviewed = review(samples, embeddings=embeddings)
+    assert reviewed.method.startswith("Logistic regression, explained")
     assert found(reviewed.ranking.probability_wrong) == 1.0
     assert reviewed.ranking.expected_wrong[1] <= 20 <= reviewed.ranking.expected_wrong[2]
     with pytest.raises(InputError, match="takes pictures"):

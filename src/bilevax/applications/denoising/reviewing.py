@@ -149,7 +149,8 @@ def _experts(
         training = Training(steps=max(200, 6 * len(pictures) // 100), rate=3e-3, batch_size=100, l2=1e-4)
         return pictures, (Network(lenet5(len(np.unique(samples.labels))), training, NETWORK_FOLDS),), "LeNet-5"
     X = embeddings if embeddings is not None else _rows(samples)
-    if model is Model.linear:
+    # Classes of pretrained vectors are nearly linear, and forests of hundreds of columns take minutes.
+    if model is Model.linear or (embeddings is not None and model in (Model.auto, Model.encoder)):
         return X, (Linear(),), "Logistic regression"
     if model is Model.trees:
         return X, (Forest(extra=True), Forest(extra=False)), "Two forests"
