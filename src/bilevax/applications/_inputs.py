@@ -255,10 +255,10 @@ def validated(estimator: BaseEstimator, *arrays: ArrayLike, **settings: Any) -> 
     return validate(estimator, *arrays, dtype=np.float64, **settings)
 
 
-def require_both(X_val: ArrayLike | None, y_val: ArrayLike | None) -> None:
-    """Refuse validation samples without labels, and labels without samples."""
-    if (X_val is None) != (y_val is None):
-        raise InputError("X_val and y_val go together: pass both, or neither.")
+def require_both(x_name: str, X: ArrayLike | None, y_name: str, y: ArrayLike | None) -> None:
+    """Refuse samples without labels, and labels without samples."""
+    if (X is None) != (y is None):
+        raise InputError(f"{x_name} and {y_name} go together: pass both, or neither.")
 
 
 def require_classes(scores: int, **found: Int[np.ndarray, " n"]) -> None:

@@ -19,6 +19,7 @@ from bilevax.applications._inputs import (
     places,
     record_features,
     require_alike,
+    require_both,
     require_features,
     require_label_each,
     require_training,
@@ -34,14 +35,12 @@ from bilevax.applications._pickling import Picklable
 from bilevax.applications.denoising.experts import TABLES, Expert, FittedStack, Folds
 from bilevax.applications.denoising.network import Network, require_logits
 from bilevax.applications.denoising.noise import sharpened
-from bilevax.applications.denoising.ranking import Ranking, rank_probabilities
+from bilevax.applications.denoising.ranking import LEAST_IN_DOUBT, Ranking, rank_probabilities
 from bilevax.applications.denoising.repeats import rank_settled, settle
 from bilevax.data.samples.trusted import twins_of
 from bilevax.nn.adapters import as_model
 from bilevax.nn.training import Training
 
-NETWORK_FOLDS = 3
-LEAST_IN_DOUBT = 10  # samples
 NORMALISED = 1e-3  # how far a row of probabilities may be from summing to one
 
 
@@ -136,8 +135,7 @@ class DenoisingClassifier(ClassifierMixin, Picklable, BaseEstimator):
         self.classes_ = classes_of("y", given)
         codes = places("y", given, self.classes_)
         mask = _mask(trusted, len(x))
-        if (X_clean is None) != (y_clean is None):
-            raise InputError("X_clean and y_clean go together: pass both, or neither.")
+        require_both("X_clean", X_clean, "y_clean", y_clean)
         every, all_codes, right, twin = x, codes, mask, np.full(len(x), -1)
         if X_clean is not None:
             x_clean, clean_labels = samples("X_clean", X_clean, "y_clean", flat_labels("y_clean", y_clean))
@@ -181,7 +179,7 @@ class DenoisingClassifier(ClassifierMixin, Picklable, BaseEstimator):
         require_training(training)
         model = as_model(self.model, len(self.classes_))
         require_logits(model, x, len(self.classes_))
-        return (Network(model, training, NETWORK_FOLDS),)
+        return (Network(model, training),)
 
     def _record(self, X: Any, x: Shaped[np.ndarray, "n ..."], found: Ranking, codes: Int[np.ndarray, " n"]) -> None:
         n = len(x)

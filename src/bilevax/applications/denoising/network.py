@@ -41,7 +41,7 @@ class Network:
 
     model: Model
     training: Training
-    folds: int
+    folds: int = 3
 
     def fit(self, X: Shaped[np.ndarray, "n ..."], targets: Float[np.ndarray, "n classes"], seed: int) -> FittedNetwork:
         """Train the network for each fold."""

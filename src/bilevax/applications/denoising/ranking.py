@@ -10,6 +10,7 @@ from bilevax.applications.denoising import noise
 from bilevax.applications.denoising.experts import TABLES, Expert, FittedStack, stack
 
 Z_90 = 1.645
+LEAST_IN_DOUBT = 10  # labels, fewer of which callers refuse
 REFITS = 2  # on the soft labels that the noise matrix gives
 
 

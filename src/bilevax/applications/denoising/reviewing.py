@@ -15,7 +15,7 @@ from bilevax._checks import InputError
 from bilevax.applications.denoising.experts import TABLES, Expert, Folds, Forest, Linear
 from bilevax.applications.denoising.network import Network
 from bilevax.applications.denoising.noise import TRUSTED_COUNT
-from bilevax.applications.denoising.ranking import Ranking, rank_probabilities
+from bilevax.applications.denoising.ranking import LEAST_IN_DOUBT, Ranking, rank_probabilities
 from bilevax.applications.denoising.repeats import rank_settled, settle
 from bilevax.data.samples.embedding import embedded
 from bilevax.data.samples.probabilities import Probabilities
@@ -26,9 +26,7 @@ from bilevax.nn.training import Training
 
 LEAST_PHOTOGRAPH = 24  # pixels of the shorter side
 NETWORK_SIDE = 32  # pixels, to which pictures are averaged for a small network
-LEAST_IN_DOUBT = 10  # samples
 PICTURE_SIDE = 16  # pixels, to which pictures are averaged for classifiers of tables
-NETWORK_FOLDS = 3
 
 
 class Model(StrEnum):
@@ -147,7 +145,7 @@ def _experts(
             raise InputError(f"--model network takes pictures, and {samples.name} holds none. Leave --model out.")
         pictures = (_averaged(samples, NETWORK_SIDE) * 255).astype(np.uint8)
         training = Training(steps=max(200, 6 * len(pictures) // 100), rate=3e-3, batch_size=100, l2=1e-4)
-        return pictures, (Network(lenet5(len(np.unique(samples.labels))), training, NETWORK_FOLDS),), "LeNet-5"
+        return pictures, (Network(lenet5(len(np.unique(samples.labels))), training),), "LeNet-5"
     X = embeddings if embeddings is not None else _rows(samples)
     # Classes of pretrained vectors are nearly linear, and forests of hundreds of columns take minutes.
     if model is Model.linear or (embeddings is not None and model in (Model.auto, Model.encoder)):
@@ -157,7 +155,7 @@ def _experts(
     if model is Model.mlp:
         classes = len(np.unique(samples.labels))
         standard = (X - X.mean(0)) / np.maximum(X.std(0), np.finfo(X.dtype).eps)
-        return standard, (Network(mlp(classes), Training(), NETWORK_FOLDS),), "A network with one hidden layer"
+        return standard, (Network(mlp(classes), Training()),), "A network with one hidden layer"
     return X, TABLES, "Logistic regression and two forests"
 
 

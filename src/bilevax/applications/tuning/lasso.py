@@ -320,7 +320,7 @@ class TunedLasso(RegressorMixin, Picklable, BaseEstimator):
         """
         require_count(type(self).__name__, "steps", self.steps)
         x, targets = validated(self, X, y, y_numeric=True, ensure_min_samples=3)
-        require_both(X_val, y_val)
+        require_both("X_val", X_val, "y_val", y_val)
         if X_val is None or y_val is None:
             held = self._held_out(len(targets))
         else:

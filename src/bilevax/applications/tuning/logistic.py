@@ -313,7 +313,7 @@ class TunedLogisticRegression(ClassifierMixin, Picklable, BaseEstimator):
         self.classes_ = classes_of("y", given)
         all_labels = places("y", given, self.classes_)
         unit = standard(all_x, np.arange(all_x.shape[1]))[1]
-        require_both(X_val, y_val)
+        require_both("X_val", X_val, "y_val", y_val)
         if X_val is None or y_val is None:
             x, x_val, labels, val_labels = self._split(all_x, all_labels)
         else:
