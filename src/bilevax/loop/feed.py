@@ -16,12 +16,13 @@ import jax
 import numpy as np
 from jaxtyping import PRNGKeyArray
 
-from bilevax._checks import InputError, check_finite, described, require_arrays
+from bilevax._checks import InputError, check_finite, described, require_arrays, short_reason
 from bilevax.loop import signals
 from bilevax.loop.placement import Placement
 from bilevax.loop.signals import POLL_SECONDS, Asked
 from bilevax.loop.sources import Fixed, Source, resident
-from bilevax.loop.stretch import Carry, Program
+from bilevax.loop.stretch import Carry, Program, info_of_step
+from bilevax.loop.tensors import as_arrays
 from bilevax.problem import Batch
 from bilevax.solvers.base import Info
 
@@ -102,6 +103,7 @@ class Stream:
         self.first = self.checked = placement.batch(first)
         self._batches, self._placement = itertools.chain([first], batches), placement
         self._structure = jax.tree.structure(first)
+        self._shapes = {_shapes(self.first)}
         self._ready: Iterator[Batch] = iter(())
         self._faults: dict[int, str] = {}
 
@@ -113,6 +115,7 @@ class Stream:
         def place(batch: Batch) -> Batch:
             """Put a batch on the devices; record what is not finite in it, for the error if its step fails."""
             number = next(numbers)
+            batch = arrays_of(batch)
             require_structure(number, batch, self._structure)
             fault = _fault(batch)
             if fault is not None:
@@ -134,6 +137,7 @@ class Stream:
             batch = next(self._ready, None)
             if self._placement.any(batch is None)[0] or batch is None:
                 break
+            self._require_step(program, carry, batch, step + i)
             carry, info, n = program(1, carry, Fixed(batch), step + i, 1)
             infos.append(info)
             taken.append(n)
@@ -141,6 +145,22 @@ class Stream:
         total = int(sum(taken))
         info = jax.tree.map(lambda *x: np.concatenate(x)[:total], program.empty, *infos)
         return carry, info, total
+
+    def _require_step(self, program: Program, carry: Carry, batch: Batch, number: int) -> None:
+        """Raise InputError if the solver cannot take a step with a batch of new shapes."""
+        shapes = _shapes(batch)
+        if shapes in self._shapes:
+            return
+        try:
+            info_of_step(program.solver, program.problem, carry.state, batch)
+        except InputError as error:
+            solver, reason = type(program.solver).__name__, short_reason(error.__cause__ or error)
+            raise InputError(
+                f"batches yields a batch {number} with arrays of shapes {_listed(batch)}, and its first, batch 0, has "
+                f"{_listed(self.first)}. {solver} cannot take a step with it ({reason}). Yield batches of one shape: "
+                "leave out a last, smaller batch, in PyTorch by drop_last=True."
+            ) from error
+        self._shapes.add(shapes)
 
     def fault(self, step: int) -> str | None:
         """The sentence that was recorded when the batch was placed."""
@@ -159,6 +179,8 @@ def feed_of(batches: Any, placement: Placement, key: PRNGKeyArray, asked: Asked)
             f"batches is {described(batches)}, which does not say which data belong to which level. Pass a "
             "bilevax.Batch(upper=..., lower=...), a source such as bilevax.Minibatches, or an iterable of Batches."
         )
+    if isinstance(batches, Batch):
+        batches = as_arrays("batch", batches)
     if batches is None or isinstance(batches, Batch | Source):
         batch_key = jax.random.split(key)[0]
         source, first, last = resident("batches", batches, batch_key)
@@ -174,8 +196,7 @@ def feed_of(batches: Any, placement: Placement, key: PRNGKeyArray, asked: Asked)
         first = signals.unless(asked, lambda: next(stream))
     except StopIteration:
         raise InputError("batches is empty: an iterable of at least one Batch is needed.") from None
-    require_batch(first)
-    return Stream(stream, placement, first)
+    return Stream(stream, placement, arrays_of(first))
 
 
 def _fault(batch: Batch) -> str | None:
@@ -187,14 +208,31 @@ def _fault(batch: Batch) -> str | None:
     return None
 
 
-def require_batch(batch: Any) -> None:
-    """Raise InputError if an item of a host iterable is not a Batch of arrays."""
+def arrays_of(batch: Any) -> Batch:
+    """An item of a host iterable as a Batch of arrays; those of NumPy are copies.
+
+    JAX may use the memory of a NumPy array on the CPU as it is, and a loader may refill it for its next batch.
+
+    Raises:
+        InputError: it is not a Batch of arrays.
+    """
     if not isinstance(batch, Batch):
         raise InputError(
-            f"batches yields {type(batch).__name__}, and must yield bilevax.Batch(upper=..., lower=...). Pass the data "
-            "themselves as one Batch, or as a source such as bilevax.Minibatches."
+            f"batches yields {type(batch).__name__}, and must yield bilevax.Batch(upper=..., lower=...), which says "
+            "which data belong to which level. Wrap a data loader in a generator: `for data in loader: yield "
+            "Batch(upper=clean, lower=data)`."
         )
+    batch = as_arrays("batch", batch)
     require_arrays("batch", batch)
+    return jax.tree.map(lambda x: np.array(x) if isinstance(x, np.ndarray) else x, batch)
+
+
+def _shapes(batch: Batch) -> tuple[tuple[int, ...], ...]:
+    return tuple(np.shape(x) for x in jax.tree.leaves(batch))
+
+
+def _listed(batch: Batch) -> str:
+    return ", ".join(str(shape) for shape in _shapes(batch))
 
 
 def require_structure(number: int, batch: Batch, structure: Any) -> None:
@@ -234,7 +272,6 @@ def prefetch(
     def work() -> None:
         try:
             for batch in batches:
-                require_batch(batch)
                 if not put(place(batch)):
                     return
             put(end)

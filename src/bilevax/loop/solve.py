@@ -42,7 +42,8 @@ def solve(
         problem: the problem.
         u, v: the start, pytrees of floating arrays. They are copied.
         batches: None, one fixed Batch, a source such as `Minibatches` or `Epochs` (sampled inside the compiled loop),
-            or a host iterable of Batches of one tree structure (prefetched; one compiled call for each).
+            or a host iterable of Batches of one tree structure (prefetched; one compiled call for each), whose leaves
+            may be tensors of PyTorch or TensorFlow on the CPU. See "Data loaders" on the page of models.
         steps: the number of steps, including the steps before a resume.
         key: a jax.random key. The same key on the same machine gives the same bits.
         every: the number of steps between two visits to the host. The default is a hundredth of `steps`, at most 1,000.
