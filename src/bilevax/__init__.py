@@ -19,6 +19,8 @@ from bilevax.loop.sources import Minibatches as Minibatches
 from bilevax.loop.sources import Samples as Samples
 from bilevax.loop.sources import Stacked as Stacked
 from bilevax.loop.sources import whole as whole
+from bilevax.loop.trackers import MLflow as MLflow
+from bilevax.loop.trackers import WandB as WandB
 from bilevax.problem import Batch as Batch
 from bilevax.problem import Equality as Equality
 from bilevax.problem import Inequality as Inequality

@@ -74,7 +74,7 @@ def checked(
     check_key("solve", key)
     if stop is not None:
         require_function("solve", "stop", stop, "stop(visit) -> bool")
-    if resume is not None and (isinstance(resume, type) or not isinstance(resume, Resumable)):
+    if resume is not None and (isinstance(resume, type | Result) or not isinstance(resume, Resumable)):
         raise InputError(
             f"solve: resume is {described(resume)}. Pass a callback of the earlier solve, such as "
             "bilevax.Checkpoint(directory)."

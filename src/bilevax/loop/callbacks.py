@@ -14,19 +14,17 @@ import struct
 import sys
 import time
 import warnings
-from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 from jaxtyping import Shaped
 
 from bilevax import _files
 from bilevax._checks import InputError
 from bilevax.loop.result import Result, Run, Visit
-from bilevax.solvers.base import Info
+from bilevax.loop.scalars import last, mean
 
 
 class Progress:
@@ -54,14 +52,14 @@ class Progress:
         """
         if not run.writes:
             return
-        tqdm = _import("tqdm.auto", "Progress", "apps").tqdm
+        tqdm = optional("tqdm.auto", "Progress", "apps").tqdm
         self._bar = tqdm(total=run.steps, initial=min(run.step, run.steps), desc=self.description or None, unit="step")
 
     def visit(self, visit: Visit) -> None:
         """Update the bar."""
         if self._bar is None:
             return
-        scalars = {name: _mean(value) for name, value in _last(visit.info).items()}
+        scalars = {name: mean(value) for name, value in last(visit.info).items()}
         shown = {"upper": scalars["upper_loss"], "lower": scalars["lower_loss"]}
         if "stage" in scalars:
             shown["stage"] = scalars["stage"]
@@ -184,7 +182,7 @@ class JsonLines:
         """Write a line."""
         if self._log is None:
             return
-        scalars = _last(visit.info, reserved=("step", "seconds"))
+        scalars = last(visit.info, reserved=("step", "seconds"))
         record = {
             "step": visit.step,
             "seconds": round(self._before + visit.seconds, 6),
@@ -229,7 +227,7 @@ class TensorBoard:
         """
         if not run.writes:
             return
-        board = _import("tensorboardX", "TensorBoard", "tensorboard")
+        board = optional("tensorboardX", "TensorBoard", "tensorboard")
         require_writable("TensorBoard", self.directory)
         start = board.proto.event_pb2.SessionLog.START
         name = f"events.out.tfevents.{int(time.time())}.{socket.gethostname()}.{os.getpid()}"
@@ -252,8 +250,8 @@ class TensorBoard:
         if self._log is None:
             return
         scalar = importlib.import_module("tensorboardX.summary").scalar
-        for name, value in _last(visit.info).items():
-            self._add(step=visit.step, summary=scalar(name, _mean(value)))
+        for name, value in last(visit.info).items():
+            self._add(step=visit.step, summary=scalar(name, mean(value)))
 
     def finish(self, result: Result | None) -> None:
         """Close the file."""
@@ -305,17 +303,6 @@ class _Log:
             self._file.close()
 
 
-def _last(info: Info, reserved: Iterable[str] = ()) -> dict[str, Shaped[np.ndarray, "*members"]]:
-    """The scalars of a stretch's last step by name. A scalar of `extra` keeps its name there if that is free."""
-    named = {name: getattr(info, name) for name in Info._fields if name != "extra"}
-    for path, x in jax.tree_util.tree_leaves_with_path(info.extra):
-        name = jax.tree_util.keystr(path, simple=True, separator="/")
-        while name in named or name in reserved:
-            name = f"extra/{name}"
-        named[name] = x
-    return {name: x[-1] for name, x in named.items()}
-
-
 def _record(line: bytes) -> dict[str, Any] | None:
     """The record in a line of a log; None if the line does not hold one."""
     try:
@@ -323,13 +310,6 @@ def _record(line: bytes) -> dict[str, Any] | None:
         return record if isinstance(record["step"], int) and isinstance(record["seconds"], int | float) else None
     except (ValueError, LookupError, TypeError):
         return None
-
-
-def _mean(value: Shaped[np.ndarray, "*members"]) -> float:
-    """The mean over the members whose values are finite; NaN if there are none."""
-    values = np.asarray(value, float)
-    finite = values[np.isfinite(values)]
-    return float(finite.mean()) if finite.size else float("nan")
 
 
 def _jsonable(value: Shaped[np.ndarray, "*members"]) -> list[Any] | int | float | None:
@@ -374,7 +354,8 @@ def unwritable(owner: str, directory: Path, error: OSError) -> InputError:
     )
 
 
-def _import(module: str, owner: str, extra: str) -> Any:
+def optional(module: str, owner: str, extra: str) -> Any:
+    """Import a package of an extra; raise InputError with the command that installs it if it is missing."""
     try:
         return importlib.import_module(module)
     except ImportError as error:

@@ -1,15 +1,19 @@
 """What `solve` returns, what it passes to callbacks, and how it can end."""
 
 import enum
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import numpy as np
 from jaxtyping import Array, Float, PyTree
 
 from bilevax.solvers.base import Info, State
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 class Status(enum.Enum):
@@ -74,6 +78,20 @@ class Result:
         steps: the number of steps taken, including steps before a resume.
         history: Info whose scalars are NumPy arrays (steps,), or (steps, members) for a `Vectorized` solver.
         state: the solver's state after the last step, for diagnostics.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, pathlib, tempfile
+        >>> from bilevax import Alternating, Problem, Result, solve
+        >>> problem = Problem(lambda u, v, data: jnp.sum((u - v) ** 2), lambda u, v, data: jnp.sum((v - 1) ** 2))
+        >>> result = solve(Alternating(), problem, jnp.zeros(2), jnp.zeros(2), steps=9, key=jax.random.key(0))
+        >>> result.to_frame().columns.tolist()
+        ['upper_loss', 'lower_loss', 'upper_grad_norm', 'lower_grad_norm']
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = pathlib.Path(folder, "result.npz")
+        ...     result.save(path)
+        ...     again = Result.load(path)
+        >>> again.steps, again.status.name, bool((again.v == result.v).all())
+        (9, 'FINISHED', True)
     """
 
     u: PyTree[Float[Array, "..."]]
@@ -82,6 +100,57 @@ class Result:
     steps: int
     history: Info
     state: State
+
+    def to_frame(self) -> "pd.DataFrame":
+        """The history as a table of pandas, with a row for each step and a column for each scalar of Info.
+
+        The index is `step`, counted from 1. For a `Vectorized` solver there is a row for each step and member, and the
+        index is (`step`, `member`): `frame["upper_loss"].unstack("member")` has a column for each member. A scalar of
+        `extra` whose name is taken is "extra/name"; an array of a solver of your own has a column for each entry,
+        "name[0]", "name[1]" and so on.
+
+        Raises:
+            InputError: pandas is not installed.
+        """
+        from bilevax.loop.frame import frame_of
+
+        return frame_of(self.history)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the result to one file, completely or not at all: an NPZ of the arrays and their structure as JSON.
+
+        An earlier result of this name is replaced; any other file is refused. To continue an interrupted solve use a
+        `Checkpoint`. With several processes, all must call it, and the first writes.
+
+        Args:
+            path: the file; its folder is made if it does not exist.
+
+        Raises:
+            InputError: path is not a local path, exists and is not a saved result, or cannot be written.
+        """
+        from bilevax.loop.result_file import save
+
+        save(self, path)
+
+    @staticmethod
+    def load(path: str | os.PathLike[str]) -> "Result":
+        """A result that `save` has written, with equal bits. Nothing in the file is run.
+
+        Dictionaries, lists and tuples in u, v and the state come back as such. Of other containers the file has the
+        names alone: a NamedTuple, a dataclass or an equinox module comes back as a NamedTuple with its name and its
+        fields, anything else as a tuple. Your own class comes back by its structure:
+        `jax.tree.unflatten(jax.tree.structure(v), jax.tree.leaves(result.v))`, where v is of this class.
+
+        Args:
+            path: the file.
+
+        Raises:
+            InputError: there is no such file; it is damaged or not a saved result; it has 64-bit arrays, and
+                jax_enable_x64 is off.
+        """
+        from bilevax.loop.result_file import load
+
+        return load(path)
 
 
 @dataclass(frozen=True)

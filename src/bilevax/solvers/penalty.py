@@ -172,6 +172,7 @@ class Penalty:
         extra = {"stage": memory.stage, "gamma": jnp.asarray(gamma), "stationarity": jnp.sqrt(stationarity)}
         if problem.constraints:
             extra["constraint_violation"] = violation(problem, f.constraints)
+            extra["multiplier_norm"] = optax.tree.norm(constraint_nu)
         info = base.Info(f.loss, g.loss, optax.tree.norm(grad_u), optax.tree.norm(g.grad_v), extra)
         memory = PenaltyMemory(memory.stage + done, jnp.where(done, 0, memory.stage_steps + 1), nu, constraint_nu)
         return base.State(moved_u, v, upper_opt, lower_opt, memory), info
