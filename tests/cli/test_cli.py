@@ -80,6 +80,7 @@ def test_users_csv_with_a_test_file_ended_by_a_signal_and_resumed(tmp_path, file
     assert sorted(p.name for p in out.iterdir()) == [
         ".bilevax",
         "convergence.png",
+        "model",
         "noise_matrix.csv",
         "report.html",
         "results.json",

@@ -30,6 +30,7 @@ ORDER = [
     "nn",
     "data",
     "applications",
+    "saved",
     "cli",
 ]
 DIFFERENTIATION = {"grad", "value_and_grad", "jvp", "vjp", "linearize", "jacfwd", "jacrev", "hessian"}

@@ -11,13 +11,14 @@ try:
 except ImportError as error:
     raise SystemExit(f"The bilevax command needs {error.name}: pip install 'bilevax[apps]'") from error
 
-from bilevax.cli import audit, denoise, fewshot, tune
+from bilevax.cli import audit, denoise, fewshot, predict, tune
 from bilevax.cli._printing import complain, failed, prepare, say, silence
 
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, rich_markup_mode="markdown", pretty_exceptions_enable=False
 )
 app.command()(denoise.denoise)
+app.command()(predict.predict)
 app.command()(tune.tune)
 app.command()(audit.audit)
 app.command()(fewshot.fewshot)

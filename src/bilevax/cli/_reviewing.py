@@ -20,11 +20,13 @@ if TYPE_CHECKING:  # these pull in pandas and scikit-learn, which `--help` need 
     from bilevax.applications.denoising.reviewing import Model, Reviewed
     from bilevax.data.samples.probabilities import Probabilities
     from bilevax.data.samples.types import Options, Samples
+    from bilevax.saved import FileModel
 
 SHOWN, ON_SHEET = 10, 50  # suspects: in the terminal, on the contact sheet
 DEMO, CORRECTED = "digits.npz", "corrected"
 LONGEST = 40  # characters of a cell in the terminal
 DIGITS = 6  # of probabilities in files
+MODEL = "model"
 
 
 class Inputs(NamedTuple):
@@ -72,10 +74,13 @@ def read(
     return Inputs(samples, wrong, p, e, samples.notes if p is None else (*samples.notes, *p.notes))
 
 
-def review(inputs: Inputs, model: "Model", encoder: Path | None, seed: int, stages: Stages) -> "Reviewed":
-    """Rank the labels; the result is a stage."""
+def review(
+    inputs: Inputs, model: "Model", encoder: Path | None, seed: int, stages: Stages
+) -> "tuple[Reviewed, dict[str, bytes]]":
+    """Rank the labels; the result, and the files of the saved model, are a stage."""
     from bilevax.applications.denoising.ranking import Ranking
     from bilevax.applications.denoising.reviewing import Reviewed, review
+    from bilevax.saved.models import files_of
 
     def compute(_: Any) -> dict[str, Any]:
         bar: Any = None
@@ -88,17 +93,38 @@ def review(inputs: Inputs, model: "Model", encoder: Path | None, seed: int, stag
                 bar.close()
 
         found = review(inputs.samples, model, inputs.probabilities, inputs.embeddings, encoder, seed, report)
-        return {"ranking": found.ranking._replace(model=None)._asdict(), "method": found.method}
+        model_files = {} if found.ranking.model is None else files_of(_model(inputs.samples, found))
+        return {
+            "ranking": found.ranking._replace(model=None)._asdict(),
+            "method": found.method,
+            "model": {name: np.frombuffer(content, np.uint8) for name, content in model_files.items()},
+        }
 
     # A folder may have changed since a run was interrupted.
     stored = stages.of(f"review-{inputs.samples.source.digest[:12]}", compute)
     ranking = stages.rebuilt(Ranking, {k: v for k, v in stored["ranking"].items() if k != "model"}, model=None)
-    return Reviewed(ranking, np.unique(inputs.samples.labels), stored["method"])
+    reviewed = Reviewed(ranking, np.unique(inputs.samples.labels), stored["method"])
+    return reviewed, {name: content.tobytes() for name, content in stored["model"].items()}
+
+
+def _model(samples: "Samples", found: "Reviewed") -> "FileModel":
+    """What predicts the samples of another file."""
+    from bilevax.data.samples.new import form_of
+    from bilevax.saved import FileModel
+    from bilevax.saved.files import Denoised
+
+    ranking = found.ranking
+    assert ranking.model is not None
+    assert found.preparation is not None
+    predictor = Denoised(ranking.model, ranking.power)
+    form = form_of(samples, found.vectors)
+    return FileModel("classification", form, predictor, found.classes, found.preparation, found.method)
 
 
 def files(train: Path | None, compared: tuple[str, ...], apply: str | None) -> list[str]:
     """The files that the command writes."""
     reviewed = ["report.html", "suspects.csv", "noise_matrix.csv", "results.json", "contact_sheet.png", *compared]
+    reviewed += [f"{MODEL}/{name}" for name in ("arrays.npz", "estimators.skops", "model.json")]
     names = reviewed if apply in (None, "auto") else []
     if train is None:
         return [*names, DEMO]
@@ -113,6 +139,14 @@ def corrected_name(train: Path) -> str:
     return CORRECTED + "".join(
         known[-2:] if len(known) > 1 and known[-1] in (".gz", ".bz2", ".xz", ".zst", ".zip") else known[-1:]
     )
+
+
+def write_model(model_files: dict[str, bytes], run: Run) -> None:
+    """Write the folder of the model."""
+    before = list(run.written)
+    for name, content in model_files.items():
+        run.file(f"{MODEL}/{name}", lambda path, content=content: path.write_bytes(content))
+    run.written[:] = [*before, *[MODEL] * bool(model_files)]
 
 
 def write(inputs: Inputs, found: "Reviewed", title: str, report: dict[str, Any], run: Run) -> None:
@@ -185,16 +219,22 @@ def changed(changes: int, samples: "Samples") -> str:
     return f"{changes:,} of {samples.own:,} samples are corrected or left out."
 
 
-def next_step(train: Path | None, options: "Options", run: Run) -> str:
-    """What a person does with the page, and the command that applies the decisions."""
+def next_step(train: Path | None, options: "Options", saved: bool, run: Run) -> str:
+    """What a person does with the page and with the model, and the commands for that."""
     out = run.out if run.elsewhere is None else run.elsewhere
     command = ["bilevax", "denoise", str(out / DEMO if train is None else train)]
     for name in ("target", "labels", "separator", "encoding"):
         if (value := getattr(options, name)) is not None:
             command += [f"--{name}", str(value)]
+    predict = f"  {quoted(['bilevax', 'predict', str(out / MODEL), 'FILE'])}"
     return (
         f"Decide about the suspects in {out / 'report.html'}, and apply the decisions that it exports:\n"
-        f"  {quoted([*command, '--apply', 'decisions.csv'])}"
+        f"  {quoted([*command, '--apply', 'decisions.csv'])}\n"
+        + (
+            f"Predict other samples by the model that was fitted in spite of the wrong labels:\n{predict}"
+            if saved
+            else "No model is saved: the predictions of --pred-probs are those of your own."
+        )
     )
 
 

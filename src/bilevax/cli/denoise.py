@@ -168,8 +168,9 @@ def denoise(
     """Find the wrong labels in TRAIN, with or without some trusted ones.
 
     Writes report.html, a page on which you decide about each suspect; suspects.csv with all samples, the most
-    suspicious first; noise_matrix.csv, results.json and, for pictures, contact_sheet.png. The page exports your
-    decisions; with --apply they become corrected data in the form of TRAIN, and changes.csv. TRAIN is never changed.
+    suspicious first; noise_matrix.csv, results.json and, for pictures, contact_sheet.png; and the folder model, which
+    `bilevax predict` takes. The page exports your decisions; with --apply they become corrected data in the form of
+    TRAIN, and changes.csv. TRAIN is never changed.
     """
     with in_plain_words() as asked, tempfile.TemporaryDirectory(prefix="bilevax-") as folder:
         began = time.perf_counter()
@@ -203,7 +204,6 @@ def denoise(
             "above": above,
             "encoder": None if encoder is None else str(encoder),
         }
-        known |= {"encoder": None if encoder is None else str(encoder)}
         known |= {"apply": apply, "compare": compare, "seed": seed, **settings._replace(test=None)._asdict()}
         names = _reviewing.files(train, _comparing.FILES if compare else (), apply)
         run = Run(
@@ -236,7 +236,7 @@ def denoise(
                 say(note)
             from bilevax.applications.denoising import reviewing
 
-            found = _reviewing.review(inputs, reviewing.Model(model.value), encoder, seed, stages)
+            found, model_files = _reviewing.review(inputs, reviewing.Model(model.value), encoder, seed, stages)
             compared = None
             if compare:
                 compared = _comparing.compare(train, trusted, target, settings, seed, stages, layout)
@@ -250,6 +250,7 @@ def denoise(
                 "wall_seconds": time.perf_counter() - began,
             }
             _reviewing.write(inputs, found, title, report, run)
+            _reviewing.write_model(model_files, run)
             if train is None:
                 run.file(_reviewing.DEMO, lambda path: shutil.copyfile(inputs.samples.source.path, path))
             if compared is not None:
@@ -264,7 +265,7 @@ def denoise(
         if compared is not None:
             show(_comparing.table(compared.job, compared.found.rows, hold_out))
         run.end(time.perf_counter() - began)
-        say(_reviewing.next_step(train, options, run))
+        say(_reviewing.next_step(train, options, bool(model_files), run))
 
 
 def _is_folder(name: str, path: Path) -> bool:

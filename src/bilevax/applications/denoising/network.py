@@ -15,11 +15,12 @@ from bilevax.nn.training import Training, probabilities, train
 
 @dataclass(frozen=True)
 class FittedNetwork(Picklable):
-    """A fitted `Network`: parameters for each fold."""
+    """A fitted `Network`: parameters for each fold, and a sample, of which only shape and dtype matter."""
 
     out_of_sample: Float[np.ndarray, "n classes"]
     model: Model
     params: tuple[PyTree, ...]
+    sample: Shaped[np.ndarray, "1 ..."]
 
     def predict(self, X: Shaped[np.ndarray, "m ..."]) -> Float[np.ndarray, "m classes"]:
         """The probability of each class of other samples, the mean over the folds."""
@@ -54,7 +55,7 @@ class Network:
             v = train(self.model, self.training, x, soft, jnp.asarray(fold != k, dtype), key)
             found[fold == k] = probabilities(self.model, v, X)[fold == k]
             params.append(v)
-        return FittedNetwork(found, self.model, tuple(params))
+        return FittedNetwork(found, self.model, tuple(params), np.zeros_like(X[:1]))
 
 
 def require_logits(model: Model, x: Shaped[np.ndarray, "n ..."], classes: int) -> None:

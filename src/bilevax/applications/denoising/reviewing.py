@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float, Shaped
+from jaxtyping import Float, Shaped, UInt8
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
@@ -15,9 +15,10 @@ from bilevax._checks import InputError
 from bilevax.applications.denoising.experts import TABLES, Expert, Folds, Forest, Linear
 from bilevax.applications.denoising.network import Network
 from bilevax.applications.denoising.noise import TRUSTED_COUNT
+from bilevax.applications.denoising.preparing import NETWORK_SIDE, Preparation, rows_of_pictures, standardised
 from bilevax.applications.denoising.ranking import LEAST_IN_DOUBT, Ranking, rank_probabilities
 from bilevax.applications.denoising.repeats import rank_settled, settle
-from bilevax.data.samples.embedding import embedded
+from bilevax.data.samples.embedding import embedded, identity_of
 from bilevax.data.samples.probabilities import Probabilities
 from bilevax.data.samples.types import Samples
 from bilevax.nn.networks import lenet5, mlp
@@ -25,8 +26,6 @@ from bilevax.nn.pretrained import efficientnet
 from bilevax.nn.training import Training
 
 LEAST_PHOTOGRAPH = 24  # pixels of the shorter side
-NETWORK_SIDE = 32  # pixels, to which pictures are averaged for a small network
-PICTURE_SIDE = 16  # pixels, to which pictures are averaged for classifiers of tables
 
 
 class Model(StrEnum):
@@ -47,11 +46,15 @@ class Reviewed(NamedTuple):
         ranking: of all samples, those of a trusted file at the end.
         classes: the labels, sorted.
         method: what was done, in a line.
+        preparation: how features become the samples of `ranking.model`; None where probabilities were given.
+        vectors: that replaced the features of the samples; None where none did.
     """
 
     ranking: Ranking
     classes: Shaped[np.ndarray, " classes"]
     method: str
+    preparation: Preparation | None = None
+    vectors: Float[np.ndarray, "n d"] | None = None
 
     def suggested(self) -> Shaped[np.ndarray, " n"]:
         """The most probable label of each sample."""
@@ -99,14 +102,17 @@ def review(
     if probabilities is not None:
         found = rank_probabilities(probabilities.values, codes, samples.trusted)
         return Reviewed(found, classes, f"Given probabilities, explained by a noise matrix {trusted}.")
+    vectors, encoded = embeddings, ""
     if embeddings is None and _encodes(samples, model, encoder):
-        embeddings, encoded = embedded(samples, encoder, report), "Vectors of a pretrained encoder. "
-    else:
-        encoded = ""
-    X, experts, name = _experts(samples, model, embeddings)
+        vectors, encoded = embedded(samples, encoder, report), "Vectors of a pretrained encoder. "
+    preparation, experts, name = _experts(samples, model, vectors)
+    if encoded:
+        preparation = preparation._replace(encoder=identity_of(samples, encoder))
+    X = preparation.apply(samples.features if vectors is None else vectors)
     found = rank_settled(X, known, len(classes), experts, seed)
     weights = "" if found.model is None or len(experts) == 1 else _shares(found.model.weights)
-    return Reviewed(found, classes, f"{encoded}{name}{weights}, explained by a noise matrix {trusted}.")
+    method = f"{encoded}{name}{weights}, explained by a noise matrix {trusted}."
+    return Reviewed(found, classes, method, preparation, embeddings)
 
 
 def _encodes(samples: Samples, model: Model, encoder: Path | None) -> bool:
@@ -128,53 +134,38 @@ def _shares(weights: Float[np.ndarray, " experts"]) -> str:
 
 
 def _experts(
-    samples: Samples, model: Model, embeddings: Float[np.ndarray, "n d"] | None
-) -> tuple[Shaped[np.ndarray, "n ..."], Sequence[Expert], str]:
-    """The features, the classifiers, and their name."""
-    if embeddings is None and samples.kind == "text":
+    samples: Samples, model: Model, vectors: Float[np.ndarray, "n d"] | None
+) -> tuple[Preparation, Sequence[Expert], str]:
+    """What is done to the features, the classifiers, and their name."""
+    if vectors is None and samples.kind == "text":
         if model not in (Model.auto, Model.linear):
             raise InputError(
                 f"--model {model.value} takes rows of numbers, and {samples.name} holds texts. Leave --model out, or "
                 "pass --embeddings."
             )
         words = TfidfVectorizer(sublinear_tf=True, ngram_range=(1, 2), min_df=2, max_features=50_000)
-        texts = np.array(samples.features, dtype=object)
-        return texts, (Folds(make_pipeline(words, LogisticRegression(C=10.0))),), "Logistic regression on words"
-    if embeddings is None and model is Model.network:
+        return Preparation(), (Folds(make_pipeline(words, LogisticRegression(C=10.0))),), "Logistic regression on words"
+    if vectors is None and model is Model.network:
         if samples.kind != "images":
             raise InputError(f"--model network takes pictures, and {samples.name} holds none. Leave --model out.")
-        pictures = (_averaged(samples, NETWORK_SIDE) * 255).astype(np.uint8)
-        training = Training(steps=max(200, 6 * len(pictures) // 100), rate=3e-3, batch_size=100, l2=1e-4)
-        return pictures, (Network(lenet5(len(np.unique(samples.labels))), training),), "LeNet-5"
-    X = embeddings if embeddings is not None else _rows(samples)
+        training = Training(steps=max(200, 6 * len(samples.labels) // 100), rate=3e-3, batch_size=100, l2=1e-4)
+        network = Network(lenet5(len(np.unique(samples.labels))), training)
+        return Preparation(side=NETWORK_SIDE), (network,), "LeNet-5"
+    preparation = Preparation()
+    if vectors is None and samples.kind == "images":
+        preparation = rows_of_pictures(_pictures(samples))
     # Classes of pretrained vectors are nearly linear, and forests of hundreds of columns take minutes.
-    if model is Model.linear or (embeddings is not None and model in (Model.auto, Model.encoder)):
-        return X, (Linear(),), "Logistic regression"
+    if model is Model.linear or (vectors is not None and model in (Model.auto, Model.encoder)):
+        return preparation, (Linear(),), "Logistic regression"
     if model is Model.trees:
-        return X, (Forest(extra=True), Forest(extra=False)), "Two forests"
+        return preparation, (Forest(extra=True), Forest(extra=False)), "Two forests"
     if model is Model.mlp:
         classes = len(np.unique(samples.labels))
-        standard = (X - X.mean(0)) / np.maximum(X.std(0), np.finfo(X.dtype).eps)
-        return standard, (Network(mlp(classes), Training()),), "A network with one hidden layer"
-    return X, TABLES, "Logistic regression and two forests"
+        X = preparation.apply(samples.features if vectors is None else vectors)
+        return standardised(preparation, X), (Network(mlp(classes), Training()),), "A network with one hidden layer"
+    return preparation, TABLES, "Logistic regression and two forests"
 
 
-def _rows(samples: Samples) -> Float[np.ndarray, "n d"]:
-    """A matrix; pictures are averaged to at most 16 x 16 pixels."""
-    if samples.kind != "images":
-        return np.asarray(samples.features)
-    averaged = _averaged(samples, PICTURE_SIDE)
-    grey = (averaged[..., :1] == averaged).all()
-    return (averaged[..., :1] if grey else averaged).reshape(len(averaged), -1)
-
-
-def _averaged(samples: Samples, side: int) -> Float[np.ndarray, "n h w c"]:
-    """Pictures with values in 0..1, averaged to at most side x side pixels."""
-    pictures = np.asarray(samples.features)
-    rows, columns = (np.array_split(np.arange(size), min(size, side)) for size in pictures.shape[1:3])
-    made = np.empty((len(pictures), len(rows), len(columns), pictures.shape[3]), np.float32)
-    for i, row in enumerate(rows):
-        for j, column in enumerate(columns):
-            block = pictures[:, row[0] : row[-1] + 1, column[0] : column[-1] + 1]
-            made[:, i, j] = block.mean(axis=(1, 2), dtype=np.float32) / 255
-    return made
+def _pictures(samples: Samples) -> UInt8[np.ndarray, "n h w 3"]:
+    assert isinstance(samples.features, np.ndarray)
+    return samples.features

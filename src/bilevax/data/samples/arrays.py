@@ -89,6 +89,32 @@ def array_content(
     return Content(name, path, path.suffix[1:].lower(), target, rows[target], records, rows, digest_of(path), array)
 
 
+def array_alone(path: Path, name: str) -> Shaped[np.ndarray, "n ..."]:
+    """The array X of an NPZ file, or its only one; or that of an NPY file: texts, features, or pictures as bytes.
+
+    Raises:
+        InputError: there is none, or it cannot be used.
+    """
+    if path.suffix.lower() == ".npy":
+        X = read_array(path, name)
+    else:
+        try:
+            names = read_npz(path, ())[1]
+            chosen = names[0] if len(names) == 1 else "X"
+            found = read_npz(path, (chosen,))[0]
+        except UnreadableError as error:
+            raise InputError(
+                f"{name} cannot be read as .npz: {short_reason(error)}. Save it by numpy.savez(path, X=...)."
+            ) from error
+        if chosen not in found:
+            raise InputError(f"{name} has no array 'X'. Its arrays are {listed(names)}.{suggestion('X', names)}")
+        X = native(found[chosen], chosen, name)
+    if X.ndim == 0 or X.size == 0:
+        raise InputError(f"{name}: X has shape {X.shape}, and is empty. Check it.")
+    _check_kind(X, name)
+    return X if X.ndim == 1 else _as_pictures(X, name)
+
+
 def _check_shapes(X: np.ndarray, y: np.ndarray, extra: dict[str, np.ndarray], target: str, name: str) -> None:
     if y.ndim != 1 or X.ndim < 1 or len(X) != len(y):
         one_hot = y.ndim == 2 and len(y) == len(X)
@@ -102,6 +128,10 @@ def _check_shapes(X: np.ndarray, y: np.ndarray, extra: dict[str, np.ndarray], ta
     for key, values in extra.items():
         if values.shape != y.shape:
             raise InputError(f"{name}: {key} has shape {values.shape}, and must have that of {target}, {y.shape}.")
+    _check_kind(X, name)
+
+
+def _check_kind(X: np.ndarray, name: str) -> None:
     if X.ndim == 1 and X.dtype.kind not in "U":
         raise InputError(f"{name}: X has shape {X.shape}. If there is one feature, save X.reshape(-1, 1).")
     if X.ndim > 1 and X.dtype.kind not in "biuf":

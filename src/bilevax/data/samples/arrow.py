@@ -29,8 +29,8 @@ class _Features(NamedTuple):
     pictures: list[str]
 
 
-def parquet_content(path: Path, name: str, target: str | None) -> Content:
-    """The content of a Parquet file.
+def parquet_content(path: Path, name: str, target: str | None, labelled: bool = True) -> Content:
+    """The content of a Parquet file; without labels where it is not `labelled`.
 
     Raises:
         InputError: it is damaged or too large, or lacks the target.
@@ -50,7 +50,7 @@ def parquet_content(path: Path, name: str, target: str | None) -> Content:
     described = json.loads((table.schema.metadata or {}).get(b"huggingface", b"{}"))
     features = _features(described.get("info", {}).get("features", {}) or {})
     table = table.drop_columns([column for column in saved if column in table.column_names])
-    return _content(table, path, name, "parquet", target, features, digest_of(path), notes)
+    return _content(table, path, name, "parquet", target, features, digest_of(path), notes, labelled)
 
 
 def is_datasets_folder(folder: Path) -> bool:
@@ -58,8 +58,8 @@ def is_datasets_folder(folder: Path) -> bool:
     return (folder / PARTS).is_file() or ((folder / STATE).is_file() and (folder / INFO).is_file())
 
 
-def datasets_content(folder: Path, name: str, target: str | None) -> Content:
-    """The content of a folder that `save_to_disk` wrote.
+def datasets_content(folder: Path, name: str, target: str | None, labelled: bool = True) -> Content:
+    """The content of a folder that `save_to_disk` wrote; without labels where it is not `labelled`.
 
     Raises:
         InputError: it is a `DatasetDict` (its parts are named), damaged, or lacks the target.
@@ -90,7 +90,8 @@ def datasets_content(folder: Path, name: str, target: str | None) -> Content:
     if not tables:
         raise InputError(f"{name} names no data files in {STATE}. Save it again.")
     features = _features(info.get("features") or {})
-    return _content(pa.concat_tables(tables), folder, name, "datasets", target, features, digest.hexdigest(), notes)
+    table = pa.concat_tables(tables)
+    return _content(table, folder, name, "datasets", target, features, digest.hexdigest(), notes, labelled)
 
 
 def _json(path: Path, name: str) -> dict[str, Any]:
@@ -116,6 +117,7 @@ def _content(
     features: _Features,
     digest: str,
     notes: list[str],
+    labelled: bool,
 ) -> Content:
     table = table.rename_columns([column.strip() for column in table.column_names])
     names = table.column_names
@@ -125,7 +127,7 @@ def _content(
         raise InputError(f"{name} has no rows. Check it.")
     if target is None and len(features.classes) == 1:
         target = next(iter(features.classes))
-    chosen = target_of(names, target, name)
+    chosen = target_of(names, target, name) if labelled else None
     pictures, where = None, None
     if features.pictures:
         where = features.pictures[0]
@@ -136,12 +138,14 @@ def _content(
     skipped = [*features.pictures, *vectors]
     frame: Any = pd.DataFrame({c: _column(table.column(c), features.classes.get(c)) for c in names if c not in skipped})
     places = np.arange(table.num_rows)
-    records = Records(frame.drop(columns=chosen), places, places, table.num_rows, notes=tuple(notes))
+    features_alone = frame if chosen is None else frame.drop(columns=chosen)
+    records = Records(features_alone, places, places, table.num_rows, notes=tuple(notes))
     if vectors:
         others = list(records.frame.columns)
         more = f" The other columns are not features: {listed(others)}." if others else ""
         records = records._replace(notes=(*notes, f"The features are the vectors in {vectors[0]!r}.{more}"))
-    return Content(name, path, form, chosen, frame[chosen], records, frame, digest, array, pictures)
+    labels = pd.Series(dtype=object) if chosen is None else frame[chosen]
+    return Content(name, path, form, chosen, labels, records, frame, digest, array, pictures)
 
 
 def _column(values: Any, classes: list[str] | None) -> pd.Series:

@@ -10,12 +10,12 @@ from jaxtyping import Bool, Shaped
 
 from bilevax._checks import InputError, listed
 from bilevax.data.samples.columns import (
-    FARTHEST,
     NAMED,
     Column,
     array_columns,
     matrix_of,
     number_columns,
+    scaled_array,
     settle_columns,
 )
 from bilevax.data.samples.content import Content, chosen, column_of
@@ -85,8 +85,7 @@ def _arrays(contents: Sequence[Content], options: Options) -> tuple[Kind, tuple[
         )
     if all(np.abs(array).max() <= LARGEST for array in arrays):  # NaN, too, goes the long way
         columns = array_columns(arrays[0])
-        centre, scale = (np.array(figures) for figures in zip(*((c.centre, c.scale) for c in columns), strict=True))
-        scaled = [np.clip((array - centre) / scale, -FARTHEST, FARTHEST).astype(np.float32) for array in arrays]
+        scaled = [scaled_array(columns, array) for array in arrays]
         return "features", tuple(columns), [Part(x, np.ones(len(x), bool), None, []) for x in scaled]
     frames = [pd.DataFrame(array, columns=[f"X[{i}]" for i in range(array.shape[1])]) for array in arrays]
     columns = number_columns(frames[0])
@@ -114,7 +113,7 @@ def _tables(
     words = bool(texts) and len(texts) == len(used)
     parts = []
     for content in contents:
-        free = _texts(content.records.frame, texts) if texts else None
+        free = texts_of(content.records.frame, texts) if texts else None
         if words and free is not None:
             parts.append(Part(free, np.ones(len(free), bool), None, []))
         else:
@@ -123,7 +122,7 @@ def _tables(
     return "text" if words else "table", tuple(columns), parts
 
 
-def _texts(frame: pd.DataFrame, names: Sequence[str]) -> list[str]:
+def texts_of(frame: pd.DataFrame, names: Sequence[str]) -> list[str]:
     """The texts of a row, one after another."""
     found = [frame[name].astype("str").fillna("").str.strip().tolist() for name in names]
     return ["\n".join(filter(None, row)) for row in zip(*found, strict=True)]
@@ -154,7 +153,7 @@ def joined(
     own = len(known[0])
     twin = np.full(sum(map(len, known)), -1)
     trusted = np.zeros(len(twin), bool)
-    identifiers = [_identifiers(content, columns) for content in kept]
+    identifiers = [identifiers_of(content, columns) for content in kept]
     if truth is not None:
         trusted[:own] = truth[parts[0].kept]
     if len(kept) > 1:
@@ -207,7 +206,7 @@ def joined(
     )
 
 
-def _identifiers(content: Content, columns: Sequence[Column]) -> list[str] | None:
+def identifiers_of(content: Content, columns: Sequence[Column]) -> list[str] | None:
     """The identifiers of the samples: those of the form of the file, or a column of them, by its name if possible."""
     if content.identifiers is not None:
         return content.identifiers

@@ -112,6 +112,12 @@ def array_columns(array: Float[np.ndarray, "n d"]) -> list[Column]:
     return [Column(f"X[{i}]", "number", centre=c, scale=s or 1.0) for i, (c, s) in enumerate(pairs)]
 
 
+def scaled_array(columns: Sequence[Column], array: Float[np.ndarray, "n d"]) -> Float32[np.ndarray, "n d"]:
+    """A matrix of finite numbers on the scale of `array_columns`."""
+    centre, scale = (np.array(figures) for figures in zip(*((c.centre, c.scale) for c in columns), strict=True))
+    return np.clip((array - centre) / scale, -FARTHEST, FARTHEST).astype(np.float32)
+
+
 def number_columns(frame: pd.DataFrame) -> list[Column]:
     """All columns of a frame of numbers as such, constant ones too."""
     nothing = np.zeros(0, int)
@@ -228,7 +234,7 @@ def matrix_of(columns: Sequence[Column], frame: pd.DataFrame) -> Matrix:
         if column.role == "category":
             _place(column, cells(values), part)
             continue
-        found = _numbers(column, values)
+        found = numbers_of(column, values)
         known = ~np.isnan(found.values)
         part[:, 0] = np.where(known, _scaled(column, found.values), 0.0)
         if column.missing:
@@ -238,7 +244,8 @@ def matrix_of(columns: Sequence[Column], frame: pd.DataFrame) -> Matrix:
     return Matrix(matrix, malformed)
 
 
-def _numbers(column: Column, values: pd.Series) -> Numbers:
+def numbers_of(column: Column, values: pd.Series) -> Numbers:
+    """The numbers of a column that was settled, on their own scale."""
     if pd.api.types.is_numeric_dtype(values.dtype):
         return _typed(values)
     plain = plain_numbers(values) if column.style == Style() else None

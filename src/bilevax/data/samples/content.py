@@ -21,8 +21,8 @@ class Content(NamedTuple):
         name: how messages call it.
         path: of it.
         form: as of `Source`.
-        target: the column of the labels; None for a folder of class folders.
-        labels: of all records, as stored.
+        target: the column of the labels; None for a folder of class folders, and without labels.
+        labels: of all records, as stored; empty without labels.
         records: their columns without that of the labels.
         rows: all their columns.
         digest: the SHA-256 of the content.
@@ -72,6 +72,11 @@ def digest_of(path: Path) -> str:
     """The SHA-256 of a file."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def without_labels(records: Records, path: Path, name: str, form: str) -> Content:
+    """The content of named columns none of which is that of the labels."""
+    return Content(name, path, form, None, pd.Series(dtype=object), records, records.frame, "")
 
 
 def from_records(records: Records, path: Path, name: str, form: str, target: str | None) -> Content:

@@ -5,16 +5,15 @@ from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
-from jaxtyping import Float32
+from jaxtyping import Float32, UInt8
 
 from bilevax._checks import InputError
 from bilevax._files import replace
 from bilevax.data.archives import UnreadableError, read_single
 from bilevax.data.fetch import cache_folder
-from bilevax.data.samples.types import Samples
 
 SIDE = 128  # pixels that pictures are enlarged to before they are encoded
 PART = 512  # samples between two reports of progress
@@ -23,8 +22,27 @@ MOST_KEPT = 2 << 30  # bytes of the cache
 Encode = Callable[[Any], Float32[np.ndarray, "_ d"]]
 
 
+class Encodable(Protocol):
+    """Samples of pictures or texts."""
+
+    @property
+    def kind(self) -> str:
+        """What they are."""
+        ...
+
+    @property
+    def name(self) -> str:
+        """How messages call the file."""
+        ...
+
+    @property
+    def features(self) -> Float32[np.ndarray, "n d"] | UInt8[np.ndarray, "n h w 3"] | list[str]:
+        """Of each sample."""
+        ...
+
+
 def embedded(
-    samples: Samples, encoder: Path | None = None, report: Callable[[int, int], None] = lambda done, total: None
+    samples: Encodable, encoder: Path | None = None, report: Callable[[int, int], None] = lambda done, total: None
 ) -> Float32[np.ndarray, "n d"]:
     """The vectors of pictures by EfficientNet-Lite0 (1,280 features), or of texts by all-MiniLM-L6-v2 (384).
 
@@ -44,7 +62,7 @@ def embedded(
         raise InputError(f"{samples.name} holds numbers, which need no encoder. Leave the encoder out.")
     path, load = _prepared(samples, encoder)
     with suppress(OSError, UnreadableError):
-        if len(kept := read_single(path)) == len(samples.labels):
+        if len(kept := read_single(path)) == len(samples.features):
             path.touch()  # in use
             return kept
     encode, found = load(), []
@@ -59,7 +77,23 @@ def embedded(
     return vectors
 
 
-def _prepared(samples: Samples, encoder: Path | None) -> tuple[Path, Callable[[], Encode]]:
+def identity_of(samples: Encodable, encoder: Path | None = None) -> str:
+    """The SHA-256 of the weights of the encoder of such samples.
+
+    Raises:
+        InputError: it is not installed, or its file cannot be read.
+    """
+    from bilevax.nn.pretrained import efficientnet, minilm
+
+    weights = (minilm if samples.kind == "text" else efficientnet).weights_of(encoder)
+    try:
+        with open(weights, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise InputError(f"The encoder {weights} cannot be read: {error.strerror}. Check the path.") from error
+
+
+def _prepared(samples: Encodable, encoder: Path | None) -> tuple[Path, Callable[[], Encode]]:
     """Where the vectors are kept, and what loads the encoder."""
     from bilevax.nn.pretrained import efficientnet, minilm
 

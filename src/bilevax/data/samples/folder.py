@@ -9,7 +9,7 @@ import pandas as pd
 
 from bilevax._checks import InputError, listed
 from bilevax.data.folders import visible
-from bilevax.data.samples.content import Content
+from bilevax.data.samples.content import Content, without_labels
 from bilevax.data.samples.numbers import NO_CELL
 from bilevax.data.samples.pictures import SUFFIXES
 from bilevax.data.samples.text import Records, counted
@@ -53,6 +53,30 @@ def folder_content(folder: Path, name: str) -> Content:
     return Content(
         name, folder, "folder", None, rows["label"], records, rows, digest.hexdigest(), None, list(files), names
     )
+
+
+def pictures_in(folder: Path, name: str) -> Content:
+    """The pictures of a folder and its subfolders, without labels.
+
+    Raises:
+        InputError: there are none.
+    """
+    inside = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+    shown = [path for path in inside if not any(part.startswith(".") for part in path.relative_to(folder).parts)]
+    files = [path for path in shown if path.suffix.lower() in SUFFIXES]
+    if not files:
+        raise InputError(f"{name} has no pictures. Pass a folder of pictures, or a file.")
+    ignored = len(shown) - len(files)
+    notes = [f"{name} has {counted(ignored, 'file')} whose suffix is not of a picture: ignored."] * bool(ignored)
+    return of_pictures(files, [path.relative_to(folder).as_posix() for path in files], folder, name, tuple(notes))
+
+
+def of_pictures(files: list[Path], names: list[str], path: Path, name: str, notes: tuple[str, ...] = ()) -> Content:
+    """Files of pictures without labels."""
+    places = np.arange(len(files))
+    rows = pd.DataFrame({"file": pd.Series(names, dtype="str")})
+    content = without_labels(Records(rows, places, places, len(files), notes=notes), path, name, "folder")
+    return content._replace(pictures=list(files), identifiers=names)
 
 
 def with_pictures(content: Content) -> Content:

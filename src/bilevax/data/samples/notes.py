@@ -1,13 +1,16 @@
 """What was decided about the columns of a table, in sentences."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool
 
 from bilevax._checks import InputError, listed
-from bilevax.data.samples.columns import Column
-from bilevax.data.samples.text import Records, in_lines
+from bilevax.data.kinds import Cells, cells
+from bilevax.data.samples.columns import Column, numbers_of
+from bilevax.data.samples.numbers import NO_CELL
+from bilevax.data.samples.text import Records, counted, in_lines
 
 SEVERAL = 5  # columns of one kind share a note beyond so many
 LEFT_OUT = {
@@ -91,3 +94,40 @@ def notes_on_cells(
 
 def _names(columns: Sequence[Column]) -> list[str]:
     return [column.name for column in columns]
+
+
+def notes_on_new_cells(
+    columns: Sequence[Column], frame: Any, malformed: Mapping[str, Bool[np.ndarray, " n"]], name: str
+) -> list[str]:
+    """How many cells of each column hold values that the columns do not know, or none where they always have one.
+
+    Args:
+        columns: as they were settled by other samples.
+        frame: a data frame that has those of them that are used.
+        malformed: cells that another note counts, by column.
+        name: of the file.
+    """
+    notes = []
+    for column in columns:
+        if column.role == "number" and not column.missing:
+            absent = np.isnan(numbers_of(column, frame[column.name]).values)
+            count = int(np.sum(absent & ~malformed.get(column.name, np.zeros(len(frame), bool))))
+            if count:
+                notes.append(
+                    f"Column {column.name!r} of {name} has {counted(count, 'missing value')}, and had none before: the "
+                    "median is taken."
+                )
+        elif column.role == "category":
+            notes += _unknown(column, cells(frame[column.name]), name)
+    return notes
+
+
+def _unknown(column: Column, found: Cells, name: str) -> list[str]:
+    known = {*column.categories, *(NO_CELL if column.missing else ())}
+    unknown = {text: n for text, n in zip(found.texts, found.counts.tolist(), strict=True) if n and text not in known}
+    if not unknown:
+        return []
+    total, place = sum(unknown.values()), "one of its rare values" if column.others else "none of its values"
+    shown = listed(list(unknown)[:3])
+    plural = "value that is" if total == 1 else "values that are"
+    return [f"Column {column.name!r} of {name} has {total:,} {plural} new ({shown}): taken as {place}."]

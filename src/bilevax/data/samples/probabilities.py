@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Float32, Float64, Shaped
+from jaxtyping import Float32, Float64, Int, Shaped
 
 from bilevax._checks import InputError, listed, short_reason, suggestion
 from bilevax.data.archives import UnreadableError, check_regular, read_npz
@@ -22,7 +22,7 @@ FORMS = "Pass a CSV, Parquet, NPY or NPZ file."
 TOLERANCE = 1e-3  # by which a row may sum to something else than 1
 LIKELIEST, CERTAIN = 0.998, 0.9  # share of given labels that are the likeliest class, and their mean probability
 ENOUGH = 50  # samples by which probabilities look in-sample
-NAMED_ROWS = 3
+VECTORS = ("embeddings", "X", "features")  # names of the array of vectors in an NPZ file
 
 
 class Probabilities(NamedTuple):
@@ -39,7 +39,7 @@ class Probabilities(NamedTuple):
     notes: tuple[str, ...]
 
 
-class _Matrix(NamedTuple):
+class NamedMatrix(NamedTuple):
     """A matrix as it is in a file; `names` are those of its columns, None where it has none."""
 
     values: Float64[np.ndarray, "n k"]
@@ -75,7 +75,7 @@ def read_probabilities(path: Path, samples: Samples) -> Probabilities:
     name = f"--pred-probs ({path})"
     labels = samples.labels[: samples.own]
     classes = np.array(sorted(set(samples.labels.tolist())), dtype=samples.labels.dtype)
-    matrix = _read(path, name, ("pred_probs", "probabilities", "probs"), "classes")
+    matrix = read_matrix(path, name, ("pred_probs", "probabilities", "probs"), "classes")
     values, notes = _by_class(matrix, classes, name)
     values = _rows_of(values, samples, name)
     _check_values(values, samples, name)
@@ -107,11 +107,9 @@ def read_embeddings(path: Path, samples: Samples) -> Float32[np.ndarray, "n d"]:
         InputError: the file cannot be read, has another length, or values are missing or infinite.
     """
     name = f"--embeddings ({path})"
-    matrix = _read(path, name, ("embeddings", "X", "features"), None)
-    values = _rows_of(matrix.values, samples, name)
-    with np.errstate(over="ignore"):
-        single = values.astype(np.float32)
-    if (bad := np.flatnonzero(~np.isfinite(single).all(axis=1))).size:
+    matrix = read_matrix(path, name, VECTORS, None)
+    single, bad = singles(_rows_of(matrix.values, samples, name))
+    if bad.size:
         raise InputError(
             f"{name}: {bad.size:,} rows have missing, infinite or immense values (the first is "
             f"{_where(samples, bad[0])}). Compute them again, or remove those samples from both files."
@@ -119,7 +117,14 @@ def read_embeddings(path: Path, samples: Samples) -> Float32[np.ndarray, "n d"]:
     return single
 
 
-def _read(path: Path, name: str, arrays: Sequence[str], names: str | None) -> _Matrix:
+def singles(values: Float64[np.ndarray, "n d"]) -> tuple[Float32[np.ndarray, "n d"], Int[np.ndarray, " bad"]]:
+    """A matrix in single precision, and the rows whose values are not finite then."""
+    with np.errstate(over="ignore"):
+        single = values.astype(np.float32)
+    return single, np.flatnonzero(~np.isfinite(single).all(axis=1))
+
+
+def read_matrix(path: Path, name: str, arrays: Sequence[str], names: str | None) -> NamedMatrix:
     """The matrix in a file.
 
     Args:
@@ -131,7 +136,7 @@ def _read(path: Path, name: str, arrays: Sequence[str], names: str | None) -> _M
     check_regular(path, name, FORMS)
     suffix = path.suffix.lower()
     if suffix == ".npy":
-        return _Matrix(_matrix(read_array(path, name), name), None)
+        return NamedMatrix(_matrix(read_array(path, name), name), None)
     if suffix == ".npz":
         return _from_npz(path, name, arrays, names)
     if suffix in (".parquet", ".pq"):
@@ -143,7 +148,7 @@ def _read(path: Path, name: str, arrays: Sequence[str], names: str | None) -> _M
     return _from_text(path, name)
 
 
-def _from_npz(path: Path, name: str, arrays: Sequence[str], names: str | None) -> _Matrix:
+def _from_npz(path: Path, name: str, arrays: Sequence[str], names: str | None) -> NamedMatrix:
     try:
         _, present = read_npz(path, ())
         others = [key for key in present if key != names]
@@ -155,11 +160,11 @@ def _from_npz(path: Path, name: str, arrays: Sequence[str], names: str | None) -
         raise InputError(f"{name} cannot be read as .npz: {short_reason(error)}. Save it by numpy.savez.") from error
     values = _matrix(native(found[chosen], chosen, name), name)
     if names is None or names not in found:
-        return _Matrix(values, None)
-    return _Matrix(values, [str(value) for value in native(found[names], names, name).tolist()])
+        return NamedMatrix(values, None)
+    return NamedMatrix(values, [str(value) for value in native(found[names], names, name).tolist()])
 
 
-def _from_text(path: Path, name: str) -> _Matrix:
+def _from_text(path: Path, name: str) -> NamedMatrix:
     """Numbers of a text file, with or without a line of names."""
     content, _ = unpacked(path, name)
     text, _, _ = decoded(content, name, None, strict=False)
@@ -174,16 +179,16 @@ def _from_text(path: Path, name: str) -> _Matrix:
     except Exception as error:  # a damaged file raises whatever its decoder runs into
         raise InputError(f"{name} cannot be read as CSV: {short_reason(error)}. Check the file.") from error
     if unnamed:
-        return _Matrix(_matrix(frame.to_numpy(), name), None)
+        return NamedMatrix(_matrix(frame.to_numpy(), name), None)
     return _numeric(frame.rename(columns=lambda column: str(column).strip()), name)
 
 
-def _numeric(frame: pd.DataFrame, name: str) -> _Matrix:
+def _numeric(frame: pd.DataFrame, name: str) -> NamedMatrix:
     """The columns of numbers; one of text, or a saved index, is no part of the matrix."""
     used = [c for c in frame.columns if pd.api.types.is_numeric_dtype(frame.dtypes[c]) and c != "Unnamed: 0"]
     if not used:
         raise InputError(f"{name} has no columns of numbers (its columns are {listed(frame.columns)}). {FORMS}")
-    return _Matrix(_matrix(frame[used].to_numpy(), name), list(used))
+    return NamedMatrix(_matrix(frame[used].to_numpy(), name), list(used))
 
 
 def _matrix(values: Any, name: str) -> Float64[np.ndarray, "n k"]:
@@ -193,7 +198,7 @@ def _matrix(values: Any, name: str) -> Float64[np.ndarray, "n k"]:
 
 
 def _by_class(
-    matrix: _Matrix, classes: Shaped[np.ndarray, " k"], name: str
+    matrix: NamedMatrix, classes: Shaped[np.ndarray, " k"], name: str
 ) -> tuple[Float64[np.ndarray, "n k"], list[str]]:
     """The columns in the order of the classes."""
     wanted = [str(label) for label in classes.tolist()]
