@@ -148,7 +148,8 @@ def test_all_labels_in_doubt_are_of_one_class(model, small_forests):
 def test_a_class_that_the_trusted_samples_lack(cheap):
     X, given, right = blobs(300)
     known = np.flatnonzero(right != 2)[:60]
-    found = cheap.fit(X, given, X[known] + 1e-3, right[known])
+    with pytest.warns(UserWarning, match="The trusted samples hold none of the labels 2"):
+        found = cheap.fit(X, given, X[known] + 1e-3, right[known])
     wrong = given != right
     assert wrong[np.argsort(-found.probability_wrong_)[: wrong.sum()]].mean() > 0.85
 

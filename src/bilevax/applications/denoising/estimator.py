@@ -33,7 +33,7 @@ from bilevax.applications._inputs import (
 )
 from bilevax.applications._pickling import Picklable
 from bilevax.applications.denoising.experts import TABLES, Expert, FittedStack, Folds
-from bilevax.applications.denoising.network import Network, require_logits
+from bilevax.applications.denoising.network import FittedNetwork, Network, require_logits
 from bilevax.applications.denoising.noise import sharpened
 from bilevax.applications.denoising.ranking import LEAST_IN_DOUBT, Ranking, rank_probabilities
 from bilevax.applications.denoising.repeats import rank_settled, settle
@@ -156,11 +156,22 @@ class DenoisingClassifier(ClassifierMixin, Picklable, BaseEstimator):
                 UserWarning,
                 stacklevel=2,
             )
+        self._warn_of_untrusted_classes(all_codes[right])
         found = rank_settled(every, known, len(self.classes_), self._experts(every), int(self.random_state))
         self._record(X, x, found, codes)
         return self
 
-    def _experts(self, x: Shaped[np.ndarray, "n ..."]) -> tuple[Expert, ...]:
+    def _warn_of_untrusted_classes(self, trusted: Int[np.ndarray, " m"]) -> None:
+        lacking = np.setdiff1d(np.arange(len(self.classes_)), trusted)
+        if len(trusted) and len(lacking):
+            warnings.warn(
+                f"The trusted samples hold none of the labels {listed(self.classes_[lacking])}: what samples of these "
+                "classes are labelled as is estimated from the given labels.",
+                UserWarning,
+                stacklevel=3,
+            )
+
+    def _experts(self, x: Shaped[np.ndarray, "n ..."]) -> tuple[Expert, ...] | Network:
         if self.model is None:
             if x.ndim > 2:
                 raise InputError(
@@ -179,7 +190,7 @@ class DenoisingClassifier(ClassifierMixin, Picklable, BaseEstimator):
         require_training(training)
         model = as_model(self.model, len(self.classes_))
         require_logits(model, x, len(self.classes_))
-        return (Network(model, training),)
+        return Network(model, training)
 
     def _record(self, X: Any, x: Shaped[np.ndarray, "n ..."], found: Ranking, codes: Int[np.ndarray, " n"]) -> None:
         n = len(x)
@@ -212,6 +223,26 @@ class DenoisingClassifier(ClassifierMixin, Picklable, BaseEstimator):
         """The most likely true label of each sample of X (n, ...); raises as `predict_proba`."""
         best = self.predict_proba(X).argmax(1)
         return self.classes_[best]
+
+    def to_module(self) -> Any:
+        """The network with the weights that it has learned, in its own framework.
+
+        `predict_proba` is the mean of the networks of three folds; this is the first of them, which was then trained
+        on all samples. A module of torch.nn, flax.nnx, Keras or equinox comes back as a copy with the learned weights,
+        one of flax.linen as its variables, and a pair of functions as its parameters. The module returns logits: those
+        of class i in column i, in the order of `classes_`.
+
+        Raises:
+            InputError: the model is not a network.
+        """
+        check_is_fitted(self, "_ranking_model")
+        fitted = self._ranking_model.experts[0]
+        if not isinstance(fitted, FittedNetwork):
+            raise InputError(
+                f"model is {self.model!r}, which is not a network, so there is no module with its weights. Pass a "
+                "network as model, or predict by the classifier itself."
+            )
+        return fitted.to_module()
 
 
 def review_probabilities(pred_probs: ArrayLike, labels: ArrayLike, trusted: ArrayLike | None = None) -> LabelReview:

@@ -70,15 +70,15 @@ def rank(
     if trusted.any():
         p[trusted] = first.predict(X[trusted])
     matrix = noise_matrix(p, labels, trusted)
-    start = found = _posterior(p, matrix, labels, trusted)
+    start = found = settled_posterior(p, matrix, labels, trusted)
     model = first
     for _ in range(REFITS):
         model = stack(experts, X, found, seed, first.weights)
-        found = _posterior(model.out_of_sample, matrix, labels, trusted)
+        found = settled_posterior(model.out_of_sample, matrix, labels, trusted)
     q = model.out_of_sample
     last = noise.calibrated(q, labels, trusted, matrix)
-    final = _posterior(noise.sharpened(q, last.power), last.noise, labels, trusted)
-    return _ranking(start + found + 2 * final, final, last, q, labels, trusted, model)
+    final = settled_posterior(noise.sharpened(q, last.power), last.noise, labels, trusted)
+    return ordered(start + found + 2 * final, final, last, q, labels, trusted, model)
 
 
 def rank_probabilities(
@@ -86,11 +86,11 @@ def rank_probabilities(
 ) -> Ranking:
     """Rank labels with given out-of-sample probabilities of the given label; else as `rank`, without fits."""
     matrix = noise_matrix(p, labels, trusted)
-    start = _posterior(p, matrix, labels, trusted)
+    start = settled_posterior(p, matrix, labels, trusted)
     q = noise.deconvolved(p, matrix)
     last = noise.calibrated(q, labels, trusted, matrix)
-    final = _posterior(noise.sharpened(q, last.power), last.noise, labels, trusted)
-    return _ranking(start + final, final, last, q, labels, trusted, None)
+    final = settled_posterior(noise.sharpened(q, last.power), last.noise, labels, trusted)
+    return ordered(start + final, final, last, q, labels, trusted, None)
 
 
 def noise_matrix(
@@ -101,18 +101,19 @@ def noise_matrix(
     return noise.from_trusted_labels(p[trusted], labels[trusted], matrix) if trusted.any() else matrix
 
 
-def _posterior(
+def settled_posterior(
     q: Float[np.ndarray, "n classes"],
     matrix: Float[np.ndarray, "classes classes"],
     labels: Int[np.ndarray, " n"],
     trusted: Bool[np.ndarray, " n"],
 ) -> Float[np.ndarray, "n classes"]:
+    """The posterior of the true class, of which trusted labels are certain."""
     found = noise.posterior(q, matrix, labels)
     found[trusted] = np.eye(len(matrix))[labels[trusted]]
     return found
 
 
-def _ranking(
+def ordered(
     evidence: Float[np.ndarray, "n classes"],
     final: Float[np.ndarray, "n classes"],
     last: noise.Calibrated,

@@ -7,6 +7,7 @@ import numpy as np
 from jaxtyping import Bool, Int, Shaped
 
 from bilevax.applications.denoising.experts import Expert
+from bilevax.applications.denoising.network import Network
 from bilevax.applications.denoising.ranking import Ranking, rank
 
 
@@ -60,15 +61,16 @@ def settle(labels: Int[np.ndarray, " n"], trusted: Bool[np.ndarray, " n"], twin:
 
 
 def rank_settled(
-    X: Shaped[np.ndarray, "n ..."], known: Settled, classes: int, experts: Sequence[Expert], seed: int
+    X: Shaped[np.ndarray, "n ..."], known: Settled, classes: int, experts: Sequence[Expert] | Network, seed: int
 ) -> Ranking:
-    """Rank the samples in doubt as `rank` does.
+    """Rank the samples in doubt by classifiers as `rank` does, or by a network.
 
     Returns:
         the ranking of all n samples. Samples with a trusted label have probability 0; those whose given label it
         contradicts have probability 1, and are counted among the wrong ones.
     """
-    found = rank(X[known.rows], known.labels, known.trusted, classes, experts, seed)
+    samples = X[known.rows], known.labels, known.trusted, classes
+    found = experts.rank(*samples, seed) if isinstance(experts, Network) else rank(*samples, experts, seed)
     count = float(known.contradicted.sum())
     likely, low, high = found.expected_wrong
     return found._replace(

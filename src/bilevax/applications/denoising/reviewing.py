@@ -110,7 +110,7 @@ def review(
         preparation = preparation._replace(encoder=identity_of(samples, encoder))
     X = preparation.apply(samples.features if vectors is None else vectors)
     found = rank_settled(X, known, len(classes), experts, seed)
-    weights = "" if found.model is None or len(experts) == 1 else _shares(found.model.weights)
+    weights = "" if found.model is None or len(found.model.experts) == 1 else _shares(found.model.weights)
     method = f"{encoded}{name}{weights}, explained by a noise matrix {trusted}."
     return Reviewed(found, classes, method, preparation, embeddings)
 
@@ -135,7 +135,7 @@ def _shares(weights: Float[np.ndarray, " experts"]) -> str:
 
 def _experts(
     samples: Samples, model: Model, vectors: Float[np.ndarray, "n d"] | None
-) -> tuple[Preparation, Sequence[Expert], str]:
+) -> tuple[Preparation, Sequence[Expert] | Network, str]:
     """What is done to the features, the classifiers, and their name."""
     if vectors is None and samples.kind == "text":
         if model not in (Model.auto, Model.linear):
@@ -150,7 +150,7 @@ def _experts(
             raise InputError(f"--model network takes pictures, and {samples.name} holds none. Leave --model out.")
         training = Training(steps=max(200, 6 * len(samples.labels) // 100), rate=3e-3, batch_size=100, l2=1e-4)
         network = Network(lenet5(len(np.unique(samples.labels))), training)
-        return Preparation(side=NETWORK_SIDE), (network,), "LeNet-5"
+        return Preparation(side=NETWORK_SIDE), network, "LeNet-5"
     preparation = Preparation()
     if vectors is None and samples.kind == "images":
         preparation = rows_of_pictures(_pictures(samples))
@@ -162,7 +162,7 @@ def _experts(
     if model is Model.mlp:
         classes = len(np.unique(samples.labels))
         X = preparation.apply(samples.features if vectors is None else vectors)
-        return standardised(preparation, X), (Network(mlp(classes), Training()),), "A network with one hidden layer"
+        return standardised(preparation, X), Network(mlp(classes), Training()), "A network with one hidden layer"
     return preparation, TABLES, "Logistic regression and two forests"
 
 
