@@ -2,18 +2,26 @@
 
 import dataclasses
 import json
+import warnings
 
 import jax
 import numpy as np
+import pandas as pd
 import pytest
 from scipy import stats
+from sklearn.compose import make_column_transformer
 from sklearn.datasets import load_breast_cancer, load_wine
+from sklearn.ensemble import RandomForestClassifier
+from sklearn.linear_model import LinearRegression, LogisticRegression
 from sklearn.model_selection import train_test_split
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import FunctionTransformer, OneHotEncoder, StandardScaler
 from typer.testing import CliRunner
 
 from bilevax import InputError, cli
 from bilevax.applications.poisoning import audit
 from bilevax.applications.poisoning.audit import _warn_of_a_weak_model
+from bilevax.applications.poisoning.estimators import seeded
 from bilevax.applications.poisoning.jobs import job_from_files
 from bilevax.data import digits
 from bilevax.nn import Training, mlp
@@ -222,7 +230,7 @@ def test_the_command_takes_tables_and_a_validation_file(tmp_path):
         rows = np.column_stack([x.reshape(len(x), -1), y])
         np.savetxt(tmp_path / f"{name}.csv", rows, delimiter=",", header=header, comments="")
     files = (tmp_path / "train.csv", "--validation", tmp_path / "validation.csv", "--target", "digit")
-    result = run(*files, *QUICK, "--hidden", 8, "--out", tmp_path / "out")
+    result = run(*files, *QUICK, "--model", "mlp", "--hidden", 8, "--out", tmp_path / "out")
     assert result.exit_code == 0, result.output
     assert not (tmp_path / "out" / "points.png").exists()
     assert json.loads((tmp_path / "out" / "report.json").read_text())["data"]["train"] == 250
@@ -249,9 +257,168 @@ def test_both_files_are_put_on_one_scale_and_in_one_order(tmp_path):
         (("--budget", "-0.1"), "budget is -0.1, and must be above 0"),
         (("--target", "y"), "without DATA"),
         (("nowhere.npz",), "DATA (nowhere.npz)"),
+        (("--hidden", 8), "--hidden is the width of the layer of --model mlp"),
     ],
 )
 def test_the_command_refuses_in_a_sentence(arguments, sentence, tmp_path):
     result = run(*arguments, *QUICK, "--out", tmp_path / "out")
     assert result.exit_code == 2
     assert sentence in result.output
+
+
+BREAST = load_breast_cancer(as_frame=True)
+LINEAR = make_pipeline(StandardScaler(), LogisticRegression())
+FOREST = RandomForestClassifier(10)
+
+
+class Nearest:
+    """A classifier with `fit` and `predict` alone."""
+
+    def fit(self, X, y):
+        self.middles = {label: X[y == label].mean(0) for label in np.unique(y)}
+        return self
+
+    def predict(self, X):
+        apart = [np.linalg.norm(X - m, axis=1) for m in self.middles.values()]
+        return np.array(list(self.middles))[np.argmin(apart, 0)]
+
+
+@pytest.mark.parametrize(
+    ("model", "surrogate"),
+    [
+        pytest.param(LINEAR, "softmax regression", marks=pytest.mark.slow, id="linear"),
+        pytest.param(FOREST, "a multilayer perceptron with", id="forest"),
+        pytest.param(Nearest(), "a multilayer perceptron", marks=pytest.mark.slow, id="nearest"),
+    ],
+)
+def test_classifiers_are_attacked_through_a_surrogate(model, surrogate):
+    """Every accuracy is of the user's classifier, fitted to the training samples and the points in their units."""
+    x, y = 100 + 7 * BREAST.data.to_numpy()[:, :8], np.array(["bad", "good"])[BREAST.target]
+    seen = []
+
+    class Watched:
+        def fit(self, X, y):
+            seen.append((X, y))
+            self.fitted = seeded(model, 0).fit(X, y)
+            return self
+
+        def predict(self, X):
+            return self.fitted.predict(X)
+
+    Watched.__name__ = type(model).__name__
+    settings = SMALL | {"levels": 1, "seeds": 1}
+    report = audit(x[:300], y[:300], x[300:], y[300:], model=Watched(), **settings, key=jax.random.key(0))
+    assert report.surrogate.accuracy > 0.8
+    assert type(model).__name__ == report.model
+    assert f"{report.model} has no gradient: the samples were found by an attack on a surrogate" in report.in_words()
+    assert report.as_dict()["surrogate"]["name"] == report.surrogate.name
+    np.testing.assert_allclose(seen[-1][0][:300], x[:300], rtol=1e-5)
+    np.testing.assert_allclose(seen[-1][0][300:], report.points.x, rtol=1e-4)
+    assert set(seen[-1][1][300:]) == set(report.points.y) <= {"bad", "good"}
+    direct = audit(x[:300], y[:300], x[300:], y[300:], model=model, **settings, key=jax.random.key(0))
+    assert direct.surrogate.name.startswith(surrogate)
+    fitted = [seeded(model, 0).fit(x[:300], y[:300]).predict(x[300:]) for _ in range(2)]
+    np.testing.assert_array_equal(*fitted)
+    assert abs(float(direct.clean[0]) - (fitted[0] == y[300:]).mean()) < 0.08
+
+
+def test_an_attack_through_a_surrogate_harms_the_model_itself():
+    x, y = BREAST.data.to_numpy()[:, :8], BREAST.target.to_numpy()
+    settings = SMALL | {"levels": 1, "seeds": 1, "steps": 500}
+    report = audit(x[:200], y[:200], x[300:], y[300:], budget=0.3, model=LINEAR, **settings, key=jax.random.key(0))
+    lost, _ = report.lost(report.attacked)
+    careless, _ = report.lost(report.flipped)
+    assert lost[0] > careless[0] + 0.1
+
+
+def table(n=300, seed=0):
+    rng = np.random.default_rng(seed)
+    kind = rng.choice(["ash", "birch", "cedar"], n)
+    frame = pd.DataFrame({"kind": kind, "size": rng.normal(size=n), "age": rng.integers(1, 90, n)})
+    frame["code"] = rng.choice([f"c{i}" for i in range(60)], n)
+    return frame, np.where((kind == "ash") ^ (frame["size"] > 0.5), "yes", "no")
+
+
+@pytest.mark.parametrize("model", ["own", pytest.param("network", marks=pytest.mark.slow)])
+def test_columns_of_text(model):
+    """A point has one of the values of a column; a pipeline gets a data frame as the user's own."""
+    seen = []
+
+    class Watched(RandomForestClassifier):
+        def fit(self, X, y):
+            return super().fit(X, y)
+
+    def look(frame):
+        seen.append(frame)
+        return frame
+
+    (X, y), (X_val, y_val) = table(), table(200, 1)
+    X_val.loc[0, "code"] = "never seen"
+    encoder = make_column_transformer((OneHotEncoder(handle_unknown="ignore"), ["kind", "code"]), remainder="drop")
+    own = make_pipeline(FunctionTransformer(look), encoder, Watched(10))
+    options = {"model": own} if model == "own" else {}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        report = audit(X, y, X_val, y_val, **SMALL | {"levels": 1, "seeds": 1}, **options, key=jax.random.key(0))
+    groups = report.points.x[:, 2:5], report.points.x[:, 5:]
+    for group in groups:
+        assert (np.sort(group, 1)[:, :-1] == 0).all()
+        assert (group.max(1) == 1).all()
+    assert groups[1].shape[1] == 50
+    if model == "own":
+        assert any("never seen" in set(frame["code"]) for frame in seen)
+        added = next(frame for frame in reversed(seen) if len(frame) > 300).iloc[300:]
+        assert list(added.columns) == list(X.columns)
+        assert set(added["kind"]) <= {"ash", "birch", "cedar"}
+        assert set(added["code"]) <= set(X["code"])
+        assert added["age"].between(1, 89.001).all()
+
+
+class DummyLabels(Nearest):
+    def predict(self, X):
+        return np.ones((len(X), 2))
+
+
+CLASSIFIERS = {
+    "regressor": (LinearRegression(), "model is LinearRegression, a regressor. Pass a classifier"),
+    "a class": (RandomForestClassifier, "model is the class RandomForestClassifier, which is not a model: call it"),
+    "cannot fit": (
+        RandomForestClassifier(max_depth=-3),
+        "model RandomForestClassifier cannot be fitted to X and y: Inv",
+    ),
+    "no labels": (
+        DummyLabels(),
+        "model DummyLabels predicts an array of shape .* and must predict a label of y for each",
+    ),
+}
+
+
+@pytest.mark.parametrize(("model", "sentence"), CLASSIFIERS.values(), ids=CLASSIFIERS)
+def test_classifiers_that_are_refused(model, sentence):
+    with pytest.raises(InputError, match=sentence):
+        audit(X, Y, X_VAL, Y_VAL, model=model, **SMALL, key=jax.random.key(0))
+
+
+def test_frames_that_are_refused():
+    (X, y), (X_val, y_val), day = table(40), table(40, 1), pd.Timestamp("2020-01-01")
+    for change, sentence in (
+        ({"X_val": X_val.to_numpy()}, "X is a data frame with columns of text, and X_val is a ndarray. Pass a frame"),
+        ({"X": X.assign(kind=X["kind"].where(X["size"] < 1))}, "X has missing values in 'kind'. Fill them"),
+        ({"X_val": X_val.drop(columns="age")}, "X_val lacks 'age', compared with X"),
+        ({"X": X.assign(day=day), "X_val": X_val.assign(day=day)}, "Column 'day' of X holds dates"),
+    ):
+        with pytest.raises(InputError, match=sentence):
+            audit(**{"X": X, "y": y, "X_val": X_val, "y_val": y_val} | change, **SMALL, key=jax.random.key(0))
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:The surrogate")
+def test_the_command_audits_a_forest_on_a_table_with_text(tmp_path):
+    frame, y = table()
+    frame.assign(label=y).to_csv(tmp_path / "t.csv", index=False)
+    result = run(tmp_path / "t.csv", "--target", "label", *QUICK, "--model", "trees", "--out", tmp_path / "out")
+    assert result.exit_code == 0, result.output
+    found = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert (found["model"], found["settings"]["model"]) == ("RandomForestClassifier", "trees")
+    assert found["surrogate"]["accuracy"] > 0.5
+    assert "has no gradient" in " ".join(result.output.split())

@@ -1,5 +1,6 @@
 """`bilevax audit`: the accuracy that a few added samples could cost the user's own training pipeline."""
 
+import enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -32,6 +33,16 @@ if TYPE_CHECKING:  # these import scikit-learn, which `--help` does not need
     from bilevax.loop.stages import Stages
 
 SHOWN_POINTS = 10
+HIDDEN = 64  # units
+TREES = 100
+
+
+class Model(enum.Enum):
+    """The models of `--model`."""
+
+    linear = "linear"
+    mlp = "mlp"
+    trees = "trees"
 
 
 def audit(
@@ -39,7 +50,7 @@ def audit(
         Path | None,
         typer.Argument(
             metavar="DATA",
-            help="Training samples: NPZ with arrays X and y, or CSV or Parquet of numbers.",
+            help="Training samples: NPZ with arrays X and y, or CSV or Parquet.",
             show_default="scikit-learn's digits",
         ),
     ] = None,
@@ -61,9 +72,17 @@ def audit(
         ),
     ] = 0.05,
     levels: Annotated[int, typer.Option(min=1, max=1000, help="Number of shares, evenly spaced up to the budget.")] = 4,
+    model: Annotated[
+        Model,
+        typer.Option(
+            help="What to audit: softmax regression, a network with one hidden layer, or a random forest, which is "
+            "attacked through a network."
+        ),
+    ] = Model.linear,
     hidden: Annotated[
-        int, typer.Option(min=0, max=2**20, help="Width of the model's hidden layer; 0 for softmax regression.")
-    ] = 0,
+        int | None,
+        typer.Option(min=1, max=2**20, help="Width of the hidden layer of --model mlp.", show_default=str(HIDDEN)),
+    ] = None,
     seeds: Annotated[int, typer.Option(min=1, max=MOST, help="Number of repetitions, each with its own seed.")] = 5,
     steps: Annotated[int, typer.Option(min=1, max=MOST, help="Upper steps of each attack.")] = 500,
     seed: Seed = 0,
@@ -83,11 +102,14 @@ def audit(
     with in_plain_words() as asked:
         if data is None and (validation is not None or target is not None):
             raise InputError("--validation or --target is given without DATA. Also name the file of training samples.")
+        if hidden is not None and model is not Model.mlp:
+            raise InputError("--hidden is the width of the layer of --model mlp. Add that, or leave --hidden out.")
         shared = out
         layout, out = laid_out(devices, out)
         files = {"data": data, "validation": validation}
         settings: dict[str, Any] = {name: None if path is None else digest(name, path) for name, path in files.items()}
-        settings |= {"target": target, "budget": budget, "levels": levels, "hidden": hidden}
+        settings |= {"target": target, "budget": budget, "levels": levels, "model": model.value}
+        settings |= {"hidden": HIDDEN if hidden is None and model is Model.mlp else hidden}
         settings |= {"seeds": seeds, "steps": steps, "seed": seed}
         names = ["report.json", "curve.png", "points.png"]
         run = Run(
@@ -116,16 +138,14 @@ def _audit(job: "Job", settings: dict[str, Any], stages: "Stages", layout: Layou
     import jax
 
     from bilevax.applications.poisoning.audit import audit
-    from bilevax.nn.networks import mlp, softmax_head
 
-    hidden = settings["hidden"]
     with Console(stderr=True).status("auditing") as status:
         return audit(
             job.X,
             job.y,
             job.X_val,
             job.y_val,
-            model=softmax_head if hidden == 0 else lambda classes: mlp(classes, (hidden,)),
+            model=_model(Model(settings["model"]), settings["hidden"]),
             budget=settings["budget"],
             levels=settings["levels"],
             seeds=settings["seeds"],
@@ -135,6 +155,16 @@ def _audit(job: "Job", settings: dict[str, Any], stages: "Stages", layout: Layou
             mesh=layout,
             stages=stages,
         )
+
+
+def _model(model: Model, hidden: int) -> Any:
+    from sklearn.ensemble import RandomForestClassifier
+
+    from bilevax.nn.networks import mlp, softmax_head
+
+    if model is Model.trees:
+        return RandomForestClassifier(TREES)
+    return softmax_head if model is Model.linear else lambda classes: mlp(classes, (hidden,))
 
 
 def _table(report: "Report") -> Table:

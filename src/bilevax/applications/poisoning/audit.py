@@ -8,20 +8,15 @@ import functools
 import time
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
-from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree, Shaped
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.linear_model import LogisticRegression
+from jaxtyping import Float, Int, PRNGKeyArray, PyTree, Shaped
 from sklearn.model_selection import StratifiedShuffleSplit
 from sklearn.neighbors import NearestNeighbors
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
 
 from bilevax._checks import InputError, listed, require_count
 from bilevax.applications._inputs import (
@@ -34,13 +29,16 @@ from bilevax.applications._inputs import (
     samples,
 )
 from bilevax.applications.poisoning.added_points import untargeted_task, wrongly_labelled
+from bilevax.applications.poisoning.estimators import Estimator, estimator_of, is_estimator
 from bilevax.applications.poisoning.points import SOFTMAX_TRAINING, Points, retrained
 from bilevax.applications.poisoning.recipes import penalty_solver
-from bilevax.applications.poisoning.report import Report
+from bilevax.applications.poisoning.report import Report, Surrogate
+from bilevax.applications.poisoning.rows import as_numbers, has_text, rows_of
+from bilevax.applications.poisoning.scaled import Scaled, references, standardised
 from bilevax.loop.solve import solve
 from bilevax.loop.stages import Stages
 from bilevax.nn.adapters import as_model
-from bilevax.nn.model import Method, Model, initial, logits
+from bilevax.nn.model import Model
 from bilevax.nn.networks import softmax_head
 from bilevax.nn.training import Training, probabilities
 from bilevax.solvers.base import Solver
@@ -49,7 +47,6 @@ LEVELS = 4
 LARGEST_BUDGET = 0.5
 LEAST_GAIN = 0.1  # of the distance from the majority accuracy to 1
 FAR_BEHIND = 0.05  # in accuracy
-REFERENCE_SAMPLES = 5000  # for logistic regression
 
 
 def audit(
@@ -74,8 +71,15 @@ def audit(
 
     The attack uses half of the validation samples (stratified by class). Accuracies are measured on the other half,
     which the attack does not see. Each column of a table is scaled by its own least and largest entry; the pixels of
-    images (n, h, w, ...) are scaled together. Added samples stay within these ranges. For a table, the model is trained
-    on standardised columns.
+    images (n, h, w, ...) are scaled together. Added samples stay within these ranges. For a table, a network is trained
+    on standardised columns. Columns of text of a data frame are one-hot encoded; an added sample has one of the values
+    of X in each of them.
+
+    The attack needs the gradient of the model's training. A classifier of scikit-learn, such as a forest, has none: the
+    attack is then on a surrogate, a network that is trained on the same samples, and `report.surrogate` names it. All
+    accuracies of the report are of the given model, trained again with the samples that were found. An attack through a
+    surrogate is weaker than one on the model itself would be; where it harms the model less than the random samples
+    that it starts from (measured on the half that the attack uses), these are what the attacker adds.
 
     Warns (UserWarning) if the model is weak without added samples, so that the audit is not informative: it is hardly
     better than always predicting the most frequent class, or clearly worse than scikit-learn's logistic regression.
@@ -83,13 +87,16 @@ def audit(
     Args:
         X, y: training samples (n, ...) and labels (n,) of one type.
         X_val, y_val: correctly labelled samples of the same kind, at least two of each class.
-        model: as for `ImportanceClassifier`; softmax regression by default.
+        model: as for `ImportanceClassifier`, softmax regression by default; or a classifier with `fit` and `predict`,
+            as those of scikit-learn. It gets samples in the units of X: a data frame if X is one, images flattened. One
+            that cannot be fitted to columns of text gets the one-hot encoded table. Where its `random_state` is None,
+            it is one seed in each trial.
         budget: the largest number of added samples, as a share of the training samples; above 0, at most 0.5.
         levels: the number of shares, evenly spaced up to the budget.
         seeds: the number of repetitions. Each has its own split of the validation samples, its own start of the attack
             and its own initialisation of the model.
         steps: upper steps of each attack.
-        training: how the model is trained, before and after each attack.
+        training: how a network is trained, before and after each attack; also a surrogate.
         solver: a function that maps the number of steps to a solver.
         key: a jax.random key.
         progress: called with a line of text at the start of each attack.
@@ -119,6 +126,9 @@ def audit(
         require_count("audit", name, n) for name, n in (("levels", levels), ("seeds", seeds), ("steps", steps))
     )
     require_training(training)
+    rows, frames = rows_of(X), (X, X_val)
+    if has_text(X):
+        X, X_val, rows = as_numbers(X, y, X_val, y_val)
     x, labels = samples("X", X, "y", y)
     x_val, labels_val = samples("X_val", X_val, "y_val", y_val)
     require_alike("X", X, x, "X_val", X_val, x_val)
@@ -139,13 +149,19 @@ def audit(
     if not np.any(low < high):
         raise InputError(f"All entries of X are {np.ravel(low)[0]:g}: there is nothing to learn from. Check X.")
     scale = np.where(low < high, high - low, 1)
+    victim, surrogate = None, None
+    if is_estimator(model):
+        flat = x.reshape(len(x), -1), x_val.reshape(len(x_val), -1)
+        victim = estimator_of(model, flat, frames, classes[codes], classes[codes_val], rows)
+        surrogate, model = victim.surrogate()
+    name = _name_of(model) if victim is None else victim.name
     x, x_val = (x - low) / scale, (x_val - low) / scale
     network = as_model(model, len(classes))
     if x.ndim == 2:
-        network = _standardised(network, x)
+        network = standardised(network, x)
 
     require_solver(solver(steps))
-    data = _Scaled(x, codes, x_val, codes_val)
+    data = Scaled(x, codes, x_val, codes_val, classes, low, scale, rows)
     trials = []
     for seed in range(seeds):
 
@@ -157,6 +173,7 @@ def audit(
             _trial(
                 data,
                 network,
+                victim,
                 training,
                 solver(steps),
                 steps,
@@ -168,9 +185,15 @@ def audit(
                 f"trial-{seed}",
             )
         )
-    report = _report(data, classes, low, scale, counts / len(x), trials, began)
+    report = _report(data, name, surrogate, counts / len(x), trials, began)
     _warn_of_a_weak_model(report)
     return report
+
+
+def _name_of(model: Any) -> str:
+    """A model in a report: the name of a function or of a class."""
+    name = getattr(model, "__name__", type(model).__name__)
+    return "a function" if name in ("<lambda>", "Model", "tuple") else name
 
 
 def _counts(budget: float, levels: int, n: int) -> Int[np.ndarray, " k"]:
@@ -187,32 +210,14 @@ def _counts(budget: float, levels: int, n: int) -> Int[np.ndarray, " k"]:
     return np.unique([max(1, round(budget * n * level / levels)) for level in range(1, levels + 1)])
 
 
-@dataclass(frozen=True)
-class _Standardised:
-    """A model of standardised columns. Means and deviations are tuples, so that equal models compare equal."""
-
-    model: Model
-    mean: tuple[float, ...]
-    deviation: tuple[float, ...]
-
-    def init(self, key: PRNGKeyArray, x: Float[Array, "n d"]) -> PyTree:
-        return initial(self.model, key, x)
-
-    def apply(
-        self, params: PyTree, x: Float[Array, "n d"], key: PRNGKeyArray | None = None
-    ) -> Float[Array, "n classes"]:
-        scaled = (x - jnp.asarray(self.mean, x.dtype)) / jnp.asarray(self.deviation, x.dtype)
-        return logits(self.model, params, scaled, key)
-
-
-def _standardised(model: Model, x: Float[np.ndarray, "n d"]) -> Model:
-    deviation = x.std(0)
-    network = _Standardised(model, tuple(x.mean(0).tolist()), tuple(np.where(deviation > 0, deviation, 1).tolist()))
-    return model._replace(init=Method(network, "init"), apply=Method(network, "apply"))
-
-
 def _warn_of_a_weak_model(report: Report) -> None:
     clean = float(report.clean.mean())
+    if report.surrogate is not None and report.surrogate.accuracy < clean - FAR_BEHIND:
+        warnings.warn(
+            f"The surrogate, {report.surrogate.name}, has an accuracy of {report.surrogate.accuracy:.1%}, and "
+            f"{report.model} of {clean:.1%}: the attack may be far weaker than one on {report.model} itself.",
+            stacklevel=3,
+        )
     found = f"Without added samples the model has an accuracy of {clean:.1%} on the held-out samples"
     if clean - report.majority < LEAST_GAIN * (1 - report.majority):
         what = f", hardly more than the {report.majority:.1%} of always predicting the most frequent class. "
@@ -227,36 +232,18 @@ def _warn_of_a_weak_model(report: Report) -> None:
     )
 
 
-def _references(data: "_Scaled") -> tuple[float, float]:
-    """Return the accuracies of the most frequent class, and of logistic regression on at most 5,000 samples."""
-    x, x_val = (a.reshape(len(a), -1) for a in (data.x, data.x_val))
-    some = np.random.default_rng(0).permutation(len(x))[:REFERENCE_SAMPLES]
-    logistic = make_pipeline(StandardScaler(), LogisticRegression(max_iter=200))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)
-        logistic.fit(x[some], data.y[some])
-    return float((data.y_val == np.bincount(data.y).argmax()).mean()), float(logistic.score(x_val, data.y_val))
-
-
-class _Scaled(NamedTuple):
-    """Samples with entries in 0..1, and labels as indices of the classes."""
-
-    x: Float[np.ndarray, "n ..."]
-    y: Int[np.ndarray, " n"]
-    x_val: Float[np.ndarray, "n_val ..."]
-    y_val: Int[np.ndarray, " n_val"]
-
-
 class _Trial(NamedTuple):
     """The results of one seed.
 
     Attributes:
         clean: accuracy without points.
+        surrogate: the same of the surrogate; NaN without one.
         flipped, attacked: accuracy for each number of points, with random wrong labels and with the attack's points.
         first, found: the points at the start and at the end of the attack with the largest number of points.
     """
 
     clean: float
+    surrogate: float
     flipped: list[float]
     attacked: list[float]
     first: Points
@@ -264,8 +251,9 @@ class _Trial(NamedTuple):
 
 
 def _trial(
-    data: _Scaled,
+    data: Scaled,
     model: Model,
+    victim: Estimator | None,
     training: Training,
     solver: Solver,
     steps: int,
@@ -277,7 +265,7 @@ def _trial(
     name: str,
 ) -> _Trial:
     split_key, model_key, points_key = jax.random.split(key, 3)
-    x, y, x_val, y_val = data
+    x, y, x_val, y_val = data[:4]
     halves = StratifiedShuffleSplit(1, test_size=0.5, random_state=int(jax.random.bits(split_key, (), np.uint32) >> 1))
     seen, unseen = next(halves.split(x_val, y_val))
 
@@ -291,7 +279,23 @@ def _trial(
     def start() -> PyTree:
         return retrained(model, training, x, y, None, key=model_key)
 
-    clean = stage("clean", lambda keep: {"accuracy": accuracy(start())})["accuracy"]
+    def after(points: Points) -> float:
+        """The accuracy of the user's model after training with the points."""
+        if victim is None:
+            return accuracy(retrained(model, training, x, y, points, key=model_key))
+        return victim.accuracy(data.in_units(points), unseen, seed)
+
+    def harm(points: Points) -> float:
+        """The share of errors of the user's classifier on the samples that the attack uses."""
+        assert victim is not None
+        return 1 - victim.accuracy(data.in_units(points), seen, seed)
+
+    def clean(keep: Any) -> dict[str, float]:
+        own = accuracy(start())
+        return {"own": own} if victim is None else {"own": victim.accuracy(None, unseen, seed), "surrogate": own}
+
+    seed = int(jax.random.bits(model_key, (), np.uint32))
+    without = stage("clean", clean)
     # Smaller sets are subsets of the largest one, so that only the size differs.
     drawn = wrongly_labelled(x, y, int(counts[-1]), key=points_key)
     first, found, flipped, attacked = drawn, drawn, [], []
@@ -315,46 +319,50 @@ def _trial(
                 resume=keep,
                 mesh=mesh,
             ).u
-            found = Points(np.asarray(u), first.y)
-            both = [accuracy(retrained(model, training, x, y, points, key=model_key)) for points in (first, found)]
-            return {"x": found.x, "flipped": both[0], "attacked": both[1]}
+            found = Points(data.valid(np.asarray(u)), first.y)
+            # Through a surrogate the points may harm the user's model less than those that they started from.
+            if victim is not None and harm(first) > harm(found):
+                found = first
+            return {"x": found.x, "flipped": after(first), "attacked": after(found)}
 
         done = stage(str(count), attack)
         found = Points(done["x"], first.y)
         flipped.append(done["flipped"])
         attacked.append(done["attacked"])
-    return _Trial(clean, flipped, attacked, first, found)
+    return _Trial(without["own"], without.get("surrogate", np.nan), flipped, attacked, first, found)
 
 
 def _report(
-    data: _Scaled,
-    classes: Shaped[np.ndarray, " classes"],
-    low: Float[np.ndarray, "*d"],
-    scale: Float[np.ndarray, "*d"],
+    data: Scaled,
+    name: str,
+    surrogate: str | None,
     fractions: Float[np.ndarray, " k"],
     trials: list[_Trial],
     began: float,
 ) -> Report:
     """Return the report of the trials, in the units of X."""
-    _, _, _, first, found = trials[0]
-    unit = float(scale) if data.x.ndim > 2 else 1.0
+    first, found = trials[0].first, trials[0].found
+    unit = float(data.scale) if data.x.ndim > 2 else 1.0
     flat, points, base = (x.reshape(len(x), -1) for x in (data.x, found.x, first.x))
     neighbours = NearestNeighbors(n_neighbors=2).fit(flat)
     moved = np.abs(points - base)
     origin = neighbours.kneighbors(base, 1, return_distance=False)[:, 0]
+    tried = None if surrogate is None else Surrogate(surrogate, float(np.mean([trial.surrogate for trial in trials])))
     return Report(
+        name,
+        tried,
         fractions,
         np.array([trial.clean for trial in trials]),
         np.array([trial.flipped for trial in trials]).T,
         np.array([trial.attacked for trial in trials]).T,
-        Points(low + scale * found.x, classes[found.y]),
-        low + scale * first.x,
-        classes[data.y[origin]],
+        data.in_units(found),
+        data.in_units(first).x,
+        data.classes[data.y[origin]],
         unit * np.linalg.norm(moved, axis=1),
         unit * moved.max(1),
         unit * neighbours.kneighbors(points, 1)[0][:, 0],
         unit * float(np.median(neighbours.kneighbors(flat)[0][:, 1])),
-        *_references(data),
+        *references(data),
         len(data.y_val) - len(data.y_val) // 2,
         time.perf_counter() - began,
     )

@@ -19,15 +19,15 @@ class Job(NamedTuple):
 
     Attributes:
         title: name of the data, in a few words.
-        X, y: training features and labels.
+        X, y: training features (n, ...) and labels; the features of a table with columns of text are a data frame.
         X_val, y_val: validation features and labels, for the attack and for the accuracies.
         pictures: whether the features are images with values in 0..1.
     """
 
     title: str
-    X: Float[np.ndarray, "n ..."]
+    X: Any
     y: Shaped[np.ndarray, " n"]
-    X_val: Float[np.ndarray, "n_val ..."]
+    X_val: Any
     y_val: Shaped[np.ndarray, " n_val"]
     pictures: bool
 
@@ -49,8 +49,8 @@ def job_from_files(data: Path, validation: Path | None, target: str | None, seed
         seed: of the split.
 
     Raises:
-        InputError: as for `data.tables.read`; columns that are not numeric, or differ between the files; classes that
-            are too small for the split.
+        InputError: as for `data.tables.read`; columns that differ between the files; classes that are too small for
+            the split.
     """
     files = {"DATA": data} | ({} if validation is None else {"--validation": validation})
     table, *others = tables.read(files, target)
@@ -64,27 +64,29 @@ def job_from_files(data: Path, validation: Path | None, target: str | None, seed
             )
         places: Any = np.arange(len(y))
         train, aside = train_test_split(places, test_size=1 / 3, stratify=y, random_state=seed)
-        x, x_val, y, y_val = x[train], x[aside], y[train], y[aside]
+        x, x_val = _part(x, train), _part(x, aside)
+        y, y_val = y[train], y[aside]
     else:
         other = others[0]
         if set(other.features.columns) != set(table.features.columns):
             raise InputError(f"{other.name} has other columns than {table.name}. Give both files the same features.")
         # As one table, so that columns are in one order, and images on one scale.
         both = table._replace(features=pd.concat([table.features, other.features]), labels=[*y, *other.labels])
-        x, x_val = np.split(_features(both), [len(y)])
+        every, places = _features(both), np.arange(len(both.labels))
+        x, x_val = _part(every, places[: len(y)]), _part(every, places[len(y) :])
         y_val = other.labels
     return Job(str(data), x, y, x_val, y_val, tables.as_images(table) is not None)
 
 
-def _features(table: tables.Table) -> Float[np.ndarray, "n ..."]:
-    """Return images, or a table of numbers."""
+def _part(x: Any, places: Any) -> Any:
+    return x.iloc[places].reset_index(drop=True) if isinstance(x, pd.DataFrame) else x[places]
+
+
+def _features(table: tables.Table) -> Float[np.ndarray, "n ..."] | pd.DataFrame:
+    """Return images, a table of numbers, or a data frame with columns of text."""
     pictures = tables.as_images(table)
     if pictures is not None:
         return pictures
-    others = table.features.columns.difference(table.features.select_dtypes(["number", "bool"]).columns, sort=False)
-    if len(others):
-        raise InputError(
-            f"{table.name} has columns that are not numeric: {listed(others)}. Added samples are moved along "
-            "gradients, so all features must be numbers: encode these columns, or leave them out."
-        )
-    return table.features.to_numpy(np.float64)
+    frame = table.features
+    numbers = frame.select_dtypes(["number", "bool"])
+    return frame.to_numpy(np.float64) if len(numbers.columns) == len(frame.columns) else frame

@@ -1,10 +1,10 @@
 """The report of an audit."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Float, Shaped
+from jaxtyping import Array, Float, Shaped
 from scipy import stats
 
 from bilevax.applications.poisoning.points import Points
@@ -12,11 +12,20 @@ from bilevax.applications.poisoning.points import Points
 CONFIDENCE = 0.95
 
 
+class Surrogate(NamedTuple):
+    """The network that an attack used in place of the model, and its accuracy without added samples."""
+
+    name: str
+    accuracy: float
+
+
 @dataclass(frozen=True)
 class Report:
     """The report of an audit, with k numbers of added samples, s seeds and m points.
 
     Attributes:
+        model: the name of the audited model, of which all accuracies are.
+        surrogate: what the attack used in its place; None if it used the model's own gradient.
         fractions: number of added samples over number of training samples.
         clean: held-out accuracy of the model without added samples, by seed.
         flipped: held-out accuracy with random samples of wrong labels, as a baseline.
@@ -37,12 +46,14 @@ class Report:
     Example: see `audit`.
     """
 
+    model: str
+    surrogate: Surrogate | None
     fractions: Float[np.ndarray, " k"]
     clean: Float[np.ndarray, " s"]
     flipped: Float[np.ndarray, "k s"]
     attacked: Float[np.ndarray, "k s"]
     points: Points
-    base: Float[np.ndarray, "m ..."]
+    base: Float[np.ndarray | Array, "m ..."]
     base_labels: Shaped[np.ndarray, " m"]
     l2: Float[np.ndarray, " m"]
     l_inf: Float[np.ndarray, " m"]
@@ -69,6 +80,8 @@ class Report:
         """Return the accuracies and the points, for a JSON file."""
         means = {name: self.lost(getattr(self, name)) for name in ("flipped", "attacked")}
         return {
+            "model": self.model,
+            "surrogate": None if self.surrogate is None else self.surrogate._asdict(),
             "clean_accuracy": self.clean.tolist(),
             "references": {"most_frequent_class": self.majority, "logistic_regression": self.logistic},
             "levels": [
@@ -101,6 +114,13 @@ class Report:
         lost, _ = self.lost(self.attacked)
         units = "" if self.points.x.ndim > 2 else ", columns in units of their ranges"
         further = float((self.nearest > 2 * self.usual_nearest).mean())
+        through = ""
+        if self.surrogate is not None:
+            through = (
+                f" {self.model} has no gradient: the samples were found by an attack on a surrogate, "
+                f"{self.surrogate.name} (accuracy {100 * self.surrogate.accuracy:.1f}%). All other accuracies are of "
+                f"{self.model}, trained again with them; an attack on it directly could cost more."
+            )
         return (
             f"Without added samples the model has an accuracy of {100 * self.clean.mean():.1f}% on {self.held_out} "
             f"held-out samples (always the most frequent class: {100 * self.majority:.1f}%; logistic regression: "
@@ -109,4 +129,5 @@ class Report:
             f"added sample is {np.median(self.l2):.3g} from its start and {np.median(self.nearest):.3g} from the "
             f"nearest clean sample; between clean neighbours it is {self.usual_nearest:.3g}. {100 * further:.0f}% of "
             "the added samples are more than twice as far from the clean ones, where a filter by distance finds them."
+            + through
         )
