@@ -1,6 +1,9 @@
 """bilevax: bilevel optimisation in JAX."""
 
 from bilevax._checks import InputError as InputError
+from bilevax.loop.blocks import Block as Block
+from bilevax.loop.blocks import Blocks as Blocks
+from bilevax.loop.blocks import WithWhole as WithWhole
 from bilevax.loop.callbacks import JsonLines as JsonLines
 from bilevax.loop.callbacks import Progress as Progress
 from bilevax.loop.callbacks import TensorBoard as TensorBoard
@@ -24,12 +27,22 @@ from bilevax.loop.trackers import WandB as WandB
 from bilevax.problem import Batch as Batch
 from bilevax.problem import Equality as Equality
 from bilevax.problem import Inequality as Inequality
+from bilevax.problem import PartAndWhole as PartAndWhole
 from bilevax.problem import PerMove as PerMove
 from bilevax.problem import Problem as Problem
+from bilevax.solvers import BOME as BOME
 from bilevax.solvers import BVFIM as BVFIM
+from bilevax.solvers import F2SA as F2SA
+from bilevax.solvers import MASOBA as MASOBA
+from bilevax.solvers import MEHA as MEHA
+from bilevax.solvers import SABA as SABA
 from bilevax.solvers import SMNBP as SMNBP
+from bilevax.solvers import SOBA as SOBA
 from bilevax.solvers import SPNBO as SPNBO
+from bilevax.solvers import SRBA as SRBA
+from bilevax.solvers import VPBGD as VPBGD
 from bilevax.solvers import Alternating as Alternating
+from bilevax.solvers import AmIGO as AmIGO
 from bilevax.solvers import ForwardMode as ForwardMode
 from bilevax.solvers import GradientMatching as GradientMatching
 from bilevax.solvers import Implicit as Implicit
@@ -39,6 +52,7 @@ from bilevax.solvers import LookAhead as LookAhead
 from bilevax.solvers import Penalty as Penalty
 from bilevax.solvers import ReverseMode as ReverseMode
 from bilevax.solvers import SparseHO as SparseHO
+from bilevax.solvers import StocBiO as StocBiO
 from bilevax.solvers import Vectorized as Vectorized
 
 __version__ = "0.1.0"

@@ -44,6 +44,20 @@ class PerMove(NamedTuple):
     data: PyTree
 
 
+class PartAndWhole(NamedTuple):
+    """A minibatch, and all samples of its data set, for solvers that need both."""
+
+    part: PyTree
+    whole: PyTree
+
+
+def data_of_loss(data: PyTree) -> PyTree:
+    """What a loss is called with: the first entry of a PerMove, the minibatch of a PartAndWhole, other data as is."""
+    if isinstance(data, PartAndWhole):
+        return data.part
+    return jax.tree.map(lambda x: x[0], data.data) if isinstance(data, PerMove) else data
+
+
 @dataclass(frozen=True)
 class Inequality:
     """The constraint `function(u, v, batch.upper) <= 0`, entry by entry, of any shape."""
@@ -204,10 +218,8 @@ class Problem:
         require_arrays("batch", batch)
         check_finite("batch", batch)
         key = jax.random.key(0)
-        lower_data = batch.lower
-        if isinstance(lower_data, PerMove):
-            lower_data = jax.tree.map(lambda x: x[0], lower_data.data)
-        self._check_loss("upper_loss", self.upper, u, v, batch.upper, key)
+        upper_data, lower_data = data_of_loss(batch.upper), data_of_loss(batch.lower)
+        self._check_loss("upper_loss", self.upper, u, v, upper_data, key)
         closed = self._check_loss("lower_loss", self.lower, u, v, lower_data, key)
         n_u, n_v = len(jax.tree.leaves(u)), len(jax.tree.leaves(v))
         wanted = [n_u <= i < n_u + n_v for i in range(len(closed.jaxpr.invars))]
@@ -225,7 +237,7 @@ class Problem:
             )
         for i, constraint in enumerate(self.constraints):
             name = f"constraints[{i}]"
-            found = jax.tree.leaves(_shapes(name, constraint.function, u, v, batch.upper))
+            found = jax.tree.leaves(_shapes(name, constraint.function, u, v, upper_data))
             if not found:
                 raise InputError(f"{name} returns no values. It must return the amounts by which it is violated.")
             for leaf in found:

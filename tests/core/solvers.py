@@ -12,9 +12,11 @@ import bilevax as bx
 from bilevax import derivatives, linear_solve
 from bilevax.penalties import L1
 from bilevax.schedules import Geometric
+from bilevax.solvers.meha import Power
 
 UPPER, LOWER = optax.adam(2e-2), optax.sgd(5e-2)
 ADAM = optax.adam(2e-2)
+SLOWING = optax.sgd(optax.cosine_decay_schedule(2e-2, 4000))
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,6 +81,15 @@ WEIGHTED = bx.Problem(
 NOISY = bx.Batch(bx.whole(jnp.full(2, 1.0)), bx.whole(jnp.array([1.0, 1.5, 0.5, -1.0, -2.0, 3.0])))
 
 
+# The same target and weights as samples, for solvers that need to know which samples they get.
+SAMPLED = bx.Problem(
+    lambda u, v, target: upper_loss(u, v, target.data[0]), lambda u, v, weights: lower_loss(u, v, weights.data[0])
+)
+IN_BLOCKS = bx.Blocks(BATCH.upper[None], BATCH.lower[None], 1, 1).last()
+WITH_WHOLE = bx.Batch(bx.PartAndWhole(BATCH.upper, BATCH.upper), bx.PartAndWhole(BATCH.lower, BATCH.lower))
+DOWN = optax.sgd(5e-3), optax.sgd(1e-1), optax.sgd(1e-1)
+
+
 def common(solver, finds=2e-3):
     return Case(solver, PROBLEM, *START, BATCH, finds)
 
@@ -106,6 +117,19 @@ CASES = {
     ),
     "SMNBP": common(bx.SMNBP()),
     "BVFIM": common(bx.BVFIM(UPPER, LOWER, 20), 0.15),
+    "F2SA": common(bx.F2SA(UPPER, LOWER, 20), 1e-2),
+    "F2SA, forward": common(bx.F2SA(UPPER, LOWER, 20, 0.02, 1), 1e-2),
+    "F2SA, order 3": common(bx.F2SA(UPPER, LOWER, 20, order=3), 1e-2),
+    "F2SA, order 4": common(bx.F2SA(UPPER, LOWER, 20, order=4), 1e-2),
+    "VPBGD": common(bx.VPBGD(UPPER, LOWER, lower_steps=5)),
+    "BOME": common(bx.BOME(SLOWING, SLOWING, LOWER, 20), 1e-2),
+    "MEHA": common(bx.MEHA(optax.sgd(5e-2), None, 5e-2, 5e-2, weight=Power(3.0, 0.49))),
+    "SOBA": common(bx.SOBA(*DOWN)),
+    "MASOBA": common(bx.MASOBA(*DOWN)),
+    "SABA": Case(bx.SABA((1, 1), *DOWN), SAMPLED, *START, IN_BLOCKS, 2e-3),
+    "SRBA": Case(bx.SRBA(*DOWN, period=5), PROBLEM, *START, WITH_WHOLE, 2e-3),
+    "AmIGO": common(bx.AmIGO(*DOWN)),
+    "StocBiO": common(bx.StocBiO(optax.sgd(5e-2), LOWER, 50, 100, 0.2)),
     "LookAhead": common(bx.LookAhead(UPPER, LOWER, 5e-2), None),
     "LookAhead, finite differences": common(bx.LookAhead(UPPER, LOWER, 5e-2, 10, derivatives.finite_difference), None),
     "SparseHO": Case(

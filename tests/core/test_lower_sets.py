@@ -47,7 +47,10 @@ def test_every_solver_refuses_a_set_or_is_right_at_its_bounds(name):
     case = KINDS[name]
     own = dataclasses.replace(case.problem, project_lower=NON_NEGATIVE)
     problem = dataclasses.replace(SET, regularizer=lambda u, v, mu: jnp.zeros(()))
-    changes = {"upper_optimizer": optax.sgd(1.0), "lower_steps": 5, "proximal": lambda u, v, step: v}
+    changes = {"upper_optimizer": optax.sgd(1.0), "lower_steps": 5, "gamma": 1.0, "weight": 1.0}
+    changes["proximal"] = lambda u, v, step: v
+    if name == "MEHA":  # takes a regulariser and its proximal map, or neither
+        problem, changes["proximal"] = SET, None
     solver = dataclasses.replace(case.solver, **{k: x for k, x in changes.items() if hasattr(case.solver, k)})
     u, v = jnp.array([0.5, -0.5]), jnp.array([0.5, 0.0])
     refused = refusal(solver, own, *case.start, case.batch) or refusal(solver, problem, u, v, Batch())

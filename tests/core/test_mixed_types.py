@@ -17,7 +17,15 @@ from tests.core.solvers import KINDS
 SGD = optax.sgd(0.05)
 SOLVERS = {
     "Alternating": bx.Alternating(SGD, SGD),
+    "AmIGO": bx.AmIGO(SGD, SGD, SGD, 5, 5),
+    "BOME": bx.BOME(SGD, SGD, SGD, 5),
     "BVFIM": bx.BVFIM(SGD),
+    "F2SA": bx.F2SA(SGD, SGD, 5),
+    "MASOBA": bx.MASOBA(SGD, SGD, SGD),
+    "MEHA": bx.MEHA(SGD),
+    "SOBA": bx.SOBA(SGD, SGD, SGD),
+    "StocBiO": bx.StocBiO(SGD, SGD, 5, 5),
+    "VPBGD": bx.VPBGD(SGD, SGD),
     "ForwardMode": bx.ForwardMode(SGD, SGD),
     "Implicit": bx.Implicit(SGD, SGD),
     "Implicit, Direct": bx.Implicit(SGD, SGD, linear_solve=linear_solve.Direct()),
@@ -59,8 +67,8 @@ CASES |= {f"{name}, {types}": (SOLVERS[name], TYPES[types]) for name in ("Implic
 
 
 def test_every_solver_is_here():
-    """LearningToReweight needs a vector u of one type."""
-    missing = set(KINDS) - set(SOLVERS) - {"LearningToReweight"}
+    """LearningToReweight needs a vector u of one type; SABA and SRBA need sources, and move as SOBA does."""
+    missing = set(KINDS) - set(SOLVERS) - {"LearningToReweight", "SABA", "SRBA"}
     assert not missing, f"SOLVERS in {__file__} lacks {sorted(missing)}: add each with plain descent and few moves"
 
 

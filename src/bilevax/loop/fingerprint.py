@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 from bilevax.loop.processes import on_host
 from bilevax.loop.result import Fingerprint
 from bilevax.loop.sources import Source
-from bilevax.problem import Batch, Problem
+from bilevax.problem import Batch, Problem, data_of_loss
 from bilevax.solvers import base
 from bilevax.solvers.base import Solver, State
 
@@ -51,12 +51,12 @@ def fingerprint_of(
     some = jax.random.key(0)
 
     def losses(state: State, batch: Batch, key: PRNGKeyArray) -> Any:
-        lower = base.lower_data(batch, 0)
+        upper, lower = data_of_loss(batch.upper), data_of_loss(batch.lower)
         u, v = state.u, state.v
         return (
-            problem.upper(u, v, batch.upper, key),
+            problem.upper(u, v, upper, key),
             problem.lower(u, v, lower, key),
-            problem.constraint_values(u, v, batch.upper),
+            problem.constraint_values(u, v, upper),
             problem.project_upper(u),
             problem.project_lower(v),
             None if problem.lower_start is None else problem.lower_start(u, batch, key),

@@ -19,7 +19,7 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree, Shaped
 from bilevax import derivatives
 from bilevax._checks import InputError, described
 from bilevax._optimizers import Objective, check_optimizer, update
-from bilevax.problem import Batch, PerMove, Problem, identity
+from bilevax.problem import Batch, PartAndWhole, PerMove, Problem, identity
 
 
 class State(NamedTuple):
@@ -95,8 +95,17 @@ def require_solver(owner: str, solver: Any) -> None:
 
 
 def check_moves(solver: Any, batch: Batch) -> None:
-    """Refuse a PerMove without exactly one lower batch for each of the solver's lower moves."""
-    moves = getattr(solver, "lower_steps", None)
+    """Refuse a PerMove without exactly one lower batch for each of the solver's lower moves.
+
+    A solver that also uses one for each product with the Hessian has a property `lower_batches`, their number. A
+    PartAndWhole is refused, unless the solver has `uses_whole`.
+    """
+    if not getattr(solver, "uses_whole", False) and any(isinstance(x, PartAndWhole) for x in batch):
+        raise InputError(
+            f"{type(solver).__name__} takes minibatches alone, and these have the whole data beside them. Pass the "
+            "source itself, without bilevax.WithWhole around it."
+        )
+    moves = getattr(solver, "lower_batches", getattr(solver, "lower_steps", None))
     if not isinstance(batch.lower, PerMove) or moves is None:
         return
     for path, x in jax.tree_util.tree_leaves_with_path(batch.lower.data):
@@ -104,8 +113,8 @@ def check_moves(solver: Any, batch: Batch) -> None:
         if found != (moves,):
             raise InputError(
                 f"batch.lower is a PerMove whose leaf{jax.tree_util.keystr(path)} has "
-                f"{f'a leading axis of {found[0]}' if found else 'no axis'}, and {type(solver).__name__} makes {moves} "
-                f"lower moves in a step. Pass one lower batch for each move: per_move={moves}."
+                f"{f'a leading axis of {found[0]}' if found else 'no axis'}, and {type(solver).__name__} takes {moves} "
+                f"lower batches in a step. Pass one for each: per_move={moves}."
             )
 
 

@@ -1,26 +1,19 @@
 """The value-function interior-point method."""
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Int, PRNGKeyArray, PyTree
+from jaxtyping import PRNGKeyArray, PyTree
 
 from bilevax import derivatives, schedules
 from bilevax._checks import settle_counts
 from bilevax.problem import Batch, Problem
 from bilevax.schedules import Geometric, Schedule
 from bilevax.solvers import base
-
-
-class BVFIMMemory(NamedTuple):
-    """The minimiser z of g, its optimizer's state, and the number of steps taken."""
-
-    z: PyTree
-    z_opt: optax.OptState
-    count: Int[Array, ""]  # pyright: ignore[reportIncompatibleMethodOverride]
+from bilevax.solvers._value_function import Values
 
 
 @dataclass(frozen=True)
@@ -77,7 +70,7 @@ class BVFIM:
 
     def init(self, problem: Problem, u: PyTree, v: PyTree, batch: Batch) -> base.State:
         """The state at (u, v), z = v."""
-        return base.start(self, u, v, BVFIMMemory(v, self.lower_optimizer.init(v), jnp.zeros((), jnp.int32)))
+        return base.start(self, u, v, Values(v, self.lower_optimizer.init(v), jnp.zeros((), jnp.int32)))
 
     def step(
         self, problem: Problem, state: base.State, batch: Batch, key: PRNGKeyArray
@@ -122,5 +115,5 @@ class BVFIM:
         moved, upper_opt = base.move_upper(self, problem, state, direction)
         extra = {"gap": value - loss}
         info = base.Info(f.loss, loss, optax.tree.norm(direction), optax.tree.norm(least_v), extra)
-        memory = BVFIMMemory(z, z_opt, memory.count + 1)
+        memory = Values(z, z_opt, memory.count + 1)
         return base.State(moved, v, upper_opt, lower_opt, memory), info

@@ -54,6 +54,11 @@ class Vectorized:
     def __post_init__(self) -> None:
         base.require_solver("Vectorized", self.solver)
 
+    @property
+    def uses_whole(self) -> bool:
+        """Whether the solver of the members takes minibatches with the whole data beside them."""
+        return getattr(self.solver, "uses_whole", False)
+
     def check(self, problem: Problem, u: PyTree, v: PyTree, batch: Batch) -> None:
         """Refuse leading axes that differ, and a first member that `solver` does not handle."""
         check_variable("u", u)
