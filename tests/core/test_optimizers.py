@@ -286,7 +286,8 @@ SOLVERS = [case.solver for case in KINDS.values()] + [bx.Vectorized(bx.Alternati
 
 def sides(solver):
     solver = getattr(solver, "solver", solver)
-    return [name for name in ("upper_optimizer", "lower_optimizer") if hasattr(solver, name)]
+    names = ("upper_optimizer", "lower_optimizer", "linear_optimizer", "value_optimizer")
+    return [name for name in names if hasattr(solver, name)]
 
 
 def with_optimizer(solver, side, optimizer):
@@ -300,6 +301,12 @@ def checked(solver):
     problem, u, v, batch = PROBLEM, *START, bx.Batch()
     if isinstance(solver, bx.LearningToReweight):
         problem, v, batch = WEIGHTED, jnp.ones(()), bx.Batch(lower=bx.whole(jnp.zeros(3)))
+    if isinstance(solver, bx.MEHA):
+        problem = dataclasses.replace(PROBLEM, regularizer=None)
+    if isinstance(solver, bx.SABA):
+        batch = bx.Blocks(jnp.zeros(1), jnp.zeros(1), 1, 1).last()
+    if isinstance(solver, bx.SRBA):
+        batch = bx.Batch(bx.PartAndWhole(None, None), bx.PartAndWhole(None, None))
     if isinstance(solver, bx.Vectorized):
         u, v = jnp.stack([u, u]), jnp.stack([v, v])
     solver.check(problem, u, v, batch)
@@ -348,6 +355,7 @@ def test_an_optimizer_that_needs_the_loss_runs_where_it_is_not_refused(solver):
         bx.ReverseMode: 3,
         bx.GradientMatching: 1,
         bx.SparseHO: 1,
+        bx.StocBiO: 2,
     }
     assert sum(ran) == expected.get(type(solver), 0)
 

@@ -9,6 +9,7 @@ from jaxtyping import PRNGKeyArray, PyTree
 
 from bilevax import derivatives
 from bilevax._checks import InputError, require_number, settle_counts
+from bilevax._optimizers import check_optimizer
 from bilevax.problem import Batch, Problem
 from bilevax.solvers import base
 
@@ -66,6 +67,7 @@ class BOME:
     def check(self, problem: Problem, u: PyTree, v: PyTree, batch: Batch) -> None:
         """Refuse constraints, and what no solver can treat."""
         base.check(self, problem, u, v, batch, lower_sets=True)
+        check_optimizer("BOME", "value_optimizer", self.value_optimizer, "v", v)
 
     def init(self, problem: Problem, u: PyTree, v: PyTree, batch: Batch) -> base.State:
         """Return the state at (u, v)."""

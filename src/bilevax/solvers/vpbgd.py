@@ -9,6 +9,7 @@ from jaxtyping import PRNGKeyArray, PyTree
 
 from bilevax import derivatives, schedules
 from bilevax._checks import settle_counts
+from bilevax._optimizers import check_optimizer
 from bilevax.problem import Batch, Problem
 from bilevax.schedules import Geometric, Schedule
 from bilevax.solvers import base
@@ -68,6 +69,7 @@ class VPBGD:
     def check(self, problem: Problem, u: PyTree, v: PyTree, batch: Batch) -> None:
         """Refuse constraints, and what no solver can treat."""
         base.check(self, problem, u, v, batch, lower_sets=True)
+        check_optimizer("VPBGD", "value_optimizer", self._of_z, "v", v)
 
     def init(self, problem: Problem, u: PyTree, v: PyTree, batch: Batch) -> base.State:
         """Return the state at (u, v), z = v."""
