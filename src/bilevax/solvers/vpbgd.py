@@ -26,8 +26,8 @@ class VPBGD:
         u moves along c (grad_u f(u, v) + gamma (grad_u g(u, v) - grad_u g(u, z))).
 
     Due to c, learning rates for g stay right as gamma grows. Without c in the direction of u, u moves faster than v
-    can follow, and the difference of the two gradients of g is that of a lag. If g has several minimisers, v goes to the best of them for
-    f. g need not be convex; its gradient must vanish at minimisers alone.
+    can follow, and the difference of the two gradients of g is that of a lag. If g has several minimisers, v goes
+    to the best of them for f. g need not be convex; its gradient must vanish at minimisers alone.
 
     Args:
         upper_optimizer, lower_optimizer: any optax optimizers that need only gradients; the lower one moves v.
