@@ -5,8 +5,9 @@ from jaxtyping import Float
 from sklearn.metrics import average_precision_score
 
 from bilevax.applications.denoising import noise
+from bilevax.applications.denoising.calibration import calibrated
 from bilevax.applications.denoising.experts import TABLES, FittedStack, stack
-from bilevax.applications.denoising.ranking import REFITS
+from bilevax.applications.denoising.ranking import REFITS, REFITS_ALONE
 from experiments.denoising.public_tables import Draw
 
 PARTS = (
@@ -65,13 +66,15 @@ def _refitted(
         return np.where(drawn.trusted[:, None], np.eye(drawn.classes)[drawn.labels], found)
 
     q, found = p, soft_labels(p, matrix)
-    start = found
-    for _ in range(REFITS):
-        q = stack(TABLES, drawn.X, found, seed, first.weights).out_of_sample
+    start = soft = found
+    for _ in range(REFITS if drawn.trusted.any() else REFITS_ALONE):
+        soft = found
+        q = stack(TABLES, drawn.X, soft, seed, first.weights).out_of_sample
         found = soft_labels(q, matrix)
-    last = noise.calibrated(q, drawn.labels, drawn.trusted, matrix)
-    final = soft_labels(noise.sharpened(q, last.power), last.noise)
-    return found, (start + found + 2 * final) / 4
+    last = calibrated(q, drawn.labels, drawn.trusted, matrix, soft)
+    whole = found.copy()
+    whole[~drawn.trusted] = ((start + found)[~drawn.trusted] + last.evidence) / 4
+    return found, whole
 
 
 def precision(drawn: Draw, posterior: Float[np.ndarray, "n classes"]) -> float:

@@ -20,7 +20,7 @@ from sklearn.preprocessing import OneHotEncoder, StandardScaler
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from bilevax import InputError
-from bilevax.applications.denoising import DenoisingClassifier, experts, noise, ranking, review_probabilities
+from bilevax.applications.denoising import DenoisingClassifier, calibration, experts, ranking, review_probabilities
 from bilevax.applications.denoising.repeats import settle
 from bilevax.applications.denoising.reviewing import Model, review
 from bilevax.data.samples.read import read_samples
@@ -36,7 +36,7 @@ IMPOSSIBLE = {
 def test_scikit_learns_checks(estimator, check, monkeypatch):
     # The checks are of the interface: fewer rounds of the ranking are enough for them.
     monkeypatch.setattr(ranking, "REFITS", 1)
-    monkeypatch.setattr(noise, "POWERS", noise.POWERS[:2])
+    monkeypatch.setattr(calibration, "NOISE_DRAWS", 101)
     check(estimator)
 
 

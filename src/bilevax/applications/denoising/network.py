@@ -12,6 +12,7 @@ from jaxtyping import Bool, Float, Int, PRNGKeyArray, PyTree, Shaped
 from bilevax._checks import InputError, first_line
 from bilevax.applications._pickling import Picklable
 from bilevax.applications.denoising import noise
+from bilevax.applications.denoising.calibration import calibrated
 from bilevax.applications.denoising.experts import FittedStack
 from bilevax.applications.denoising.forward import Labelled, Through, train_through
 from bilevax.applications.denoising.ranking import Ranking, noise_matrix, ordered, settled_posterior
@@ -64,7 +65,7 @@ class Network:
        samples the matrix is learned with it (see `forward`).
     3. With many trusted samples, networks learn these alone, in the same folds. The predictions of both are multiplied,
        with powers that give the trusted labels the largest likelihood out of sample.
-    4. The predictions out of sample are calibrated, and the matrix is estimated once more (see `noise.calibrated`).
+    4. The predictions out of sample are calibrated, and the matrix is estimated once more (see `calibration`).
     Their posterior gives the probabilities. Their order is that of the mean of all networks, which has less variance:
     what is learned through the matrix is not the wrong labels.
 
@@ -115,16 +116,16 @@ class Network:
             alone = [rows[trusted[rows]] for rows in others]
             p = _with_trusted(p, fits, alone, fold, labels, trusted)
         q = p[fold, np.arange(len(X))]
-        last = noise.calibrated(q, labels, trusted, np.mean([one.noise for one in fitted], axis=0))
-        final = settled_posterior(noise.sharpened(q, last.power), last.noise, labels, trusted)
+        matrix = np.mean([one.noise for one in fitted], axis=0)
+        last = calibrated(q, labels, trusted, matrix, settled_posterior(q, matrix, labels, trusted))
         mean = noise.sharpened(_geometric_mean(p), last.power)
-        evidence = settled_posterior(mean, last.noise, labels, trusted)
+        evidence = noise.posterior(mean, last.noise, labels)[~trusted]
 
         unseen = np.concatenate([order[fold[order] == 0], others[0]])
         whole = fits.through(unseen, last.noise, LAST, share=LAST_SHARE, start=fitted[0].params)
         params = (whole.params, *(one.params for one in fitted[1:]))
         stack = FittedStack(q, np.ones(1), [FittedNetwork(q, self.model, params, np.zeros_like(X[:1]))])
-        return ordered(evidence, final, last, q, labels, trusted, stack)
+        return ordered(evidence, last, q, labels, trusted, stack)
 
     def _first_matrix(
         self,

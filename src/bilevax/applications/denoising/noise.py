@@ -11,12 +11,12 @@ end-to-end label-noise learning without anchor points"). Trusted samples identif
 bilevel problem, whose upper loss is the cross-entropy of their right labels and whose lower problem recovers q.
 """
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 from scipy import optimize
 
 # Chosen on tables other than those reported (experiments/denoising/tables.py, DEVELOPMENT).
@@ -26,11 +26,6 @@ PRIOR_COUNT = 50.0  # pseudo-counts of each row of T without trusted samples
 PRIOR_RIGHT = 0.8  # the part of them on the diagonal
 TRUSTED_COUNT = 10.0  # pseudo-counts of each row of T with trusted samples
 EM_ROUNDS = 40
-POWERS = np.geomspace(1, 6, 12)  # by which predictions after the last fit may be sharpened
-SHAPE_COUNT = 50.0  # pseudo-counts of each row of T when it is estimated again with them
-LIKELIHOOD_DROP = 2.5  # of a profile likelihood; nine of ten intervals then hold the number of wrong labels
-UNIDENTIFIED_DROP = 0.02  # of it for each sample, without trusted samples
-MOST_FOR_POWER = 5_000  # samples from which the power is estimated
 DECONVOLUTION_ROUNDS = 3
 QUASI_NEWTON_STEPS = 100
 
@@ -58,7 +53,13 @@ def posterior(
         >>> posterior(np.array([[0.5, 0.5]]), noise, np.array([0])).round(2).tolist()
         [[0.67, 0.33]]
     """
-    found = floored(q) * noise[:, given].T
+    return _bayes(floored(q), noise, given)
+
+
+def _bayes(
+    q: Float[np.ndarray, "n classes"], noise: Float[np.ndarray, "classes classes"], given: Int[np.ndarray, " n"]
+) -> Float[np.ndarray, "n classes"]:
+    found = q * noise[:, given].T
     return found / np.maximum(found.sum(1, keepdims=True), np.finfo(np.float64).tiny)
 
 
@@ -80,7 +81,7 @@ def from_given_labels(
         given: the given labels.
         power: larger powers explain more of the disagreement of p and the labels by wrong labels.
     """
-    return _expectation_maximisation(sharpened(p, power), given, uniform_prior(p.shape[1]))
+    return expectation_maximisation(sharpened(p, power), given, uniform_prior(p.shape[1]))
 
 
 def sharpened(p: Float[np.ndarray, "n classes"], power: float) -> Float[np.ndarray, "n classes"]:
@@ -89,14 +90,14 @@ def sharpened(p: Float[np.ndarray, "n classes"], power: float) -> Float[np.ndarr
     return p / p.sum(1, keepdims=True)
 
 
-def _expectation_maximisation(
+def expectation_maximisation(
     q: Float[np.ndarray, "n classes"], given: Int[np.ndarray, " n"], prior: Float[np.ndarray, "classes classes"]
 ) -> Float[np.ndarray, "classes classes"]:
     """The mode of T's posterior under a Dirichlet prior, where q are the probabilities of the true class."""
     noise = prior / prior.sum(1, keepdims=True)
-    labels = np.eye(len(prior))[given]
+    q, labels = floored(q), np.eye(len(prior))[given]
     for _ in range(EM_ROUNDS):
-        counts = posterior(q, noise, given).T @ labels + prior
+        counts = _bayes(q, noise, given).T @ labels + prior
         noise = counts / counts.sum(1, keepdims=True)
     return noise
 
@@ -135,7 +136,9 @@ def from_trusted_labels(
     """The noise matrix by which p, the noise taken out of it, predicts the right labels of trusted samples.
 
     The upper variable T minimises the cross-entropy of the right labels plus a Dirichlet prior with mean `start`; the
-    lower variable q recovers the true classes from p and T. Quasi-Newton steps go through both.
+    lower variable q recovers the true classes from p and T. Quasi-Newton steps go through both. T makes up for steps
+    that the deconvolution lacks and for predictions that are too cautious, so it ranks well but has too much noise;
+    `calibration.calibrated` estimates it again.
 
     Args:
         p: probabilities of the *given* label of trusted samples, by a classifier that has not seen them.
@@ -161,57 +164,8 @@ def from_trusted_labels(
     return odds / odds.sum(1, keepdims=True)
 
 
-class Calibrated(NamedTuple):
-    """The explanation of the given labels by predictions of the true class.
-
-    Attributes:
-        power: by which the predictions are sharpened.
-        noise: the noise matrix.
-        least, most: the ends of an interval of 90% for the part of the labels in doubt that are wrong.
-    """
-
-    power: float
-    noise: Float[np.ndarray, "classes classes"]
-    least: float
-    most: float
-
-
-def calibrated(
-    q: Float[np.ndarray, "n classes"],
-    labels: Int[np.ndarray, " n"],
-    trusted: Bool[np.ndarray, " n"],
-    noise: Float[np.ndarray, "classes classes"],
-) -> Calibrated:
-    """The power of q and the noise matrix with the largest likelihood of the labels.
-
-    Predictions of a classifier that was fitted to soft labels are too cautious, so they would explain a wrong label by
-    their own doubt. Their power is therefore estimated together with T. The interval holds the parts of all powers
-    that are nearly as likely. Without trusted samples, T is not identified and the interval is wide.
-
-    Args:
-        q: out-of-sample predictions of the true class.
-        labels: given labels, the right ones for trusted samples.
-        trusted: which labels are right.
-        noise: an earlier estimate of T, the mean of its prior.
-    """
-    some = slice(None, None, max(1, len(q) // MOST_FOR_POWER))
-    q_some, labels_some = q[some][~trusted[some]], labels[some][~trusted[some]]
-    prior = SHAPE_COUNT * noise
-    likelihood, part = np.empty(len(POWERS)), np.empty(len(POWERS))
-    for i, power in enumerate(POWERS):
-        sharp = sharpened(q_some, power)
-        matrix = _expectation_maximisation(sharp, labels_some, prior)
-        part[i] = np.mean(other_than(posterior(sharp, matrix, labels_some), labels_some))
-        likelihood[i] = np.sum(np.log(_own(sharp @ matrix, labels_some)))
-        likelihood[i] += np.sum(np.log(_own(sharpened(q[trusted], power), labels[trusted])))
-    drop = LIKELIHOOD_DROP if trusted.any() else UNIDENTIFIED_DROP * len(q_some)
-    likely = part[likelihood >= likelihood.max() - drop]
-    power = float(POWERS[likelihood.argmax()])
-    matrix = _expectation_maximisation(sharpened(q[~trusted], power), labels[~trusted], prior)
-    return Calibrated(power, matrix, float(likely.min()), float(likely.max()))
-
-
-def _own(p: Float[np.ndarray, "n classes"], labels: Int[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
+def own(p: Float[np.ndarray, "n classes"], labels: Int[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
+    """The probability of each label."""
     return np.take_along_axis(p, labels[:, None], axis=1)[:, 0]
 
 

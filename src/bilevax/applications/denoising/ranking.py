@@ -7,11 +7,12 @@ import numpy as np
 from jaxtyping import Bool, Float, Int, Shaped
 
 from bilevax.applications.denoising import noise
+from bilevax.applications.denoising.calibration import Calibrated, calibrated
 from bilevax.applications.denoising.experts import TABLES, Expert, FittedStack, stack
 
-Z_90 = 1.645
 LEAST_IN_DOUBT = 10  # labels, fewer of which callers refuse
-REFITS = 2  # on the soft labels that the noise matrix gives
+# On the soft labels that the noise matrix gives. Without trusted samples a second one loses as often as it gains.
+REFITS, REFITS_ALONE = 2, 1
 
 
 class Ranking(NamedTuple):
@@ -49,10 +50,11 @@ def rank(
     1. A stack of experts learns the given labels of the samples in doubt; out of sample, it estimates p = q T.
     2. T comes from p and the given labels, then from the trusted samples if there are some (see `noise`).
     3. The posterior of the true class is a soft label; the experts are fitted again, on all samples. This is repeated.
-    4. The predictions of the last fit are calibrated, and T is estimated once more (see `noise.calibrated`).
+    4. The predictions of the last fit are calibrated, and T is estimated once more (see `calibration.calibrated`).
     The calibrated posterior gives the probabilities. Their order is that of the mean of the posteriors of the first
     fit, of the last fit, and twice the calibrated one: the first is better where wrong labels have no structure, the
-    last where they have.
+    last where they have. Without trusted samples the power of the predictions is not known; then the posterior by
+    cautious predictions takes the place of one of the two calibrated ones.
 
     Args:
         X: samples.
@@ -72,13 +74,14 @@ def rank(
     matrix = noise_matrix(p, labels, trusted)
     start = found = settled_posterior(p, matrix, labels, trusted)
     model = first
-    for _ in range(REFITS):
-        model = stack(experts, X, found, seed, first.weights)
+    soft = start
+    for _ in range(REFITS if trusted.any() else REFITS_ALONE):
+        soft = found
+        model = stack(experts, X, soft, seed, first.weights)
         found = settled_posterior(model.out_of_sample, matrix, labels, trusted)
     q = model.out_of_sample
-    last = noise.calibrated(q, labels, trusted, matrix)
-    final = settled_posterior(noise.sharpened(q, last.power), last.noise, labels, trusted)
-    return ordered(start + found + 2 * final, final, last, q, labels, trusted, model)
+    last = calibrated(q, labels, trusted, matrix, soft)
+    return ordered((start + found)[doubted] + last.evidence, last, q, labels, trusted, model)
 
 
 def rank_probabilities(
@@ -88,9 +91,8 @@ def rank_probabilities(
     matrix = noise_matrix(p, labels, trusted)
     start = settled_posterior(p, matrix, labels, trusted)
     q = noise.deconvolved(p, matrix)
-    last = noise.calibrated(q, labels, trusted, matrix)
-    final = settled_posterior(noise.sharpened(q, last.power), last.noise, labels, trusted)
-    return ordered(start + final, final, last, q, labels, trusted, None)
+    last = calibrated(q, labels, trusted, matrix, start)
+    return ordered(start[~trusted] + last.evidence, last, q, labels, trusted, None)
 
 
 def noise_matrix(
@@ -114,21 +116,19 @@ def settled_posterior(
 
 
 def ordered(
-    evidence: Float[np.ndarray, "n classes"],
-    final: Float[np.ndarray, "n classes"],
-    last: noise.Calibrated,
+    evidence: Float[np.ndarray, "doubted classes"],
+    last: Calibrated,
     q: Float[np.ndarray, "n classes"],
     labels: Int[np.ndarray, " n"],
     trusted: Bool[np.ndarray, " n"],
     model: FittedStack | None,
 ) -> Ranking:
-    """The probabilities of `final` in the order of `evidence`."""
+    """The calibrated probabilities in the order of other ones."""
     doubted = np.flatnonzero(~trusted)
-    order = np.argsort(noise.other_than(evidence, labels)[doubted], kind="stable")
-    wrong = np.zeros(len(labels))
-    wrong[doubted[order]] = np.sort(noise.other_than(final, labels)[doubted])
-    likely, n = float(wrong.sum()), len(doubted)
-    spread = Z_90 * float(np.sqrt(np.sum(wrong * (1 - wrong))))
-    low, high = min(n * last.least, likely) - spread, max(n * last.most, likely) + spread
-    interval = (likely, max(0.0, low), min(float(n), high))
-    return Ranking(wrong, interval, final, last.noise, last.power, q, model)
+    order = np.argsort(noise.other_than(evidence, labels[doubted]), kind="stable")
+    wrong, found = np.zeros(len(labels)), np.eye(q.shape[1])[labels]
+    wrong[doubted[order]] = np.sort(noise.other_than(last.posterior, labels[doubted]))
+    found[doubted] = last.posterior
+    likely = float(wrong.sum())
+    interval = (likely, min(likely, max(0.0, last.least)), max(likely, min(float(len(doubted)), last.most)))
+    return Ranking(wrong, interval, found, last.noise, last.power, q, model)
