@@ -13,6 +13,7 @@ except ImportError as error:
 
 from bilevax.cli import audit, denoise, fewshot, predict, tune
 from bilevax.cli._printing import complain, failed, prepare, say, silence
+from bilevax.cli._programs import keep_programs
 
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, rich_markup_mode="markdown", pretty_exceptions_enable=False
@@ -30,6 +31,7 @@ def main() -> None:
     Exit codes: 0 done, 1 the solve or an output failed, 2 bad input, 130 Ctrl-C, 143 SIGTERM or SIGUSR1.
     """
     prepare()
+    keep_programs()
     try:
         app()
     except SystemExit as error:
