@@ -153,8 +153,8 @@ def write(inputs: Inputs, found: "Reviewed", title: str, report: dict[str, Any],
     """Write the tables, the page, and a picture of the first suspects where the samples are pictures."""
     import pandas as pd
 
-    from bilevax import plots
     from bilevax.applications.denoising.review import Review, page_suspects, review_page, suspects_frame
+    from bilevax.applications.denoising.review.sheet import contact_sheet
 
     samples, ranking, suggested = inputs.samples, found.ranking, found.suggested()
     probability = ranking.probability_wrong
@@ -178,13 +178,13 @@ def write(inputs: Inputs, found: "Reviewed", title: str, report: dict[str, Any],
     run.file("report.html", lambda path: review_page(page, path))
     if samples.kind == "images":
         first = np.argsort(-probability[: samples.own], kind="stable")[:ON_SHEET]
-        pictures = np.asarray(samples.features)[first] / np.float32(255)
+        pictures = np.asarray(samples.features)[first]
         titles = [f"row {samples.record[i]}\n{str(samples.labels[i])[:9]} → {str(suggested[i])[:9]}" for i in first]
         heading = f"The {len(first)} most suspicious of {samples.own:,}: given → suggested"
         wrong = None if inputs.wrong is None else inputs.wrong[first].tolist()
         if wrong is not None:
             heading += "   (orange: wrong, blue: right)"
-        run.picture("contact_sheet.png", lambda path: plots.contact_sheet(pictures, titles, path, heading, wrong))
+        run.picture("contact_sheet.png", lambda path: contact_sheet(pictures, titles, path, heading, wrong))
 
 
 def apply(samples: "Samples", decisions: "Decisions", run: Run) -> int:

@@ -3,6 +3,7 @@
 import hashlib
 import io
 import json
+import zipfile
 from collections.abc import Callable
 from importlib.metadata import version as version_of
 from pathlib import Path
@@ -60,7 +61,11 @@ def changes(content: Content) -> str:
 def packed(content: Content) -> dict[str, bytes]:
     """The files of a folder; the description, which has the digests of the others, is the last."""
     buffer = io.BytesIO()
-    np.savez_compressed(buffer, allow_pickle=False, **content.arrays)  # pyright: ignore[reportArgumentType]
+    # As numpy.savez_compressed, which takes three times as long for a file that is little smaller.
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
+        for name, array in content.arrays.items():
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
+                np.lib.format.write_array(member, np.asanyarray(array), allow_pickle=False)
     files = {ARRAYS: buffer.getvalue()}
     if content.estimators:
         files[OBJECTS] = content.estimators
