@@ -10,16 +10,19 @@ from collections.abc import Collection
 from typing import Any
 
 import numpy as np
+from scipy.interpolate import BSpline
 from sklearn.base import BaseEstimator
 from sklearn.dummy import DummyClassifier
-from sklearn.linear_model import LogisticRegression
+from sklearn.linear_model import LogisticRegression, RidgeCV
 from sklearn.pipeline import Pipeline
-from sklearn.preprocessing import StandardScaler
+from sklearn.preprocessing import SplineTransformer, StandardScaler
 
 from bilevax.applications.denoising.estimator import DenoisingClassifier
 from bilevax.applications.denoising.experts import FittedFolds, FittedForest, FittedStack
 from bilevax.applications.denoising.network import FittedNetwork
 from bilevax.applications.denoising.preparing import Preparation
+from bilevax.applications.denoising.regressor import DenoisingRegressor
+from bilevax.applications.denoising.regressors import FittedFoldRegressors, FittedForestRegressor, FittedRegressorStack
 from bilevax.applications.denoising.softmax import FittedSoftmax
 from bilevax.data.samples.columns import Column
 from bilevax.data.samples.new import Form
@@ -28,14 +31,15 @@ from bilevax.nn.adapters import as_model
 from bilevax.nn.training import Training
 from bilevax.saved.files import Denoised, FileModel
 from bilevax.saved.folders import Content, versions
-from bilevax.saved.forests import StoredForest, forest_of, stored_forest
+from bilevax.saved.forests import StoredForest, fitted_forest, stored_forest
 from bilevax.saved.networks import StoredNetwork, code_of, is_network, model_by, network_of, stored_network
 from bilevax.saved.objects import read_objects, written_objects
 
-ESTIMATORS: dict[str, type] = {"DenoisingClassifier": DenoisingClassifier}
+ESTIMATORS: dict[str, type] = {kind.__name__: kind for kind in (DenoisingClassifier, DenoisingRegressor)}
 # Of scikit-learn, those that the default models hold: their attributes are numbers, arrays and each other.
 PLAIN: dict[str, type] = {
-    kind.__name__: kind for kind in (Pipeline, StandardScaler, LogisticRegression, DummyClassifier)
+    kind.__name__: kind
+    for kind in (Pipeline, StandardScaler, SplineTransformer, LogisticRegression, RidgeCV, DummyClassifier)
 }
 RECORDS: dict[str, type] = {
     kind.__name__: kind
@@ -50,6 +54,9 @@ RECORDS: dict[str, type] = {
         FittedFolds,
         FittedForest,
         FittedSoftmax,
+        FittedRegressorStack,
+        FittedFoldRegressors,
+        FittedForestRegressor,
         StoredForest,
         StoredNetwork,
         Training,
@@ -80,9 +87,11 @@ class _Encoder:
             return float(value) if isinstance(value, np.floating) else value
         if isinstance(value, np.generic | np.ndarray):
             return self._array(np.asarray(value), isinstance(value, np.generic))
+        if isinstance(value, BSpline):
+            return {"spline": [self.of(part) for part in (value.t, value.c, value.k, value.extrapolate)]}
         if isinstance(value, FittedNetwork):
             return self.of(stored_network(value))
-        if isinstance(value, FittedForest):
+        if isinstance(value, FittedForest | FittedForestRegressor):
             return self.of(stored_forest(value))
         if type(value).__name__ in RECORDS and isinstance(value, RECORDS[type(value).__name__]):
             return self._record(value)
@@ -153,6 +162,8 @@ class _Decoder:
             return self.content.arrays[value["scalar"]][()]
         if "texts" in value:
             return np.array([self.of(text) for text in value["texts"]] + [None], dtype=object)[:-1]
+        if "spline" in value:
+            return BSpline(*(self.of(part) for part in value["spline"]))
         if "list" in value:
             return [self.of(item) for item in value["list"]]
         if "tuple" in value:
@@ -173,5 +184,5 @@ class _Decoder:
     def _record(self, name: str, fields: dict[str, Any]) -> Any:
         made = RECORDS[name](**fields)
         if isinstance(made, StoredForest):
-            return forest_of(made)
+            return fitted_forest(made)
         return network_of(made, self.network) if isinstance(made, StoredNetwork) else made

@@ -9,6 +9,9 @@ from sklearn.tree import DecisionTreeRegressor, ExtraTreeRegressor
 from sklearn.tree._tree import NODE_DTYPE, Tree
 
 from bilevax.applications.denoising.experts import FittedForest
+from bilevax.applications.denoising.regressors import FittedForestRegressor
+
+EMPTY = np.zeros(0)
 
 
 class StoredForest(NamedTuple):
@@ -22,6 +25,7 @@ class StoredForest(NamedTuple):
         left, right: the children of each node within its tree, -1 for a leaf.
         feature, threshold, missing_left: of each node; whether a missing value goes to the left.
         values: of each node.
+        classes: whether the outputs are probabilities.
     """
 
     extra: bool
@@ -35,9 +39,10 @@ class StoredForest(NamedTuple):
     threshold: Float[np.ndarray, " nodes"]
     missing_left: Shaped[np.ndarray, " nodes"]
     values: Float[np.ndarray, "nodes outputs 1"]
+    classes: bool
 
 
-def stored_forest(fitted: FittedForest) -> StoredForest:
+def stored_forest(fitted: FittedForest | FittedForestRegressor) -> StoredForest:
     """A fitted forest as arrays."""
     forest = fitted.forest
     states = [tree.tree_.__getstate__() for tree in forest.estimators_]
@@ -57,10 +62,11 @@ def stored_forest(fitted: FittedForest) -> StoredForest:
         joined("threshold", np.float64),
         joined("missing_go_to_left", np.uint8),
         np.concatenate([state["values"] for state in states]),
+        isinstance(fitted, FittedForest),
     )
 
 
-def forest_of(stored: StoredForest) -> FittedForest:
+def fitted_forest(stored: StoredForest) -> FittedForest | FittedForestRegressor:
     """The fitted forest that arrays describe.
 
     Raises:
@@ -82,7 +88,9 @@ def forest_of(stored: StoredForest) -> FittedForest:
         tree.tree_.__setstate__(state)
         forest.estimators_.append(tree)
     forest.n_features_in_, forest.n_outputs_ = stored.features, stored.outputs
-    return FittedForest(np.zeros((0, stored.outputs)), forest)
+    return (
+        FittedForest(np.zeros((0, stored.outputs)), forest) if stored.classes else FittedForestRegressor(EMPTY, forest)
+    )
 
 
 def _check(stored: StoredForest) -> None:

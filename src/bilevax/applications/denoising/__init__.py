@@ -11,6 +11,7 @@ from bilevax.applications.denoising.importance_classifier import ImportanceClass
 from bilevax.applications.denoising.importance_classifier import PlainClassifier as PlainClassifier
 from bilevax.applications.denoising.recipes import approxgrad_solver as approxgrad_solver
 from bilevax.applications.denoising.recipes import penalty_solver as penalty_solver
+from bilevax.applications.denoising.regressor import DenoisingRegressor as DenoisingRegressor
 from bilevax.applications.denoising.tasks import denoising_task as denoising_task
 from bilevax.applications.denoising.tasks import meta_weight_task as meta_weight_task
 from bilevax.applications.denoising.tasks import meta_weights as meta_weights

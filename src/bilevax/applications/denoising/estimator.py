@@ -4,7 +4,7 @@ import warnings
 from typing import Any, NamedTuple, Self
 
 import numpy as np
-from jaxtyping import Bool, Float, Int, Shaped
+from jaxtyping import Float, Int, Shaped
 from numpy.typing import ArrayLike
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils.validation import check_is_fitted
@@ -37,6 +37,7 @@ from bilevax.applications.denoising.network import FittedNetwork, Network, requi
 from bilevax.applications.denoising.noise import sharpened
 from bilevax.applications.denoising.ranking import LEAST_IN_DOUBT, Ranking, rank_probabilities
 from bilevax.applications.denoising.repeats import rank_settled, settle
+from bilevax.applications.denoising.trusting import mask_of
 from bilevax.data.samples.trusted import twins_of
 from bilevax.nn.adapters import as_model
 from bilevax.nn.training import Training
@@ -134,7 +135,7 @@ class DenoisingClassifier(ClassifierMixin, Picklable, BaseEstimator):
         x, given = samples("X", X, "y", flat_labels("y", y))
         self.classes_ = classes_of("y", given)
         codes = places("y", given, self.classes_)
-        mask = _mask(trusted, len(x))
+        mask = mask_of(trusted, len(x))
         require_both("X_clean", X_clean, "y_clean", y_clean)
         every, all_codes, right, twin = x, codes, mask, np.full(len(x), -1)
         if X_clean is not None:
@@ -284,28 +285,12 @@ def review_probabilities(pred_probs: ArrayLike, labels: ArrayLike, trusted: Arra
             f"pred_probs has {len(wrong)} rows that are no probabilities (row {wrong[0]} sums to "
             f"{p[wrong[0]].sum():g}). Pass rows that are not negative and sum to 1."
         )
-    mask = _mask(trusted, len(p))
+    mask = mask_of(trusted, len(p))
     _require_doubt(len(p) - int(mask.sum()))
     found = rank_probabilities(p, places("labels", given, classes), mask)
     return LabelReview(
         found.probability_wrong, classes[found.posterior.argmax(1)], found.expected_wrong, found.noise_matrix, classes
     )
-
-
-def _mask(trusted: Any, n: int) -> Bool[np.ndarray, " n"]:
-    """The trusted samples as truth values."""
-    if trusted is None:
-        return np.zeros(n, bool)
-    try:
-        found = np.asarray(trusted)
-    except ValueError as error:  # rows of different lengths
-        raise InputError(f"trusted is not an array ({error}). Pass one truth value for each of {n} samples.") from error
-    if found.shape != (n,) or not (found.dtype.kind == "b" or set(found.tolist()) <= {0, 1}):
-        raise InputError(
-            f"trusted has shape {found.shape} and dtype {found.dtype}, and must be one truth value for each of {n} "
-            "samples: trusted[i] is true if the label of sample i is known to be right."
-        )
-    return found.astype(bool)
 
 
 def _require_doubt(n: int) -> None:

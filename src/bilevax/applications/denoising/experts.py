@@ -146,7 +146,7 @@ def _on_soft_labels(
     model: Any, X: Shaped[np.ndarray, "n ..."], targets: Float[np.ndarray, "n classes"]
 ) -> tuple[Any, Int[np.ndarray, " k"]]:
     """A model fitted on soft labels, and the classes that it knows."""
-    name, hardest = _weight_argument(model), targets.argmax(1)
+    name, hardest = weight_argument(model), targets.argmax(1)
     rows, labels = np.nonzero(targets > NEGLIGIBLE)
     if len(np.unique(hardest if name is None else labels)) == 1:  # most classifiers need two classes
         return DummyClassifier().fit(X, hardest), hardest[:1]
@@ -155,7 +155,7 @@ def _on_soft_labels(
     return model.fit(X[rows], labels, **{name: targets[rows, labels]}), np.unique(labels)
 
 
-def _weight_argument(model: Any) -> str | None:
+def weight_argument(model: Any) -> str | None:
     """The argument of `fit` for sample weights; None if there is none."""
     prefix = ""
     while hasattr(model, "steps"):  # a Pipeline
