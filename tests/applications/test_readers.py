@@ -222,7 +222,7 @@ def test_labels_of_several_formats_meet(tmp_path):
     pd.DataFrame({"a": [1, 2, 3], "y": [1, 2, 1]}).to_parquet(tmp_path / "a.parquet")
     (tmp_path / "b.csv").write_text("a,y\n1,1.0\n2,2.0\n")
     pd.DataFrame({"a": [1, 2], "y": ["2", "1"]}).to_parquet(tmp_path / "c.parquet")
-    files = {"TRAIN": tmp_path / "a.parquet", "--clean": tmp_path / "b.csv", "--test": tmp_path / "c.parquet"}
+    files = {"TRAIN": tmp_path / "a.parquet", "--trusted": tmp_path / "b.csv", "--test": tmp_path / "c.parquet"}
     assert [t.labels.tolist() for t in tables.read(files, "y")] == [[1, 2, 1], [1, 2], [2, 1]]
 
 

@@ -150,10 +150,10 @@ def test_one_class_or_no_classes(tmp_path, frame):
 
 def test_label_that_the_training_set_lacks(frame):
     train = tables.Table("TRAIN (a.csv)", frame[["size"]], frame["kind"].to_numpy(), None)
-    clean = tables.Table("--clean (b.csv)", frame[["size"]][:2], np.array(["dog", "fox"]), None)
+    clean = tables.Table("--trusted (b.csv)", frame[["size"]][:2], np.array(["dog", "fox"]), None)
     tables.check_known_labels(train, train)
     text = refusal(lambda: tables.check_known_labels(clean, train))
-    assert "--clean (b.csv) has labels that TRAIN (a.csv) lacks: 'fox'" in text
+    assert "--trusted (b.csv) has labels that TRAIN (a.csv) lacks: 'fox'" in text
     assert "'cat', 'dog'" in text
 
 
@@ -161,11 +161,11 @@ def test_columns_that_differ(frame):
     labels = frame["kind"].to_numpy()
     train = tables.Table("TRAIN (a.csv)", frame.drop(columns="kind"), labels, None)
     other = frame.drop(columns="kind").rename(columns={"size": "weight"})
-    text = refusal(lambda: encoding.encode(train, tables.Table("--clean (b.csv)", other, labels, None)))
+    text = refusal(lambda: encoding.encode(train, tables.Table("--trusted (b.csv)", other, labels, None)))
     assert "lacks 'size' and has 'weight' in addition" in text
     other = frame.drop(columns="kind").assign(size="large")
-    text = refusal(lambda: encoding.encode(train, tables.Table("--clean (b.csv)", other, labels, None)))
-    assert "'size' holds numbers in TRAIN (a.csv) and text in --clean (b.csv) (such as 'large')" in text
+    text = refusal(lambda: encoding.encode(train, tables.Table("--trusted (b.csv)", other, labels, None)))
+    assert "'size' holds numbers in TRAIN (a.csv) and text in --trusted (b.csv) (such as 'large')" in text
     other = frame.drop(columns="kind").assign(size=pd.Timestamp("2020-01-01"))
     assert "holds dates" in refusal(lambda: encoding.encode(tables.Table("TRAIN", other, labels, None)))
 

@@ -18,7 +18,6 @@ from typer.testing import CliRunner
 import bilevax
 from bilevax import cli
 from bilevax.applications.denoising.comparison import Row
-from bilevax.applications.denoising.importance_classifier import STEPS
 from bilevax.applications.denoising.jobs import Job
 from bilevax.cli import _comparing
 
@@ -72,11 +71,12 @@ def test_users_csv_with_a_test_file_ended_by_a_signal_and_resumed(tmp_path, file
     train, clean, test = files
     out = tmp_path / "deep" / "out"
     command = ["denoise", train, "--trusted", clean, "--test", test, "--target", "kind", "--out", out, "--compare"]
+    command += ["--steps", 50]
     ended_early(command, 31)
     result = bilevax_command(*command, "--resume")
     assert result.exit_code == 0, result.output
     assert "place (2 values)" in result.stdout
-    assert "150 training samples, 40 clean, 100 test samples" in " ".join(result.stdout.split())
+    assert "150 training samples, 40 trusted, 100 test samples" in " ".join(result.stdout.split())
     assert sorted(p.name for p in out.iterdir()) == [
         ".bilevax",
         "convergence.png",
@@ -104,7 +104,7 @@ def test_users_csv_with_a_test_file_ended_by_a_signal_and_resumed(tmp_path, file
     whole = json.loads((out / "results.json").read_text())
     report = whole["comparison"]
     methods = {m["method"]: m for m in report["methods"]}
-    assert list(methods) == ["all labels as given", "clean set only", "Penalty", "ApproxGrad"]
+    assert list(methods) == ["all labels as given", "trusted samples only", "Penalty", "ApproxGrad"]
     assert all(m["test_accuracy"] > 0.9 for name, m in methods.items() if name != "all labels as given")
     assert methods["Penalty"]["suspects"] == found.sum()
     assert methods["Penalty"]["precision"] is None
@@ -118,7 +118,7 @@ def test_users_csv_with_a_test_file_ended_by_a_signal_and_resumed(tmp_path, file
         "classes": 2,
         "wrong_labels": None,
     }
-    assert (whole["seed"], report["steps"]) == (0, STEPS)
+    assert (whole["seed"], report["steps"]) == (0, 50)
     assert whole["versions"]["bilevax"] == bilevax.__version__
     assert whole["settings"]["train"]["file"] == str(train)
     assert whole["resumed"]
@@ -183,7 +183,7 @@ def test_npz_of_images_with_some_clean_samples_held_out(tmp_path):
     command = ["denoise", tmp_path / "train.npz", "--trusted", tmp_path / "clean.npz", "--compare", "--steps", 2]
     result = bilevax_command(*command, "--batch-size", 30, "--hold-out", 0.25, "--out", tmp_path / "out")
     assert result.exit_code == 0, result.output
-    assert "set aside from the clean set" in " ".join(result.stdout.split())
+    assert "set aside from the trusted samples" in " ".join(result.stdout.split())
     assert (tmp_path / "out" / "contact_sheet.png").is_file()
     report = json.loads((tmp_path / "out" / "results.json").read_text())
     comparison = report["comparison"]

@@ -119,16 +119,17 @@ def test_u_and_v_may_lie_in_parts(alone):
     assert state.u.addressable_shards[0].data.shape == (SAMPLES // 2,)
 
 
-def test_a_stream_is_split_too(alone):
+def test_a_stream_is_split_too():
     key = jax.random.split(jax.random.key(0))[0]
     stream = [SOURCE.at(i, key) for i in range(STEPS)]
 
     def drop(batch):  # a data set that is used whole has to be of a size that can be split
         return bx.Batch(jax.tree.map(lambda x: x[:40], batch.upper), batch.lower)
 
+    # Any solver will do; Alternating is compiled in a third of the time that Penalty takes.
     one, four = (
         bx.solve(
-            bx.Penalty(lower_steps=2),
+            bx.Alternating(lower_steps=2),
             PROBLEM,
             U,
             V,

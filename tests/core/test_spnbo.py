@@ -164,6 +164,18 @@ def test_stages_end_where_all_three_conditions_hold():
     assert int(solve(solver, SMALL, U, jnp.array([0.5, -0.2]), steps=6, key=KEY).state.memory.stage) == 3
 
 
+@pytest.mark.parametrize(("first", "tested"), [(1.0, False), (jnp.inf, True)])
+def test_the_first_step_tests_whatever_the_interval(first, tested):
+    """The first entry of what was found is infinite until a test was made; the others may be zero then."""
+    solver, batch = SPNBO(test_every=100), Batch()
+    state = solver.init(SMALL, U, jnp.array([0.5, -0.2]), batch)
+    before = jnp.array([first, 0.0, 0.0, 0.0])
+    state = state._replace(memory=state.memory._replace(found=before))
+    after = jax.jit(lambda state: solver.step(SMALL, state, batch, KEY))(state)[0].memory.found
+    assert np.isfinite(after).all()
+    assert (after != before).all() if tested else (after == before).all()
+
+
 SOLVER = SPNBO(
     optax.adam(0.1, b2=0.99),
     mu=Geometric(0.3, 0.75),

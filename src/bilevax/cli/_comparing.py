@@ -122,13 +122,13 @@ def table(job: "Job", rows: list["Row"], hold_out: float) -> Table:
     tested = "no test set" if job.y_test is None else f"{sizes['test']:,} test samples"
     caption = "Seconds include compilation."
     if job.y_test is None:
-        caption += " For accuracies, pass --test FILE, or --hold-out 0.25 to set aside a quarter of the clean set."
+        caption += " For accuracies, pass --test FILE, or --hold-out 0.25 to set aside a quarter of the trusted ones."
     elif hold_out > 0:
-        caption += " The test samples were set aside from the clean set (--hold-out); no method has seen them."
+        caption += " The test samples were set aside from the trusted samples (--hold-out); no method has seen them."
     if job.y_true is None:
         caption += " Which labels are wrong is not known, so precision and recall are not, either."
     return as_table(
-        f"{job.title}: {sizes['train']:,} training samples{wrong}, {sizes['clean']:,} clean, {tested}",
+        f"{job.title}: {sizes['train']:,} training samples{wrong}, {sizes['clean']:,} trusted, {tested}",
         [heading for heading, _, _ in COLUMNS],
         [[figure(getattr(row, field), form) for _, field, form in COLUMNS] for row in rows],
         caption,

@@ -55,8 +55,8 @@ def read(files: Mapping[str, Path], target: str | None) -> list[Table]:
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     a, b = pathlib.Path(folder) / "a.csv", pathlib.Path(folder) / "b.csv"
         ...     _ = a.write_text("ward,kind\n01,cat\n02,dog\n"), b.write_text("ward,kind\n01,dog\nA1,cat\n")
-        ...     train, clean = read({"TRAIN": a, "--clean": b}, target="kind")
-        >>> train.labels.tolist(), train.features["ward"].tolist(), clean.features["ward"].tolist()
+        ...     train, trusted = read({"TRAIN": a, "--trusted": b}, target="kind")
+        >>> train.labels.tolist(), train.features["ward"].tolist(), trusted.features["ward"].tolist()
         (['cat', 'dog'], ['01', '02'], ['01', 'A1'])
     """
     tables = _read(files, target, settle_classes)

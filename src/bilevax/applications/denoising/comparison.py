@@ -100,11 +100,11 @@ def compare(
 
 
 def _plain_training(job: Job, seed: int) -> list[Row]:
-    """Plain training on all labels as given, on the clean set, and on all right labels where they are known."""
+    """Plain training on all labels as given, on the trusted samples, and on all right labels where they are known."""
     both = np.concatenate([job.X, job.X_clean])
     sets = {
         "all labels as given": (both, np.concatenate([job.y, job.y_clean])),
-        "clean set only": (job.X_clean, job.y_clean),
+        "trusted samples only": (job.X_clean, job.y_clean),
     }
     if job.y_true is not None:
         right = np.concatenate([job.y == job.y_true, np.ones(len(job.y_clean), bool)])

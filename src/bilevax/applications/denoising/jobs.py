@@ -51,11 +51,11 @@ def job_from_files(train: Path, clean: Path, test: Path | None, target: str | No
     Args:
         train, clean, test: files for `data.tables.read`.
         target: the column, or the NPZ array, that holds the labels.
-        hold_out: without `test`, the part of the clean samples that becomes the test set; 0 for none.
+        hold_out: without `test`, the part of the trusted samples that becomes the test set; 0 for none.
         seed: of that split.
 
     Raises:
-        InputError: as `encode`, and `read` and `check_known_labels` of `data.tables`; too few clean samples to split.
+        InputError: as `encode`, and `read` and `check_known_labels` of `data.tables`; too few trusted samples to split.
     """
     files = {"TRAIN": train, "--trusted": clean} | ({} if test is None else {"--test": test})
     doubted, *others = read(files, target)
@@ -66,7 +66,7 @@ def job_from_files(train: Path, clean: Path, test: Path | None, target: str | No
     unseen = set(doubted.labels.tolist()) - set(others[0].labels.tolist())
     if unseen:
         notes.append(
-            f"The clean set has no sample of {listed(sorted(unseen, key=repr))}: nothing confirms these labels, so "
+            f"No trusted sample has the label {listed(sorted(unseen, key=repr))}: nothing confirms these labels, so "
             "they are likely to become suspects."
         )
     X, X_clean, *rest = encoded.matrices
@@ -79,8 +79,8 @@ def job_from_files(train: Path, clean: Path, test: Path | None, target: str | No
             )
         except ValueError as error:
             raise InputError(
-                f"--hold-out {hold_out} cannot be taken from {len(y_clean)} clean samples: {short_reason(error)}. "
-                "Add clean samples, or pass a test file by --test."
+                f"--hold-out {hold_out} cannot be taken from {len(y_clean)} trusted samples: {short_reason(error)}. "
+                "Add trusted samples, or pass a test file by --test."
             ) from error
         X_test, y_test, X_clean, y_clean = X_clean[aside], y_clean[aside], X_clean[kept], y_clean[kept]
     return Job(str(train), X, doubted.labels, X_clean, y_clean, X_test, y_test, None, as_images(doubted), tuple(notes))

@@ -28,7 +28,7 @@ def notes_on_columns(columns: Sequence[Column], name: str) -> list[str]:
     notes = []
     for role, content in LEFT_OUT.items():
         found = [column for column in columns if column.role == role]
-        advice = " Pass --keep to use it." if role in KEPT else ""
+        advice = " Pass --keep COLUMN to use it." if role in KEPT else ""
         if len(found) > SEVERAL:
             notes.append(f"{len(found):,} columns of {name} are left out: {content} ({listed(_names(found))}).")
             continue
