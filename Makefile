@@ -3,6 +3,10 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
+# Files are shared out over two processes. Without plugins that are found by themselves: Hypothesis's rewrites and loads
+# all of Hypothesis in each process.
+PYTEST = PYTEST_DISABLE_PLUGIN_AUTOLOAD=1 $(BIN)/python -m pytest -p xdist -n 2 --dist loadfile --no-loadscope-reorder
+
 .PHONY: demo test test-all lint bench docs clean
 
 demo: $(VENV)/.apps
@@ -10,10 +14,10 @@ demo: $(VENV)/.apps
 
 # The package and its docstrings. Not here: the experiments, the docs and examples, and what is marked slow.
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder tests/core tests/applications tests/cli src
+	$(PYTEST) tests/core tests/applications tests/cli src
 
 test-all: $(VENV)/.dev
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m ""
+	$(PYTEST) -m ""
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

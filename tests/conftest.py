@@ -37,6 +37,10 @@ CHECKED = ("bilevax.derivatives", "bilevax.penalties", "bilevax.solvers", "bilev
 assert not any(name.startswith(CHECKED) for name in sys.modules)
 install_import_hook(list(CHECKED), "beartype.beartype")
 
+# A shell ignores Ctrl-C for what it starts in the background, and some tests press it.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
 MAPPINGS = Path("/proc/self/maps")
 
 
