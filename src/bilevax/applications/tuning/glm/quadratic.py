@@ -1,0 +1,149 @@
+"""Quadratic problems with norms of blocks: sweeps over the blocks, and Newton steps on those that are not zero.
+
+    min over x of  x' H x / 2 - q' x + sum over blocks b of  weight_b |x_b|
+
+The sweeps are block coordinate descent (Tseng 2001), which settles which blocks are zero; between them the smooth
+problem of the other blocks is solved by Newton's method, which makes the convergence quadratic.
+"""
+
+import numpy as np
+from jaxtyping import Float
+
+from bilevax.applications.tuning.glm.curvature import factorised, solved
+from bilevax.applications.tuning.glm.penalties import Blocks
+
+MOST_SWEEPS = 500
+
+
+def quadratic_minimum(
+    hessian: Float[np.ndarray, "q q"],
+    target: Float[np.ndarray, " q"],
+    blocks: Blocks,
+    weight: Float[np.ndarray, " blocks"],
+    start: Float[np.ndarray, " q"],
+    tolerance: float,
+) -> Float[np.ndarray, " q"]:
+    """The minimum, to a tolerance of the optimality conditions.
+
+    Args:
+        hessian: positive semidefinite.
+        target: q.
+        blocks: the entries of each block, which cover all entries.
+        weight: of each block's norm; 0 for entries without a norm.
+        start: where to start from.
+        tolerance: of the largest violation of the optimality conditions.
+    """
+    single = all(len(b) == 1 for b in blocks)
+    x = start.copy()
+    r = target - hessian @ x  # minus the gradient of the smooth part
+    sizes = [_largest(hessian[np.ix_(b, b)]) for b in blocks]
+    order = np.array([b[0] for b in blocks]) if single else None
+    for _ in range(MOST_SWEEPS):
+        if order is not None:
+            _sweep_single(hessian, r, x, order, weight, sizes)
+        else:
+            for b, w, size in zip(blocks, weight, sizes, strict=True):
+                _block_step(hessian, r, x, b, w, size)
+        _newton_step(hessian, target, blocks, weight, x)
+        r = target - hessian @ x
+        if violation(r, x, blocks, weight) <= tolerance:
+            break
+    return x
+
+
+def _largest(matrix: Float[np.ndarray, "m m"]) -> float:
+    return max(float(matrix[0, 0] if len(matrix) == 1 else np.linalg.eigvalsh(matrix)[-1]), 1e-300)
+
+
+def _sweep_single(
+    hessian: np.ndarray, r: np.ndarray, x: np.ndarray, order: np.ndarray, weight: np.ndarray, sizes: list[float]
+) -> None:
+    for j, w, size in zip(order.tolist(), weight.tolist(), sizes, strict=True):
+        old = x[j]
+        z = r[j] + size * old
+        new = (z - w if z > w else z + w if z < -w else 0.0) / size
+        if new != old:
+            x[j] = new
+            r -= hessian[j] * (new - old)
+
+
+def _block_step(hessian: np.ndarray, r: np.ndarray, x: np.ndarray, b: np.ndarray, w: float, size: float) -> None:
+    z = x[b] + r[b] / size
+    norm = float(np.sqrt(z @ z))
+    new = z * max(0.0, 1 - w / (size * norm)) if norm > 0 else z
+    change = new - x[b]
+    if change.any():
+        x[b] = new
+        r -= change @ hessian[b]
+
+
+def violation(r: np.ndarray, x: np.ndarray, blocks: Blocks, weight: np.ndarray) -> float:
+    """The largest violation of the optimality conditions; r is minus the gradient of the smooth part."""
+    return float(violations(r, x, blocks, weight).max(initial=0.0))
+
+
+def violations(r: np.ndarray, x: np.ndarray, blocks: Blocks, weight: np.ndarray) -> Float[np.ndarray, " blocks"]:
+    """The violation of the optimality conditions of each block."""
+    if all(len(b) == 1 for b in blocks):
+        at = np.array([b[0] for b in blocks], int)
+        v, s = x[at], r[at]
+        return np.where(v != 0, np.abs(s - weight * np.sign(v)), np.maximum(np.abs(s) - weight, 0))
+    found = np.empty(len(blocks))
+    for i, (b, w) in enumerate(zip(blocks, weight, strict=True)):
+        size = np.linalg.norm(x[b])
+        found[i] = np.linalg.norm(r[b] - w * x[b] / size) if size > 0 else max(np.linalg.norm(r[b]) - w, 0.0)
+    return found
+
+
+def norm_curvature(x: np.ndarray, blocks: Blocks, weight: np.ndarray) -> Float[np.ndarray, "q q"]:
+    """The Hessian of the norms at blocks that are not zero."""
+    found = np.zeros((len(x), len(x)))
+    for b, w in zip(blocks, weight, strict=True):
+        if len(b) > 1 and w > 0 and (size := float(np.linalg.norm(x[b]))) > 0:
+            unit = x[b] / size
+            found[np.ix_(b, b)] = (w / size) * (np.eye(len(b)) - np.outer(unit, unit))
+    return found
+
+
+def _value(hessian: np.ndarray, target: np.ndarray, blocks: Blocks, weight: np.ndarray, x: np.ndarray) -> float:
+    if len(blocks) == len(x):
+        norms = weight @ np.abs(x[np.concatenate(blocks)])
+    else:
+        norms = sum(w * np.linalg.norm(x[b]) for b, w in zip(blocks, weight, strict=True) if w > 0)
+    return float(x @ (hessian @ x) / 2 - target @ x + norms)
+
+
+def _newton_step(hessian: np.ndarray, target: np.ndarray, blocks: Blocks, weight: np.ndarray, x: np.ndarray) -> None:
+    """A step of Newton's method on the blocks that are not zero, in place, as far as it lowers the value.
+
+    Entries whose sign the step would change become zero; where that does not lower the value, the step ends at the
+    first of them.
+    """
+    free = np.zeros(len(x), bool)
+    slope = np.zeros(len(x))
+    signed = np.zeros(len(x), bool)
+    for b, w in zip(blocks, weight, strict=True):
+        size = float(np.linalg.norm(x[b]))
+        if w == 0 or size > 0:
+            free[b] = True
+            slope[b] = w * x[b] / size if size > 0 else 0.0
+            signed[b] = w > 0 and len(b) == 1
+    at = np.flatnonzero(free)
+    if not len(at):
+        return
+    matrix = hessian[np.ix_(at, at)] + norm_curvature(x, blocks, weight)[np.ix_(at, at)]
+    gradient = (hessian @ x - target + slope)[at]
+    step = solved(factorised(matrix), -gradient)
+    now, watched = x[at], signed[at]
+    crossing = watched & (np.sign(now + step) != np.sign(now))
+    ratios = np.where(crossing, -now / np.where(step == 0, 1.0, step), np.inf)
+    first = float(ratios.min())
+    before = _value(hessian, target, blocks, weight, x)
+    sizes = [1.0, first, first / 2] if crossing.any() else 0.5 ** np.arange(20)
+    for t in sizes:
+        trial = x.copy()
+        trial[at] = now + t * step
+        trial[at[ratios <= t * (1 + 1e-12)]] = 0.0
+        if _value(hessian, target, blocks, weight, trial) <= before + 1e-14 * abs(before):
+            x[:] = trial
+            return

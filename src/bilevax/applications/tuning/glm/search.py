@@ -1,0 +1,157 @@
+"""The search for the strengths that minimise the cross-validated loss."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float
+from scipy.optimize import minimize
+
+from bilevax.applications.tuning.glm.criterion import Evaluation
+
+FLAT = 1e-6  # relative differences of the loss that do not count: the stronger strength is taken
+REFINEMENTS = 12
+
+
+class Point(NamedTuple):
+    """One evaluation of a search: the log strengths, the cross-validated loss, and its part of each fold."""
+
+    u: Float[np.ndarray, " strengths"]
+    value: float
+    values: Float[np.ndarray, " folds"]
+
+
+class Path(NamedTuple):
+    """All evaluations of a search, and the best."""
+
+    points: list[Point]
+    best: Point
+
+
+def scalar_search(
+    evaluate: Callable[[float], Evaluation], low: float, high: float, spacing: float, turns: int, precision: float
+) -> Path:
+    """The best log strength: along a grid from strong to weak, then within the best interval by its derivative.
+
+    The path ends early where the loss has risen at several points in a row. Each solution starts from the last one.
+
+    Args:
+        evaluate: the cross-validated loss at a log strength.
+        low, high: bounds.
+        spacing: of the grid.
+        turns: grid points of rising loss after which weaker strengths are not tried.
+        precision: of the log strength.
+    """
+    grid = np.arange(high, low - spacing / 2, -spacing).clip(low)
+    found: list[tuple[float, Evaluation]] = []
+    rising = 0
+    for t in grid:
+        found.append((float(t), evaluate(float(t))))
+        best = min(one.value for _, one in found)
+        rising = rising + 1 if len(found) > 1 and found[-1][1].value >= found[-2][1].value > best - 1e-12 else 0
+        if rising >= turns:
+            break
+    values = np.array([one.value for _, one in found])
+    at = int(np.argmax(values <= values.min() + FLAT * abs(values.min())))
+    left = found[at + 1] if at + 1 < len(found) else found[at]  # weaker
+    right = found[at - 1] if at else found[at]
+    found += _refined(evaluate, left, found[at], right, precision)
+    points = [Point(np.array([t]), one.value, one.values) for t, one in found]
+    refined = [points[at], *points[len(values) :]]
+    return Path(points, min(refined, key=lambda p: p.value))
+
+
+def _refined(
+    evaluate: Callable[[float], Evaluation],
+    left: tuple[float, Evaluation],
+    middle: tuple[float, Evaluation],
+    right: tuple[float, Evaluation],
+    precision: float,
+) -> list[tuple[float, Evaluation]]:
+    """A root of the derivative between the neighbours of the best grid point, by interpolation and halving."""
+    low, high = (left, middle) if middle[1].gradient[0] > 0 else (middle, right)
+    found = []
+    for turn in range(REFINEMENTS):
+        (a, fa), (b, fb) = low, high
+        da, db = fa.gradient[0], fb.gradient[0]
+        if b - a <= precision or not (da < 0 < db):
+            break
+        t = (a * db - b * da) / (db - da)
+        if turn % 3 == 2:
+            t = (a + b) / 2
+        margin = 0.02 * (b - a)
+        t = float(np.clip(t, a + margin, b - margin))
+        one = evaluate(t)
+        found.append((t, one))
+        if one.gradient[0] > 0:
+            high = (t, one)
+        else:
+            low = (t, one)
+        if abs(one.gradient[0]) * (b - a) < 1e-13 * abs(one.value):
+            break
+    return found
+
+
+def gradient_search(
+    evaluate: Callable[[Float[np.ndarray, " strengths"]], Evaluation],
+    start: Float[np.ndarray, " strengths"],
+    low: float,
+    high: float,
+    *,
+    unit: float,
+    deviation: float,
+    fold: int | None = None,
+    most: int = 100,
+    tolerance: float = 1e-4,
+) -> Path:
+    """The best log strengths by L-BFGS-B (Byrd et al. 1995) from the hypergradient, with a normal prior on ratios.
+
+    Minimises  F(u) / unit + sum_j (u_j - mean(u))^2 / (2 deviation^2).
+
+    Args:
+        evaluate: the cross-validated loss.
+        start: log strengths.
+        low, high: bounds.
+        unit: the loss that counts as one unit of log-likelihood.
+        deviation: of the log ratios under the prior; infinite for none.
+        fold: a fold whose part is left out; None for all.
+        most: iterations.
+        tolerance: of the objective's fall in one iteration, in units of log-likelihood.
+    """
+    points: list[Point] = []
+    totals: list[float] = []
+
+    def objective(u: Float[np.ndarray, " strengths"]) -> tuple[float, Float[np.ndarray, " strengths"]]:
+        one = evaluate(u)
+        value, gradient = one.value, one.gradient
+        if fold is not None:
+            value, gradient = value - one.values[fold], gradient - one.gradients[fold]
+        points.append(Point(u.copy(), one.value, one.values))
+        ratios = u - u.mean()
+        totals.append(value / unit + (ratios @ ratios) / (2 * deviation**2))
+        return totals[-1], gradient / unit + ratios / deviation**2
+
+    minimize(
+        objective,
+        start,
+        jac=True,
+        method="L-BFGS-B",
+        bounds=[(low, high)] * len(start),
+        options={"maxiter": most, "ftol": 0.0, "gtol": 1e-3, "maxcor": 20},
+        callback=_Stop(totals, tolerance),
+    )
+    return Path(points, points[int(np.argmin(totals))])
+
+
+class _Stop:
+    """Stops where an iteration has changed the objective by less than a tolerance."""
+
+    def __init__(self, totals: list[float], tolerance: float):
+        self.totals, self.tolerance = totals, tolerance
+        self.last = np.inf
+
+    def __call__(self, intermediate_result: object) -> None:
+        best = min(self.totals)
+        if self.last - best < self.tolerance:
+            raise StopIteration
+        self.last = best
