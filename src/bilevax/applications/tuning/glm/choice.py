@@ -19,7 +19,7 @@ from bilevax.applications.tuning.glm.tuner import Codes, Tuner
 
 # Standard deviations of log ratios under the prior, and the standard errors by which the loss must be lower for each.
 DEVIATIONS = {0.5: 0.25, 1.0: 0.25, 3.0: 2.0}
-WIDEST = max(DEVIATIONS)
+UNCOMPARED = 1.0  # the standard deviation where kinds are not compared
 MOST_PARTS = 5  # folds that are set aside
 NESTED_STEPS = 30  # of L-BFGS-B
 LOOSE = 1e-6  # tolerance of the lower problems
@@ -69,7 +69,7 @@ def choose(
     Args:
         tuner: the problem.
         scalar, finer: the kinds of strengths.
-        nested: whether to compare the kinds; without it the first finer kind is taken, with the widest prior.
+        nested: whether to compare the kinds; without it the first finer kind is taken.
         near: a log strength to search near.
         most: iterations of each search of many strengths.
     """
@@ -77,7 +77,7 @@ def choose(
     candidates: list[Candidate] = []
     taken: tuple[Codes, float] | None = None
     if finer and not nested:
-        taken = finer[0], WIDEST
+        taken = finer[0], UNCOMPARED
     elif finer:
         candidates = compare(tuner, scalar, finer, float(path.best.u[0]))
         best = min(candidates, key=_pessimistic, default=None)

@@ -33,7 +33,7 @@ def curvature_of(loss: Loss, data: Data) -> "Coupled | Gram | Kernel | Diagonal"
 
 def factorised(matrix: Float[np.ndarray, "q q"]) -> Float[np.ndarray, "q q"]:
     """The Cholesky factor, of the matrix with a larger diagonal where rounding makes it indefinite."""
-    factor, failed = _LAPACK[0](matrix, lower=1)
+    factor, failed = _LAPACK[0](matrix.T, lower=1)  # symmetric, and its transpose is in the order of LAPACK
     scale = np.abs(matrix.diagonal()).max(initial=0.0) or 1.0
     for jitter in (1e-14, 1e-12, 1e-10, 1e-8, 1e-6):
         if not failed:
@@ -47,6 +47,12 @@ def factorised(matrix: Float[np.ndarray, "q q"]) -> Float[np.ndarray, "q q"]:
 def solved(factor: Float[np.ndarray, "q q"], r: Float[np.ndarray, " q"]) -> Float[np.ndarray, " q"]:
     """The solution of the linear system with right-hand side r, from the Cholesky factor."""
     return _LAPACK[1](factor, r, lower=1)[0]
+
+
+def _with_diagonal(matrix: Float[np.ndarray, "q q"], more: Float[np.ndarray, " q"]) -> Float[np.ndarray, "q q"]:
+    found = matrix.copy()
+    found[np.diag_indices_from(found)] += more
+    return found
 
 
 class Gram:
@@ -70,7 +76,7 @@ class Gram:
     def factor(self, strength: Coefficients) -> None:
         """Add the strengths to the diagonal, and factorise."""
         self.factors = [
-            [factorised(m + np.diag(strength[:, c, k])) for k, m in enumerate(row)]
+            [factorised(_with_diagonal(m, strength[:, c, k])) for k, m in enumerate(row)]
             for c, row in enumerate(self.matrices)
         ]
 
@@ -117,7 +123,7 @@ class Coupled:
 
     def factor(self, strength: Coefficients) -> None:
         """Add the strengths to the diagonal, and factorise."""
-        self.factors = [factorised(m + np.diag(strength[:, :, k].T.ravel())) for k, m in enumerate(self.matrices)]
+        self.factors = [factorised(_with_diagonal(m, strength[:, :, k].T.ravel())) for k, m in enumerate(self.matrices)]
 
     def solve(self, r: Coefficients) -> Coefficients:
         """The solution of the linear system with right-hand side r."""

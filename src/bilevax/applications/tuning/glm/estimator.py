@@ -43,6 +43,8 @@ from bilevax.applications.tuning.glm.tuner import Tuner, strength_codes
 
 KINDS = ("auto", "scalar", "group", "feature", "class")
 MOST_FEATURES = 2000  # for which "auto" considers a strength for each
+TOLERANCE, LOOSE_TOLERANCE = 1e-8, 1e-6  # of the lower problems, the second for large ones
+LARGE = 5e6  # entries of X times outputs times folds
 AT_BOUND = 0.5  # log strengths this near a bound are at it
 
 
@@ -131,7 +133,7 @@ class TunedLinearModel(Picklable, BaseEstimator):
         target, loss = self._target(loss, labels, weight)
         shift = offsets(loss, exposure, offset, n)[rows]
         require_sizes("X", x.data if sparse.issparse(x) else x)
-        names = np.asarray(getattr(self, "feature_names_in_", np.arange(x.shape[1])))
+        names = np.array(np.asarray(getattr(self, "feature_names_in_", np.arange(x.shape[1]))).tolist(), object)
         codes = group_codes(self.groups, x, names)
         sample_groups = None if groups is None else np.asarray(groups)[rows]
         folds = folds_of(self.cv, x, labels, sample_groups, loss.classifies, rows, n)
@@ -209,6 +211,7 @@ class TunedLinearModel(Picklable, BaseEstimator):
         shape = (design.x.shape[1], outputs, folds.train.shape[1])
         if self.warm_start and getattr(self, "_fold_coefficients", np.empty(0)).shape == shape:
             start = self._fold_coefficients
+        entries = design.x.nnz if sparse.issparse(design.x) else design.x.size
         return Tuner(
             loss,
             term_of(penalty, blocks),
@@ -220,7 +223,8 @@ class TunedLinearModel(Picklable, BaseEstimator):
             folds.held,
             _is_total(loss, penalty),
             self.fit_intercept,
-            start=start,
+            TOLERANCE if entries * np.prod(shape[1:]) < LARGE else LOOSE_TOLERANCE,
+            start,
         )
 
     def _choose(self, tuner: Tuner, codes: Int[np.ndarray, " d"], penalty: Penalty) -> Chosen:
@@ -327,11 +331,12 @@ class TunedLinearModel(Picklable, BaseEstimator):
         self.cv_scores_ = np.array(found)
 
     def _named(self, X: Any) -> Any:
-        if not hasattr(self, "feature_names_in_") or sparse.issparse(X):
+        names: Any = vars(self).get("feature_names_in_")
+        if names is None or sparse.issparse(X):
             return X
         import pandas as pd
 
-        return pd.DataFrame(X, columns=self.feature_names_in_)
+        return pd.DataFrame(X, columns=names)
 
     def _linear(self, X: ArrayLike, exposure: Any = None, offset: Any = None) -> Float[np.ndarray, "n outputs"]:
         check_is_fitted(self)

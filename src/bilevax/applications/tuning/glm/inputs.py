@@ -329,7 +329,7 @@ def _pairs(
             count = min(count, rarest) if rarest < count else count
         splitter = StratifiedKFold(count) if classifies else KFold(count)
         return list(splitter.split(x, y))
-    if hasattr(cv, "split") or (np.iterable(cv) and not isinstance(cv, str)):
+    if not isinstance(cv, str) and (hasattr(cv, "split") or np.iterable(cv)):
         given: Any = cv
         splitter: Any = check_cv(given, y, classifier=classifies)
         if hasattr(cv, "split"):

@@ -17,7 +17,7 @@ from bilevax.applications.tuning.glm.losses import Loss
 MOST_STEPS = 100
 MOST_HALVINGS = 40
 MOST_ITERATIONS = 500  # of conjugate gradients
-STALE = 6  # conjugate gradients above which the Hessian is formed anew
+STALE = 8  # conjugate gradients above which the Hessian is formed anew
 CHEAP = 40.0  # a Hessian is formed at each step where that costs fewer passes over the samples
 SUFFICIENT = 1e-4
 
@@ -53,7 +53,7 @@ class Newton:
         _, outputs, folds = data.shape
         entries = data.x.nnz if hasattr(data.x, "nnz") else data.x.size
         self.cheap = self.curvature.flops <= CHEAP * 4.0 * entries * outputs * folds or self.curvature.flops < 2e7
-        self.direct = self.cheap and self.curvature.exact
+        self.direct = self.curvature.exact and (self.cheap or loss.quadratic)
         self.fresh = False
         self.factored: Coefficients | None = None  # the strengths of the factors
         null = np.abs(self.gradient(data.times(null) + data.offset, np.zeros_like(null), null)).max((0, 1))
@@ -159,5 +159,5 @@ class Newton:
         if self.direct:
             return self.curvature.solve(r)
         active = np.ones(r.shape[2], bool)
-        tolerance = np.full(r.shape[2], 1e-2 * self.tolerance)
+        tolerance = np.full(r.shape[2], 0.1 * self.tolerance)
         return self.conjugate_gradients(fit.eta, strength, r, tolerance, active)[0]

@@ -68,26 +68,25 @@ def _refined(
     right: tuple[float, Evaluation],
     precision: float,
 ) -> list[tuple[float, Evaluation]]:
-    """A root of the derivative between the neighbours of the best grid point, by interpolation and halving."""
+    """A root of the derivative between the neighbours of the best grid point (regula falsi, Illinois)."""
     low, high = (left, middle) if middle[1].gradient[0] > 0 else (middle, right)
     found = []
-    for turn in range(REFINEMENTS):
-        (a, fa), (b, fb) = low, high
-        da, db = fa.gradient[0], fb.gradient[0]
+    da, db = float(low[1].gradient[0]), float(high[1].gradient[0])
+    a, b = low[0], high[0]
+    for _ in range(REFINEMENTS):
         if b - a <= precision or not (da < 0 < db):
             break
         t = (a * db - b * da) / (db - da)
-        if turn % 3 == 2:
-            t = (a + b) / 2
-        margin = 0.02 * (b - a)
-        t = float(np.clip(t, a + margin, b - margin))
+        t = float(np.clip(t, a + 0.01 * (b - a), b - 0.01 * (b - a)))
         one = evaluate(t)
         found.append((t, one))
-        if one.gradient[0] > 0:
-            high = (t, one)
+        slope = float(one.gradient[0])
+        # Half the slope of an end that stays, so that it does not stay for long.
+        if slope > 0:
+            a, da, b, db = a, da / 2 if len(found) > 1 and found[-2][1].gradient[0] > 0 else da, t, slope
         else:
-            low = (t, one)
-        if abs(one.gradient[0]) * (b - a) < 1e-13 * abs(one.value):
+            a, da, b, db = t, slope, b, db / 2 if len(found) > 1 and found[-2][1].gradient[0] <= 0 else db
+        if abs(slope) * (b - a) < 1e-13 * abs(one.value):
             break
     return found
 
@@ -102,7 +101,7 @@ def gradient_search(
     deviation: float,
     fold: int | None = None,
     most: int = 100,
-    tolerance: float = 1e-4,
+    tolerance: float = 1e-2,
 ) -> Path:
     """The best log strengths by L-BFGS-B (Byrd et al. 1995) from the hypergradient, with a normal prior on ratios.
 
