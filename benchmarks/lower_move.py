@@ -168,6 +168,7 @@ class Program(NamedTuple):
     call: Callable[[], Any]
     moves: int
     text: str
+    temporaries: int = 0  # bytes
 
 
 def program(model: Any, moves: int, curvature: Any = None, *, loop: bool = True) -> Program:
@@ -213,7 +214,9 @@ def program(model: Any, moves: int, curvature: Any = None, *, loop: bool = True)
         function, start = penalty, solver.init(problem, u, v, batch)
     arguments = start, batch, keys[:1]
     compiled = jax.jit(function).lower(*arguments).compile()
-    return Program(lambda: jax.block_until_ready(compiled(*arguments)), moves, compiled.as_text() or "")
+    memory: Any = compiled.memory_analysis()
+    size = memory.temp_size_in_bytes
+    return Program(lambda: jax.block_until_ready(compiled(*arguments)), moves, compiled.as_text() or "", size)
 
 
 def timed(program: Program) -> Time:

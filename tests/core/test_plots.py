@@ -344,6 +344,25 @@ def test_convergence_of_several_members(tmp_path, drawn):
     assert "middle half" in drawn[0].axes[2].get_xlabel()
 
 
+def test_convergence_with_constraints(tmp_path, drawn):
+    """The violation is a fifth panel, with a line for each history that has it, and a band over members."""
+    plain, amounts = history(60, 0.01), np.linspace(1, 0, 60)
+    single = plain._replace(extra={"constraint_violation": amounts})
+    plots.convergence({"Penalty": single, "Alternating": plain}, tmp_path / "a.png")
+    members = np.stack([amounts, 2 * amounts, 3 * amounts, np.full(60, np.nan)], 1)
+    many = Info(members, members, members, members, {"constraint_violation": members})
+    plots.convergence({"Vectorized": many}, tmp_path / "b.png")
+    one, several = drawn
+    assert [axes.get_title(loc="left") for axes in one.axes][4:] == ["Constraint violation"]
+    (line,) = [line for line in one.axes[4].get_lines() if line.get_label() == "Penalty"]
+    assert line.get_ydata()[-1] == pytest.approx(0, abs=0.05)
+    assert len(one.axes[4].get_lines()) == 2
+    band = several.axes[4].collections[0].get_paths()[0].vertices
+    assert band[:, 1].max() == pytest.approx(2.5)
+    assert several.axes[4].get_xlabel().startswith("step; band")
+    assert several.axes[3].get_xlabel()
+
+
 @pytest.mark.parametrize(
     "values",
     [np.zeros(0), np.full((9, 2), np.inf), np.array([1e308, -1e308, 1e-320]), np.float64(3.0), np.ones((4, 2, 3)),

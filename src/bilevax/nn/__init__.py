@@ -1,6 +1,7 @@
 """Models, networks and their training."""
 
 from bilevax.nn.adapters import as_model as as_model
+from bilevax.nn.adapters import as_representation as as_representation
 from bilevax.nn.augmentation import augmented as augmented
 from bilevax.nn.augmentation import crop_and_flip as crop_and_flip
 from bilevax.nn.equinox import from_equinox as from_equinox

@@ -1,15 +1,19 @@
-"""Conversion of models of other libraries to a Model."""
+"""Conversion of models of other libraries to a Model or a Representation."""
 
 import sys
+from dataclasses import dataclass
 from typing import Any
 
-from bilevax._checks import InputError
+from jaxtyping import Array, Float, PRNGKeyArray, PyTree, Shaped
+
+from bilevax._checks import InputError, described
 from bilevax.nn.equinox import from_equinox
 from bilevax.nn.keras3 import from_keras
 from bilevax.nn.linen import from_flax
-from bilevax.nn.model import Model
+from bilevax.nn.model import Method, Model, Moments, Settled, initial, logits, pixels
 from bilevax.nn.nnx import from_nnx
 from bilevax.nn.pytorch import from_torch
+from bilevax.nn.representations import Representation
 
 
 def as_model(model: Any, classes: int) -> Model:
@@ -52,7 +56,58 @@ def as_model(model: Any, classes: int) -> Model:
     )
 
 
-def _known(model: Any, classes: int) -> Model | None:
+def as_representation(module: Any) -> Representation:
+    """A Representation from a module whose output is features (n, d), for few-shot learning.
+
+    Args:
+        module: a `Representation`; or a `Model`, a pair (init, apply), a module of torch.nn, flax.nnx, flax.linen or
+            equinox, or a Keras model, as for `as_model`. Where it has batch normalisation, the statistics of the
+            Representation are the dictionary of `Settled`.
+
+    Raises:
+        InputError: it is none of these, or its adapter refuses it.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from flax import nnx
+        >>> from bilevax.nn import as_representation
+        >>> network = as_representation(nnx.Linear(4, 8, rngs=nnx.Rngs(0)))
+        >>> x = jnp.ones((5, 4))
+        >>> network.apply(network.init(jax.random.key(0), x), x).shape
+        (5, 8)
+    """
+    if isinstance(module, Representation):
+        return module
+    known = _known(module, None)
+    if known is None:
+        raise InputError(
+            f"representation is {described(module)}, and must be a bilevax.nn.Representation, such as "
+            "omniglot_network(), or a model whose outputs are features: a module of torch.nn, flax.nnx, flax.linen or "
+            "equinox, a Keras model, or a pair (init, apply)."
+        )
+    features = _Features(known)
+    return Representation(Method(features, "init"), Method(features, "apply"), Method(features, "statistics"))
+
+
+@dataclass(frozen=True)
+class _Features:
+    """A model as the functions of a Representation."""
+
+    model: Model
+
+    def init(self, key: PRNGKeyArray, x: Shaped[Array, "n ..."]) -> PyTree:
+        return initial(self.model, key, x)
+
+    def apply(
+        self, params: PyTree, x: Shaped[Array, "n ..."], statistics: Any = None, key: PRNGKeyArray | None = None
+    ) -> Float[Array, "n d"]:
+        return logits(self.model, Settled(params, statistics) if statistics else params, x, key)
+
+    def statistics(self, params: PyTree, x: Shaped[Array, "n ..."]) -> dict[str, Moments]:
+        return {} if self.model.moments is None else self.model.moments(params, pixels(x))
+
+
+def _known(model: Any, classes: int | None) -> Model | None:
     """The Model of a pair or a module; None for anything else."""
     if isinstance(model, Model):
         return model

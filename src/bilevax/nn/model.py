@@ -127,6 +127,8 @@ def logits(
 ) -> Float[Array, "n classes"]:
     """The logits of x: with `key` as in training, without as in predictions.
 
+    Logits of bfloat16 or float16 become float32, so that losses are computed and summed in float32.
+
     Layers of batch normalisation use the statistics of `params` if it is `Settled`, and those of x otherwise.
 
     Raises:
@@ -136,10 +138,13 @@ def logits(
     if isinstance(params, Settled):
         if key is not None:
             raise refused_statistics()
-        return model.apply(params.params, x, statistics=params.statistics)
-    if "key" in inspect.signature(model.apply).parameters:
-        return model.apply(params, x, key=key)
-    return model.apply(params, x)
+        found = model.apply(params.params, x, statistics=params.statistics)
+    elif "key" in inspect.signature(model.apply).parameters:
+        found = model.apply(params, x, key=key)
+    else:
+        found = model.apply(params, x)
+    half = getattr(found, "dtype", None) in (jnp.bfloat16, jnp.float16)
+    return found.astype(jnp.float32) if half else found
 
 
 def refused_statistics() -> InputError:

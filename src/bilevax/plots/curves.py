@@ -29,6 +29,7 @@ from bilevax.plots.drawing import (
 from bilevax.solvers import Info
 
 MOST_POINTS = 2000  # of a running median
+VIOLATION = "constraint_violation"  # in the `extra` of Info
 
 
 class Panel(NamedTuple):
@@ -65,10 +66,11 @@ class LinePanel(NamedTuple):
 
 
 def convergence(histories: Mapping[str, Info], path: Path) -> None:
-    """Losses and gradient norms against steps, one colour per solver.
+    """Losses and gradient norms against steps, one colour per solver; with constraints also their violation.
 
     The thin pale line shows every step, the thick line its running median. For a `Vectorized` solver the thick line is
-    the median over the members that are still finite, and the band contains the middle half of them.
+    the median over the members that are still finite, and the band contains the middle half of them. The violation is
+    the `constraint_violation` that `Penalty` records; a panel of its own is drawn if any history has it.
 
     Args:
         histories: `Result.history` by the name of the solver, arrays (steps,) or (steps, members).
@@ -94,15 +96,22 @@ def convergence(histories: Mapping[str, Info], path: Path) -> None:
         ("Upper direction", "norm", lambda h: h.upper_grad_norm),
         ("Lower gradient |∇ᵥg|", "norm", lambda h: h.lower_grad_norm),
     ]
+    for name, history in histories.items():
+        if not isinstance(history, Info):
+            raise InputError(f"convergence: {name!r} is a {type(history).__name__}, and must be a Result.history.")
+    if any(VIOLATION in history.extra for history in histories.values()):
+        panels.append(("Constraint violation", "largest amount", lambda h: h.extra.get(VIOLATION)))
     with rc_context(STYLE):
-        figure = Figure(figsize=(9, 6), layout="constrained")
+        rows = 2 if len(panels) == 4 else 3
+        figure = Figure(figsize=(9, 3 * rows), layout="constrained")
         several = False
-        for axes, (title, label, take) in zip(figure.subplots(2, 2, sharex=True).flat, panels, strict=True):
+        grid = list(figure.subplots(rows, 2, sharex=True).flat)
+        for axes in grid[len(panels) :]:
+            axes.remove()
+        for axes, (title, label, take) in zip(grid, panels, strict=False):
             for colour, (name, history) in zip(colours(len(histories)), histories.items(), strict=True):
-                if not isinstance(history, Info):
-                    raise InputError(
-                        f"convergence: {name!r} is a {type(history).__name__}, and must be a Result.history."
-                    )
+                if take(history) is None:
+                    continue
                 values = drawable(as_numbers("convergence", f"{name!r}, {title},", take(history)))
                 values = np.atleast_1d(values)
                 values = values.reshape(len(values), int(np.prod(values.shape[1:])))
@@ -111,7 +120,8 @@ def convergence(histories: Mapping[str, Info], path: Path) -> None:
             _log_where_possible(axes)
             axes.set(title=title, ylabel=label)
             axes.margins(x=0.01)
-        for axes in figure.axes[2:]:
+        for axes in figure.axes[-2:]:
+            axes.tick_params(labelbottom=True)
             axes.set_xlabel("step; band: the middle half of the members" if several else "step")
         draw_legend(figure.axes[0], loc="best")
     save(figure, path)

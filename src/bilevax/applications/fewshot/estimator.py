@@ -33,7 +33,8 @@ from bilevax.applications.fewshot.episodes import (
 from bilevax.applications.fewshot.recipes import penalty_solver
 from bilevax.applications.fewshot.tasks import cosine_problem, fewshot_task, statistics_of
 from bilevax.loop.solve import solve
-from bilevax.nn.representations import Representation, omniglot_network
+from bilevax.nn.adapters import as_representation
+from bilevax.nn.representations import omniglot_network
 from bilevax.solvers import base
 
 
@@ -90,7 +91,9 @@ class FewShotLearner(Picklable, BaseEstimator):
     A fitted learner can be pickled and copied, without `method_`, which holds the training images.
 
     Args:
-        representation: maps samples to features; None for `omniglot_network()`. Images of uint8 are scaled to 0..1.
+        representation: maps samples to features (n, d): a `Representation`, or a module of torch.nn, flax or equinox or
+            a Keras model, see `bilevax.nn.as_representation`; None for `omniglot_network()`. Images of uint8 are scaled
+            to 0..1.
         solver: any solver of bilevax; None for `penalty_solver(steps)`.
         way, shot, queries, tasks: the sizes of the training episodes, see `Episodes`.
         steps: upper steps.
@@ -118,7 +121,7 @@ class FewShotLearner(Picklable, BaseEstimator):
 
     def __init__(
         self,
-        representation: Representation | None = None,
+        representation: Any = None,
         solver: base.Solver | None = None,
         *,
         way: int = 5,
@@ -139,12 +142,8 @@ class FewShotLearner(Picklable, BaseEstimator):
             InputError: as for `fewshot_task`; steps is not a positive integer.
         """
         steps = require_count("FewShotLearner", "steps", self.steps)
-        representation = omniglot_network() if self.representation is None else self.representation
-        if not isinstance(representation, Representation):
-            raise InputError(
-                f"representation is {representation!r}, and must be a bilevax.nn.Representation, such as "
-                "omniglot_network()."
-            )
+        given = omniglot_network() if self.representation is None else self.representation
+        representation = as_representation(given)
         solver = penalty_solver(steps) if self.solver is None else self.solver
         require_solver(solver)
         keys = jax.random.split(seed_key("seed", self.seed), 3)
