@@ -49,7 +49,9 @@ PROBLEM = bx.Problem(upper_loss, lower_loss)
 SPARSE = bx.Problem(
     upper_loss, lower_loss, regularizer=lambda u, v, mu: 1e-3 * sum(jnp.sum(p**2) / 2 for p in jax.tree.leaves(v))
 )
-BATCH = bx.Batch(bx.whole((jnp.asarray(X), jnp.asarray(Y))), bx.whole((jnp.asarray(X), jnp.asarray(NOISY))))
+DATA = (jnp.asarray(X), jnp.asarray(Y)), (jnp.asarray(X), jnp.asarray(NOISY))
+BATCH = bx.Batch(*map(bx.whole, DATA))
+BATCHES = {"SABA": bx.Blocks(*DATA, N, N), "SRBA": bx.WithWhole(bx.Minibatches(*DATA))}  # others: BATCH
 
 
 def shrink(u, v, step):
@@ -70,7 +72,7 @@ NAMES = [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for
 def test_a_network_of_bfloat16(name):
     start = jnp.ones(N, jnp.float32), init(jax.random.key(0), X)
     problem = SPARSE if name == "SparseHO" else PROBLEM
-    result = bx.solve(solver_of(name), problem, *start, BATCH, steps=60, key=jax.random.key(0))
+    result = bx.solve(solver_of(name), problem, *start, BATCHES.get(name, BATCH), steps=60, key=jax.random.key(0))
     assert result.status is bx.Status.FINISHED
     for x in jax.tree.leaves((result.u, result.v)):
         assert x.dtype == jnp.float32
