@@ -5,7 +5,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import pytest
+
+from bilevax.cli import _programs
 
 CODE = """
 import sys
@@ -22,8 +25,8 @@ print(found.tolist(), sum("cache_hits" in name for name in hits))
 """
 
 
-def run(cache: Path, **more: str) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "XDG_CACHE_HOME": str(cache), **more}
+def run(cache: Path) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "XDG_CACHE_HOME": str(cache)}
     return subprocess.run([sys.executable, "-c", CODE], env=environment, capture_output=True, text=True, check=True)
 
 
@@ -43,22 +46,42 @@ def test_programs_are_kept_and_a_damaged_one_costs_a_warning(tmp_path):
     assert all(
         line.startswith("Warning: Error reading persistent compilation cache") for line in damaged.stderr.splitlines()
     )
-    # Without its time of use, an entry is removed and written again.
-    for stamp in (tmp_path / "bilevax" / "programs").glob("*-atime"):
-        stamp.unlink()
-    assert run(tmp_path).stderr == ""
-    assert int(run(tmp_path).stdout.rsplit(" ", 1)[1]) >= 1
 
 
-def test_nothing_is_kept_elsewhere(tmp_path):
+@pytest.fixture
+def folder_of_jax():
+    """Sets the folder of compiled programs in this process, where nothing may be compiled before it is set back."""
+    names = "jax_compilation_cache_dir", "jax_compilation_cache_max_size", "jax_persistent_cache_min_compile_time_secs"
+    before = {name: getattr(jax.config, name) for name in names}
+    yield lambda folder: jax.config.update(names[0], folder)
+    for name, value in before.items():
+        jax.config.update(name, value)
+
+
+def test_a_program_without_its_time_of_use_is_removed(tmp_path, monkeypatch, folder_of_jax):
+    """It would stop JAX from removing others."""
+    folder_of_jax(None)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    programs = tmp_path / "bilevax" / "programs"
+    programs.mkdir(parents=True)
+    for name in ("kept-cache", "kept-atime", "lost-cache"):
+        (programs / name).write_bytes(b"content")
+    _programs.keep_programs()
+    assert jax.config.jax_compilation_cache_dir == str(programs)
+    assert {path.name for path in programs.glob("*-*")} == {"kept-cache", "kept-atime"}
+
+
+def test_nothing_is_kept_elsewhere(tmp_path, monkeypatch, folder_of_jax):
     (tmp_path / "file").write_text("no folder")
-    assert run(tmp_path / "file").stderr == ""
-    run(tmp_path / "unused", JAX_COMPILATION_CACHE_DIR=str(tmp_path / "own"))
+    for cache, own in ((tmp_path / "file", None), (tmp_path / "unused", str(tmp_path / "own"))):
+        folder_of_jax(own)
+        monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
+        _programs.keep_programs()
+        assert jax.config.jax_compilation_cache_dir == own
     assert not (tmp_path / "unused").exists()
 
 
-@pytest.mark.parametrize("name", ["bilevax", "bilevax.cli"])
-def test_importing_sets_nothing(name):
-    code = f"import jax, {name}; assert not jax.config.jax_compilation_cache_dir"
+def test_importing_sets_nothing():
+    code = "import jax, bilevax.cli; assert not jax.config.jax_compilation_cache_dir"
     environment = {key: value for key, value in os.environ.items() if key != "JAX_COMPILATION_CACHE_DIR"}
     subprocess.run([sys.executable, "-c", code], env=environment, check=True)
