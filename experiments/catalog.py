@@ -81,6 +81,10 @@ EXPERIMENTS: dict[str, Experiment] = {
         "Wrong labels in public tables found: the ranking of label review, against cleanlab and trusted rows alone",
         "experiments.denoising.tables",
     ),
+    "review-regression": Experiment(
+        "Wrong targets in public tables found: the ranking of DenoisingRegressor, against cleanlab",
+        "experiments.denoising.regression",
+    ),
     "real-noise": Experiment(
         "Wrong labels of CIFAR-10N found: the ranking of label review, against cleanlab and trusted samples alone",
         "experiments.denoising.real_noise",

@@ -42,6 +42,7 @@ def settle_labels(contents: Sequence[Content]) -> list[Labels]:
         Raw(content.name, pd.DataFrame(), content.labels[found], "", None, _no_text, typed=True)
         for content, found in zip(contents, present, strict=True)
     ]
+    _require_no_quantity(contents[0].name, raws[0].labels)
     settled = []
     for content, found, (labels, _, notes) in zip(contents, present, settle_classes(raws), strict=True):
         more = list(notes)
@@ -61,6 +62,18 @@ def settle_labels(contents: Sequence[Content]) -> list[Labels]:
                 f"{listed(sorted(known, key=repr))}. Correct their spelling, or remove those samples.{near}"
             )
     return settled
+
+
+def _require_no_quantity(name: str, labels: pd.Series) -> None:
+    """Refuse numbers with fractions."""
+    numbers = pd.to_numeric(labels.astype("str").str.strip(), errors="coerce").to_numpy(np.float64)
+    finite = np.isfinite(numbers)
+    if finite.mean() > MOST_CLASSES and (fractions := numbers[finite & (numbers != np.round(numbers))]).size:
+        raise InputError(
+            f"{name}: the target holds fractions (such as {fractions[0]:g}), so it is a quantity and not a label. Pass "
+            "a column of classes as --target. Quantities are reviewed from Python, by "
+            "bilevax.applications.denoising.DenoisingRegressor."
+        )
 
 
 def _no_text(columns: Sequence[str]) -> pd.DataFrame:
