@@ -4,6 +4,7 @@ import copy
 import importlib.util
 import pickle
 import re
+import sys
 from pathlib import Path
 
 import jax
@@ -30,6 +31,7 @@ from bilevax.nn import (  # noqa: E402
     settled,
     train,
 )
+from bilevax.nn.pytorch import _torchax  # noqa: E402
 
 N, CLASSES = 6, 3
 
@@ -407,3 +409,21 @@ def test_other_classes_are_refused(key):
 def test_float64_needs_x64():
     with jax.enable_x64(False), pytest.raises(InputError, match=r"has weight of float64.*Call module.float\(\)"):
         from_torch(nn.Linear(4, CLASSES).double())
+
+
+def test_the_extra_is_named_where_torchax_is_missing(monkeypatch):
+    monkeypatch.setitem(sys.modules, "torchax", None)
+    with pytest.raises(InputError, match=r'needs torchax \(.*Install it: pip install "bilevax\[torch\]"'):
+        _torchax.__wrapped__()
+
+
+@pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])
+def test_the_modules_own_mode_does_not_matter(training, key):
+    """Dropout is on by a key, and off without one, whatever mode the module was left in."""
+    module = nn.Sequential(nn.Linear(4, 50), nn.Dropout(0.5), nn.Linear(50, CLASSES)).double().train(training)
+    model, x = from_torch(module), normal(4)
+    params = model.init(key, x)
+    expected = copy.deepcopy(module).eval()(torch.from_numpy(x)).detach().numpy()
+    np.testing.assert_allclose(logits(model, params, x), expected, rtol=1e-6)
+    assert abs(np.asarray(logits(model, params, x, key)) - expected).max() > 1e-3
+    assert module.training == training
