@@ -99,7 +99,8 @@ def test_a_cell_of_wrong_labels_ranks_them_on_the_digits(monkeypatch):
     assert rows.keys() == set(wrong_labels.LABELS)
     assert all(row["average_precision"] > 0.95 and row["area"] > 0.95 for row in rows.values())
     assert rows["cleanlab, best score"]["average_precision"] >= rows["cleanlab"]["average_precision"]
-    assert rows["Penalty"]["average_precision"] > rows["Train+Val"]["average_precision"]
+    assert rows["bilevax"]["average_precision"] > rows["Train+Val"]["average_precision"]
+    assert rows["bilevax"]["run"] == rows["cleanlab"]["run"]
     assert wrong_labels.run_cell(cell, plan, 0, ["Val-Only"]).keys() == {"Val-Only"}
 
 
@@ -137,11 +138,21 @@ def test_cells_of_wrong_labels_and_where_another_is_ahead():
         ("pair", 25, 50),
         ("pair", 25, 200),
     ]
+
+    def row(precision):
+        return {"average_precision": precision, "seconds": 20 * precision, "run": precision > 0.85}
+
     found = {
-        cell: [{"cleanlab": {"average_precision": ours}, "Penalty": {"average_precision": 0.9}} for ours in pair]
+        cell: [{"cleanlab": row(other), "bilevax": row(0.9)} for other in pair]
         for cell, pair in zip(cells[:2], [(0.85, 0.93), (0.89, 0.93)], strict=True)
     }
     assert wrong_labels.ahead(found, "cleanlab") == ["mnist uniform 25%, 1000 clean (0.9100 against 0.9000)"]
+    ratios = wrong_labels.against_cleanlab(found)  # where one run measured both
+    assert [(r.where[1], len(r.ours)) for r in ratios] == [
+        ("uniform 10%, 1000 clean", 1),
+        ("uniform 25%, 1000 clean", 2),
+    ]
+    np.testing.assert_allclose(ratios[0].ours, 0.9 / 0.93)
 
 
 def test_a_kept_cell_runs_what_is_missing_alone(tmp_path):

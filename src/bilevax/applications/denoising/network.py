@@ -24,10 +24,10 @@ FIRST_SHARE = 0.5  # of the steps, for the network of the given labels alone: le
 TRUSTED_SHARE = 0.25  # for a network of trusted samples alone
 LAST_SHARE = 0.25  # for the network of all samples, which starts from that of a fold
 MANY_TRUSTED = 50  # for each class, from which networks of trusted samples alone are trained
-MIXTURES = (0.0, 0.15, 0.3, 0.5, 0.7)  # powers of their predictions
-POWERS = (0.5, 0.7, 1.0, 1.4, 2.0)  # of the product, by which it is calibrated for the choice among these
-LEAST = 1e-6  # added to probabilities whose logarithms are averaged
-FIRST, LAST = 0, 1_000_000  # numbers of trainings; those of the folds are between them
+TRUSTED_POWER = 0.15  # of the predictions of these networks, in the product with those of the others
+EVEN = 1.0  # relative variance of the probabilities of wrong labels at which half of it is taken for an error
+LEAST = 1e-5  # added to probabilities before their logarithms are taken
+FIRST, LAST = 0, 1_000_000  # numbers of trainings, from which their keys come; those of the folds are between them
 
 
 @dataclass(frozen=True)
@@ -63,11 +63,12 @@ class Network:
        trusted samples, give a noise matrix (see `noise`).
     2. For each fold a network of the true class is trained on the other folds, through the noise matrix. With trusted
        samples the matrix is learned with it (see `forward`).
-    3. With many trusted samples, networks learn these alone, in the same folds. The predictions of both are multiplied,
-       with powers that give the trusted labels the largest likelihood out of sample.
-    4. The predictions out of sample are calibrated, and the matrix is estimated once more (see `calibration`).
-    Their posterior gives the probabilities. Their order is that of the mean of all networks, which has less variance:
-    what is learned through the matrix is not the wrong labels.
+    3. With many trusted samples, networks learn these alone, in the same folds. Their predictions, to a small power,
+       are factors of the others.
+    4. The geometric mean of all networks, and the noise matrix that it and the given labels determine (see `evened`),
+       give the posterior of the true class. It ranks the samples. Networks that have seen a sample take part: what they
+       learn through the matrix is not the wrong labels, and the mean of three ranks better than one alone.
+    5. The probabilities, in this order, are those of the predictions out of sample, calibrated (see `calibration`).
 
     All trainings have the same shapes, and are one compiled program.
 
@@ -113,19 +114,23 @@ class Network:
         fitted = [fits.through(rows, start, 1 + k, learned=bool(trusted.any())) for k, rows in enumerate(others)]
         p = np.stack([fits.predict(one) for one in fitted])
         if trusted.sum() >= MANY_TRUSTED * classes:
-            alone = [rows[trusted[rows]] for rows in others]
-            p = _with_trusted(p, fits, alone, fold, labels, trusted)
+            alone = [
+                fits.as_given(rows[trusted[rows]], classes, LAST + k, TRUSTED_SHARE) for k, rows in enumerate(others, 1)
+            ]
+            p = _product(p, np.stack([fits.predict(one) for one in alone]))
+        mean = np.exp(np.log(p + LEAST).mean(0))
+        matrix = evened(noise.from_given_labels(_normalised(mean)[~trusted], labels[~trusted], power=1.0))
+        posterior = _normalised(mean * matrix[:, labels].T)
+        posterior[trusted] = np.eye(classes)[labels[trusted]]
         q = p[fold, np.arange(len(X))]
-        matrix = np.mean([one.noise for one in fitted], axis=0)
-        last = calibrated(q, labels, trusted, matrix, settled_posterior(q, matrix, labels, trusted))
-        mean = noise.sharpened(_geometric_mean(p), last.power)
-        evidence = noise.posterior(mean, last.noise, labels)[~trusted]
+        last = calibrated(q, labels, trusted, np.mean([one.noise for one in fitted], axis=0), posterior)
 
         unseen = np.concatenate([order[fold[order] == 0], others[0]])
-        whole = fits.through(unseen, last.noise, LAST, share=LAST_SHARE, start=fitted[0].params)
+        whole = fits.through(unseen, matrix, LAST, share=LAST_SHARE, start=fitted[0].params)
         params = (whole.params, *(one.params for one in fitted[1:]))
         stack = FittedStack(q, np.ones(1), [FittedNetwork(q, self.model, params, np.zeros_like(X[:1]))])
-        return ordered(evidence, last, q, labels, trusted, stack)
+        found = ordered(posterior[~trusted], last, q, labels, trusted, stack)
+        return found._replace(posterior=posterior, noise_matrix=matrix)
 
     def _first_matrix(
         self,
@@ -140,6 +145,29 @@ class Network:
         p = fits.predict(fits.as_given(seen, classes, FIRST, FIRST_SHARE))
         unseen = np.setdiff1d(np.arange(len(labels)), seen)
         return noise_matrix(p[unseen], labels[unseen], trusted[unseen])
+
+
+def evened(matrix: Float[np.ndarray, "classes classes"]) -> Float[np.ndarray, "classes classes"]:
+    """The noise matrix, drawn to one that treats all classes alike, the more the nearer it is to that.
+
+    Classes that a network confuses look like classes whose labels were exchanged. Where the estimated probabilities of
+    wrong labels are nearly equal, their differences are mostly such errors; where few of them hold nearly all of the
+    noise, these are real.
+
+    Example:
+        >>> import numpy as np
+        >>> from bilevax.applications.denoising.network import evened
+        >>> uniform = np.array([[0.8, 0.12, 0.08], [0.1, 0.8, 0.1], [0.08, 0.12, 0.8]])
+        >>> evened(uniform).round(3)[0].tolist()
+        [0.8, 0.1, 0.1]
+        >>> pair = np.array([[0.7, 0.28, 0.02], [0.02, 0.7, 0.28], [0.28, 0.02, 0.7]])
+        >>> evened(pair).round(2)[0].tolist()
+        [0.7, 0.21, 0.09]
+    """
+    diagonal = np.eye(len(matrix), dtype=bool)
+    wrong = matrix[~diagonal]
+    share = 1 / (1 + wrong.var() / wrong.mean() ** 2 / EVEN)
+    return (1 - share) * matrix + share * np.where(diagonal, matrix[diagonal].mean(), wrong.mean())
 
 
 class _Fits(NamedTuple):
@@ -169,39 +197,15 @@ class _Fits(NamedTuple):
         return probabilities(self.network.model, fitted.params, self.samples.x).astype(np.float64)
 
 
-def _with_trusted(
-    p: Float[np.ndarray, "folds n classes"],
-    fits: _Fits,
-    alone: list[Int[np.ndarray, " _"]],
-    fold: Int[np.ndarray, " n"],
-    labels: Int[np.ndarray, " n"],
-    trusted: Bool[np.ndarray, " n"],
+def _product(
+    p: Float[np.ndarray, "folds n classes"], own: Float[np.ndarray, "folds n classes"]
 ) -> Float[np.ndarray, "folds n classes"]:
-    """The product of predictions with those of networks of the trusted samples alone."""
-    classes, folds = p.shape[2], len(p)
-    fitted = [fits.as_given(rows, classes, 1 + folds + k, TRUSTED_SHARE) for k, rows in enumerate(alone)]
-    own = np.stack([fits.predict(one) for one in fitted])
-    mixed = [_mixed(p, own, power) for power in MIXTURES]
-    known = np.flatnonzero(trusted)
-
-    def loss(p: Float[np.ndarray, "folds n classes"]) -> float:
-        out_of_sample = p[fold[known], known]
-        right = [noise.sharpened(out_of_sample, power)[np.arange(len(known)), labels[known]] for power in POWERS]
-        return min(-float(np.mean(np.log(q))) for q in right)
-
-    return mixed[int(np.argmin([loss(p) for p in mixed]))]
+    """The predictions p with those of networks of the trusted samples as factors."""
+    return _normalised((p + LEAST) ** (1 - TRUSTED_POWER) * (own + LEAST) ** TRUSTED_POWER)
 
 
-def _mixed(
-    p: Float[np.ndarray, "folds n classes"], own: Float[np.ndarray, "folds n classes"], power: float
-) -> Float[np.ndarray, "folds n classes"]:
-    odds = (p + LEAST) ** (1 - power) * (own + LEAST) ** power
+def _normalised(odds: Float[np.ndarray, "*m classes"]) -> Float[np.ndarray, "*m classes"]:
     return odds / odds.sum(-1, keepdims=True)
-
-
-def _geometric_mean(p: Float[np.ndarray, "folds n classes"]) -> Float[np.ndarray, "n classes"]:
-    odds = np.exp(np.log(p + LEAST).mean(0))
-    return odds / odds.sum(1, keepdims=True)
 
 
 def require_logits(model: Model, x: Shaped[np.ndarray, "n ..."], classes: int) -> None:
