@@ -15,7 +15,7 @@ from bilevax.applications.denoising import noise
 from bilevax.applications.denoising.calibration import calibrated
 from bilevax.applications.denoising.experts import FittedStack
 from bilevax.applications.denoising.forward import Labelled, Through, train_through
-from bilevax.applications.denoising.ranking import Ranking, noise_matrix, ordered, settled_posterior
+from bilevax.applications.denoising.ranking import Ranking, noise_matrix, ordered
 from bilevax.nn.model import Model, Settled, export, initial, logits, params_of
 from bilevax.nn.training import Training, probabilities
 
@@ -25,7 +25,7 @@ TRUSTED_SHARE = 0.25  # for a network of trusted samples alone
 LAST_SHARE = 0.25  # for the network of all samples, which starts from that of a fold
 MANY_TRUSTED = 50  # for each class, from which networks of trusted samples alone are trained
 TRUSTED_POWER = 0.15  # of the predictions of these networks, in the product with those of the others
-EVEN = 1.0  # relative variance of the probabilities of wrong labels at which half of it is taken for an error
+EVEN = 1 / 8  # part of the largest variance of the probabilities of wrong labels, half of which is taken for errors
 LEAST = 1e-5  # added to probabilities before their logarithms are taken
 FIRST, LAST = 0, 1_000_000  # numbers of trainings, from which their keys come; those of the folds are between them
 
@@ -114,10 +114,9 @@ class Network:
         fitted = [fits.through(rows, start, 1 + k, learned=bool(trusted.any())) for k, rows in enumerate(others)]
         p = np.stack([fits.predict(one) for one in fitted])
         if trusted.sum() >= MANY_TRUSTED * classes:
-            alone = [
-                fits.as_given(rows[trusted[rows]], classes, LAST + k, TRUSTED_SHARE) for k, rows in enumerate(others, 1)
-            ]
-            p = _product(p, np.stack([fits.predict(one) for one in alone]))
+            alone = enumerate([rows[trusted[rows]] for rows in others], LAST + 1)
+            own = [fits.predict(fits.as_given(rows, classes, number, TRUSTED_SHARE)) for number, rows in alone]
+            p = _product(p, np.stack(own))
         mean = np.exp(np.log(p + LEAST).mean(0))
         matrix = evened(noise.from_given_labels(_normalised(mean)[~trusted], labels[~trusted], power=1.0))
         posterior = _normalised(mean * matrix[:, labels].T)
@@ -159,14 +158,18 @@ def evened(matrix: Float[np.ndarray, "classes classes"]) -> Float[np.ndarray, "c
         >>> from bilevax.applications.denoising.network import evened
         >>> uniform = np.array([[0.8, 0.12, 0.08], [0.1, 0.8, 0.1], [0.08, 0.12, 0.8]])
         >>> evened(uniform).round(3)[0].tolist()
-        [0.8, 0.1, 0.1]
+        [0.8, 0.104, 0.096]
         >>> pair = np.array([[0.7, 0.28, 0.02], [0.02, 0.7, 0.28], [0.28, 0.02, 0.7]])
         >>> evened(pair).round(2)[0].tolist()
-        [0.7, 0.21, 0.09]
+        [0.7, 0.26, 0.04]
     """
-    diagonal = np.eye(len(matrix), dtype=bool)
+    classes = len(matrix)
+    if classes == 2:
+        return matrix
+    diagonal = np.eye(classes, dtype=bool)
     wrong = matrix[~diagonal]
-    share = 1 / (1 + wrong.var() / wrong.mean() ** 2 / EVEN)
+    largest = (classes - 2) * wrong.mean() ** 2  # where each class has wrong labels of one other class
+    share = 1 / (1 + wrong.var() / largest / EVEN)
     return (1 - share) * matrix + share * np.where(diagonal, matrix[diagonal].mean(), wrong.mean())
 
 
