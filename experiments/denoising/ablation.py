@@ -73,7 +73,7 @@ def _refitted(
         found = soft_labels(q, matrix)
     last = calibrated(q, drawn.labels, drawn.trusted, matrix, soft)
     whole = found.copy()
-    whole[~drawn.trusted] = ((start + found)[~drawn.trusted] + last.evidence) / 4
+    whole[~drawn.trusted] = ((start + found)[~drawn.trusted] + 2 * last.evidence) / 4
     return found, whole
 
 

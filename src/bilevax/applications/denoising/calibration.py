@@ -30,6 +30,7 @@ from bilevax.applications.denoising.noise import (
 Z_90 = 1.645
 POWERS = np.geomspace(0.5, 8, 33)
 MOST_FOR_POWER = 5_000  # samples from which the power is estimated
+MULTIPLES = np.geomspace(1, 6, 8)  # of the power that fits the soft labels best
 ALONE = 1.75  # without trusted samples: the power, as a multiple of the one that fits the soft labels best
 DEVIATION = 0.5  # of the logarithm of the power, before trusted samples are seen
 DROP = Z_90**2 / 2  # of the logarithm of a posterior density, to the ends of an interval of 90%
@@ -48,8 +49,8 @@ class Calibrated(NamedTuple):
         power: by which the predictions are sharpened.
         noise: the noise matrix.
         posterior: the probability of each true class of the samples in doubt.
-        evidence: for the order of the samples in doubt: twice `posterior`; without trusted samples, one of the two is
-            by predictions that are no surer than the soft labels, which is better where wrong labels are rare.
+        evidence: for the order of the samples in doubt. With trusted samples it is `posterior`; without, it is that of
+            the power with the largest likelihood of the given labels, which ranks well and finds too few wrong labels.
         least, most: the ends of an interval of 90% for the number of labels in doubt that are wrong.
     """
 
@@ -86,7 +87,6 @@ def calibrated(
     some = slice(None, None, max(1, len(q) // MOST_FOR_POWER))
     fits = likeliest_power(q[some], soft[some])
     explain = lambda power: _explained(sharpened(doubted, power), given, noise)  # noqa: E731
-    cautious, _ = explain(fits)
     if trusted.any():
         low, power, high = _powers_of_trusted(q[trusted], labels[trusted], ALONE * fits)
     else:
@@ -101,8 +101,9 @@ def calibrated(
         most += FEATURES_ALONE * max(0.0, float(other_than(sharp[~trusted], given).sum()) - most)
     else:
         most = float(np.sum(doubted.argmax(1) != given))
-    mixed = (1 - UNEXPLAINED) * found + UNEXPLAINED * sharp[~trusted]
-    evidence = mixed + (mixed if trusted.any() else cautious)
+    mixed = evidence = (1 - UNEXPLAINED) * found + UNEXPLAINED * sharp[~trusted]
+    if not trusted.any():
+        evidence, _ = explain(_power_of_given(q[some], labels[some], noise, fits))
     return Calibrated(power, matrix, mixed, evidence, least, most)
 
 
@@ -122,6 +123,21 @@ def _powers_of_trusted(
     fit = np.array([np.sum(np.log(own(sharpened(q, power), right))) for power in POWERS]) - distance**2 / 2
     likely = POWERS[fit >= fit.max() - DROP]
     return float(likely.min()), float(POWERS[fit.argmax()]), float(likely.max())
+
+
+def _power_of_given(
+    q: Float[np.ndarray, "n classes"],
+    given: Int[np.ndarray, " n"],
+    noise: Float[np.ndarray, "classes classes"],
+    least: float,
+) -> float:
+    """The power, at least that of the soft labels, with the largest likelihood of given labels."""
+
+    def likelihood(power: float) -> float:
+        sharp = sharpened(q, power)
+        return float(np.sum(np.log(own(sharp @ _explained(sharp, given, noise)[1], given))))
+
+    return max((least * multiple for multiple in MULTIPLES), key=likelihood)
 
 
 def _explained(

@@ -53,8 +53,7 @@ def rank(
     4. The predictions of the last fit are calibrated, and T is estimated once more (see `calibration.calibrated`).
     The calibrated posterior gives the probabilities. Their order is that of the mean of the posteriors of the first
     fit, of the last fit, and twice the calibrated one: the first is better where wrong labels have no structure, the
-    last where they have. Without trusted samples the power of the predictions is not known; then the posterior by
-    cautious predictions takes the place of one of the two calibrated ones.
+    last where they have.
 
     Args:
         X: samples.
@@ -81,7 +80,7 @@ def rank(
         found = settled_posterior(model.out_of_sample, matrix, labels, trusted)
     q = model.out_of_sample
     last = calibrated(q, labels, trusted, matrix, soft)
-    return ordered((start + found)[doubted] + last.evidence, last, q, labels, trusted, model)
+    return ordered((start + found)[doubted] + 2 * last.evidence, last, q, labels, trusted, model)
 
 
 def rank_probabilities(
@@ -92,7 +91,7 @@ def rank_probabilities(
     start = settled_posterior(p, matrix, labels, trusted)
     q = noise.deconvolved(p, matrix)
     last = calibrated(q, labels, trusted, matrix, start)
-    return ordered(start[~trusted] + last.evidence, last, q, labels, trusted, None)
+    return ordered(start[~trusted] + 2 * last.evidence, last, q, labels, trusted, None)
 
 
 def noise_matrix(
