@@ -16,6 +16,11 @@ STILL, FULL = optax.sgd(0.0), optax.sgd(1.0)
 NAMES = ("SOBA", "MASOBA", "SABA", "SRBA", "AmIGO", "StocBiO")
 
 
+def stepped(solver, problem, state, batch):
+    """One step, compiled: by itself each of its operations would be compiled apart."""
+    return jax.jit(lambda state: solver.step(problem, state, batch, KEY))(state)
+
+
 def hypergradient(u):
     """Of f(u, v*(u)) = |2u - t|^2 + 0.1 |u|^2 + 0.1 (sum u)^2."""
     return 4 * (2 * u - BATCH.upper) + 0.2 * u + 0.2 * jnp.sum(u)
@@ -29,7 +34,7 @@ def test_at_rest_the_direction_is_the_hypergradient(name):
     still = dataclasses.replace(case.solver, upper_optimizer=STILL, **more)
     rest = bx.solve(still, case.problem, u, case.v, case.batch, steps=2000, every=500, key=KEY)
     full = dataclasses.replace(still, upper_optimizer=FULL)
-    after, info = full.step(case.problem, rest.state, case.batch, KEY)
+    after, info = stepped(full, case.problem, rest.state, case.batch)
     np.testing.assert_allclose(u - after.u, hypergradient(u), rtol=1e-4)
     assert float(info.extra["linear_residual"]) < 1e-3
 
@@ -38,11 +43,11 @@ def test_masoba_averages_the_directions():
     case = CASES["MASOBA"]
     solver = dataclasses.replace(case.solver, upper_optimizer=FULL, lower_optimizer=STILL, linear_optimizer=STILL)
     state = solver.init(PROBLEM, *START, BATCH)
-    after, _ = solver.step(PROBLEM, state, BATCH, KEY)
+    after, _ = stepped(solver, PROBLEM, state, BATCH)
     # v = 0 and p = 0: the direction of u is grad_u f = 0.2 u = 0; a p of ones gives grad2_uv g . p = -2 w - 1.
     p = {"a": jnp.ones(3), "b": jnp.ones(())}
     state = state._replace(memory=(p, *state.memory[1:]))
-    one, _ = solver.step(PROBLEM, state, BATCH, KEY)
+    one, _ = stepped(solver, PROBLEM, state, BATCH)
     wanted = 0.1 * (-2 * BATCH.lower - 1)
     np.testing.assert_allclose(one.memory[2], wanted, rtol=1e-12)
     np.testing.assert_allclose(one.u, -wanted, rtol=1e-12)
@@ -122,7 +127,7 @@ def test_stocbio_takes_a_minibatch_for_each_factor():
     weights = jnp.array([[1.0, 2.0, 3.0], [2.0, 0.5, 1.0], [3.0, 1.0, 0.5]])
     batch = BATCH._replace(lower=bx.PerMove(weights))
     u = jnp.array([0.3, -0.2, 0.7])
-    after, _ = solver.step(PROBLEM, solver.init(PROBLEM, u, START[1], batch), batch, KEY)
+    after, _ = stepped(solver, PROBLEM, solver.init(PROBLEM, u, START[1], batch), batch)
     b = 2 * (START[1]["a"] - BATCH.upper)
     q = 0.1 * (b + b - 0.1 * weights[1] * b)
     np.testing.assert_allclose(u - after.u, 0.2 * u + 2 * weights[2] * q, rtol=1e-12)
@@ -140,7 +145,8 @@ def test_the_radius_bounds_p():
 def test_blocks_are_whole_and_equally_likely():
     source = bx.Blocks(jnp.arange(6.0), jnp.arange(12.0), 2, 4)
     source.check()
-    seen = [source.at(step, KEY) for step in range(300)]
+    at = jax.jit(lambda step: source.at(step, KEY))
+    seen = [jax.device_get(at(step)) for step in range(300)]
     for batch in seen:
         assert int(batch.lower.index[0]) % 4 == 0
         np.testing.assert_array_equal(batch.lower.data, batch.lower.index)
