@@ -25,7 +25,7 @@ def test_every_sample_once_per_pass(n, size, key):
 
 def test_passes_are_shuffled_anew_and_look_random(key):
     n = 1000
-    passes = np.asarray(jax.vmap(lambda t: epoch_indices(t, n, n, key))(jnp.arange(200)))
+    passes = np.asarray(jax.jit(jax.vmap(lambda t: epoch_indices(t, n, n, key)))(np.arange(200)))
     assert len({tuple(p) for p in passes}) == 200
     # Correlation of place and index: mean zero, standard deviation 1/sqrt(n - 1) for random orders.
     correlations = np.array([np.corrcoef(p, np.arange(n))[0, 1] for p in passes])
@@ -51,7 +51,7 @@ def test_turns_far_out_neither_overflow_nor_repeat(key):
 
 def test_with_replacement_is_uniform(key):
     source = Minibatches(upper=jnp.zeros(3), lower=jnp.arange(50.0), lower_size=100)
-    draws = np.asarray(jax.vmap(lambda t: source.at(t, key).lower.index)(jnp.arange(400))).ravel()
+    draws = np.asarray(jax.jit(jax.vmap(lambda t: source.at(t, key).lower.index))(np.arange(400))).ravel()
     counts = np.bincount(draws, minlength=50)
     chi2 = ((counts - 800) ** 2 / 800).sum()
     assert 25 < chi2 < 85  # 49 degrees of freedom
@@ -71,7 +71,7 @@ def test_indices_travel_with_the_data(kind, key):
 @pytest.mark.parametrize("kind", [Minibatches, Epochs])
 def test_fresh_batches_per_move(kind, key):
     source = kind(upper=jnp.zeros(2), lower=jnp.arange(100), lower_size=5, per_move=3)
-    batch = source.at(0, key)
+    batch = jax.device_get(jax.jit(source.at)(0, key))
     assert isinstance(batch.lower, bx.PerMove)
     assert batch.lower.data.index.shape == (3, 5)
     assert len({tuple(map(int, row)) for row in batch.lower.data.index}) == 3
@@ -79,7 +79,7 @@ def test_fresh_batches_per_move(kind, key):
 
 def test_stacked_gives_each_member_its_own(key):
     data = jnp.arange(30).reshape(3, 10)
-    batch = Stacked(Epochs(upper=data, lower=data, lower_size=4)).at(0, key)
+    batch = jax.device_get(jax.jit(Stacked(Epochs(upper=data, lower=data, lower_size=4)).at)(0, key))
     assert batch.lower.data.shape == (3, 4)
     for i in range(3):
         np.testing.assert_array_equal(batch.lower.data[i], data[i][batch.lower.index[i]])
