@@ -62,7 +62,7 @@ FIGURES = {
     "ROC area": "area",
     "wrong labels missed by a review of as many samples as are wrong": "missed",
     f"accuracy of the labels after all suggestions above {ABOVE}": "accuracy",
-    "wall seconds": "seconds",
+    "CPU seconds": "cpu_seconds",
 }
 
 
@@ -315,7 +315,7 @@ def footnotes(settings: Settings, found: Mapping[Cell, Sequence[Rows]]) -> list[
         "of words; the chosen penalty is that of label review for texts.",
         "Two constants of the calibration, the part of the labels that counts as no evidence and how far the interval "
         "reaches, were chosen with a look at the pictures with 0 and 1,000 trusted samples of seed 0.",
-        "Encoding is not in the seconds, which depend on other work on the machine.",
+        "Encoding is not in the CPU seconds, which are those of all threads.",
     ]
     missed = [
         f"{cell.kind} {cell.trusted} trusted"

@@ -169,12 +169,14 @@ def expected_tables(found: Found) -> dict[str, list[Row]]:
     for setting, group in (kinds | groups).items():
         trials = [[trial[OURS] for trial in rows] for rows in group]
         wrong = np.array([[row["wrong"] for row in rows] for rows in trials], float)
+        doubted = np.array([[sum(labels for labels, _, _ in row["bins"]) for row in rows] for rows in trials])
         error = [[abs(row["expected"] - row["wrong"]) for row in rows] for rows in trials]
         width = [[row["most"] - row["least"] for row in rows] for rows in trials]
         columns: dict[str, Any] = {
             "interval of 90% holds the number": np.mean([[holds(trial) for trial in rows] for rows in group], 0),
             "error / wrong": np.mean(np.array(error) / wrong, 0),
             "width of the interval / wrong": np.mean(np.array(width) / wrong, 0),
+            "width of the interval / labels": np.mean(np.array(width) / doubted, 0),
         }
         if setting in bins:
             columns["calibration error"] = np.array([calibration_error(bins[setting])])
