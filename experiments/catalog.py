@@ -92,4 +92,8 @@ EXPERIMENTS: dict[str, Experiment] = {
     "wrong-labels": Experiment(
         "Wrong labels found: average precision and ROC area, against cleanlab", "experiments.denoising.wrong_labels"
     ),
+    "tune-tables": Experiment(
+        "Many strengths on public tables: TunedGLM, one strength, scikit-learn's CV classes and Optuna",
+        "experiments.tuning.tables",
+    ),
 }

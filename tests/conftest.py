@@ -57,7 +57,6 @@ LONG_EXAMPLES = {
         "tuning.classifier.tune",
         "tuning.lasso.TunedLasso",
         "tuning.lasso.lasso_task",
-        "tuning.logistic.TunedLogisticRegression",
     )
 }
 

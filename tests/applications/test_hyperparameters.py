@@ -1,35 +1,26 @@
 """Hyperparameters by gradient: each by another route, the hypergradient against retraining, the estimator."""
 
-import copy
 import dataclasses
 import functools
-import io
 import itertools
-import pickle
 
 import jax
 import jax.numpy as jnp
-import joblib
 import numpy as np
 import optax
-import pandas as pd
 import pytest
 import scipy.linalg
 from scipy.sparse import csr_array
 from scipy.special import log_softmax
-from sklearn.base import clone
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss
-from sklearn.utils.estimator_checks import estimator_checks_generator
 
 from bilevax import Alternating, Implicit, InputError, Penalty, solve, whole
 from bilevax.applications.tuning import (
-    TunedLogisticRegression,
     classifier_task,
     fit_logistic,
     hyperparameters,
     implicit_solver,
-    logistic,
     logistic_task,
     penalty_solver,
     tune,
@@ -520,202 +511,3 @@ def test_features_that_are_constant_or_repeated_are_no_trouble(key):
     assert np.isfinite(result.u).all()
     constant = logistic_task(np.ones((6, 2)), np.arange(6) % 2, np.ones((6, 2)), np.arange(6) % 2, 2)
     assert np.isfinite(constant.metrics(*constant.start)["train_loss"])
-
-
-# --- the estimator ----------------------------------------------------------------------------------------------------
-
-
-def checks(estimator):
-    """scikit-learn's checks; those that fit several shapes, each of which is compiled, are slow."""
-    slow = {
-        "check_classifier_data_not_an_array",
-        "check_classifiers_classes",
-        "check_decision_proba_consistency",
-        "check_dont_overwrite_parameters",
-        "check_dtype_object",
-        "check_estimators_dtypes",
-        "check_estimators_fit_returns_self",
-        "check_estimators_nan_inf",
-        "check_estimators_overwrite_params",
-        "check_estimators_pickle",
-        "check_f_contiguous_array_estimator",
-        "check_fit2d_1feature",
-        "check_fit_idempotent",
-        "check_fit_score_takes_y",
-        "check_n_features_in_after_fitting",
-        "check_pipeline_consistency",
-        "check_positive_only_tag_during_fit",
-    }
-    for _, check in estimator_checks_generator(estimator):
-        name = check.func.__name__
-        yield pytest.param(check, id=name, marks=pytest.mark.slow if name in slow else ())
-
-
-# A validation set makes none of scikit-learn's checks impossible: too few samples for one are refused in their words.
-@pytest.mark.parametrize("check", list(checks(TunedLogisticRegression(steps=1))))
-def test_scikit_learns_checks(check, monkeypatch):
-    # The checks have dozens of shapes, for each of which the simplest solver compiles in a fraction of the time.
-    monkeypatch.setattr(logistic, "penalty_solver", lambda steps, *, lower_rate: SIMPLEST)
-    check(TunedLogisticRegression(steps=1))
-
-
-@pytest.fixture(scope="module")
-def wide():
-    """30 features of which 3 matter."""
-    X, y = blobs(12, 1400, features=30, classes=3, informative=3)
-    return X[:400], y[:400], X[400:], y[400:]
-
-
-@pytest.fixture(scope="module")
-def fitted(wide):
-    return TunedLogisticRegression(validation_fraction=0.5).fit(*wide[:2])
-
-
-def test_estimator_beats_one_strength_for_all_features(fitted, wide):
-    X, y, X_test, y_test = wide
-    assert fitted.alpha_.shape == (30,)
-    assert fitted.alpha_[:3].max() < np.median(fitted.alpha_[3:])
-    assert fitted.n_iter_ == logistic.LOGISTIC_STEPS == len(fitted.history_.upper_loss)
-    ours = log_loss(y_test, fitted.predict_proba(X_test))
-    assert ours < log_loss(y_test, LogisticRegression().fit(X, y).predict_proba(X_test)) - 0.01
-    # The coefficients are those of all data with the tuned strengths.
-    np.testing.assert_allclose(fitted.coef_, fit_logistic(fitted.alpha_, X, y).coef_)
-    assert fitted.coef_.shape == (3, 30)
-    np.testing.assert_allclose(
-        fitted.predict_proba(X_test), np.exp(log_softmax(fitted.decision_function(X_test), axis=1)), atol=1e-12
-    )
-    assert fitted.score(X_test, y_test) > 0.8
-
-
-def test_a_validation_set_of_ones_own(wide, key):
-    X, y, X_validation, y_validation = wide
-    names = np.array(["ash", "elm", "oak"])
-    frame = pd.DataFrame(X, columns=[f"leaf {i}" for i in range(30)])
-    validation = pd.DataFrame(X_validation, columns=frame.columns)
-    model = TunedLogisticRegression(steps=5).fit(frame, names[y], validation, names[y_validation])
-    unit = X.std(0)
-    task = logistic_task(X / unit, y, X_validation / unit, y_validation, 3)
-    result = solve(penalty_solver(5, lower_rate=0.1), task.problem, *task.start, task.batches, steps=5, key=key)
-    np.testing.assert_allclose(model.alpha_, np.exp(result.u) * unit**2, rtol=1e-10)
-    both = np.concatenate([X, X_validation]), np.concatenate([y, y_validation])
-    np.testing.assert_allclose(model.coef_, fit_logistic(model.alpha_, *both).coef_, rtol=1e-8)
-    assert list(model.classes_) == list(names)
-    np.testing.assert_array_equal(model.predict(frame), names[fit_logistic(model.alpha_, *both).predict(X)])
-    assert list(model.feature_names_in_) == list(frame.columns)
-
-
-def test_two_classes_another_solver_and_a_clone():
-    X, y = blobs(13, 80, classes=2)
-    solver = Implicit(optax.adam(0.1), optax.adam(0.1), lower_steps=5)
-    model = TunedLogisticRegression(steps=10, solver=solver, random_state=1).fit(X, y == 1)
-    assert model.coef_.shape == (1, 4)
-    assert model.decision_function(X).shape == (80,)
-    proba = model.predict_proba(X)
-    np.testing.assert_allclose(proba.sum(1), 1)
-    np.testing.assert_array_equal(model.predict(X), proba[:, 1] > 0.5)
-    again = clone(model).fit(X, y == 1)
-    np.testing.assert_array_equal(model.alpha_, again.alpha_)
-    other = clone(model).set_params(random_state=2).fit(X, y == 1)
-    assert not np.array_equal(model.alpha_, other.alpha_)
-
-
-@pytest.mark.parametrize(
-    ("settings", "change", "message"),
-    [
-        ({"steps": 0}, {}, "steps is 0"),
-        ({"validation_fraction": 1.0}, {}, "validation_fraction is 1.0, and must be a number between"),
-        ({}, {"y": np.zeros(12, int)}, r"y has one class only \(0\)"),
-        ({}, {"y": np.array([2] + 11 * [0])}, r"fewer than two samples \(2: 1\)"),
-        ({}, {"y": np.array([2] + 5 * [0] + 6 * [1])}, r"fewer than two samples \(2: 1\)"),
-        ({}, {"X_val": np.zeros((2, 4))}, "X_val and y_val go together"),
-        ({}, {"X_val": np.zeros((2, 4)), "y_val": np.array([0, 7])}, "y_val has labels that y lacks: 7"),
-    ],
-)
-def test_estimator_refuses(settings, change, message):
-    X, y = blobs(0, 12)
-    with pytest.raises(InputError, match=message):
-        TunedLogisticRegression(**({"steps": 2} | settings)).fit(**({"X": X, "y": y} | change))
-
-
-@pytest.mark.parametrize(
-    ("settings", "change", "message"),
-    [
-        ({"validation_fraction": part}, {}, f"validation_fraction is {part!r}, and must be a number")
-        for part in (0, 1, -0.1, np.nan, "a", True, None)
-    ]
-    + [
-        ({"steps": 2.5}, {}, "steps is 2.5"),
-        ({"steps": True}, {}, "steps is True"),
-        ({"solver": Penalty}, {}, "solver is the class Penalty"),
-        ({"solver": "penalty"}, {}, "solver is 'penalty'"),
-        ({}, {"X": np.full((12, 4), 1e150)}, "X holds a column"),
-    ],
-)
-def test_estimator_refuses_malformed_settings(settings, change, message):
-    test_estimator_refuses(settings, change, message)
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"X": csr_array(np.eye(12, 4))},
-        {"X": np.full((12, 4), np.nan)},
-        {"X": np.full((12, 4), "a")},
-        {"X": np.zeros((12, 4), complex)},
-        {"X": np.zeros(12)},
-        {"X": np.zeros((0, 4)), "y": np.zeros(0, int)},
-        {"y": np.zeros(5, int)},
-        {"y": np.linspace(0, 1, 12)},
-        {"y": np.array([0, "a"] * 6, object)},
-        {"y": np.zeros((12, 2), int)},
-        {"y": None},
-        {"X_val": np.zeros((3, 5)), "y_val": np.array([0, 1, 2])},
-        {"X_val": np.zeros((3, 4)), "y_val": np.array([0, 1])},
-        {"X_val": np.zeros((3, 4)), "y_val": np.array(["0", "1", "2"])},
-    ],
-)
-def test_malformed_data_end_in_a_sentence(change):
-    X, y = blobs(0, 12)
-    with pytest.raises((ValueError, TypeError)) as caught:
-        TunedLogisticRegression(steps=2).fit(**({"X": X, "y": y} | change))
-    assert isinstance(caught.value, InputError) or "sklearn" in str(caught.traceback[-1].path)
-
-
-def test_units_of_the_features_change_the_units_of_the_results_alone():
-    X, y = blobs(16, 48, classes=2)
-    first = TunedLogisticRegression(steps=20).fit(X, y)
-    for units in (np.full(4, 1e-18), np.full(4, 1e18), np.array([1e-8, 1e8, 1.0, 1e3])):
-        model = TunedLogisticRegression(steps=20).fit(X * units, y)
-        np.testing.assert_allclose(model.alpha_, first.alpha_ * units**2, rtol=1e-6)
-        np.testing.assert_allclose(model.coef_ * units, first.coef_, rtol=1e-5, atol=1e-8)
-        np.testing.assert_allclose(model.predict_proba(X * units), first.predict_proba(X), rtol=1e-5)
-    single = TunedLogisticRegression(steps=20).fit(np.float32(X * 1e37), y)
-    np.testing.assert_allclose(single.predict_proba(np.float32(X * 1e37)), first.predict_proba(X), rtol=1e-3)
-
-
-def test_a_second_fit_compiles_nothing(compilations):
-    X, y = blobs(16, 64, classes=2)
-    TunedLogisticRegression(steps=20).fit(X, y)
-    with compilations() as seen:
-        TunedLogisticRegression(steps=20).fit(X[:62] * 3, y[:62])
-    assert seen == []
-
-
-def test_the_estimator_is_pickled_and_copied_with_its_solver():
-    X, y = blobs(16, 48, classes=2)
-    model = TunedLogisticRegression(steps=2, solver=SIMPLEST).fit(X, y)
-    stream = io.BytesIO()
-    joblib.dump(model, stream)
-    stream.seek(0)
-    for other in (pickle.loads(pickle.dumps(model)), copy.deepcopy(model), joblib.load(stream)):
-        np.testing.assert_array_equal(other.predict_proba(X), model.predict_proba(X))
-        np.testing.assert_array_equal(clone(other).fit(X, y).alpha_, model.alpha_)
-
-
-@pytest.mark.parametrize("part", [0.01, 0.5, 0.99])
-def test_small_classes_are_on_both_sides_of_the_split(part):
-    X, codes = blobs(14, 20)[0], np.array([0] * 16 + [1, 1, 2, 2])
-    x, x_validation, labels, validation_labels = TunedLogisticRegression(validation_fraction=part)._split(X, codes)
-    assert set(labels) == set(validation_labels) == {0, 1, 2}
-    assert len(x_validation) == {0.01: 3, 0.5: 10, 0.99: 17}[part]
-    np.testing.assert_array_equal(np.sort(np.concatenate([x, x_validation]), axis=0), np.sort(X, axis=0))

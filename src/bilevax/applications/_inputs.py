@@ -1,8 +1,8 @@
 """Checks of what users pass to the applications: samples, labels, seeds, solvers.
 
-The estimators of tables, `TunedLogisticRegression` and `TunedLasso`, use scikit-learn's `validate_data`. These checks
-are for what it does not accept: images, which may stay bytes, labels of any one type, and pairs of data sets with the
-same features.
+The estimators of tables, `TunedGLM` and `TunedLasso`, use scikit-learn's `validate_data`. These checks are
+for what it does not accept: images, which may stay bytes, labels of any one type, and pairs of data sets with the same
+features.
 """
 
 import inspect

@@ -4,7 +4,7 @@
 
 u is any pytree: `tuning_task` takes the two losses. For classifiers, `classifier_task` and `tune` combine the usual
 hyperparameters, each a `Hyperparameter`. Strengths are positive, so u holds their logarithms, within bounds.
-`TunedLogisticRegression` tunes one L2 strength per feature.
+`TunedGLM` tunes linear models by cross-validation.
 """
 
 from collections.abc import Callable, Iterable, Sequence

@@ -1,41 +1,27 @@
 """Logistic regression with one L2 strength per feature, tuned by gradient."""
 
-from collections.abc import Sequence
-from typing import Any, NamedTuple, Self
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, Float, Float64, Int, PyTree, Shaped
+from jaxtyping import Array, Float, Float64, Int, PyTree
 from numpy.typing import ArrayLike
-from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.linear_model import LogisticRegression
-from sklearn.utils.multiclass import check_classification_targets
-from sklearn.utils.validation import check_is_fitted, check_random_state
 
-from bilevax._checks import InputError, listed, require_count
+from bilevax._checks import InputError, require_count
 from bilevax.applications._inputs import (
     classes_of,
     coded_samples,
     labels,
     numeric,
-    places,
-    require_both,
     require_label_each,
-    require_solver,
     table,
-    validated,
 )
-from bilevax.applications._pickling import Picklable
-from bilevax.applications._units import require_sizes, standard
 from bilevax.applications.task import Task
 from bilevax.applications.tuning.hyperparameters import STRENGTH_RANGE
-from bilevax.applications.tuning.recipes import penalty_solver
-from bilevax.data.splits import stratified_part
-from bilevax.loop.solve import solve
 from bilevax.problem import Batch, Problem
-from bilevax.solvers import base
 
 WHITENING_FLOOR = 1e-2
 # Past some 60 steps of `penalty_solver` the validation loss still falls while that of other data rises (means of
@@ -246,136 +232,3 @@ def fit_logistic(strength: ArrayLike, X: ArrayLike, y: ArrayLike) -> LogisticReg
     model.n_features_in_ = len(scale)
     model.intercept_ = model.intercept_ - model.coef_ @ middle
     return model
-
-
-class TunedLogisticRegression(ClassifierMixin, Picklable, BaseEstimator):
-    """Logistic regression with one L2 strength per feature, tuned by gradient on a validation set.
-
-    The strengths are tuned by `logistic_task`; the coefficients are then fitted to all data with them
-    (`fit_logistic`). The units of the features change only the units of `coef_` and `alpha_`: features are divided by
-    their standard deviations, and all strengths start from the same value.
-
-    Args:
-        validation_fraction: the part of the data of `fit` that is set aside to tune by, stratified by class.
-        steps: of the solver.
-        solver: any solver of bilevax; None for `penalty_solver(steps, lower_rate=0.1)`.
-        random_state: an integer, a NumPy RandomState or None; determines which samples are set aside.
-        callbacks, resume: passed to `bilevax.solve`.
-
-    Attributes:
-        coef_: (1, d) for two classes, else (classes, d).
-        intercept_: (1,) or (classes,).
-        alpha_: (d,) the tuned strengths, in units of scikit-learn's 1/C, of the original features.
-        classes_: the labels, sorted.
-        n_iter_: steps taken.
-        history_: of the solve, an entry per step.
-        n_features_in_: number of features; with a DataFrame also `feature_names_in_`.
-
-    Example:
-        >>> from sklearn.datasets import load_breast_cancer
-        >>> from sklearn.preprocessing import StandardScaler
-        >>> from bilevax.applications.tuning import TunedLogisticRegression
-        >>> X, y = load_breast_cancer(return_X_y=True)
-        >>> model = TunedLogisticRegression(steps=50).fit(StandardScaler().fit_transform(X), y)
-        >>> model.alpha_.shape, bool(model.alpha_.max() > 2 * model.alpha_.min())
-        ((30,), True)
-    """
-
-    def __init__(
-        self,
-        validation_fraction: float = 0.25,
-        steps: int = LOGISTIC_STEPS,
-        solver: base.Solver | None = None,
-        random_state: Any = 0,
-        callbacks: Sequence[Any] = (),
-        resume: Any = None,
-    ):
-        self.validation_fraction = validation_fraction
-        self.steps = steps
-        self.solver = solver
-        self.random_state = random_state
-        self.callbacks = callbacks
-        self.resume = resume
-
-    def fit(self, X: ArrayLike, y: ArrayLike, X_val: ArrayLike | None = None, y_val: ArrayLike | None = None) -> Self:
-        """Tune and train on X (n, d) with labels y (n,); tune on X_val and y_val if passed, else on a part of X.
-
-        Raises:
-            InputError: classes too small for a stratified split; validation labels that y lacks.
-            ValueError: as scikit-learn's `validate_data`, for example for features that are not finite numbers.
-        """
-        steps = require_count(type(self).__name__, "steps", self.steps)
-        solver = penalty_solver(steps, lower_rate=LOGISTIC_RATE) if self.solver is None else self.solver
-        require_solver(solver)
-        all_x, given = validated(self, X, y)
-        require_sizes("X", all_x)
-        check_classification_targets(given)
-        self.classes_ = classes_of("y", given)
-        all_labels = places("y", given, self.classes_)
-        unit = standard(all_x, np.arange(all_x.shape[1]))[1]
-        require_both("X_val", X_val, "y_val", y_val)
-        if X_val is None or y_val is None:
-            x, x_val, labels, val_labels = self._split(all_x, all_labels)
-        else:
-            x, labels = all_x, all_labels
-            x_val, known = validated(self, X_val, y_val, reset=False)
-            require_sizes("X_val", x_val)
-            val_labels = places("y_val", known, self.classes_)
-            all_x, all_labels = np.concatenate([x, x_val]), np.concatenate([labels, val_labels])
-        task = logistic_task(x / unit, labels, x_val / unit, val_labels, len(self.classes_))
-        result = solve(
-            solver,
-            task.problem,
-            *task.start,
-            task.batches,
-            steps=steps,
-            key=jax.random.key(0),
-            callbacks=self.callbacks,
-            resume=self.resume,
-        )
-        self.alpha_ = np.exp(np.asarray(result.u, np.float64)) * unit**2
-        self.n_iter_ = result.steps
-        self.history_ = result.history
-        fitted = fit_logistic(self.alpha_, all_x, all_labels)
-        self.coef_, self.intercept_ = fitted.coef_, fitted.intercept_
-        return self
-
-    def _split(
-        self, X: Float64[np.ndarray, "n d"], codes: Int[np.ndarray, " n"]
-    ) -> tuple[
-        Float64[np.ndarray, "train d"],
-        Float64[np.ndarray, "val d"],
-        Int[np.ndarray, " train"],
-        Int[np.ndarray, " val"],
-    ]:
-        part = self.validation_fraction
-        if isinstance(part, bool) or not isinstance(part, float | int | np.number) or not 0 < part < 1:
-            raise InputError(f"validation_fraction is {part!r}, and must be a number between 0 and 1.")
-        sizes = np.bincount(codes)
-        if sizes.min() < 2:
-            few = [f"{c}: {n}" for c, n in zip(self.classes_.tolist(), sizes, strict=True) if n < 2]
-            raise InputError(
-                f"y has classes with fewer than two samples ({listed(few, quote=False)}), so a validation set cannot "
-                "be set aside. Add samples of these classes, leave them out, or pass X_val and y_val."
-            )
-        aside = stratified_part(codes, float(part), check_random_state(self.random_state))
-        return X[~aside], X[aside], codes[~aside], codes[aside]
-
-    def decision_function(self, X: ArrayLike) -> Float[np.ndarray, "n classes"] | Float[np.ndarray, " n"]:
-        """Scores of samples X (n, d); for two classes the log-odds of `classes_[1]`, (n,)."""
-        check_is_fitted(self)
-        scores = validated(self, X, reset=False) @ self.coef_.T + self.intercept_
-        return scores[:, 0] if scores.shape[1] == 1 else scores
-
-    def predict_proba(self, X: ArrayLike) -> Float[np.ndarray, "n classes"]:
-        """The probability of each class, in the order of `classes_`, for samples X (n, d)."""
-        scores = self.decision_function(X)
-        if scores.ndim == 1:
-            scores = np.stack([np.zeros_like(scores), scores], axis=1)
-        exponentials = np.exp(scores - scores.max(axis=1, keepdims=True))
-        return exponentials / exponentials.sum(axis=1, keepdims=True)
-
-    def predict(self, X: ArrayLike) -> Shaped[np.ndarray, " n"]:
-        """The most likely label of each sample of X (n, d)."""
-        scores = self.decision_function(X)
-        return self.classes_[(scores > 0).astype(int) if scores.ndim == 1 else scores.argmax(axis=1)]

@@ -133,7 +133,7 @@ class TunedLogisticRegression(_Face):
 
     Example:
         >>> from sklearn.datasets import load_breast_cancer
-        >>> from bilevax.applications.tuning.glm import TunedLogisticRegression
+        >>> from bilevax.applications.tuning import TunedLogisticRegression
         >>> X, y = load_breast_cancer(return_X_y=True)
         >>> bool(TunedLogisticRegression().fit(X, y).score(X, y) > 0.97)
         True
