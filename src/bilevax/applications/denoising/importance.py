@@ -33,8 +33,8 @@ def per_sample(optimizer: optax.GradientTransformation) -> optax.GradientTransfo
         >>> from bilevax.applications.denoising import per_sample
         >>> optimizer = per_sample(optax.adam(0.1))
         >>> updates, _ = optimizer.update(jnp.array([0.0, 2.0]), optimizer.init(jnp.zeros(2)), jnp.zeros(2))
-        >>> print(jnp.round(updates, 4))
-        [ 0.  -0.1]
+        >>> [round(float(x), 4) for x in updates]
+        [0.0, -0.1]
     """
 
     def init(params: Any) -> Any:

@@ -39,8 +39,9 @@ def contact_sheet(
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     path = pathlib.Path(folder, "sheet.png")
         ...     contact_sheet(np.zeros((12, 8, 8, 3), np.uint8), ["row 1"] * 12, path, "Suspects")
-        ...     Image.open(path).size
-        (1518, 426)
+        ...     with Image.open(path) as sheet:
+        ...         sheet.size
+        (1518, 392)
     """
     from PIL import Image, ImageDraw
 
