@@ -18,7 +18,8 @@ Body = Callable[..., Any]
 def hoist(body: Body, fixed: Any, *turn: Any) -> tuple[Any, Body]:
     """Return `made` and `rest` with rest(made, *turn) = body(fixed, *turn); `made` has matrix products of `fixed`.
 
-    `made` also has values that depend only on such products. Elementwise operations on `fixed` stay in the body, where
+    `made` also has values that depend only on such products, and the arrays that
+    `body` closes over. Elementwise operations on `fixed` stay in the body, where
     they cost less than the memory of their results.
 
     Args:
@@ -54,13 +55,13 @@ def hoist(body: Body, fixed: Any, *turn: Any) -> tuple[Any, Body]:
     made = _evaluated(_part(jaxpr, [], outside, kept), start) if kept else []
     body_of_rest = _part(jaxpr, [], inside, jaxpr.outvars)
 
-    def rest(made: tuple[list[Any], list[Any]], *turn: Any) -> Any:
-        values, made_of = made
+    def rest(made: tuple[list[Any], list[Any], list[Any]], *turn: Any) -> Any:
+        constants, values, made_of = made
         arguments = jax.tree.leaves((jax.tree.unflatten(given, values), *turn))
-        inputs = dict(zip(_inputs(traced), (*traced.consts, *arguments), strict=True))
+        inputs = dict(zip(_inputs(traced), (*constants, *arguments), strict=True))
         return jax.tree.unflatten(form, _evaluated(body_of_rest, inputs | dict(zip(kept, made_of, strict=True))))
 
-    return (values, made), rest
+    return (traced.consts, values, made), rest
 
 
 def _inlined(body: Body) -> Body:

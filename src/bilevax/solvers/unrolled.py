@@ -1,5 +1,7 @@
 """Hypergradients by differentiating the T lower moves, in reverse or forward mode."""
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -7,15 +9,20 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+from jax.ad_checkpoint import checkpoint_name
+from jax.extend import core
 from jax.flatten_util import ravel_pytree
 from jaxtyping import PRNGKeyArray, PyTree
 
 from bilevax import derivatives
 from bilevax._checks import InputError, settle_counts
-from bilevax._hoisting import hoist
+from bilevax._hoisting import PRODUCTS, hoist
 from bilevax._optimizers import first_line, update
 from bilevax.problem import Batch, Problem
 from bilevax.solvers import base
+
+SLOPE = "grad_v g"
+LARGE = 4  # times v
 
 
 @dataclass(frozen=True)
@@ -35,8 +42,9 @@ class ReverseMode:
         segment: store v only at the start of every `segment` moves, and recompute the moves between them in the reverse
             pass (`jax.checkpoint`). Memory is least at about sqrt(T). None stores all moves.
 
-    Cost of a step: about three times T gradients of g, four times with `segment`. Memory: T times v and the matrix
-    products and convolutions of a gradient of g; with `segment` = s, T/s times v plus s times the rest. Matrix products
+    Cost of a step: about three times T gradients of g, four times with `segment`. Memory: T times
+    the matrix products and convolutions of a gradient of g, or T times v where these are more than four times as large
+    (mixed-mode differentiation, Kemaev et al. 2025); with `segment` = s, T/s times v plus s times that. Matrix products
     of g that depend only on u and the batch, such as features, and their reverse pass are computed once and not T
     times.
     """
@@ -86,11 +94,13 @@ class ReverseMode:
 
         before = start(state.u)
         if skipped:
-            before, _ = _moves(self, problem, state.u, before, batch, 0, skipped, lower_key)
+            before, _ = _moves(self, problem, state.u, before, batch, 0, skipped, lower_key, _thrifty)
 
         def moved(u: PyTree) -> tuple[PyTree, Any]:
             carry = before if skipped else start(u)
-            (v, lower_opt), losses = _moves(self, problem, u, carry, batch, skipped, last, lower_key, self.segment)
+            (v, lower_opt), losses = _moves(
+                self, problem, u, carry, batch, skipped, last, lower_key, _thrifty, self.segment
+            )
             return v, (lower_opt, losses)
 
         v, pull_back, (lower_opt, losses) = jax.vjp(moved, state.u, has_aux=True)
@@ -141,7 +151,7 @@ class ForwardMode:
             u = unravel(flat_u)
             start = base.start_of_step(problem, state._replace(u=u), batch, start_key)
             (end, lower_opt), losses = _moves(
-                self, problem, u, (start, state.lower_opt), batch, 0, self.lower_steps, lower_key
+                self, problem, u, (start, state.lower_opt), batch, 0, self.lower_steps, lower_key, _plain
             )
             return end, (end, lower_opt, losses)
 
@@ -199,6 +209,75 @@ def _differentiable_at_zero(optimizer: Any, gradient: PyTree, opt_state: Any, v:
     return optax.GradientTransformation(optimizer.init, updated)
 
 
+Gradient = Callable[[Any, PyTree, Any], tuple[Any, PyTree]]  # (made, v, t) -> (g, grad_v g)
+
+
+def _plain(loss: Callable[..., Any], *example: Any) -> Gradient:
+    """Return the value and the gradient in v of loss(made, v, t), with the derivatives of JAX."""
+    return jax.value_and_grad(loss, 1)
+
+
+def _thrifty(loss: Callable[..., Any], made: Any, v: PyTree, t: Any) -> Gradient:
+    """As `_plain`, or as `_mixed` where that stores much less.
+
+    In reverse mode, a move stores its matrix products and theirs in the reverse pass, or v if it is `_mixed`. With the
+    products at hand a dense network takes two thirds of the time, so they are stored unless they are large.
+    """
+    products = 2 * _bytes_of_products(jax.make_jaxpr(loss)(made, v, t).jaxpr)
+    return _mixed(loss) if products > LARGE * sum(x.nbytes for x in jax.tree.leaves(v)) else _plain(loss)
+
+
+def _bytes_of_products(jaxpr: Any) -> int:
+    """Return the size of all matrix products and convolutions in a program, with those of its loops."""
+    total = 0
+    for equation in jaxpr.eqns:
+        times = equation.params.get("length", 1) if equation.primitive.name == "scan" else 1
+        if equation.primitive.name in PRODUCTS:
+            total += sum(math.prod(x.aval.shape) * x.aval.dtype.itemsize for x in equation.outvars)
+        total += times * sum(_bytes_of_products(inner) for inner in core.jaxprs_in_params(equation.params))
+    return total
+
+
+def _mixed(loss: Callable[..., Any]) -> Gradient:
+    """As `_plain`, but its reverse pass is a forward pass through the gradient.
+
+    For cotangents c of the value and d of the gradient it returns (c + d/ds) grad loss(made, v + s d) at s = 0. Second
+    derivatives are symmetric, so this is the transpose, and nothing but made and v is stored.
+
+    Source: Kemaev et al., "Scalable meta-learning via mixed-mode differentiation", ICML 2025, section 3.
+    """
+
+    def gradient(made: Any, v: PyTree, t: Any) -> tuple[Any, PyTree]:
+        leaves, form = jax.tree.flatten(made)
+        smooth = [jnp.issubdtype(x.dtype, jnp.floating) for x in leaves]
+
+        def of(floats: list[Any], others: list[Any], v: PyTree) -> Any:
+            floats, others = list(floats), list(others)
+            merged = [(floats if is_smooth else others).pop(0) for is_smooth in smooth]
+            return loss(jax.tree.unflatten(form, merged), v, others[0])
+
+        @jax.custom_vjp
+        def value_and_slope(floats: list[Any], others: list[Any], v: PyTree) -> tuple[Any, PyTree]:
+            return jax.value_and_grad(of, 2)(floats, others, v)
+
+        def forward(floats: list[Any], others: list[Any], v: PyTree) -> tuple[Any, Any]:
+            return value_and_slope(floats, others, v), (floats, others, v)
+
+        def backward(kept: Any, cotangents: tuple[Any, PyTree]) -> tuple[Any, None, PyTree]:
+            (floats, others, v), (of_value, of_slope) = kept, cotangents
+            both = jax.grad(of, (0, 2))
+            at, along = jax.jvp(lambda v: both(floats, others, v), (v,), (of_slope,))
+            found = jax.tree.map(lambda a, b: (of_value * a + b).astype(b.dtype), at, along)
+            return found[0], None, found[1]
+
+        value_and_slope.defvjp(forward, backward)
+        floats = [x for x, is_smooth in zip(leaves, smooth, strict=True) if is_smooth]
+        others = [x for x, is_smooth in zip(leaves, smooth, strict=True) if not is_smooth]
+        return value_and_slope(floats, [*others, t], v)
+
+    return gradient
+
+
 def _moves(
     solver: Any,
     problem: Problem,
@@ -208,25 +287,38 @@ def _moves(
     first: int,
     count: int,
     key: PRNGKeyArray,
+    rule: Callable[[Callable[..., Any], Any, PyTree, Any], Gradient],
     segment: int | None = None,
 ) -> tuple[tuple[PyTree, Any], tuple[Any, Any]]:
     """Return v and its optimizer's state after moves first, ..., first + count - 1, differentiable in u.
 
-    The second result is (g, |grad_v g|) before the last of these moves.
+    The second result is (g, |grad_v g|) before the last of these moves. `rule` differentiates g.
     """
     ts = jnp.arange(first, first + count)
-
-    def move(fixed: tuple[PyTree, Batch], carry: Any, t: Any) -> tuple[Any, Any]:
-        u, batch = fixed
-        return base.Descent(problem, u, optimizer).move(carry, base.lower_data(batch, t), jax.random.fold_in(key, t))
-
     optimizer = _differentiable_at_zero(solver.lower_optimizer, carry[0], carry[1], carry[0])
-    made, one = hoist(move, (u, batch), carry, ts[0])
-    # Only the matrix products of a move are stored for the reverse pass: recomputing the rest is faster than reading.
-    one = jax.checkpoint(partial(one, made), prevent_cse=False, policy=jax.checkpoint_policies.dots_saveable)
+
+    def loss(fixed: tuple[PyTree, Batch], v: PyTree, t: Any) -> Any:
+        u, batch = fixed
+        return problem.lower(u, v, base.lower_data(batch, t), jax.random.fold_in(key, t))
+
+    made, rest = hoist(loss, (u, batch), carry[0], ts[0])
+    gradient = rule(rest, made, carry[0], ts[0])
+
+    def one(made: Any, carry: Any, t: Any) -> tuple[Any, Any]:
+        v, opt_state = carry
+        value, slope = gradient(made, v, t)
+        slope = jax.tree.map(lambda x: checkpoint_name(x, SLOPE), slope)
+        objective = base.Objective(value, lambda v: rest(made, v, t), lambda v: gradient(made, v, t)[1])
+        moved = base.move(optimizer, opt_state, v, slope, problem.project_lower, None, objective)
+        return moved, (value, optax.tree.norm(slope))
+
+    # Recomputing the rest of a move is faster than reading it. `_mixed` has no products of its own in a reverse pass.
+    policies = jax.checkpoint_policies
+    policy = policies.save_from_both_policies(policies.dots_saveable, policies.save_only_these_names(SLOPE))
+    each: Any = jax.checkpoint(partial(one, made), prevent_cse=False, policy=policy)
 
     def some(carry: Any, ts: Any) -> tuple[Any, Any]:
-        carry, losses = jax.lax.scan(one, carry, ts)
+        carry, losses = jax.lax.scan(each, carry, ts)
         return carry, jax.tree.map(lambda x: x[-1], losses)
 
     if segment is None or segment >= count:
