@@ -19,7 +19,7 @@ from bilevax.applications.denoising.ranking import Ranking, noise_matrix, ordere
 from bilevax.nn.model import Model, Settled, export, initial, logits, params_of
 from bilevax.nn.training import Training, probabilities
 
-# Chosen on SVHN, and on draws of other data sets than those reported (experiments/denoising/wrong_labels.py).
+# Chosen on other draws of CIFAR-10 and Fashion-MNIST than those reported (experiments/denoising/wrong_labels.py).
 FIRST_SHARE = 0.5  # of the steps, for the network of the given labels alone: less of the wrong ones is learned
 TRUSTED_SHARE = 0.25  # for a network of trusted samples alone
 LAST_SHARE = 0.25  # for the network of all samples, which starts from that of a fold
