@@ -21,7 +21,6 @@ from collections.abc import Callable
 from typing import Any
 
 WIDTHS, CLASSES, BATCH = (512, 256), 10, 200
-SMALL = (64, 32)  # of the second table
 
 
 def torch_module(outputs: int = CLASSES, widths: tuple[int, int] = WIDTHS) -> Any:
@@ -100,11 +99,12 @@ def milliseconds(run: Callable[[], Any], moves: int) -> float:
 
 def moves_table(runs: int, moves: int) -> None:
     """Measure lower moves and print the first table."""
+    from benchmarks import foreign_accuracy
     from benchmarks.lower_move import program
     from bilevax.derivatives import exact
     from bilevax.nn import as_model, mlp
 
-    models = {"own layers": mlp(CLASSES, WIDTHS)}
+    models = {foreign_accuracy.OWN: mlp(CLASSES, WIDTHS)}
     models |= {f"{name}, by the adapter": as_model(make(), CLASSES) for name, make in installed().items()}
     programs = {name: program(model, moves, exact) for name, model in models.items()}
     variants: dict[str, Callable[[], Any]] = {name: found.call for name, found in programs.items()}
@@ -117,7 +117,7 @@ def moves_table(runs: int, moves: int) -> None:
     for _ in range(runs):
         for name, run in variants.items():
             times[name].append(milliseconds(run, moves))
-    own = times["own layers"]
+    own = times[foreign_accuracy.OWN]
     print(f"{'one lower move of Penalty':<28}{'ms':>8}{'least':>8}{'ratio':>8}{'MB':>8}")
     for name, found in times.items():
         ratio = statistics.median(a / b for a, b in zip(found, own, strict=True))
@@ -144,9 +144,11 @@ def main() -> None:
 
     moves_table(options.runs, options.moves)
     if "BILEVAX_DATA" in os.environ:
-        makers: dict[str, Callable[[int], Any]] = {"own layers": lambda outputs: mlp(outputs, SMALL)}
+        makers: dict[str, Callable[[int], Any]] = {
+            foreign_accuracy.OWN: lambda outputs: mlp(outputs, foreign_accuracy.SMALL)
+        }
         for name, make in installed().items():
-            makers[name] = lambda outputs, make=make: make(outputs, SMALL)
+            makers[name] = lambda outputs, make=make: make(outputs, foreign_accuracy.SMALL)
         print()
         foreign_accuracy.table(makers, options.seeds)
 

@@ -10,11 +10,12 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree, Shaped
 
-from bilevax._checks import require_count
+from bilevax._checks import InputError, require_count
 from bilevax.applications.fewshot.episodes import (
     Adapt,
     Episode,
@@ -180,6 +181,11 @@ def start_of(
 ) -> tuple[PyTree, Float[Array, "tasks way d"]]:
     """Return the parameters of a new representation, and heads of zeros."""
     u = representation.init(key, pixels(source.images[0]))
+    if not np.any(representation.apply(u, pixels(source.images[0]))):
+        raise InputError(
+            "The representation's features are all zero at its start, where their cosines have no gradient. Draw its "
+            "last layer at random: bilevax.nn.mlp starts it at zero, as for logits."
+        )
     shapes = jax.eval_shape(lambda: features_of(representation, u, source.at(0, key).lower))
     return u, jnp.zeros((source.tasks, source.way, shapes.shape[-1]), shapes.dtype)
 
