@@ -28,6 +28,9 @@ def of_torch(outputs, norm=False):
     torch.manual_seed(0)
     middle = [torch.nn.BatchNorm1d(WIDTH)] if norm else []
     layers = torch.nn.Linear(64, WIDTH), *middle, torch.nn.ReLU(), torch.nn.Linear(WIDTH, outputs)
+    for layer in (layers[0], layers[-1]):  # as in the other libraries; PyTorch draws biases, too
+        torch.nn.init.xavier_uniform_(layer.weight)
+        torch.nn.init.zeros_(layer.bias)
     return torch.nn.Sequential(*layers)
 
 
