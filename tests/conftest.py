@@ -49,12 +49,15 @@ LONG_EXAMPLES = {
     f"bilevax.applications.{name}"
     for name in (
         "denoising.importance_classifier.ImportanceClassifier",
+        "denoising.regressor.DenoisingRegressor",
+        "denoising.tasks.denoising_task",
         "denoising.tasks.meta_weight_task",
         "denoising.tasks.reweighting_task",
         "fewshot.estimator.FewShotLearner",
         "poisoning.added_points.untargeted_task",
         "poisoning.audit.audit",
         "tuning.classifier.tune",
+        "tuning.glm.faces.TunedLogisticRegression",
         "tuning.lasso.TunedLasso",
         "tuning.lasso.lasso_task",
     )
