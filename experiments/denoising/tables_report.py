@@ -226,9 +226,12 @@ def footnotes(settings: Settings, found: Found, methods: Sequence[str]) -> list[
         "The settings of the ranking were chosen on other tables. Trials of the method, before there were settings, "
         "used segment and churn.",
         "CPU seconds are those of all threads of the process. Wall seconds depend on other work on the machine.",
-        "All of 'parts' is the ranking. Each row before it lacks the later parts; the first fit of the ranking does "
-        "not learn trusted rows, except in the third row.",
     ]
+    if any(ABLATION in rows[0] for rows in found.values()):
+        notes.append(
+            "All of 'parts' is the ranking. Each row before it lacks the later parts; the first fit of the ranking "
+            "does not learn trusted rows, except in the third row."
+        )
     if OURS in methods:
         lead = leads(found, methods)
         behind = sorted((values[0], cell) for cell, values in lead.items() if values[0] < -BEHIND)
