@@ -1,5 +1,6 @@
 """The applications with modules of PyTorch, Keras and flax.nnx, beside the library's own network, on digits."""
 
+import importlib.util
 import os
 import warnings
 
@@ -24,7 +25,8 @@ WIDTH = 32
 
 def of_torch(outputs, norm=False):
     torch = pytest.importorskip("torch")
-    pytest.importorskip("torchax")
+    if importlib.util.find_spec("torchax") is None:  # which from_torch must be the first to import
+        pytest.skip("torchax is not installed")
     torch.manual_seed(0)
     middle = [torch.nn.BatchNorm1d(WIDTH)] if norm else []
     layers = torch.nn.Linear(64, WIDTH), *middle, torch.nn.ReLU(), torch.nn.Linear(WIDTH, outputs)
