@@ -35,7 +35,10 @@ ORDER = [
 ]
 DIFFERENTIATION = {"grad", "value_and_grad", "jvp", "vjp", "linearize", "jacfwd", "jacrev", "hessian"}
 # The last one differentiates a plain loss of a noise matrix.
-MAY_DIFFERENTIATE = {"derivatives.py", "solvers/unrolled.py", "applications/denoising/noise.py"}
+MAY_DIFFERENTIATE = {
+    *("derivatives.py", "solvers/unrolled.py"),
+    *("applications/denoising/noise.py", "applications/denoising/forward.py"),  # plain training losses
+}
 FILES = sorted(SOURCE.rglob("*.py"))
 PRIVATE_FILES = {path.stem for path in FILES} | {path.parent.name for path in FILES}
 
