@@ -203,7 +203,8 @@ def by_cleanlab(expert: Expert, drawn: Draw, seed: int) -> dict[str, Any]:
 
 def by_trusted_samples(model: Any, drawn: Draw) -> dict[str, Any]:
     """The probability that each given label is wrong, by a model of the trusted samples alone."""
-    fitted = clone(model).fit(drawn.X[drawn.trusted], drawn.labels[drawn.trusted])
+    fresh: Any = clone(model)
+    fitted = fresh.fit(drawn.X[drawn.trusted], drawn.labels[drawn.trusted])
     p = np.zeros((len(drawn.labels), drawn.classes))
     p[:, fitted.classes_] = fitted.predict_proba(drawn.X)
     own = p[np.arange(len(p)), drawn.labels]

@@ -72,7 +72,11 @@ def as_numbers(
             f"X is a data frame with columns of text, and X_val is a {type(X_val).__name__}. Pass a frame."
         )
     for name, frame in (("X", X), ("X_val", X_val)):
-        lacking = [c for c, missing in zip(frame.columns, frame.isna().to_numpy().any(0), strict=True) if missing]
+        lacking = [
+            c
+            for c, missing in zip(frame.columns, np.any(frame.isna().to_numpy(), axis=0).tolist(), strict=True)
+            if missing
+        ]
         if len(set(frame.columns)) < len(frame.columns):
             raise InputError(f"{name} has several columns of one name. Rename them.")
         if lacking:

@@ -64,9 +64,10 @@ def settle_labels(contents: Sequence[Content]) -> list[Labels]:
     return settled
 
 
-def _require_no_quantity(name: str, labels: pd.Series) -> None:
+def _require_no_quantity(name: str, labels: pd.Series | np.ndarray) -> None:
     """Refuse numbers with fractions."""
-    numbers = pd.to_numeric(labels.astype("str").str.strip(), errors="coerce").to_numpy(np.float64)
+    texts = pd.Series(labels).astype("str").str.strip()
+    numbers: np.ndarray = np.asarray(pd.to_numeric(texts, errors="coerce"), np.float64)
     finite = np.isfinite(numbers)
     if finite.mean() > MOST_CLASSES and (fractions := numbers[finite & (numbers != np.round(numbers))]).size:
         raise InputError(
