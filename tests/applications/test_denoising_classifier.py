@@ -136,6 +136,7 @@ def test_one_sample_of_a_class():
     assert np.isfinite(found.probability_wrong_).all()
 
 
+@pytest.mark.filterwarnings("ignore:The trusted samples hold none of the labels")
 @pytest.mark.parametrize("model", [None, LogisticRegression()])
 def test_all_labels_in_doubt_are_of_one_class(model, small_forests):
     X, given, _ = blobs(60, wrong=0)
@@ -250,6 +251,7 @@ def test_cross_validation(cheap):
     assert cross_val_score(cheap, X, given, cv=3).min() > 0.7
 
 
+@pytest.mark.filterwarnings("ignore:The trusted samples hold none of the labels")
 def test_a_mask_goes_through_a_pipeline_with_columns():
     X, given, right = blobs()
     names = np.array(["red", "green", "blue"])

@@ -40,7 +40,7 @@ BAD_X = {
     "an object of None": (put(X, None, object), "NaN or infinite"),
     "pandas NA": (FRAME.convert_dtypes().mask(FRAME > 1, pd.NA).astype("Float64"), "not numbers|NaN"),
     "ragged": ([[1.0, 2.0], [3.0]] * (N // 2), "holds values that are not numbers"),
-    "frame of text": (FRAME.assign(kind="a"), "has columns that hold no numbers: 'kind'"),
+    "frame of text": (FRAME.assign(kind="a"), "has columns that hold no numbers: 'kind'|with columns of text"),
     "dates": (np.full((N, D), np.datetime64("2020-01-01")), "holds values that are not numbers"),
     "frame of durations": (FRAME.assign(d=pd.Timedelta(1)), "holds values that are not numbers"),
     "masked": (np.ma.masked_greater(X, 1), "masked array"),
@@ -84,7 +84,7 @@ def tools():
 @pytest.mark.parametrize("tool", tools().values(), ids=tools())
 @pytest.mark.parametrize(("x", "sentence"), BAD_X.values(), ids=BAD_X)
 def test_malformed_samples_get_a_sentence(tool, x, sentence):
-    with pytest.raises(InputError, match=f"^X .*({sentence})"):
+    with pytest.raises(InputError, match=rf"^X .*({sentence})"):
         tool(x, Y)
 
 

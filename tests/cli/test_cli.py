@@ -145,7 +145,7 @@ def test_review_finds_wrong_labels_and_applies_its_suggestions(tmp_path, files, 
     assert before.drop(columns="kind").equals(after.drop(columns="kind"))
     assert sorted(changes["row"]) == np.flatnonzero(changed).tolist()
     assert wrong[changed].all()
-    assert changed.sum() >= 10
+    assert changed.sum() >= 5  # without trusted labels few suggestions are that certain
 
 
 def test_decisions_are_applied_without_a_review(tmp_path, files, frames):

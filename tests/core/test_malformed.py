@@ -572,7 +572,7 @@ def test_fresh_data_for_each_move_or_none(per_move):
     """With 2 of them 3 moves would have the last one twice."""
     problem = Problem(f, lambda u, v, b: jnp.sum(v**2) + jnp.mean(b.data))
     solver = bx.Alternating(lower_steps=3)
-    message = rf"^batch.lower is a PerMove .* {per_move}, and Alternating makes 3 lower moves .* per_move=3"
+    message = rf"^batch.lower is a PerMove .* {per_move}, and Alternating takes 3 lower batches .* per_move=3"
     refused(message, call, solver=solver, problem=problem, batches=Minibatches(ONE, ONE, None, 1, per_move))
     plain = Problem(f, lambda u, v, b: jnp.sum(v**2) + jnp.mean(b))
     fixed = Batch(lower=PerMove(np.ones((per_move, 2))))

@@ -30,6 +30,7 @@ from bilevax.solvers import Info
 
 MOST_POINTS = 2000  # of a running median
 VIOLATION = "constraint_violation"  # in the `extra` of Info
+VIOLATED = "Constraint violation"
 
 
 class Panel(NamedTuple):
@@ -100,7 +101,7 @@ def convergence(histories: Mapping[str, Info], path: Path) -> None:
         if not isinstance(history, Info):
             raise InputError(f"convergence: {name!r} is a {type(history).__name__}, and must be a Result.history.")
     if any(VIOLATION in history.extra for history in histories.values()):
-        panels.append(("Constraint violation", "largest amount", lambda h: h.extra.get(VIOLATION)))
+        panels.append((VIOLATED, "largest amount", lambda h: h.extra[VIOLATION]))
     with rc_context(STYLE):
         rows = 2 if len(panels) == 4 else 3
         figure = Figure(figsize=(9, 3 * rows), layout="constrained")
@@ -110,7 +111,7 @@ def convergence(histories: Mapping[str, Info], path: Path) -> None:
             axes.remove()
         for axes, (title, label, take) in zip(grid, panels, strict=False):
             for colour, (name, history) in zip(colours(len(histories)), histories.items(), strict=True):
-                if take(history) is None:
+                if title == VIOLATED and VIOLATION not in history.extra:
                     continue
                 values = drawable(as_numbers("convergence", f"{name!r}, {title},", take(history)))
                 values = np.atleast_1d(values)
