@@ -75,22 +75,42 @@ class Forest:
 
     def fit(self, X: Shaped[np.ndarray, "n d"], targets: Float[np.ndarray, "n classes"], seed: int) -> FittedForest:
         """Fit the forest."""
-        kind: Any = ExtraTreesRegressor if self.extra else RandomForestRegressor
-        forest = kind(
-            self.trees,
-            bootstrap=True,
-            oob_score=_no_score,
-            min_samples_leaf=self.leaf,
-            max_features="sqrt",
-            max_samples=None if len(X) <= MOST_OF_A_TREE else MOST_OF_A_TREE,
-            random_state=seed,
-            n_jobs=-1,
-        ).fit(X, targets)
-        forest.n_jobs = 1  # predictions are summed in the order in which threads end: their last bits would differ
+        forest = grown_forest(self, X, targets, seed, "sqrt")
         return FittedForest(_normalised(forest.oob_prediction_), forest)
 
 
-def _no_score(*_: Any) -> float:
+def grown_forest(
+    settings: Any,
+    X: Shaped[np.ndarray, "n d"],
+    y: Float[np.ndarray, "n ..."],
+    seed: int,
+    max_features: float | str,
+    weights: Float[np.ndarray, " n"] | None = None,
+) -> Any:
+    """A fitted forest of scikit-learn with predictions out of the bag.
+
+    Args:
+        settings: has `extra`, `trees` and `leaf`, as `Forest` has.
+        X, y, seed: samples, targets, and the seed of the trees.
+        max_features: as for scikit-learn's forests.
+        weights: of the samples.
+    """
+    kind: Any = ExtraTreesRegressor if settings.extra else RandomForestRegressor
+    forest = kind(
+        settings.trees,
+        bootstrap=True,
+        oob_score=no_score,
+        min_samples_leaf=settings.leaf,
+        max_features=max_features,
+        max_samples=None if len(X) <= MOST_OF_A_TREE else MOST_OF_A_TREE,
+        random_state=seed,
+        n_jobs=-1,
+    ).fit(X, y, sample_weight=weights)
+    forest.n_jobs = 1  # predictions are summed in the order in which threads end: their last bits would differ
+    return forest
+
+
+def no_score(*_: Any) -> float:
     """A score that costs nothing; scikit-learn predicts out of the bag only where a score is wanted."""
     return 0.0
 

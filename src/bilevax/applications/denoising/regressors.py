@@ -8,19 +8,17 @@ import numpy as np
 from jaxtyping import Float
 from scipy import optimize, special
 from sklearn.base import clone
-from sklearn.ensemble import ExtraTreesRegressor, RandomForestRegressor
 from sklearn.linear_model import RidgeCV
 from sklearn.model_selection import KFold
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import SplineTransformer, StandardScaler
 from threadpoolctl import threadpool_limits
 
-from bilevax.applications.denoising.experts import weight_argument
+from bilevax.applications.denoising.experts import grown_forest, weight_argument
 
 FOLDS = 5
 PENALTIES = tuple(np.logspace(-2, 5, 15))
 WIDE = 50  # columns, beyond which they get no splines
-MOST_OF_A_TREE = 10_000  # rows
 ROUNDING = 0.01  # squared, in units of the least error
 
 
@@ -76,24 +74,8 @@ class ForestRegressor:
         self, X: Float[np.ndarray, "n d"], y: Float[np.ndarray, " n"], weights: Float[np.ndarray, " n"], seed: int
     ) -> FittedForestRegressor:
         """Fit the forest."""
-        kind: Any = ExtraTreesRegressor if self.extra else RandomForestRegressor
-        forest = kind(
-            self.trees,
-            bootstrap=True,
-            oob_score=_no_score,
-            min_samples_leaf=self.leaf,
-            max_features=0.5 if X.shape[1] > 2 else 1.0,
-            max_samples=None if len(X) <= MOST_OF_A_TREE else MOST_OF_A_TREE,
-            random_state=seed,
-            n_jobs=-1,
-        ).fit(X, y, sample_weight=weights)
-        forest.n_jobs = 1  # predictions are summed in the order in which threads end: their last bits would differ
+        forest = grown_forest(self, X, y, seed, 0.5 if X.shape[1] > 2 else 1.0, weights)
         return FittedForestRegressor(np.asarray(forest.oob_prediction_, np.float64), forest)
-
-
-def _no_score(*_: Any) -> float:
-    """A score that costs nothing; scikit-learn predicts out of the bag only where a score is wanted."""
-    return 0.0
 
 
 class FittedFoldRegressors(NamedTuple):
