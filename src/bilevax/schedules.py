@@ -45,6 +45,24 @@ class Geometric:
         return jnp.clip(self.initial * self.factor**stage, self.low, self.high)
 
 
+@dataclass(frozen=True)
+class Power:
+    """The schedule `initial * (k + 1)**power`.
+
+    Example:
+        >>> from bilevax.schedules import Power
+        >>> print(round(float(Power(2.0, 0.5)(3)), 2))
+        4.0
+    """
+
+    initial: float
+    power: float
+
+    def __call__(self, stage: Any) -> Any:
+        """The value at a stage."""
+        return self.initial * (stage + 1.0) ** self.power
+
+
 def at(schedule: Schedule | float, stage: Any) -> Any:
     """The value of a schedule, or of a plain number, at a stage."""
     return schedule(stage) if callable(schedule) else float(schedule)  # a NumPy number would promote

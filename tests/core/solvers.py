@@ -11,8 +11,7 @@ import optax
 import bilevax as bx
 from bilevax import derivatives, linear_solve
 from bilevax.penalties import L1
-from bilevax.schedules import Geometric
-from bilevax.solvers.meha import Power
+from bilevax.schedules import Geometric, Power
 
 UPPER, LOWER = optax.adam(2e-2), optax.sgd(5e-2)
 ADAM = optax.adam(2e-2)

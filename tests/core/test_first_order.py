@@ -10,7 +10,7 @@ import pytest
 
 import bilevax as bx
 from bilevax.penalties import L1
-from bilevax.solvers.meha import Power
+from bilevax.schedules import Power
 from tests.core.solvers import BATCH, LOWER, PROBLEM, START, UPPER
 
 KEY = jax.random.key(0)

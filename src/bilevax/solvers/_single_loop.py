@@ -7,12 +7,14 @@ p is near -(grad2_vv g)^-1 grad_v f, and is kept in the state. At a point (u, v,
 and the two parts of g come from one vector-Jacobian product. A method is how it estimates the directions.
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, PRNGKeyArray, PyTree
+from jax.typing import ArrayLike
+from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
 from bilevax import derivatives
 from bilevax._checks import InputError
@@ -104,6 +106,36 @@ def moved(
 def point_of(problem: Problem, state: base.State, batch: Batch, key: PRNGKeyArray) -> Point:
     """Return the point of a state; v is at the start that the problem prescribes, if it does."""
     return Point(state.u, base.start_of_step(problem, state, batch, key), state.memory[0])
+
+
+class Inner(NamedTuple):
+    """v after its moves in a step, the state of its optimizer, (g, |grad_v g|) before the last move, and f at v.
+
+    `products(p, t)` are the second products of g, those of number t on the lower batch after the moves' and t more.
+    """
+
+    v: PyTree
+    lower_opt: optax.OptState
+    losses: tuple[Float[Array, ""], Float[Array, ""]]
+    f: derivatives.Upper
+    products: Callable[[PyTree, Int[ArrayLike, ""]], tuple[PyTree, PyTree]]
+
+
+def inner_loop(solver: Any, problem: Problem, state: base.State, batch: Batch, key: PRNGKeyArray) -> Inner:
+    """Return v after the `lower_steps` moves of a step, and what a linear system there needs."""
+    start_key, lower_key, linear_key, upper_key = jax.random.split(key, 4)
+    u = state.u
+    v = base.start_of_step(problem, state, batch, start_key)
+    descent = base.Descent(problem, u, solver.lower_optimizer)
+    v, lower_opt, losses = descent.moves(v, state.lower_opt, batch, solver.lower_steps, lower_key)
+    f = derivatives.upper(problem, u, v, batch.upper, upper_key)
+
+    def products(p: PyTree, t: Int[ArrayLike, ""]) -> tuple[PyTree, PyTree]:
+        key = jax.random.fold_in(linear_key, t)
+        data = base.lower_data(batch, solver.lower_steps + t)
+        return derivatives.lower(problem, u, v, data, key).second_products(p)
+
+    return Inner(v, lower_opt, losses, f, products)
 
 
 def bounded(solver: Any) -> Any:

@@ -9,7 +9,6 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import PRNGKeyArray, PyTree
 
-from bilevax import derivatives
 from bilevax._checks import settle_counts
 from bilevax.problem import Batch, Problem
 from bilevax.solvers import _single_loop as single_loop
@@ -77,17 +76,9 @@ class AmIGO:
         self, problem: Problem, state: base.State, batch: Batch, key: PRNGKeyArray
     ) -> tuple[base.State, base.Info]:
         """Move v T times, p M times, and u once."""
-        start_key, lower_key, linear_key, upper_key = jax.random.split(key, 4)
-        u, (p, p_opt, _) = state.u, state.memory
-        v = base.start_of_step(problem, state, batch, start_key)
-        descent = base.Descent(problem, u, self.lower_optimizer)
-        v, lower_opt, (lower_loss, lower_norm) = descent.moves(v, state.lower_opt, batch, self.lower_steps, lower_key)
-        f = derivatives.upper(problem, u, v, batch.upper, upper_key)
-
-        def products(p: PyTree, t: Any) -> tuple[PyTree, PyTree]:
-            key = jax.random.fold_in(linear_key, t)
-            data = base.lower_data(batch, self.lower_steps + t)
-            return derivatives.lower(problem, u, v, data, key).second_products(p)
+        p, p_opt, _ = state.memory
+        inner = single_loop.inner_loop(self, problem, state, batch, key)
+        f, products = inner.f, inner.products
 
         def one(carry: Any, t: Any) -> tuple[Any, None]:
             p, opt = carry
@@ -99,5 +90,5 @@ class AmIGO:
         direction = optax.tree.add(cross, f.grad_u)
         moved, upper_opt = base.move_upper(self, problem, state, direction)
         extra = {"linear_residual": optax.tree.norm(optax.tree.add(image, f.grad_v))}
-        info = base.Info(f.loss, lower_loss, optax.tree.norm(direction), lower_norm, extra)
-        return base.State(moved, v, upper_opt, lower_opt, (p, p_opt, ())), info
+        info = base.Info(f.loss, inner.losses[0], optax.tree.norm(direction), inner.losses[1], extra)
+        return base.State(moved, inner.v, upper_opt, inner.lower_opt, (p, p_opt, ())), info

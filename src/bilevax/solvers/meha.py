@@ -12,27 +12,9 @@ from jaxtyping import PRNGKeyArray, PyTree
 from bilevax import derivatives, schedules
 from bilevax._checks import InputError, require_function, require_number
 from bilevax.problem import Batch, Problem
-from bilevax.schedules import Schedule
+from bilevax.schedules import Power, Schedule
 from bilevax.solvers import base
 from bilevax.solvers._value_function import Counted
-
-
-@dataclass(frozen=True)
-class Power:
-    """The schedule `initial * (k + 1)**power`.
-
-    Example:
-        >>> from bilevax.solvers.meha import Power
-        >>> print(round(float(Power(2.0, 0.5)(3)), 2))
-        4.0
-    """
-
-    initial: float
-    power: float
-
-    def __call__(self, stage: Any) -> Any:
-        """The value at a stage."""
-        return self.initial * (stage + 1.0) ** self.power
 
 
 @dataclass(frozen=True)
