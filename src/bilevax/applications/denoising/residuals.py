@@ -7,6 +7,8 @@ from jaxtyping import Bool, Float
 from scipy import special
 from sklearn.ensemble import ExtraTreesRegressor
 
+from bilevax.applications.denoising.experts import no_score
+
 FREEDOMS = (3.0, 5.0, 10.0, 50.0)  # of the Student distribution of right residuals
 USUAL = 5.0
 RATES = np.concatenate([[1e-4], np.linspace(0.005, 0.6, 120)])
@@ -172,7 +174,7 @@ def expected_deviation(
     logs = np.log(np.clip(error / typical, 0.05, 20))
     kind: Any = ExtraTreesRegressor
     forest = kind(
-        TREES, bootstrap=True, oob_score=_no_score, min_samples_leaf=10, max_features=0.5, random_state=seed, n_jobs=-1
+        TREES, bootstrap=True, oob_score=no_score, min_samples_leaf=10, max_features=0.5, random_state=seed, n_jobs=-1
     )
     forest.fit(np.column_stack([X, predicted]), logs, sample_weight=weights + 1e-6)
     found = forest.oob_prediction_ - np.average(forest.oob_prediction_, weights=weights + 1e-12)
@@ -190,8 +192,3 @@ def _weighted_median(values: Float[np.ndarray, " n"], weights: Float[np.ndarray,
     order = np.argsort(values)
     total = np.cumsum(weights[order])
     return float(values[order][min(np.searchsorted(total, total[-1] / 2), len(values) - 1)])
-
-
-def _no_score(*_: object) -> float:
-    """A score that costs nothing; scikit-learn predicts out of the bag only where a score is wanted."""
-    return 0.0
