@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import runpy
 import signal
 import subprocess
 import sys
@@ -395,3 +396,11 @@ def test_no_heading_of_the_table_is_cut_at_80_columns(monkeypatch, more):
     assert all(word in words for heading, _, _ in columns for word in heading.split())
     assert "…" not in printed
     assert all(word in words for word in ("oracle:", "98.7%", "12,345", "0.500", "1234.5"))
+
+
+def test_the_package_runs_as_a_module(monkeypatch):
+    calls = []
+    monkeypatch.setattr(cli, "main", lambda: calls.append(sys.argv[1:]))
+    monkeypatch.setattr(sys, "argv", ["bilevax", "--version"])
+    runpy.run_module("bilevax", run_name="__main__")
+    assert calls == [["--version"]]

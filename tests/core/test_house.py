@@ -32,6 +32,7 @@ ORDER = [
     "applications",
     "saved",
     "cli",
+    "__main__",
 ]
 DIFFERENTIATION = {"grad", "value_and_grad", "jvp", "vjp", "linearize", "jacfwd", "jacrev", "hessian"}
 # The last one differentiates a plain loss of a noise matrix.
