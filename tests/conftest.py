@@ -58,8 +58,6 @@ LONG_EXAMPLES = {
         "poisoning.audit.audit",
         "tuning.classifier.tune",
         "tuning.glm.faces.TunedLogisticRegression",
-        "tuning.lasso.TunedLasso",
-        "tuning.lasso.lasso_task",
     )
 }
 

@@ -1,15 +1,12 @@
 """Hyperparameters by gradient: each by another route, the hypergradient against retraining, the estimator."""
 
-import dataclasses
 import functools
-import itertools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-import scipy.linalg
 from scipy.sparse import csr_array
 from scipy.special import log_softmax
 from sklearn.linear_model import LogisticRegression
@@ -18,11 +15,7 @@ from sklearn.metrics import log_loss
 from bilevax import Alternating, Implicit, InputError, Penalty, solve, whole
 from bilevax.applications.tuning import (
     classifier_task,
-    fit_logistic,
-    hyperparameters,
     implicit_solver,
-    logistic_task,
-    penalty_solver,
     tune,
     tuning_task,
 )
@@ -346,168 +339,3 @@ def test_tune_with_another_solver(few, key):
 def test_tune_refuses_no_training(few, key):
     with pytest.raises(InputError, match="train_steps is 0"):
         tune(softmax_regression(3), *few, [LAYER_L2], key=key, train_steps=0)
-
-
-# --- logistic regression ----------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("classes", [2, 3])
-@pytest.mark.parametrize("strength", [0.1, 1.0, 30.0])
-def test_fit_logistic_with_one_strength_is_scikit_learns(classes, strength):
-    X, y = blobs(5, 90, classes=classes)
-    X = X * [1.0, 10.0, 0.1, 1.0] + 3
-    ours = fit_logistic(np.full(4, strength), X, y)
-    theirs = LogisticRegression(C=1 / strength, solver="newton-cholesky", tol=1e-10).fit(X, y)
-    np.testing.assert_allclose(ours.coef_, theirs.coef_, atol=1e-5)
-    np.testing.assert_allclose(ours.predict_proba(X), theirs.predict_proba(X), atol=1e-5)
-
-
-@pytest.mark.parametrize("classes", [2, 3])
-def test_fit_logistic_is_stationary_in_the_penalised_loss(classes, rng):
-    X, y = blobs(6, 90, classes=classes)
-    strength = np.exp(rng.uniform(-5, 5, 4))
-    model = fit_logistic(strength, X, y)
-    wrong = model.predict_proba(X) - np.eye(classes)[y]
-    if classes == 2:
-        wrong = wrong[:, 1:]
-    np.testing.assert_allclose(wrong.T @ X + strength * model.coef_, 0, atol=1e-4)
-    np.testing.assert_allclose(wrong.sum(0), 0, atol=1e-4)
-
-
-@pytest.mark.parametrize(
-    ("strength", "message"),
-    [
-        (np.ones(3), r"strength has shape \(3,\) and X \(90, 4\)"),
-        (np.array([1.0, 0.0, np.nan, 2.0]), "strength holds 1 NaN"),
-        (np.array([1.0, 0.0, -1.0, 2.0]), "2 of 4 entries that are not positive"),
-    ],
-)
-def test_fit_logistic_refuses(strength, message):
-    with pytest.raises(InputError, match=message):
-        fit_logistic(strength, *blobs(5, 90))
-
-
-def optimum(task, X, u, y):
-    """v*(u) of a logistic_task, from scikit-learn's coefficients: w = R z, and the features are centred."""
-    model = fit_logistic(np.exp(u), X, y)
-    whitening = np.asarray(task.batches.lower.coefficients(np.eye(X.shape[1])))
-    weight = np.linalg.solve(whitening, model.coef_.T)
-    bias = model.intercept_ + model.coef_ @ X.mean(0)
-    return {"weight": jnp.asarray(weight), "bias": jnp.asarray(bias)}
-
-
-@pytest.mark.parametrize("classes", [2, 3])
-def test_logistic_task_states_the_problem_that_scikit_learn_solves(classes, rng):
-    X, y = blobs(7, 60, classes=classes)
-    X_validation, y_validation = blobs(8, 80, classes=classes)
-    X, X_validation = (a @ rng.normal(size=(4, 4)) + 2 for a in (X, X_validation))
-    task = logistic_task(X, y, X_validation, y_validation, classes)
-    assert task.start[1]["weight"].shape == (4, 1 if classes == 2 else 3)
-    u = rng.uniform(-3, 3, 4)
-    v = optimum(task, X, u, y)
-    model = fit_logistic(np.exp(u), X, y)
-    metrics = task.metrics(u, v)
-    penalty = (np.exp(u) * model.coef_**2).sum() / (2 * 60)
-    assert metrics["train_loss"] == pytest.approx(log_loss(y, model.predict_proba(X)) + penalty, rel=1e-9)
-    truth = log_loss(y_validation, model.predict_proba(X_validation))
-    assert metrics["validation_loss"] == pytest.approx(truth, rel=1e-9)
-    gradient = jax.grad(lower, 2)(task.problem, u, v, task.batches.lower, None)
-    assert float(optax.tree.norm(gradient)) < 1e-5
-
-
-@pytest.mark.parametrize("classes", [2, pytest.param(3, marks=pytest.mark.slow)])
-def test_hypergradient_is_that_of_retraining(classes, rng, key):
-    """Implicit's direction at v*(u), and Penalty's where its v has settled, against differences of retrained models."""
-    X, y = blobs(7, 60, classes=classes)
-    X_validation, y_validation = blobs(8, 80, classes=classes)
-    task = logistic_task(X, y, X_validation, y_validation, classes)
-    u, step = rng.uniform(-2, 2, 4), 1e-2
-
-    def validation_loss(u):
-        return log_loss(y_validation, fit_logistic(np.exp(u), X, y).predict_proba(X_validation))
-
-    truth = [(validation_loss(u + step * e) - validation_loss(u - step * e)) / (2 * step) for e in np.eye(4)]
-    assert np.abs(truth).max() > 1e-3
-    v = optimum(task, X, u, y)
-    # Descent by 1 shows the direction as the change of u.
-    implicit = Implicit(optax.sgd(1.0), optax.sgd(0.0), lower_steps=1)
-    moved = solve(implicit, task.problem, jnp.asarray(u), v, task.batches, steps=1, key=key)
-    np.testing.assert_allclose(u - np.asarray(moved.u), truth, rtol=1e-3, atol=1e-6)
-    settled = Penalty(optax.sgd(1e-12), optax.adam(optax.exponential_decay(1e-4, 500, 0.3)), 4000, 1e6, nu=0.0)
-    still = solve(settled, task.problem, jnp.asarray(u), v, task.batches, steps=1, key=key)
-    one = dataclasses.replace(settled, upper_optimizer=optax.sgd(1.0), lower_optimizer=optax.sgd(0.0), lower_steps=1)
-    moved = solve(one, task.problem, jnp.asarray(u), still.v, task.batches, steps=1, key=key)
-    np.testing.assert_allclose(u - np.asarray(moved.u), truth, rtol=2e-2, atol=1e-4)
-
-
-@pytest.mark.slow
-def test_penalty_ends_beside_the_best_of_a_fine_grid(key):
-    """Two strengths, so that a grid can be as fine as one likes."""
-    X, y = blobs(9, 50, features=2, classes=2, informative=1)
-    X_validation, y_validation = blobs(10, 400, features=2, classes=2, informative=1)
-    task = logistic_task(X, y, X_validation, y_validation, 2)
-
-    def validation_loss(*u):
-        return log_loss(y_validation, fit_logistic(np.exp(u), X, y).predict_proba(X_validation))
-
-    default = validation_loss(0.0, 0.0)
-    best = min(itertools.starmap(validation_loss, itertools.product(np.linspace(-5, 5, 21), repeat=2)))
-    result = solve(penalty_solver(150, lower_rate=0.1), task.problem, *task.start, task.batches, steps=150, key=key)
-    found = validation_loss(*np.asarray(result.u))
-    assert found < best + 0.05 * (default - best)
-    assert default - best > 1e-3
-    assert (np.abs(result.u) <= hyperparameters.STRENGTH_RANGE).all()
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"y": np.zeros(11, int)}, "X has 12 samples and y 11 labels"),
-        ({"X_validation": np.zeros((0, 4)), "y_validation": np.zeros(0, int)}, r"X_validation has shape \(0, 4\)"),
-        ({"X_validation": np.zeros((12, 5))}, r"X has shape \(12, 4\) and X_validation \(12, 5\)"),
-        ({"classes": 2}, "a label 2, and classes is 2"),
-        ({"classes": 1}, "classes is 1"),
-        ({"y": np.array(["a", "b"] * 6)}, "y holds labels of type"),
-        ({"X": np.full((12, 4), 1e150)}, r"X holds a column whose largest value is 1.0e\+150"),
-    ],
-)
-def test_logistic_task_refuses(change, message):
-    X, y = blobs(0, 12)
-    arguments = {"X": X, "y": y, "X_validation": X, "y_validation": y, "classes": 3} | change
-    with pytest.raises(InputError, match=message):
-        logistic_task(**arguments)
-
-
-@pytest.mark.parametrize("classes", [2, 3])
-def test_wide_data_take_no_matrix_of_features_by_features(classes, monkeypatch):
-    X, y = blobs(15, 24, features=200, classes=classes)
-    taken = []
-    monkeypatch.setattr(np.linalg, "eigh", lambda a: taken.append(a.shape))
-    task = logistic_task(X[:18], y[:18], X[18:], y[18:], classes)
-    assert taken == []
-    lower = task.batches.lower
-    assert lower.vectors.shape == (200, 18)
-    x = X[:18] - X[:18].mean(0)
-    covariance = x.T @ x / 18
-    values, vectors = scipy.linalg.eigh(covariance)
-    root = vectors / np.sqrt(np.maximum(values, 0) + 0.01 * values[-1]) @ vectors.T
-    np.testing.assert_allclose(lower.coefficients(np.eye(200)), root, atol=1e-9)
-    np.testing.assert_allclose(lower.samples.x, x @ root, atol=1e-8)
-    # In the span of the samples the fit is that of all features.
-    strength = np.exp(np.random.default_rng(0).uniform(-2, 2, 200))
-    model = fit_logistic(strength, X, y)
-    wrong = model.predict_proba(X) - np.eye(classes)[y]
-    wrong = wrong[:, 1:] if classes == 2 else wrong
-    np.testing.assert_allclose(wrong.T @ X + strength * model.coef_, 0, atol=1e-5)
-    np.testing.assert_allclose(wrong.sum(0), 0, atol=1e-5)
-
-
-@pytest.mark.slow
-def test_features_that_are_constant_or_repeated_are_no_trouble(key):
-    X, y = blobs(11, 60)
-    X = np.column_stack([X, np.ones(60), X[:, 0]])
-    task = logistic_task(X, y, X, y, 3)
-    result = solve(penalty_solver(20, lower_rate=0.1), task.problem, *task.start, task.batches, steps=20, key=key)
-    assert np.isfinite(result.u).all()
-    constant = logistic_task(np.ones((6, 2)), np.arange(6) % 2, np.ones((6, 2)), np.arange(6) % 2, 2)
-    assert np.isfinite(constant.metrics(*constant.start)["train_loss"])

@@ -168,9 +168,7 @@ COMMANDS = {
     "denoise --trusted": lambda f, ok: ("denoise", ok, "--trusted", f),
     "denoise --pred-probs": lambda f, ok: ("denoise", ok, "--pred-probs", f),
     "denoise --test": lambda f, ok: ("denoise", ok, "--trusted", ok, "--compare", "--test", f),
-    "tune TRAIN": lambda f, ok: ("tune", f),
-    "tune --validation": lambda f, ok: ("tune", ok, "--validation", f),
-    "lasso --groups": lambda f, ok: ("tune", ok, "--lasso", "--groups", f),
+    "tune FILE": lambda f, ok: ("tune", f),
     "audit DATA": lambda f, ok: ("audit", f),
     "audit --validation": lambda f, ok: ("audit", ok, "--validation", f),
 }
@@ -202,13 +200,15 @@ def test_a_file_that_may_not_be_read(tmp_path):
 
 OPTIONS = [
     *((command, "--seed", value) for command in ("denoise", "tune", "audit", "fewshot") for value in (2**32, -1, "x")),
-    *((command, "--steps", 10**12) for command in ("denoise", "tune", "audit", "fewshot")),
-    *((command, "--devices", 10**9) for command in ("denoise", "tune", "audit", "fewshot")),
-    *((command, "--hold-out", value) for command in ("denoise", "tune") for value in ("nan", "inf", "-1")),
+    *((command, "--steps", 10**12) for command in ("denoise", "audit", "fewshot")),
+    *((command, "--devices", 10**9) for command in ("denoise", "audit", "fewshot")),
+    *(("denoise", "--hold-out", value) for value in ("nan", "inf", "-1")),
     *(("audit", "--budget", value) for value in ("nan", "inf", "-inf", -1, 0, 0.6)),
     *(("audit", name, 10**12) for name in ("--levels", "--seeds", "--hidden")),
     *(("fewshot", name, 10**12) for name in ("--tasks", "--filters", "--episodes", "--side", "--way", "--shot")),
     ("tune", "--trials", 10**12),
+    *(("tune", "--folds", value) for value in (1, "x", 10**6)),
+    *(("tune", "--quantile", value) for value in ("nan", "inf", -0.5, 1.5)),
 ]
 
 

@@ -1,340 +1,235 @@
-"""`bilevax tune`: its table against models fitted by hand, the files it writes, and what it refuses."""
+"""`bilevax tune`: the kind of target, the files it writes, what `bilevax predict` makes of its model, and refusals."""
 
 import json
 
 import numpy as np
 import pandas as pd
 import pytest
-from PIL import Image
-from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import log_loss
-from sklearn.preprocessing import scale
+from sklearn.datasets import load_diabetes
+from sklearn.linear_model import Ridge
 from typer.testing import CliRunner
 
 import bilevax
-from bilevax import InputError, _files, cli, plots
-from bilevax.applications.tuning import comparison
-from bilevax.applications.tuning.jobs import Job, job_from_files, ready_made_jobs
-from bilevax.applications.tuning.logistic import LOGISTIC_STEPS
-from bilevax.loop.stages import Stages
-from bilevax.plots import TimedLosses
+from bilevax import cli
+from bilevax.applications.tuning import TunedGLM, TunedPoissonRegressor
+from bilevax.data.samples.targets import kind_of
+from bilevax.saved import load_model, save_model
 
-METHODS = ["default (C=1)", "random search", "Bayesian, TPE", "Penalty"]
-QUICK = ["--trials", 8, "--steps", 40]
+FILES = [".bilevax", "importance.png", "model", "path.png", "results.json", "strengths.csv"]
 
 
-@pytest.fixture(autouse=True)
-def no_torch(monkeypatch):
-    """The same rows wherever the tests run."""
-    monkeypatch.setattr(comparison, "_has_torch", lambda: False)
-
-
-def bilevax_command(*arguments):
+def command(*arguments):
     return CliRunner().invoke(cli.app, [str(a) for a in arguments])
 
 
+def done(*arguments) -> str:
+    result = command(*arguments)
+    assert result.exit_code == 0, result.output
+    return " ".join(result.stdout.split())
+
+
 def refused(*arguments) -> str:
-    result = bilevax_command("tune", *arguments)
+    result = command("tune", *arguments)
     assert result.exit_code == 2, result.output
-    assert isinstance(result.exception, SystemExit)
     assert "Traceback" not in result.output
-    return result.stderr
+    return " ".join(result.stderr.split())
 
 
-def stages(folder):
-    _files.claim(folder / "checkpoints", "--out")
-    return Stages(folder / "checkpoints")
-
-
-def plants(seed, n):
-    """Two measures that tell three species apart, four that do not, and a column of text."""
+def houses(n=150, seed=0) -> pd.DataFrame:
     rng = np.random.default_rng(seed)
-    species = np.arange(n) % 3
-    X = rng.normal(size=(n, 6))
-    X[:, :2] += np.array([[0, 0], [2, 0], [0, 2]])[species]
-    frame = pd.DataFrame(X * [1, 100, 1, 1, 1, 1], columns=["height", "width", "a", "b", "c", "d"])
-    return frame.assign(soil=rng.choice(["clay", "sand"], n), species=np.array(["ash", "elm", "oak"])[species])
+    size, town, age = rng.normal(100, 30, n), rng.choice(["Alm", "Bad", "Cham"], n), rng.uniform(0, 80, n)
+    price = 3 * size + 90.0 * (town == "Bad") - 0.2 * age + rng.normal(0, 20, n)
+    return pd.DataFrame({"size": size, "town": town, "age": age, "noise": rng.normal(size=n), "price": price.round(2)})
 
 
 @pytest.fixture
-def files(tmp_path):
-    paths = [tmp_path / f"{name}.csv" for name in ("train", "validation", "test")]
-    for seed, (path, n) in enumerate(zip(paths, (90, 120, 150), strict=True)):
-        plants(seed, n).to_csv(path, index=False)
-    return paths
+def table(tmp_path):
+    def written(frame, name="table.csv"):
+        frame.to_csv(tmp_path / name, index=False)
+        return tmp_path / name
+
+    return written
 
 
-def one_hot(frame, like):
-    X = frame.drop(columns=["soil", "species"]).to_numpy()
-    like = like.drop(columns=["soil", "species"]).to_numpy()
-    return np.column_stack([(X - like.mean(0)) / like.std(0), frame["soil"] == "clay", frame["soil"] == "sand"])
+@pytest.mark.parametrize(
+    ("values", "kind"),
+    [
+        (np.array([1, 2] * 20), "classes"),
+        (np.repeat([1, 2, 3, 4, 5], 20), "classes"),
+        (np.arange(0, 100, 1.0), "quantity"),
+        (np.random.default_rng(0).poisson(2.0, 300), "counts"),
+        (np.random.default_rng(0).negative_binomial(1, 0.05, 300), "counts"),
+        (np.random.default_rng(0).integers(0, 10, 500), "classes"),
+        (np.random.default_rng(0).integers(-5, 300, 500), "quantity"),
+        (load_diabetes().target, "quantity"),
+        (np.array([0.1, 2.0, 3.0]), "quantity"),
+    ],
+)
+def test_the_kind_of_target(values, kind):
+    assert kind_of(np.asarray(values, float))[0] == kind
 
 
-@pytest.mark.slow
-def test_users_files_ended_by_a_signal_and_resumed(tmp_path, files, ended_early):
-    train, validation, test = (pd.read_csv(path) for path in files)
-    out = tmp_path / "deep" / "out"
-    command = ["tune", files[0], "--target", "species", "--validation", files[1], "--test", files[2], "--out", out]
-    ended_early([*command, *QUICK], 8)
-    result = bilevax_command(*command, *QUICK, "--resume")
-    assert result.exit_code == 0, result.output
-    assert sorted(path.name for path in out.iterdir()) == [
-        ".bilevax",
-        "results.json",
-        "strengths.csv",
-        "tuning.png",
-    ]
-    with Image.open(out / "tuning.png") as image:
-        assert image.size[0] > 900
-    text = " ".join(result.stdout.split())
-    assert "soil (2 values)" in text
-    assert "90 training, 120 validation, 150 test samples, 8 strengths, 3 classes" in text
-
-    report = json.loads((out / "results.json").read_text())
-    (told,) = report["data_sets"]
-    rows = {row["method"]: row for row in told["methods"]}
-    assert list(rows) == METHODS
+def test_a_quantity_with_a_column_of_text(tmp_path, table):
+    frame, out = houses(), tmp_path / "out"
+    path = table(frame)
+    text = done("tune", path, "--target", "price", "--strengths", "group", "--out", out)
+    assert "'price' is taken for a quantity (it has fractions): squared loss" in text
+    assert sorted(p.name for p in out.iterdir()) == FILES
     strengths = pd.read_csv(out / "strengths.csv")
-    names = ["height", "width", "a", "b", "c", "d", "soil = clay", "soil = sand"]
-    assert strengths["feature"].tolist() == names
-    # The losses of Penalty and of the default, by scikit-learn on the files.
-    for name, strength in (("Penalty", strengths["strength"].to_numpy()), ("default (C=1)", np.ones(8))):
-        model = LogisticRegression(tol=1e-8, max_iter=1000)
-        model.fit(one_hot(train, train) / np.sqrt(strength), train["species"])
-        for key, frame in (("validation_loss", validation), ("test_loss", test)):
-            loss = log_loss(frame["species"], model.predict_proba(one_hot(frame, train) / np.sqrt(strength)))
-            assert rows[name][key] == pytest.approx(loss, rel=1e-4)
-            assert f"{rows[name][key]:.4f}" in result.stdout
-    assert rows["Penalty"]["validation_loss"] < rows["default (C=1)"]["validation_loss"]
-
-    # 40 steps, each of 10 moves of v and one of u, each of three derivatives; a search gets no less.
-    assert rows["Penalty"]["gradient_evaluations"] == 40 * 11 * 3
-    assert told["penalty_evaluations"] == {"gradients_of_g": 440, "second_products": 440, "gradients_of_f": 440}
-    for name in ("random search", "Bayesian, TPE"):
-        assert rows[name]["trials"] == 8
-        assert rows[name]["gradient_evaluations"] == 8 * comparison.TRIAL_STEPS >= 1320
-        assert rows[name]["seconds"] > 0
-        assert rows[name]["compile_seconds"] > 0
-        # The default is the first trial, so that the trained trial that did best by f can be hardly worse.
-        assert rows[name]["validation_loss"] < rows["default (C=1)"]["validation_loss"] + 1e-3
-    curve = told["curves"]["Penalty"]
-    assert curve["losses"][-1] == pytest.approx(rows["Penalty"]["validation_loss"])
-    assert curve["evaluations"] == [66 * (i + 1) for i in range(20)]
-    assert np.diff(curve["seconds"]).min() > 0
-    assert curve["seconds"][-1] <= rows["Penalty"]["seconds"]
-    assert report["settings"]["train"]["file"] == str(files[0])
-    assert (report["settings"]["seed"], report["versions"]["bilevax"]) == (0, bilevax.__version__)
+    assert set(strengths["column"]) == {"size", "town", "age", "noise"}
+    assert strengths.groupby("column")["strength"].nunique().eq(1).all()  # one for the three columns of town
+    assert strengths["strength"].nunique() == 4
+    by_name = strengths.set_index("feature")
+    assert by_name.loc["size", "coefficient"] == pytest.approx(3, abs=0.2)
+    assert strengths["feature"].iloc[0] == "size"
+    report = json.loads((out / "results.json").read_text())
+    (found,) = report["data_sets"]
+    assert (found["strengths_chosen"], found["columns"], found["features"]) == ("group", 4, 6)
+    assert found["nested"]["held_out_loss"] == pytest.approx(200, rel=0.2)  # half the variance of the noise
+    assert f"loss {found['nested']['held_out_loss']:.5g}" in text
+    assert min(found["nested"]["score_of_folds"]) > 0.9
+    assert report["versions"]["bilevax"] == bilevax.__version__
+    new = houses(20, seed=1)
+    done("predict", out / "model", table(new.drop(columns="price"), "new.csv"), "--out", tmp_path / "p.csv")
+    predicted = pd.read_csv(tmp_path / "p.csv")["predicted"]
+    assert np.sqrt(((predicted - new["price"]) ** 2).mean()) < 30
+    by_hand = by_name["coefficient"].drop(["size", "age", "noise"])
+    change = new.assign(town="Bad"), new.assign(town="Alm")
+    a, b = (load_model(out / "model").predict(x.drop(columns="price")).table["predicted"] for x in change)
+    np.testing.assert_allclose(a - b, by_hand["town = Bad"] - by_hand["town = Alm"], rtol=1e-4)
 
 
-@pytest.mark.slow
-def test_parts_of_one_npz_are_set_aside(tmp_path):
-    frame = plants(0, 100)
-    X = frame.drop(columns=["soil", "species"]).to_numpy()
-    np.savez(tmp_path / "a.npz", X=X, y=np.arange(100) % 3)
-    result = bilevax_command("tune", tmp_path / "a.npz", "--hold-out", 0.2, "--out", tmp_path / "out", *QUICK)
-    assert result.exit_code == 0, result.output
-    (told,) = json.loads((tmp_path / "out" / "results.json").read_text())["data_sets"]
-    sizes = [told[name] for name in ("train", "validation", "test", "features", "classes")]
-    assert sizes == [60, 21, 19, 6, 3]  # a fifth of each class, rounded
-    assert pd.read_csv(tmp_path / "out" / "strengths.csv")["feature"].tolist() == [f"X[{i}]" for i in range(6)]
+def test_classes_with_a_rare_one(tmp_path, table):
+    rng = np.random.default_rng(0)
+    kind = np.array(["ash", "elm", "oak"])[np.arange(120) % 3]
+    X = rng.normal(size=(120, 3)) + 2 * (kind[:, None] == ["ash", "elm", "none"])
+    frame = pd.DataFrame(X, columns=list("abc")).assign(kind=kind)
+    frame.loc[[3, 8], "kind"] = "fir"
+    out = tmp_path / "out"
+    text = done("tune", table(frame), "--target", "kind", "--strengths", "scalar", "--out", out)
+    assert "left out: 'fir' (2 samples)" in text
+    report = json.loads((out / "results.json").read_text())["data_sets"][0]
+    assert report["classes"] == ["ash", "elm", "oak"]
+    assert set(report["nested"]["strengths_of_folds"]) == {"scalar"}
+    done("predict", out / "model", tmp_path / "table.csv", "--out", tmp_path / "p.csv")
+    found = pd.read_csv(tmp_path / "p.csv")
+    assert found.filter(like="probability").columns.tolist() == [f"probability: {k}" for k in ("ash", "elm", "oak")]
+    assert (found["predicted_label"] == frame["kind"]).mean() > 0.7
 
 
-def test_the_parts_are_disjoint_and_scaled_by_the_training_part_alone(files):
-    data = job_from_files({"train": files[0], "validation": None, "test": files[2]}, "species", 0.25, seed=3)
-    train, test = pd.read_csv(files[0]), pd.read_csv(files[2])
-    assert (len(data.y), len(data.y_validation), len(data.y_test)) == (66, 24, 150)
-    np.testing.assert_allclose(data.X[:, :6].mean(0), 0, atol=1e-6)
-    np.testing.assert_allclose(data.X[:, :6].std(0), 1, rtol=1e-5)
-    # On each side the heights, up to that scale, are those of the file.
-    order = np.sort(np.concatenate([data.X[:, 0], data.X_validation[:, 0]]))
-    np.testing.assert_allclose(scale(order.astype(float)), scale(np.sort(train["height"])), atol=1e-5)
-    assert abs(np.corrcoef(data.X_test[:, 1], test["width"])[0, 1]) > 0.999999
-    assert sorted(np.bincount(data.y_validation)) == [8, 8, 8]
-    np.testing.assert_array_equal(np.array(["ash", "elm", "oak"])[data.y_test], test["species"])
+def test_counts_with_an_exposure(tmp_path, table):
+    rng = np.random.default_rng(0)
+    x, years = rng.normal(size=400), rng.uniform(0.5, 3, 400)
+    frame = pd.DataFrame({"x": x, "years": years, "claims": rng.poisson(years * np.exp(0.5 * x - 0.5))})
+    out = tmp_path / "out"
+    text = done("tune", table(frame), "--target", "claims", "--exposure", "years", "--out", out)
+    assert "is taken for counts" in text
+    strengths = pd.read_csv(out / "strengths.csv")
+    assert strengths["feature"].tolist() == ["x"]
+    found = load_model(out / "model")
+    assert found.task == "counts"
+    ours = TunedPoissonRegressor("scalar").fit(x[:, None], frame["claims"], exposure=years)
+    assert strengths["coefficient"][0] == pytest.approx(ours.coef_[0], rel=0.15)
+    rate = found.predict(frame.drop(columns="claims")).table["predicted"]
+    np.testing.assert_allclose(rate, ours.predict(x[:, None]), rtol=0.15)
 
 
-def test_rare_categories_have_a_name(files):
-    frame = plants(0, 300).assign(soil=[f"s{i % 60:02d}" for i in range(300)])
-    frame.to_csv(files[0], index=False)
-    data = job_from_files({"train": files[0], "validation": None, "test": None}, "species", 0.2, seed=0)
-    assert data.X.shape[1] == len(data.features) == 6 + 50
-    assert data.features[-1].startswith("soil = any other")
+def test_one_strength_is_that_of_a_ridge_by_hand(tmp_path, table):
+    frame = houses().drop(columns="town")
+    out = tmp_path / "out"
+    options = ("--strengths", "scalar", "--compare", "--trials", 3, "--out", out)
+    text = done("tune", table(frame), "--target", "price", *options)
+    (report,) = json.loads((out / "results.json").read_text())["data_sets"]
+    assert list(report["comparison"]) == ["RidgeCV", "random search", "Bayesian search, TPE"]
+    assert abs(report["comparison"]["RidgeCV"]["difference_from_tuned"]) < 0.5
+    for name, row in report["comparison"].items():
+        assert f"{name} │ {row['held_out_loss']:.5g} ±" in text
+    found = pd.read_csv(out / "strengths.csv").set_index("feature").loc[["size", "age", "noise"]]
+    X = frame[["size", "age", "noise"]].to_numpy()
+    X = (X - X.mean(0)) / X.std(0)
+    ridge = Ridge(found["strength"].iloc[0]).fit(X, frame["price"])
+    np.testing.assert_allclose(found["coefficient"] * frame[list(found.index)].std(ddof=0), ridge.coef_, rtol=1e-4)
 
 
-@pytest.mark.slow
-def test_trials_are_raised_to_the_gradients_of_penalty(tmp_path, files):
-    command = ["tune", files[0], "--target", "species", "--out", tmp_path / "out", "--trials", 1, "--steps", 20]
-    result = bilevax_command(*command)
-    assert result.exit_code == 0, result.output
-    assert "--trials is raised from 1 to 3" in result.stdout  # 20 * 11 * 3 = 660 gradients, 300 a trial
-    (told,) = json.loads((tmp_path / "out" / "results.json").read_text())["data_sets"]
-    assert {row["trials"] for row in told["methods"]} == {None, 3}
-
-
-@pytest.mark.slow
-def test_a_row_for_gaussian_processes_where_torch_is_there(tmp_path, monkeypatch):
-    monkeypatch.setattr(comparison, "_has_torch", lambda: True)
-    monkeypatch.setattr(comparison, "GP", comparison.Random)
-    (data, _) = ready_made_jobs(0.25, 0)
-    tuned = comparison.compare(data, trials=2, steps=10, seed=0, stages=stages(tmp_path))
-    assert [row["method"] for row in tuned.report["methods"]] == [*METHODS[:-1], "Bayesian, GP", "Penalty"]
-    names = ["Bayesian, GP", "Bayesian, TPE", "Penalty", "random search"]
-    assert sorted(tuned.paths) == sorted(tuned.runs) == names
+def test_saved_estimators_predict_the_same_bits(tmp_path):
+    X, y = load_diabetes(return_X_y=True)
+    for i, model in enumerate((TunedGLM("quantile", "elastic_net", "scalar"), TunedGLM("huber", strengths="feature"))):
+        model.fit(X[:150], y[:150])
+        save_model(tmp_path / str(i), model)
+        np.testing.assert_array_equal(load_model(tmp_path / str(i)).predict(X), model.predict(X))
 
 
 @pytest.mark.slow
-def test_penalty_needs_at_most_a_tenth_of_random_searchs_gradients_on_30_strengths(tmp_path):
-    (data, digits) = ready_made_jobs(0.25, 0)
-    assert data.X.shape[1] == 30
-    assert digits.X.shape[1] == 64
-    tuned = comparison.compare(data, trials=200, steps=None, seed=0, stages=stages(tmp_path))
-    report = tuned.report
-    assert report["steps"] == LOGISTIC_STEPS
-    rows = {row["method"]: row for row in report["methods"]}
-    assert 10 * rows["Penalty"]["gradient_evaluations"] <= rows["random search"]["gradient_evaluations"]
-    assert rows["Penalty"]["validation_loss"] < rows["random search"]["validation_loss"]
-    assert rows["random search"]["validation_loss"] < rows["default (C=1)"]["validation_loss"] - 0.005
-    assert data.features[:2] == ["mean radius", "mean texture"]
-    assert data.prefix == "breast_cancer_"
-
-
-@pytest.mark.slow  # 10 s
-def test_runs_that_signals_end_come_to_the_same_bits(same_after_signals, files):
-    same_after_signals(["tune", files[0], "--target", "species", *QUICK], [7, 6])
-
-
-@pytest.mark.slow
-def test_a_lasso_that_a_signal_ends_comes_to_the_same_bits_whatever_its_columns_are_called(
-    same_after_signals, tmp_path
-):
-    frame = plants(0, 60).drop(columns=["soil", "species"])
-    frame.assign(price=frame["height"] - 2 * frame["a"]).rename(
-        columns={"b": "flow [/min]", "c": "US$ per %$ unit^"}
-    ).to_csv(tmp_path / "houses.csv", index=False)
-    out = same_after_signals(["tune", tmp_path / "houses.csv", "--target", "price", "--lasso", "--steps", 8], [3])
-    assert (out / "lasso.png").is_file()
-    assert pd.read_csv(out / "lasso.csv")["feature"].tolist()[3:5] == ["flow [/min]", "US$ per %$ unit^"]
-
-
-@pytest.mark.slow
-def test_the_default_run_on_both_data_sets(tmp_path):
-    result = bilevax_command("tune", "--out", tmp_path)
-    assert result.exit_code == 0, result.output
-    report = json.loads((tmp_path / "results.json").read_text())
-    assert [data["features"] for data in report["data_sets"]] == [30, 64]
-    assert all(data["comparison"]["ratio"] <= 0.1 for data in report["data_sets"])
-    assert len(list(tmp_path.glob("*.*"))) == 5
-
-
-def run(seconds, compile_seconds, evaluations):
-    return comparison.Run(None, seconds, compile_seconds, evaluations, None, [])
-
-
-def test_comparison_by_hand():
-    way = comparison.Losses([1.0, 4.0, 5.0], [100, 400, 500], [0.9, 0.5, 0.55])
-    runs = {"random search": run(10.0, 2.0, 1000), "Penalty": run(1.0, 3.0, 450)}
-
-    def compared(losses):
-        ways = {"random search": way, "Penalty": comparison.Losses([0.25, 0.5], [10, 20], losses)}
-        rows = [
-            comparison.Row(name, 0.5, 0.6, 1.0, 1.0, 1, None, comparison._first_at(ways[name], 0.5)) for name in ways
-        ]
-        return comparison._ratios(rows, ways, runs, 0.5)
-
-    told = compared([0.8, 0.4])
-    assert told["ratio"] == 0.05
-    assert told["ratio_to_the_moment_it_was_found"] == 0.125
-    assert told["ratio_with_compilation"] == 3.5 / 12
-    assert told["random_loss_at_penalty_evaluations"] == 0.5
-    data = Job("plants", "", ["a"], 2, *[np.zeros((4, 1))] * 6, ())
-    first, count, _ = comparison._sentences(told, data, runs, 150)
-    assert "(0.5000) in 0.500 s: 0.050 of the 10.00 s" in first
-    assert "0.29 with the compilation of both" in first
-    assert "150 gradients of g, 150 second products and 150 gradients of f" in count
-
-    told = compared([0.8, 0.6])
-    assert told["ratio"] is None
-    assert "did not reach random search's best" in comparison._sentences(told, data, runs, 150)[0]
+def test_the_demonstration(tmp_path):
+    text = done("tune", "--out", tmp_path)
+    assert "'progression' is taken for a quantity" in text
+    assert "'diagnosis' is taken for classes" in text
+    sets = json.loads((tmp_path / "results.json").read_text())["data_sets"]
+    assert np.mean(sets[0]["nested"]["score_of_folds"]) > 0.47
+    assert np.mean(sets[1]["nested"]["score_of_folds"]) > 0.97
+    done("predict", tmp_path / "diabetes" / "model", tmp_path / "diabetes" / "data.csv", "--out", tmp_path / "p.csv")
 
 
 # --- refusals ---------------------------------------------------------------------------------------------------------
 
 
-def test_arguments_that_need_others(tmp_path, files):
-    out = ["--out", tmp_path / "out"]
-    for name in ("--validation", "--test"):
-        assert f"{name} is given without TRAIN" in refused(name, files[1], *out)
-    assert "--target is given without TRAIN" in refused("--target", "species", *out)
-    assert "needs --target" in refused(files[0], *out)
-    assert "No such file" in refused(tmp_path / "gone.csv", "--target", "species", *out)
-
-
-@pytest.mark.parametrize("part", ["0", "0.5", "1.5", "half"])
-def test_hold_out_out_of_range(tmp_path, files, part):
-    assert "--hold-out" in refused(files[0], "--target", "species", "--hold-out", part, "--out", tmp_path / "out")
-
-
-def test_out_that_cannot_be_written(tmp_path):
-    (tmp_path / "file").write_text("")
-    assert "cannot be written" in refused("--out", tmp_path / "file")
+def test_options_that_need_others(tmp_path, table):
+    out = ("--out", tmp_path / "out")
+    for name in ("--target", "--weight", "--exposure", "--drop"):
+        assert f"{name} is given without FILE" in refused(name, "x", *out)
+    assert "--loss is given without FILE" in refused("--loss", "poisson", *out)
+    path = table(houses())
+    assert "needs --target" in refused(path, *out)
+    assert "--quantile is an option of --loss quantile" in refused(path, "--target", "price", "--quantile", 0.9, *out)
+    assert "--trials is an option of the comparison" in refused(path, "--target", "price", "--trials", 9, *out)
 
 
 @pytest.mark.parametrize(
-    ("change", "message"),
+    ("change", "options", "message"),
     [
-        (lambda f: f.rename(columns={"species": "kind"}), "has no column 'species' (--target). Its columns are"),
-        (lambda f: f.assign(species="ash"), "one class only ('ash')"),
-        (lambda f: f.assign(species=np.linspace(0, 1, len(f))), "so it is a quantity and not a label"),
-        (lambda f: f.assign(species=np.arange(len(f))), "to train on some and set some aside for validation and test"),
-        (lambda f: f.assign(species=["elm", "elm"] + ["ash"] * (len(f) - 2)), "too few samples ('elm': 2)"),
-        (lambda f: f.head(2), "at least 3 of each are needed"),
-        (lambda f: f.assign(a=np.nan), "missing or infinite values ('a': 90)"),
-        (lambda f: f[["species"]], "90 samples of 0 features"),
+        (lambda f: f.rename(columns={"price": "prise"}), (), "Did you mean 'prise'"),
+        (lambda f: f.assign(price="a"), (), "one class only"),
+        (lambda f: f.assign(price=3.5), ("--loss", "squared"), "is 3.5 in all records"),
+        (lambda f: f.assign(price=f["town"]), ("--loss", "squared"), "holds words, such as"),
+        (lambda f: f, ("--loss", "poisson"), "fractions, for example"),
+        (lambda f: f.assign(price=-f["price"]), ("--loss", "gamma"), "not positive"),
+        (lambda f: f.head(8), (), "at least 10 are needed"),
+        (lambda f: f[["price"]], (), "has no column that can be used"),
+        (lambda f: f, ("--weight", "town"), "holds no number in"),
+        (lambda f: f, ("--exposure", "noise", "--loss", "gamma"), "must be positive"),
+        (lambda f: f.assign(w=0.0), ("--weight", "w"), "sample_weight is zero for all"),
+        (lambda f: f, ("--strengths", "class"), "strengths is 'class'"),
+        (lambda f: f, ("--exposure", "age"), "has no log link"),
+        (lambda f: f, ("--loss", "quantile", "--quantile", 1), "must be a number between 0 and 1"),
     ],
 )
-def test_files_that_will_not_do(tmp_path, files, change, message):
-    change(pd.read_csv(files[0])).to_csv(files[0], index=False)
-    assert message in refused(files[0], "--target", "species", "--out", tmp_path / "out")
+def test_tables_that_will_not_do(tmp_path, table, change, options, message):
+    path = table(change(houses()))
+    assert message in refused(path, "--target", "price", *options, "--out", tmp_path / "out")
 
 
-def test_files_that_do_not_fit_each_other(tmp_path, files):
-    frame = pd.read_csv(files[1])
-    command = [files[0], "--target", "species", "--validation", files[1], "--out", tmp_path / "out"]
-    frame.assign(species="fir").to_csv(files[1], index=False)
-    assert "one class only" in refused(*command)
-    frame.replace({"species": {"elm": "fir"}}).to_csv(files[1], index=False)
-    assert "labels that" in refused(*command)
-    frame.drop(columns="width").to_csv(files[1], index=False)
-    assert "lacks 'width'" in refused(*command)
+def test_a_sorted_file_is_shuffled_before_it_is_split(tmp_path, table):
+    frame = houses().sort_values("price")
+    done("tune", table(frame), "--target", "price", "--strengths", "scalar", "--out", tmp_path / "out")
+    found = json.loads((tmp_path / "out" / "results.json").read_text())["data_sets"][0]
+    assert min(found["nested"]["score_of_folds"]) > 0.9
 
 
-# --- the figure -------------------------------------------------------------------------------------------------------
+@pytest.mark.slow
+def test_a_run_that_a_signal_ends_continues(tmp_path, table, monkeypatch):
+    from bilevax.applications.tuning import comparison
 
-
-def test_loss_against_time_draws_steps_on_a_logarithmic_axis(tmp_path, monkeypatch):
-    figures = []
-    monkeypatch.setattr(plots.curves, "save", lambda figure, path: figures.append(figure))
-    curves = {"Penalty": TimedLosses([0.1, 0.2], [0.5, 0.3]), "search": TimedLosses([1.0, 9.0, 20.0], [0.5, 0.4, 0.4])}
-    plots.loss_against_time(curves, tmp_path / "a.png", "Loss", {"default": 0.6})
-    (axes,) = figures[0].axes
-    assert axes.get_xscale() == "log"
-    drawn = {line.get_label(): line for line in axes.get_lines() if not line.get_label().startswith("_")}
-    assert set(drawn) == {"Penalty", "search", "default"}
-    assert drawn["search"].get_drawstyle() == "steps-post"
-    np.testing.assert_array_equal(drawn["search"].get_xdata(), [1, 9, 20])
-    assert drawn["default"].get_ydata()[0] == 0.6
-    assert drawn["Penalty"].get_color() != drawn["search"].get_color()
-    assert {text.get_text() for text in figures[0].legends[0].get_texts()} == set(drawn)
-
-
-@pytest.mark.parametrize(
-    ("curves", "message"),
-    [
-        ({}, "no curves"),
-        ({"a": TimedLosses([1, 2], [1])}, r"seconds of shape \(2,\) and losses of shape \(1,\)"),
-        ({"a": TimedLosses([0, 2], [1, 1])}, "the seconds positive"),
-    ],
-)
-def test_loss_against_time_refuses(tmp_path, curves, message):
-    with pytest.raises(InputError, match=message):
-        plots.loss_against_time(curves, tmp_path / "a.png", "Loss")
+    path = table(houses())
+    arguments = ("tune", path, "--target", "price", "--compare", "--trials", 2)
+    done(*arguments, "--out", tmp_path / "whole")
+    with monkeypatch.context() as patch:
+        patch.setattr(comparison, "SearchedGLM", lambda *a: (_ for _ in ()).throw(KeyboardInterrupt))
+        assert command(*arguments, "--out", tmp_path / "ended").exit_code == 130
+    done(*arguments, "--out", tmp_path / "ended", "--resume")
+    tables = [pd.read_csv(tmp_path / name / "strengths.csv") for name in ("whole", "ended")]
+    pd.testing.assert_frame_equal(*tables)
+    nested = [
+        json.loads((tmp_path / name / "results.json").read_text())["data_sets"][0]["nested"]["held_out_loss"]
+        for name in ("whole", "ended")
+    ]
+    assert nested[0] == nested[1]

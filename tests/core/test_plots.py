@@ -9,7 +9,7 @@ from matplotlib.text import Text
 from PIL import Image
 
 from bilevax import Info, InputError, plots
-from bilevax.plots import Line, LinePanel, Panel, TimedLosses, curves
+from bilevax.plots import Line, LinePanel, Panel, curves
 from bilevax.plots.drawing import plain_text
 
 
@@ -270,7 +270,7 @@ def draw_all(text, folder):
     plots.task_sheet(grey[:, None], grey[:, None], [text, "b"], [[text], ["b"]], [[1], [0]], folder / "c.png", text)
     plots.convergence({text: history(9, 0.1), "b": history(9, 0.2)}, folder / "d.png")
     plots.curve_panels([Panel(text, x, x, True)], folder / "e.png", 1, text, text)
-    plots.loss_against_time({text: TimedLosses(x, x)}, folder / "f.png", text, {text + "level": 2.0})
+    plots.loss_against_strength(x, np.stack([x, x], 1), 1.0, folder / "f.png", text, text)
     plots.line_panels([LinePanel(text, text, text, {text: Line(x, x)}, {text + "level": 2.0})], folder / "g.png")
     plots.bars([text, "b"], {text: [1.0, 2.0]}, folder / "h.png", text, text)
 
@@ -300,7 +300,7 @@ def test_texts_are_shown_as_they_are(tmp_path, drawn, text):
         assert title.startswith(name[:15])
         assert len(title) <= 80
     assert [t.get_text() for t in convergence.axes[0].get_legend().get_texts()] == [name, "b"]
-    assert times.legends[0].get_texts()[0].get_text() == name
+    assert times.axes[0].get_title(loc="left").startswith(name[:15])
     assert [t.get_text() for t in bars.axes[0].get_yticklabels()] == [name, "b"]
     for figure in drawn:
         for artist in figure.findobj(Text):
@@ -393,8 +393,8 @@ def test_what_is_no_array_is_refused(tmp_path, bad):
         lambda: plots.weight_histogram(bad, None, path),
         lambda: plots.convergence({"a": Info(bad, bad, bad, bad, {})}, path),
         lambda: plots.curve_panels([Panel("a", [1, 2], bad, True)], path, 1),
-        lambda: plots.loss_against_time({"a": TimedLosses([1, 2], bad)}, path, "a"),
-        lambda: plots.loss_against_time({"a": TimedLosses([1, 2], [1, 2])}, path, "a", {"b": bad}),
+        lambda: plots.loss_against_strength([1, 2], bad, 1.0, path, "a"),
+        lambda: plots.loss_against_strength(bad, [[1, 2], [1, 2]], 1.0, path, "a"),
         lambda: plots.line_panels([LinePanel("a", "", "", {"b": Line(bad, [1, 2])})], path),
         lambda: plots.bars(["a", "b"], {"c": bad}, path, "", ""),
     ):
@@ -408,7 +408,7 @@ def test_what_is_nothing_to_draw_is_refused(tmp_path, bad):
     path, grey = tmp_path / "a.png", np.zeros((1, 4, 4))
     for call in (
         lambda: plots.convergence(bad, path),
-        lambda: plots.loss_against_time(bad, path, "a"),
+        lambda: plots.loss_against_strength(bad, [1.0], 1.0, path, "a"),
         lambda: plots.curve_panels(bad, path, 1),
         lambda: plots.curve_panels([Panel("a", [1], [1], False)], path, str(bad)),
         lambda: plots.line_panels(bad, path),
@@ -459,7 +459,7 @@ def test_more_than_fits_into_a_figure(tmp_path):
 
 def test_values_without_an_end_are_left_out(tmp_path, drawn):
     plots.bars(["a", "b", "c"], {"m": [1.0, np.inf, np.nan]}, tmp_path / "a.png", "", "")
-    plots.loss_against_time({"m": TimedLosses([1, 2], [np.inf, 1e308])}, tmp_path / "b.png", "", {"l": np.nan})
+    plots.loss_against_strength([1, 2], [[np.inf, 1.0], [1e308, 2.0]], 1.0, tmp_path / "b.png", "")
     plots.line_panels([LinePanel("", "", "", {"m": Line([1, 2], [np.nan, np.nan])})], tmp_path / "c.png")
     assert np.isfinite(drawn[0].axes[0].get_xlim()).all()
     assert len(list(tmp_path.iterdir())) == 3

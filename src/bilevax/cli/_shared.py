@@ -25,7 +25,7 @@ from bilevax.loop.processes import join
 from bilevax.loop.result import ProcessLostError, SolveError
 from bilevax.loop.signals import PREEMPTION, Asked, deferred
 
-ARGUMENTS = ("train", "data")  # without a flag; all others are options
+ARGUMENTS = ("train", "data", "file")  # without a flag; all others are options
 SOLVE_FAILED, INPUT_REFUSED, INTERRUPTED, PREEMPTED = 1, 2, 130, 143
 MOST = 2**31 - 1  # of what a loop counts in 32 bits
 

@@ -21,7 +21,10 @@ MOST_SHOWN = 20  # classes
 
 
 def predict(
-    model: Annotated[Path, typer.Argument(metavar="MODEL_DIR", help="The folder model that `bilevax denoise` wrote.")],
+    model: Annotated[
+        Path,
+        typer.Argument(metavar="MODEL_DIR", help="The folder model that `bilevax denoise` or `bilevax tune` wrote."),
+    ],
     file: Annotated[
         Path,
         typer.Argument(

@@ -1,224 +1,247 @@
-"""`bilevax tune`: hyperparameters by gradient, compared with random and Bayesian search."""
+"""`bilevax tune`: a linear model of a table, with its penalty strengths tuned by cross-validated hypergradients."""
 
+import tempfile
 import time
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.table import Table
 
 from bilevax._checks import InputError
-from bilevax.cli._printing import as_table, say, show
+from bilevax.cli import _tuning
+from bilevax.cli._printing import say
 from bilevax.cli._runs import Run
-from bilevax.cli._shared import (
-    MOST,
-    Devices,
-    Overwrite,
-    Resume,
-    Seed,
-    Target,
-    digest,
-    figure,
-    finite,
-    in_plain_words,
-    laid_out,
-    surroundings,
-)
-from bilevax.cli.lasso import tune_lasso
-from bilevax.loop.layout import Layout
+from bilevax.cli._shared import MOST, Overwrite, Resume, Seed, digest, finite, in_plain_words, surroundings
+from bilevax.loop.stages import Stages
 
-if TYPE_CHECKING:  # these pull in pandas and scikit-learn, which `--help` need not wait for
-    from bilevax.applications.tuning.comparison import Comparison, Row
-    from bilevax.applications.tuning.jobs import Job
+if TYPE_CHECKING:
+    from bilevax.data.samples.types import Options
+
+COMPARISON, READING = "With --compare", "How the data is read"
+
+
+class LossName(StrEnum):
+    """The losses that the command offers; auto goes by the kind of target."""
+
+    auto = "auto"
+    squared = "squared"
+    logistic = "logistic"
+    poisson = "poisson"
+    gamma = "gamma"
+    tweedie = "tweedie"
+    huber = "huber"
+    quantile = "quantile"
+
+
+class PenaltyName(StrEnum):
+    """The penalties."""
+
+    l2 = "l2"
+    l1 = "l1"
+    elastic_net = "elastic_net"
+    group_lasso = "group_lasso"
+
+
+class Kind(StrEnum):
+    """How many strengths."""
+
+    auto = "auto"
+    scalar = "scalar"
+    group = "group"
+    feature = "feature"
+    classes = "class"
 
 
 def tune(
-    train: Annotated[
+    file: Annotated[
         Path | None,
         typer.Argument(
-            metavar="TRAIN",
-            help="Labelled samples: CSV, Parquet, or NPZ with arrays X and y.",
-            show_default="scikit-learn's breast cancer, and its digits",
+            metavar="FILE",
+            help="A table: CSV (any separator, encoding, compression), Parquet, or NPZ with arrays X and y.",
+            show_default="scikit-learn's diabetes and breast cancer data",
         ),
     ] = None,
-    target: Target = None,
-    validation: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Samples to tune by, with the same columns.")
+    target: Annotated[
+        str | None, typer.Option("--target", metavar="COLUMN", help="The column to predict; of an NPZ file the array.")
     ] = None,
-    test: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Samples that no method sees, for the test loss.")
-    ] = None,
-    hold_out: Annotated[
-        float,
+    loss: Annotated[
+        LossName,
+        typer.Option(help="What is minimised. auto: logistic for classes, squared for quantities, poisson for counts."),
+    ] = LossName.auto,
+    penalty: Annotated[PenaltyName, typer.Option(help="Of the coefficients; l1 is the lasso.")] = PenaltyName.l2,
+    strengths: Annotated[
+        Kind,
         typer.Option(
-            min=0.01,
-            max=0.45,
-            help="The part of TRAIN that is set aside to tune by, without --validation; as much to test on, without "
-            "--test.",
-            metavar="PART",
-            callback=finite,
+            help="One strength for all, or for each column of FILE (group), each encoded column (feature), or each "
+            "class. auto: the more only where nested folds say that they help."
         ),
-    ] = 0.25,
-    trials: Annotated[int, typer.Option(min=1, max=MOST, help="Trials of random search and of Bayesian search.")] = 200,
-    steps: Annotated[
-        int | None, typer.Option(min=1, max=MOST, help="Upper steps of Penalty.", show_default="the estimator's own")
+    ] = Kind.auto,
+    quantile: Annotated[
+        float | None,
+        typer.Option(
+            min=0.0,
+            max=1.0,
+            help="With --loss quantile: which.",
+            show_default="0.5",
+            callback=lambda q: None if q is None else finite(q),
+        ),
     ] = None,
-    seed: Seed = 0,
-    lasso: Annotated[
+    exposure: Annotated[
+        str | None,
+        typer.Option(metavar="COLUMN", help="Of counts or amounts: the prediction is a rate per unit of it."),
+    ] = None,
+    weight: Annotated[str | None, typer.Option(metavar="COLUMN", help="How much each row counts.")] = None,
+    folds: Annotated[int, typer.Option(min=2, max=1000, help="Folds by which the strengths are tuned.")] = 5,
+    drop: Annotated[
+        list[str] | None, typer.Option(metavar="COLUMN", help="Leave out this column.", rich_help_panel=READING)
+    ] = None,
+    keep: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="COLUMN", help="Use this column, though it looks like an identifier.", rich_help_panel=READING
+        ),
+    ] = None,
+    separator: Annotated[
+        str | None, typer.Option(help="Of a text file.", show_default="found out", rich_help_panel=READING)
+    ] = None,
+    encoding: Annotated[
+        str | None, typer.Option(help="Of a text file.", show_default="found out", rich_help_panel=READING)
+    ] = None,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Refuse what would be left out with a note.", rich_help_panel=READING)
+    ] = False,
+    compare: Annotated[
         bool,
         typer.Option(
-            "--lasso",
-            help="Choose a lasso's strength for a target that is a quantity, beside LassoCV. Without TRAIN: on "
-            "scikit-learn's diabetes data. Without --validation: by 5-fold cross-validation.",
+            "--compare",
+            help="Also one strength, scikit-learn's own CV class where there is one, random and Bayesian search.",
+            rich_help_panel=COMPARISON,
         ),
     ] = False,
-    per_feature: Annotated[
-        bool, typer.Option("--per-feature", help="With --lasso: a strength for each feature, or group, as well.")
-    ] = False,
-    groups: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="With --lasso: a group lasso as well; a CSV with columns feature, group."),
+    trials: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            max=MOST,
+            help="Of each search.",
+            show_default="as many as the tuning took",
+            rich_help_panel=COMPARISON,
+        ),
     ] = None,
+    seed: Seed = 0,
     out: Annotated[Path, typer.Option(metavar="DIR", help="Where the results go.")] = Path("tuned"),
     resume: Resume = False,
     overwrite: Overwrite = False,
-    devices: Devices = None,
 ) -> None:
-    """Tune one L2 strength per feature of logistic regression: by gradient, by random and by Bayesian search.
+    """Predict the target of a table by a linear model whose penalty strengths are tuned by cross-validation.
 
-    Columns of text are one-hot encoded, numeric ones are scaled. For every row of the table, a model is
-    trained to the end on the same samples with the strengths that the method found.
-
-    Writes strengths.csv (Penalty's), tuning.png (validation loss against time) and results.json; with --lasso
-    lasso.csv and lasso.png (coefficients of the chosen features) and results.json.
+    Columns of text are one-hot encoded; all are scaled. Writes strengths.csv (strengths, coefficients, importance),
+    path.png, importance.png, results.json with scores on samples that the tuning has not seen, and the folder model,
+    which `bilevax predict` takes.
     """
-    with in_plain_words() as asked:
+    with in_plain_words() as asked, tempfile.TemporaryDirectory(prefix="bilevax-") as folder:
         began = time.perf_counter()
-        files = {"train": train, "validation": validation, "test": test}
-        given = {"--target": target, "--validation": validation, "--test": test, "--groups": groups}
-        if train is None:
-            for name, value in given.items():
-                if value is not None:
-                    raise InputError(f"{name} is given without TRAIN. Name the file to train on, too.")
-        if not lasso and (per_feature or groups is not None):
-            name = "--per-feature" if per_feature else "--groups"
-            raise InputError(f"{name} is given without --lasso, which it belongs to. Add --lasso.")
-        shared = out
-        layout, out = laid_out(devices, out)
-        read = files | {"groups": groups} if lasso else files
-        settings: dict[str, Any] = {name: None if path is None else digest(name, path) for name, path in read.items()}
-        settings |= {"target": target, "hold_out": hold_out, "steps": steps, "seed": seed}
-        settings |= {"per_feature": per_feature} if lasso else {"trials": trials}
-        prefixes = [""] if train is not None else ["breast_cancer_", "digits_"]
-        names = [f"{prefix}{name}" for prefix in prefixes for name in ("strengths.csv", "tuning.png")]
+        alone = {"--target": target, "--exposure": exposure, "--weight": weight, "--drop": drop, "--keep": keep}
+        _check(file, loss, quantile, trials, compare, alone)
+        settings: dict[str, Any] = {"file": None if file is None else digest("file", file), "target": target}
+        settings |= {"loss": loss.value, "penalty": penalty.value, "strengths": strengths.value, "quantile": quantile}
+        settings |= {"exposure": exposure, "weight": weight, "folds": folds, "drop": drop, "keep": keep}
+        settings |= {"separator": separator, "encoding": encoding, "strict": strict, "compare": compare}
+        settings |= {"trials": trials, "seed": seed}
+        names = _tuning.files(file is None)
         run = Run(
-            "tune --lasso" if lasso else "tune",
-            out,
-            [*(["lasso.csv", "lasso.png"] if lasso else names), "results.json"],
-            settings,
-            {"TRAIN": train, "--validation": validation, "--test": test, "--groups": groups},
-            resume=resume,
-            overwrite=overwrite,
-            shared=shared,
-            asked=asked,
+            "tune", out, names, settings, {"FILE": file}, resume=resume, overwrite=overwrite, shared=out, asked=asked
         )
-        if lasso:
-            tune_lasso(files, groups, settings, run, layout)
-        else:
-            _tune_classifier(files, settings, run, layout, began)
+        with run.stages() as stages:
+            from bilevax.data.samples.types import Options
+
+            aside = [name for name in (exposure, weight) if name is not None]
+            options = Options(
+                target,
+                drop=(*(drop or ()), *aside),
+                keep=tuple(keep or ()),
+                encoding=encoding,
+                separator=separator,
+                strict=strict,
+            )
+            if file is None:
+                jobs = {f"{name}/": path for name, path in _tuning.ready_made(Path(folder)).items()}
+            else:
+                jobs = {"": file}
+            found = [_tuned(prefix, path, options, settings, stages) for prefix, path in jobs.items()]
+            report = {
+                "settings": settings,
+                "resumed": stages.resumed,
+                **surroundings("numpy", "scipy", "scikit-learn"),
+                "data_sets": [_tuning.figures(one) for one in found],
+                "wall_seconds": time.perf_counter() - began,
+            }
+            for one in found:
+                _tuning.write(one, run)
+            run.json("results.json", report)
+            for one in found:
+                _tuning.draw(one, run)
+        for one in found:
+            _tuning.tell(one)
+        run.end(time.perf_counter() - began)
+        say(_tuning.next_step(found[0], run))
 
 
-def _tune_classifier(
-    files: dict[str, Path | None], settings: dict[str, Any], run: Run, layout: Layout | None, began: float
+def _tuned(prefix: str, path: Path, options: "Options", settings: dict[str, Any], stages: Stages) -> _tuning.Tuned:
+    """Read a table, fit its model, and score it."""
+    from bilevax.applications.tuning.glm.losses import Quantile
+    from bilevax.applications.tuning.glm.penalties import penalty_of
+    from bilevax.applications.tuning.table import LOSSES, USUAL, job_of
+    from bilevax.data.samples.read import read_targets
+
+    if prefix:
+        options = options._replace(target="progression" if prefix.startswith("diabetes") else "diagnosis")
+    name = settings["loss"]
+    samples, kind, why = read_targets(path, None if name == LossName.auto else LOSSES[name][1], options)
+    for note in samples.notes:
+        say(note)
+    if name == LossName.auto:
+        name = USUAL[kind]
+        say(
+            f"The target {samples.source.target!r} is taken for {_tuning.WORDS[kind]} ({why}): {name} loss. Pass "
+            "--loss to say otherwise."
+        )
+    loss = LOSSES[name][0] if settings["quantile"] is None else Quantile(settings["quantile"])
+    job = job_of(
+        samples,
+        kind,
+        loss,
+        penalty_of(settings["penalty"]),
+        strengths=settings["strengths"],
+        folds=settings["folds"],
+        weight=settings["weight"],
+        exposure=settings["exposure"],
+        seed=settings["seed"],
+    )
+    for note in job.notes:
+        say(note)
+    trials = (settings["trials"] or 0) if settings["compare"] else None
+    title = prefix.strip("/").replace("_", " ") if prefix else path.name
+    return _tuning.tuned(prefix, title, samples, job, trials, settings["seed"], stages)
+
+
+def _check(
+    file: Path | None,
+    loss: LossName,
+    quantile: float | None,
+    trials: int | None,
+    compare: bool,
+    alone: dict[str, Any],
 ) -> None:
-    """Run all methods, write strengths.csv, tuning.png and results.json, and print the table."""
-    split = settings["hold_out"], settings["seed"]
-    with run.stages() as stages:
-        from bilevax.applications.tuning.comparison import compare
-        from bilevax.applications.tuning.jobs import job_from_files, ready_made_jobs
-
-        jobs = (
-            ready_made_jobs(*split) if files["train"] is None else [job_from_files(files, settings["target"], *split)]
-        )
-        found = []
-        for job in jobs:
-            for note in job.notes:
-                say(note)
-            found.append(
-                compare(
-                    job,
-                    trials=settings["trials"],
-                    steps=settings["steps"],
-                    seed=settings["seed"],
-                    stages=stages,
-                    mesh=layout,
-                    notice=say,
-                )
-            )
-        seconds = time.perf_counter() - began
-        for job, one in zip(jobs, found, strict=True):
-            _write_strengths(job, one, run)
-        report = {
-            "settings": settings,
-            **surroundings("jax", "optax", "numpy", "scikit-learn", "optuna"),
-            "wall_seconds": seconds,
-            "data_sets": [one.report for one in found],
-        }
-        run.json("results.json", report)
-        for job, one in zip(jobs, found, strict=True):
-            _draw(job, one, run)
-    for job, one in zip(jobs, found, strict=True):
-        show(_table(job, one.rows))
-        for sentence in one.sentences:
-            say(sentence)
-    run.end(seconds)
-
-
-def _write_strengths(job: "Job", found: "Comparison", run: Run) -> None:
-    import pandas as pd
-
-    run.csv(f"{job.prefix}strengths.csv", pd.DataFrame({"feature": job.features, "strength": found.strengths}))
-
-
-def _draw(job: "Job", found: "Comparison", run: Run) -> None:
-    from bilevax import plots
-
-    curves = {}
-    for name in sorted(found.paths, key=lambda name: name != "Penalty"):  # Penalty first: in blue, as in all figures
-        path = found.paths[name]
-        # To the end of the run, where nothing better was found.
-        curves[name] = plots.TimedLosses([*path.seconds, found.runs[name].seconds], [*path.losses, path.losses[-1]])
-    levels = {"default (C=1)": found.default, "random search's best": found.best}
-    title = f"Validation loss: {Path(job.title).name}, {len(job.features)} strengths"
-    run.picture(f"{job.prefix}tuning.png", lambda file: plots.loss_against_time(curves, file, title, levels))
-
-
-def _table(job: "Job", rows: list["Row"]) -> Table:
-    # Broken by hand, so that a terminal of 80 columns shows all figures on one line.
-    names = (
-        "method",
-        "validation\nloss",
-        "test\nloss",
-        "seconds\n(+ compile)",
-        "gradients",
-        "seconds\nto reach\nrandom's",
-    )
-    return as_table(
-        f"{job.title}: {len(job.y):,} training, {len(job.y_validation):,} validation, {len(job.y_test):,} "
-        f"test samples, {len(job.features)} strengths, {job.classes} classes",
-        names,
-        [
-            (
-                row.method,
-                f"{row.validation_loss:.4f}",
-                f"{row.test_loss:.4f}",
-                "–" if row.seconds is None else f"{row.seconds:.2f} (+{row.compile_seconds:.1f})",
-                figure(row.gradient_evaluations, ",d"),
-                figure(row.seconds_to_random, ".3f"),
-            )
-            for row in rows
-        ],
-        "Losses: mean cross-entropy of logistic regression trained to the end with each method's strengths. "
-        "Seconds: of a second run, with all compiled (+ those of a first, short one, which compiles). "
-        "Last column: until random search's best validation loss was reached.",
-    )
+    """Refuse options that do not fit; `alone` are those that need FILE."""
+    if file is None:
+        for name, value in alone.items():
+            if value is not None:
+                raise InputError(f"{name} is given without FILE. Name the table, too.")
+        if loss is not LossName.auto:
+            raise InputError("--loss is given without FILE. Name the table, too.")
+    if quantile is not None and loss is not LossName.quantile:
+        raise InputError("--quantile is an option of --loss quantile. Add that, or leave --quantile out.")
+    if trials is not None and not compare:
+        raise InputError("--trials is an option of the comparison. Add --compare, or leave --trials out.")

@@ -7,11 +7,10 @@ written completely or not at all. Wrong types or shapes, and a path that cannot 
 from bilevax.plots.curves import Line as Line
 from bilevax.plots.curves import LinePanel as LinePanel
 from bilevax.plots.curves import Panel as Panel
-from bilevax.plots.curves import TimedLosses as TimedLosses
 from bilevax.plots.curves import convergence as convergence
 from bilevax.plots.curves import curve_panels as curve_panels
 from bilevax.plots.curves import line_panels as line_panels
-from bilevax.plots.curves import loss_against_time as loss_against_time
+from bilevax.plots.curves import loss_against_strength as loss_against_strength
 from bilevax.plots.drawing import BLUE as BLUE
 from bilevax.plots.drawing import COLOURS as COLOURS
 from bilevax.plots.drawing import GREEN as GREEN

@@ -42,13 +42,6 @@ class Panel(NamedTuple):
     log: bool
 
 
-class TimedLosses(NamedTuple):
-    """One curve of `loss_against_time`: `losses` (k,) at `seconds` (k,) since the start."""
-
-    seconds: ArrayLike
-    losses: ArrayLike
-
-
 class Line(NamedTuple):
     """One line of a `LinePanel`: `y` (k,) or (trials, k) against `x` (k,)."""
 
@@ -171,50 +164,49 @@ def curve_panels(
     save(figure, path)
 
 
-def loss_against_time(
-    curves: Mapping[str, TimedLosses], path: Path, title: str, levels: Mapping[str, float] | None = None
+def loss_against_strength(
+    strengths: ArrayLike, losses: ArrayLike, chosen: float, path: Path, title: str, label: str = "held-out loss"
 ) -> None:
-    """Loss against seconds since the start for several methods, as step functions.
+    """Held-out losses along a path of strengths: their mean, a band of one standard error, and the strength chosen.
 
     Args:
-        curves: by the name of the method.
+        strengths: (k,), positive; their axis is logarithmic.
+        losses: of each fold, (k, folds).
+        chosen: the strength that is marked.
         path: the PNG file to write.
         title: of the figure.
-        levels: named losses drawn as horizontal lines.
+        label: of the axis of the losses.
 
     Raises:
-        InputError: no curves, seconds and losses of different lengths, or seconds that are not positive (their axis is
-            logarithmic).
+        InputError: no strengths, or not as many as losses; strengths that are not positive.
 
     Example:
         >>> import tempfile, pathlib
-        >>> from bilevax.plots import TimedLosses, loss_against_time
-        >>> curves = {"Penalty": TimedLosses([0.01, 0.02], [0.5, 0.3]), "search": TimedLosses([1, 9], [0.5, 0.4])}
+        >>> import numpy as np
+        >>> from bilevax.plots import loss_against_strength
+        >>> x = np.logspace(-3, 3, 7)
+        >>> losses = np.log10(x)[:, None] ** 2 + [0.0, 1.0]
         >>> with tempfile.TemporaryDirectory() as folder:
-        ...     loss_against_time(curves, pathlib.Path(folder) / "tuning.png", "Digits", {"default": 0.6})
+        ...     loss_against_strength(x, losses, 1.0, pathlib.Path(folder) / "path.png", "Diabetes")
     """
-    if not isinstance(curves, Mapping) or not curves:
-        raise InputError("loss_against_time: no curves. Pass at least one, by the name of the method.")
+    x = as_numbers("loss_against_strength", "strengths", strengths)
+    y = as_numbers("loss_against_strength", "losses", losses, 2)
+    if x.ndim != 1 or not len(x) or len(y) != len(x) or not ((x > 0) & (x < HUGE)).all():
+        raise InputError(
+            f"loss_against_strength: strengths have shape {x.shape} and losses {y.shape}. Strengths must be positive, "
+            "(k,), and losses (k, folds)."
+        )
+    order = np.argsort(x, kind="stable")
+    x, y = x[order], drawable(y[order])
+    mean, error = y.mean(1), y.std(1) / np.sqrt(max(y.shape[1] - 1, 1))
     with rc_context(STYLE):
-        figure = Figure(figsize=(7, 4.6), layout="constrained")
+        figure = Figure(figsize=(7, 4.2), layout="constrained")
         axes = figure.subplots()
-        for colour, (name, curve) in zip(colours(len(curves)), curves.items(), strict=True):
-            if not isinstance(curve, TimedLosses):
-                raise InputError(f"loss_against_time: {name!r} is a {type(curve).__name__}, and must be a TimedLosses.")
-            seconds = as_numbers("loss_against_time", f"seconds of {name!r}", curve.seconds)
-            losses = as_numbers("loss_against_time", f"losses of {name!r}", curve.losses)
-            if seconds.ndim != 1 or seconds.shape != losses.shape or not ((seconds > 0) & (seconds < HUGE)).all():
-                raise InputError(
-                    f"loss_against_time: {name!r} has seconds of shape {seconds.shape} and losses of shape "
-                    f"{losses.shape}. Both must be (k,), and the seconds positive."
-                )
-            losses = drawable(losses)
-            axes.step(seconds, losses, where="post", color=colour, linewidth=1.8, label=name)
-            axes.plot(seconds, losses, "o", color=colour, markersize=3.5)
-        _draw_levels(axes, levels or {})
+        axes.fill_between(x, mean - error, mean + error, color=SKY, alpha=0.25, linewidth=0, label="standard error")
+        axes.plot(x, mean, "o-", color=BLUE, linewidth=1.8, markersize=3.5, label="mean of the folds")
+        axes.axvline(chosen, color="#666666", linestyle="--", linewidth=1.2, label="chosen")
         axes.set_xscale("log")
-        axes.set(xlabel="seconds without compilation", ylabel="loss", title=title)
-        # Below the axes: no corner within them is always free.
+        axes.set(xlabel="strength", ylabel=label, title=title)
         draw_legend(figure, loc="outside lower center", ncols=3)
     save(figure, path)
 

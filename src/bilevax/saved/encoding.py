@@ -24,6 +24,29 @@ from bilevax.applications.denoising.preparing import Preparation
 from bilevax.applications.denoising.regressor import DenoisingRegressor
 from bilevax.applications.denoising.regressors import FittedFoldRegressors, FittedForestRegressor, FittedRegressorStack
 from bilevax.applications.denoising.softmax import FittedSoftmax
+from bilevax.applications.tuning.glm import (
+    L1,
+    L2,
+    ElasticNet,
+    Gamma,
+    GroupLasso,
+    Huber,
+    Logistic,
+    Multinomial,
+    Poisson,
+    Quantile,
+    Squared,
+    SquaredHinge,
+    TunedGLM,
+    TunedLasso,
+    TunedLogisticRegression,
+    TunedPoissonRegressor,
+    TunedRidge,
+    TunedSVC,
+    Tweedie,
+)
+from bilevax.applications.tuning.glm.choice import Candidate
+from bilevax.applications.tuning.glm.estimator import History
 from bilevax.data.samples.columns import Column
 from bilevax.data.samples.new import Form
 from bilevax.data.samples.numbers import Style
@@ -35,7 +58,15 @@ from bilevax.saved.forests import StoredForest, fitted_forest, stored_forest
 from bilevax.saved.networks import StoredNetwork, code_of, is_network, model_by, network_of, stored_network
 from bilevax.saved.objects import read_objects, written_objects
 
-ESTIMATORS: dict[str, type] = {kind.__name__: kind for kind in (DenoisingClassifier, DenoisingRegressor)}
+TUNED = (
+    TunedGLM,
+    TunedRidge,
+    TunedLasso,
+    TunedLogisticRegression,
+    TunedPoissonRegressor,
+    TunedSVC,
+)
+ESTIMATORS: dict[str, type] = {kind.__name__: kind for kind in (DenoisingClassifier, DenoisingRegressor, *TUNED)}
 # Of scikit-learn, those that the default models hold: their attributes are numbers, arrays and each other.
 PLAIN: dict[str, type] = {
     kind.__name__: kind
@@ -60,6 +91,9 @@ RECORDS: dict[str, type] = {
         StoredForest,
         StoredNetwork,
         Training,
+        *(Squared, Logistic, Multinomial, Poisson, Gamma, Tweedie, Huber, Quantile, SquaredHinge),
+        *(L1, L2, ElasticNet, GroupLasso),
+        *(Candidate, History),
     )
 }
 

@@ -24,7 +24,8 @@ def save_model(path: Path | str, model: Any) -> None:
 
     Args:
         path: of the folder; made if needed. Files in it that bilevax did not write are not touched.
-        model: a fitted `DenoisingClassifier` or `DenoisingRegressor`, or a `FileModel`.
+        model: a fitted `DenoisingClassifier` or `DenoisingRegressor`, a tuned linear model such as `TunedRidge`, or a
+            `FileModel`.
 
     Raises:
         InputError: the model is another one or is not fitted; it holds an object that cannot be written without pickle;

@@ -10,8 +10,6 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
 from bilevax._checks import InputError, listed
 
-STRENGTH_RANGE = 5.0  # log strengths of `logistic_task` lie within -5..5, strengths within 0.007..150
-
 
 @dataclass(frozen=True)
 class Hyperparameter:

@@ -17,7 +17,7 @@ _UPPER = optax.adam(optax.linear_schedule(0.01, 0.2, 20), b2=0.99)
 
 
 def penalty_solver(steps: int, lower_steps: int = LOWER_STEPS, *, lower_rate: float = 1e-2) -> Penalty:
-    """Penalty for `tuning_task`, `classifier_task` and, with a lower_rate of 0.1, `logistic_task`.
+    """Penalty for `tuning_task` and `classifier_task`.
 
     lam / gamma is a damping: where v minimises the penalty function, p = -(H + lam/gamma)^-1 grad_v f.
     Use it for training losses without noise. The mean of |grad_v g|^2 over minibatches or augmentations is the square

@@ -124,6 +124,12 @@ def number_columns(frame: pd.DataFrame) -> list[Column]:
     return [_numeric(str(c), Style(), typed_numbers(v.to_numpy()), nothing, keep=True) for c, v in frame.items()]
 
 
+def number_column(name: str, values: pd.Series, separator: str) -> Column | None:
+    """What a column of text is, where it holds numbers; None elsewhere."""
+    column = _column(name, values, np.zeros(0, int), True, separator)
+    return column if column.role == "number" else None
+
+
 def _column(name: str, values: pd.Series, labels: np.ndarray, keep: bool, separator: str) -> Column:
     kind = values.dtype
     if pd.api.types.is_datetime64_any_dtype(kind) or pd.api.types.is_timedelta64_dtype(kind):

@@ -14,6 +14,7 @@ from bilevax.data.samples.assemble import features_of, joined
 from bilevax.data.samples.content import Content, chosen, column_of, from_records
 from bilevax.data.samples.folder import folder_content, with_pictures
 from bilevax.data.samples.labels import settle_labels
+from bilevax.data.samples.targets import TargetKind, settle_target
 from bilevax.data.samples.text import read_records
 from bilevax.data.samples.trusted import truth_of
 from bilevax.data.samples.types import Kind, Options, Samples
@@ -72,6 +73,39 @@ def read_samples(train: Path, trusted: Path | None = None, options: Options = Op
     known = [found.labels for found in labels]
     kind, columns, parts = features_of(contents, known, _kind(contents[0]), options)
     return joined(kind, columns, contents, labels, parts, truth)
+
+
+def read_targets(path: Path, kind: TargetKind | None, options: Options = Options()) -> tuple[Samples, TargetKind, str]:
+    r"""The rows of a table, whose target is to be predicted; what the target is, and why, in a few words.
+
+    Args:
+        path: of the file, as `read_samples` takes it.
+        kind: of the target; None finds it out.
+        options: how it is read.
+
+    Raises:
+        InputError: as for `read_samples`; the samples are pictures or texts; the target is not of that kind.
+
+    Example:
+        >>> import tempfile, pathlib
+        >>> from bilevax.data.samples.read import read_targets
+        >>> from bilevax.data.samples.types import Options
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = pathlib.Path(folder) / "houses.csv"
+        ...     _ = path.write_text("size,price\n1,100.5\n2,190\n3,310\n")
+        ...     samples, kind, why = read_targets(path, None, Options("price"))
+        >>> samples.labels.tolist(), kind, why
+        ([100.5, 190.0, 310.0], 'quantity', 'it has fractions')
+    """
+    content = _content(path, "FILE", options)
+    if _kind(content) == "images":
+        raise InputError(f"{content.name} holds pictures, and a table of numbers and categories is needed.")
+    target = settle_target(content, kind, options.strict)
+    content = chosen(content, target.labels.present)
+    found, columns, parts = features_of([content], [target.labels.labels], _kind(content), options)
+    if found == "text":
+        raise InputError(f"{content.name} holds texts alone, and a table of numbers and categories is needed.")
+    return joined(found, columns, [content], [target.labels], parts, None), target.kind, target.why
 
 
 def _with_truth(content: Content, wanted: str) -> tuple[Content, Bool[np.ndarray, " n"]]:

@@ -309,6 +309,13 @@ def _hold_out(cv: float, y: Shaped[np.ndarray, " n"], classifies: bool) -> tuple
     return np.asarray(inner), np.asarray(outer)
 
 
+def _split(splitter: Any, x: Any, y: Any, groups: Any) -> list[tuple[np.ndarray, np.ndarray]]:
+    try:
+        return list(splitter.split(x, y, groups))
+    except ValueError as error:
+        raise InputError(f"cv cannot split the {len(y)} samples with a positive weight: {error}") from error
+
+
 def _pairs(
     cv: Any, x: Any, y: Shaped[np.ndarray, " n"], groups: Any, classifies: bool, rows: Int[np.ndarray, " m"], n: int
 ) -> list[tuple[np.ndarray, np.ndarray]]:
@@ -335,7 +342,7 @@ def _pairs(
         if hasattr(cv, "split"):
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", UserWarning)  # of classes with few members, which is checked here
-                return list(splitter.split(x, y, groups))
+                return _split(splitter, x, y, groups)
         place = np.full(n, -1)
         place[rows] = np.arange(m)
         pairs = [(place[np.arange(n)[a]], place[np.arange(n)[b]]) for a, b in splitter.split()]
