@@ -221,6 +221,32 @@ def test_the_ranking_by_given_probabilities():
     assert (found.probability_wrong[trusted] == 0).all()
 
 
+def test_corrections_make_more_labels_right():
+    for trusted, gain in ((0, 0.02), (60, 0.06)):
+        X, labels, known, wrong = table(trusted)
+        found = rank(X, labels, known, 2, experts=SMALL, seed=0)
+        suggested = found.posterior.argmax(1)
+        corrected = np.where(found.sure, suggested, labels)
+        true = np.where(wrong, 0, labels)
+        assert not found.sure[known].any()
+        assert (suggested != labels)[found.sure].all()
+        assert (corrected == true).mean() > (labels == true).mean() + gain
+        by_threshold = np.where(found.probability_wrong > 0.9, suggested, labels)
+        assert (corrected == true).mean() > (by_threshold == true).mean()
+        if trusted:
+            np.testing.assert_array_equal(found.sure, suggested != labels)
+
+
+def test_corrections_do_little_harm_where_few_labels_are_wrong():
+    """Hard samples look like wrong labels; without trusted ones the posterior corrects too many."""
+    q, true, given = sample(0.94 * np.eye(3) + 0.02, 1_500, 2)
+    found = rank_probabilities(q @ (0.94 * np.eye(3) + 0.02), given, np.zeros(1_500, bool))
+    suggested = found.posterior.argmax(1)
+    right = (np.where(found.sure, suggested, given) == true).mean()
+    assert right > (given == true).mean() - 0.03
+    assert right > (suggested == true).mean() + 0.02
+
+
 def test_many_trusted_labels_leave_no_bias_in_the_noise_matrix():
     """The first estimate, through few steps of a deconvolution, makes up for missing steps; the last one does not."""
     q, true, given = sample(PAIR, 6_000, 4)

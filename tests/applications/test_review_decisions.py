@@ -88,6 +88,7 @@ def test_automatic_decisions_correct_what_is_above():
     assert found.digest == "sha256:ffffffffffffffff"
     # Row 7 has no other label to take, and row 2 is not above.
     assert found.items == (Decision(4, "a", "correct", "b", 6), Decision(1, "b", "correct", "a", 3))
+    assert [one.row for one in automatic_decisions(suspects, None, "f" * 64).items] == [4, 1, 2]
     with pytest.raises(InputError, match="--above is 90"):
         automatic_decisions(suspects, 90, "f")
     with pytest.raises(InputError, match="lack the columns 'probability_wrong'"):

@@ -20,12 +20,14 @@ def test_figures_of_a_ranking():
         "suspicion": np.array([0.1, 0.2, 0.97, 0.95, 0.99, 0.3]),
         "probability": np.array([0.1, 0.2, 0.97, 0.95, 0.99, 0.3]),
         "suggested": np.array([0, 1, 5, 3, 4, 5]),
+        "corrected": np.array([0, 1, 2, 3, 4, 5]),
     }
     row = real_noise.figures(drawn, true, found, ~drawn.trusted)
     assert row["wrong"] == 3
     assert row["applied"] == 3
     assert row["missed"] == pytest.approx(1 / 3)
     assert row["accuracy"] == pytest.approx(4 / 6)  # two put right, one made wrong
+    assert row["corrected"] == 1
     assert row["area"] == pytest.approx(7 / 9)
 
 
@@ -61,6 +63,10 @@ def test_a_run_on_synthetic_features(tmp_path, monkeypatch):
     results = json.loads((tmp_path / "results.json").read_text())["results"]
     found = {tuple(row["where"]): row["ours"]["mean"] for row in results["average precision"]}
     assert found["worst", "200 trusted", OURS] > 0.34  # the rate of wrong labels
+    corrected = {tuple(row["where"]): row["ours"]["mean"] for row in results["accuracy of the corrected labels"]}
+    assert corrected["worst", "0 trusted", OURS] > 0.74  # as given .66
+    assert corrected["worst", "200 trusted", OURS] > 0.9
+    assert corrected["worst", "200 trusted", OURS] > corrected["worst", "200 trusted", CLEANLAB]
     assert ("worst", "0 trusted", ALONE) not in found
     assert ("worst", "200 trusted", ALONE) in found
     assert ("worst", "0 trusted", CLEANLAB) in found

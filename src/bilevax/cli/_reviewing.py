@@ -206,11 +206,14 @@ def apply(samples: "Samples", decisions: "Decisions", run: Run) -> int:
     return len(logs[0])
 
 
-def apply_suggestions(inputs: Inputs, found: "Reviewed", above: float, run: Run) -> int:
-    """Write the data with all suggestions above a probability; the number of changes."""
+def apply_suggestions(inputs: Inputs, found: "Reviewed", above: float | None, run: Run) -> int:
+    """Write the data with the suggestions that are sure, or with all above a probability; the number of changes."""
     from bilevax.applications.denoising.review import automatic_decisions, suspects_frame
 
-    frame = suspects_frame(inputs.samples, found.ranking.probability_wrong, found.suggested())
+    samples = inputs.samples
+    frame = suspects_frame(samples, found.ranking.probability_wrong, found.suggested())
+    if above is None:
+        frame = frame[frame["row"].isin(samples.record[: samples.own][found.ranking.sure[: samples.own]])]
     return apply(inputs.samples, automatic_decisions(frame, above, inputs.samples.source.digest), run)
 
 
@@ -297,6 +300,7 @@ def figures(inputs: Inputs, found: "Reviewed", title: str) -> dict[str, Any]:
         "method": found.method,
         "expected_wrong": dict(zip(("number", "low", "high"), ranking.expected_wrong, strict=True)),
         "suspects": int(suspects.sum()),
+        "sure": int(ranking.sure[: samples.own].sum()),
         "noise_matrix": ranking.noise_matrix,
     }
     if inputs.wrong is not None:

@@ -28,7 +28,6 @@ from bilevax.cli._shared import (
     surroundings,
 )
 
-ABOVE = 0.9
 COMPARISON = "With --compare"
 READING = "How the data is read"
 
@@ -88,7 +87,7 @@ def denoise(
         typer.Option(
             metavar="FILE|auto",
             help="Write the corrected data: by the decisions that report.html exported, without a new review; or by "
-            "all suggestions above a probability.",
+            "the suggestions, such that the most labels are right.",
         ),
     ] = None,
     above: Annotated[
@@ -97,8 +96,9 @@ def denoise(
             min=0.0,
             max=1.0,
             callback=lambda value: None if value is None else finite(value),
-            help="The probability for --apply auto.",
-            show_default=f"{ABOVE}",
+            help="With --apply auto: correct only labels that are wrong with more than this probability. .9 makes few "
+            "mistakes, and leaves more labels wrong.",
+            show_default="what makes the most labels right",
         ),
     ] = None,
     drop: Annotated[
@@ -257,7 +257,7 @@ def denoise(
                 _comparing.write(compared, run)
             changes = None
             if apply is not None:
-                changes = _reviewing.apply_suggestions(inputs, found, ABOVE if above is None else above, run)
+                changes = _reviewing.apply_suggestions(inputs, found, above, run)
         say(_reviewing.headline(report))
         show(_reviewing.summary(inputs, found))
         if changes is not None:

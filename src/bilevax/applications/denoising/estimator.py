@@ -51,6 +51,7 @@ class LabelReview(NamedTuple):
     Attributes:
         probability_wrong: that the given label is wrong; 0 for trusted labels. Rank by it.
         suggested_label: the most probable label.
+        corrected_label: the labels of which the most are right: the suggested ones where they are sure, else the given.
         expected_wrong: the number of wrong labels, and an interval of 90% for it. Without trusted labels the interval
             is wide: the labels themselves do not say how many of them are wrong.
         noise_matrix: (K, K), the probability of each given label (column) for each true class (row).
@@ -59,6 +60,7 @@ class LabelReview(NamedTuple):
 
     probability_wrong: Float[np.ndarray, " n"]
     suggested_label: Shaped[np.ndarray, " n"]
+    corrected_label: Shaped[np.ndarray, " n"]
     expected_wrong: tuple[float, float, float]
     noise_matrix: Float[np.ndarray, "classes classes"]
     classes: Shaped[np.ndarray, " classes"]
@@ -82,6 +84,9 @@ class DenoisingClassifier(ClassifierMixin, Picklable, BaseEstimator):
         probability_wrong_: (n,) the probability that each label is wrong; 0 for trusted labels. Rank by it.
         suggested_label_: (n,) the most probable label of each sample.
         suspects_: (n,) bool, whether the suggested label is another than the given one.
+        corrected_label_: (n,) the labels of which the most are right: the suggested ones where they are sure, else the
+            given ones. With trusted labels all suggestions are sure. Without them, those are not that would do harm if
+            fewer labels are wrong than `expected_wrong_` says.
         expected_wrong_: the number of wrong labels, and the ends of an interval for it of 90%.
         noise_matrix_: (K, K), the probability of each given label (column) for each true class (row).
         sample_weight_: (n,) 1 - `probability_wrong_`, a weight for training on the labels as given.
@@ -199,6 +204,7 @@ class DenoisingClassifier(ClassifierMixin, Picklable, BaseEstimator):
         best = found.posterior[:n].argmax(1)
         self.suggested_label_ = self.classes_[best]
         self.suspects_ = best != codes
+        self.corrected_label_ = self.classes_[np.where(found.sure[:n], best, codes)]
         self.expected_wrong_ = found.expected_wrong
         self.noise_matrix_ = found.noise_matrix
         self.sample_weight_ = 1 - self.probability_wrong_
@@ -287,9 +293,16 @@ def review_probabilities(pred_probs: ArrayLike, labels: ArrayLike, trusted: Arra
         )
     mask = mask_of(trusted, len(p))
     _require_doubt(len(p) - int(mask.sum()))
-    found = rank_probabilities(p, places("labels", given, classes), mask)
+    codes = places("labels", given, classes)
+    found = rank_probabilities(p, codes, mask)
+    best = found.posterior.argmax(1)
     return LabelReview(
-        found.probability_wrong, classes[found.posterior.argmax(1)], found.expected_wrong, found.noise_matrix, classes
+        found.probability_wrong,
+        classes[best],
+        classes[np.where(found.sure, best, codes)],
+        found.expected_wrong,
+        found.noise_matrix,
+        classes,
     )
 
 

@@ -22,6 +22,9 @@ class Ranking(NamedTuple):
         probability_wrong: that the given label is not the right one; 0 for trusted samples.
         expected_wrong: the number of wrong labels, and the ends of an interval for it of 90%.
         posterior: the probability of each class to be the right one, with the given label as evidence.
+        sure: whether another label than the given one is to be taken, so that the most labels are right. Without
+            trusted samples the given labels can be read as many wrong ones, whose number is `expected_wrong`, or as
+            few, which is likelier (`Calibrated.evidence`): then it is the most probable label in the mean of both.
         noise_matrix: the probability of each given label (column) for each true class (row).
         power: by which predictions of the model are sharpened.
         predicted: the probability of each true class from the features alone, out of sample.
@@ -31,6 +34,7 @@ class Ranking(NamedTuple):
     probability_wrong: Float[np.ndarray, " n"]
     expected_wrong: tuple[float, float, float]
     posterior: Float[np.ndarray, "n classes"]
+    sure: Bool[np.ndarray, " n"]
     noise_matrix: Float[np.ndarray, "classes classes"]
     power: float
     predicted: Float[np.ndarray, "n classes"]
@@ -128,6 +132,8 @@ def ordered(
     wrong, found = np.zeros(len(labels)), np.eye(q.shape[1])[labels]
     wrong[doubted[order]] = np.sort(noise.other_than(last.posterior, labels[doubted]))
     found[doubted] = last.posterior
+    best, sure = last.posterior.argmax(1), np.zeros(len(labels), bool)
+    sure[doubted] = (best != labels[doubted]) & (best == (last.posterior + last.evidence).argmax(1))
     likely = float(wrong.sum())
     interval = (likely, min(likely, max(0.0, last.least)), max(likely, min(float(len(doubted)), last.most)))
-    return Ranking(wrong, interval, found, last.noise, last.power, q, model)
+    return Ranking(wrong, interval, found, sure, last.noise, last.power, q, model)

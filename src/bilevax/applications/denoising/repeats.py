@@ -77,5 +77,6 @@ def rank_settled(
         probability_wrong=np.where(known.contradicted, 1.0, found.probability_wrong[known.place]),
         expected_wrong=(likely + count, low + count, high + count),
         posterior=found.posterior[known.place],
+        sure=known.contradicted | found.sure[known.place],
         predicted=found.predicted[known.place],
     )

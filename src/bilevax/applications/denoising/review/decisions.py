@@ -175,12 +175,12 @@ def _row(cell: str, where: str, column: str = "row") -> int:
     return int(float(cell))
 
 
-def automatic_decisions(suspects: "pd.DataFrame", above: float, digest: str) -> Decisions:
-    """Corrections of all labels that are wrong with a probability above a threshold.
+def automatic_decisions(suspects: "pd.DataFrame", above: float | None, digest: str) -> Decisions:
+    """Corrections of all suspects, or of those whose label is wrong with a probability above a threshold.
 
     Args:
         suspects: with the columns row, given_label, suggested_label and probability_wrong, and possibly line and id.
-        above: the threshold, in 0..1.
+        above: the threshold, in 0..1; None for none.
         digest: of the data, as `Source.digest`.
 
     A suspect whose suggested label is the given one is left as it is.
@@ -195,15 +195,15 @@ def automatic_decisions(suspects: "pd.DataFrame", above: float, digest: str) -> 
         >>> [(one.row, one.label) for one in automatic_decisions(suspects, 0.9, 64 * "0").items]
         [(7, 'dog')]
     """
-    above = require_number("automatic_decisions", "above", above)
-    if not 0 <= above <= 1:
+    above = None if above is None else require_number("automatic_decisions", "above", above)
+    if above is not None and not 0 <= above <= 1:
         raise InputError(f"--above is {above:g}, and must be a probability in 0..1, such as 0.9.")
     columns = ("row", "given_label", "suggested_label", "probability_wrong")
     if missing := [column for column in columns if column not in suspects.columns]:
         raise InputError(f"The suspects lack the columns {listed(missing)}. Pass those of a review.")
     if twice := [row for row, n in Counter(suspects["row"].tolist()).items() if n > 1]:
         raise InputError(f"Row {twice[0]} occurs twice among the suspects. Pass each row once.")
-    chosen = suspects.loc[suspects["probability_wrong"] > above]
+    chosen = suspects if above is None else suspects.loc[suspects["probability_wrong"] > above]
     rows, given, suggested = (chosen[column].tolist() for column in columns[:3])
     lines, identifiers = (_optional(chosen, column) for column in ("line", "id"))
     items = [
@@ -211,7 +211,8 @@ def automatic_decisions(suspects: "pd.DataFrame", above: float, digest: str) -> 
         for row, old, new, line, identifier in zip(rows, given, suggested, lines, identifiers, strict=True)
         if str(old) != str(new)
     ]
-    return Decisions(f"--apply auto --above {above:g}", short_digest(digest), tuple(items))
+    name = "--apply auto" if above is None else f"--apply auto --above {above:g}"
+    return Decisions(name, short_digest(digest), tuple(items))
 
 
 def _optional(frame: "pd.DataFrame", column: str) -> Sequence:
