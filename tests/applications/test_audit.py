@@ -283,12 +283,13 @@ class Nearest:
         return np.array(list(self.middles))[np.argmin(apart, 0)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("model", "surrogate"),
     [
-        pytest.param(LINEAR, "softmax regression", marks=pytest.mark.slow, id="linear"),
+        pytest.param(LINEAR, "softmax regression", id="linear"),
         pytest.param(FOREST, "a multilayer perceptron with", id="forest"),
-        pytest.param(Nearest(), "a multilayer perceptron", marks=pytest.mark.slow, id="nearest"),
+        pytest.param(Nearest(), "a multilayer perceptron", id="nearest"),
     ],
 )
 def test_classifiers_are_attacked_through_a_surrogate(model, surrogate):

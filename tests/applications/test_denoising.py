@@ -162,7 +162,9 @@ def assert_loads_elsewhere(fitted, x, folder):
     [
         pytest.param(Net(), None, marks=pytest.mark.slow),
         pytest.param(eqx.nn.MLP(64, 10, 16, 1, key=jax.random.key(0)), approxgrad_solver(100), marks=pytest.mark.slow),
-        (mlp(10, (16,)), ReverseMode(optax.adam(0.1), optax.sgd(0.1), lower_steps=3)),
+        pytest.param(
+            mlp(10, (16,)), ReverseMode(optax.adam(0.1), optax.sgd(0.1), lower_steps=3), marks=pytest.mark.slow
+        ),
     ],
     ids=["flax", "equinox", "pair"],
 )

@@ -564,13 +564,8 @@ def step_s_products(representation, d, make, change=lambda representation, probl
     return [[sizes - heads for sizes in part] for part in products(text)]
 
 
-@pytest.mark.parametrize(
-    "make",
-    [
-        penalty_solver,
-        *(pytest.param(x, marks=pytest.mark.slow) for x in (reverse_solver, alternating_solver, approxgrad_solver)),
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("make", [penalty_solver, reverse_solver, alternating_solver, approxgrad_solver])
 def test_moves_of_the_heads_do_not_run_the_representation(make):
     """All products in the compiled loops have the heads' dimensions; those of the representation are outside."""
     inside, outside = step_s_products(two_blocks(), 112, make)
@@ -590,13 +585,8 @@ def moved_by_the_heads(representation, problem):
     return dataclasses.replace(problem, lower_loss=lower_loss)
 
 
-@pytest.mark.parametrize(
-    "make",
-    [
-        alternating_solver,
-        *(pytest.param(make, marks=pytest.mark.slow) for make in (penalty_solver, approxgrad_solver, reverse_solver)),
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("make", [alternating_solver, penalty_solver, approxgrad_solver, reverse_solver])
 def test_that_would_be_seen_if_they_did(make):
     """Which is about the reading of a program: the same for all."""
     inside, _ = step_s_products(dense(23, 7), 7, make, moved_by_the_heads)
@@ -899,6 +889,7 @@ def test_labels_are_of_any_kind_and_classes_of_another_number():
     assert [numbers[name] for name in answers] == backwards.predict(asked).tolist()
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_bits():
     images, again = clusters(60)[:40], FewShotLearner(**vars_of(LEARNER))
     first, second = learned(), again.meta_fit(images)

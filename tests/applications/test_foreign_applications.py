@@ -121,10 +121,8 @@ def test_accuracy_is_that_of_the_librarys_own_network(measure):
     assert tried
 
 
-NAMES = ["nnx", *(pytest.param(name, marks=pytest.mark.slow) for name in ("torch", "keras"))]
-
-
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["nnx", "torch", "keras"])
 def test_a_representation_with_batch_normalisation(name):
     """Its statistics are measured on the training images, and go back into the module."""
     module = MAKERS[name](16, norm=True)

@@ -306,6 +306,7 @@ def test_tune_finds_the_best_strength_of_a_fine_grid(few, key):
     assert len(tuned.result.history.upper_loss) == 200
 
 
+@pytest.mark.slow
 def test_tune_with_a_strength_for_each_feature_finds_the_useless_ones(few, key):
     tuned = tune(softmax_regression(3), *few, [FEATURE_L2], key=key)
     strength = tuned.hyperparameters["feature_l2"]

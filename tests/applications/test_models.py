@@ -217,7 +217,11 @@ def somewhere(model, images):
     return jax.tree.map(jnp.multiply, random_like(shapes), scale)
 
 
-@pytest.mark.parametrize("model", [small_image_network(), tiny_resnet()], ids=["convolutional", "wide_resnet"])
+@pytest.mark.parametrize(
+    "model",
+    [small_image_network(), pytest.param(tiny_resnet(), marks=pytest.mark.slow)],
+    ids=["convolutional", "wide_resnet"],
+)
 def test_bytes_are_pixels_and_floats_are_taken_as_they_are(model):
     images = np.random.default_rng(0).integers(0, 256, (2, 9, 10)).astype(np.uint8)
     params = somewhere(model, images)

@@ -267,6 +267,7 @@ def test_dropout_in_training_alone(key, monkeypatch):
     assert not asked
 
 
+@pytest.mark.slow
 def test_dropout_is_by_its_key(key):
     network, x = mini_imagenet_network(6), pictures(2, 16, 16)
     params = somewhere(network, x)

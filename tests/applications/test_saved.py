@@ -74,6 +74,7 @@ def test_an_estimator_predicts_the_same_bits(model, tmp_path):
         loaded.predict(frame.rename(columns={"a": "x"}))
 
 
+@pytest.mark.slow
 def test_pictures_of_bytes_and_a_schedule(tmp_path):
     pictures = np.random.default_rng(0).integers(0, 255, (60, 16, 16), dtype=np.uint8)
     training = Training(steps=2, rate=lambda step: 1e-3)

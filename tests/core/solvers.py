@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 
 import bilevax as bx
 from bilevax import derivatives, linear_solve
@@ -150,6 +151,30 @@ CASES = {
 
 # One of each class: its variants have a comma in their names.
 KINDS = {name: case for name, case in CASES.items() if "," not in name}
+
+# One solver for each way to a direction of u: a penalty, a linear system, unrolled moves, values of g, a single loop.
+FAMILIES = ("Penalty", "Implicit", "ReverseMode", "F2SA", "SOBA")
+
+
+def _quick(solvers, is_quick):
+    named = [(x if isinstance(x, str) else type(x).__name__, x) for x in solvers]
+    return [pytest.param(x, id=n, marks=() if is_quick(n) else pytest.mark.slow) for n, x in named]
+
+
+def of_each_class(solvers, *more):
+    """Solvers, or names in `CASES`, as parameters: other settings of a class are slow, except `more`.
+
+    For what a method has of its own: its direction, and what it refuses.
+    """
+    return _quick(solvers, lambda name: "," not in name or name in more)
+
+
+def of_each_family(solvers, *more):
+    """Solvers, or names in `CASES`, as parameters: slow except one of each family, and `more`.
+
+    For what methods share: data, types, optimizers, resuming, several members.
+    """
+    return _quick(solvers, lambda name: name in (*FAMILIES, *more))
 
 
 def floats(change, tree):

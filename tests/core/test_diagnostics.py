@@ -242,7 +242,7 @@ def test_an_eigenvalue_of_rounding_does_not_curve_down():
         assert "v*(u) is not unique" in str(found)
 
 
-@pytest.mark.parametrize("dense_limit", [1000, 0], ids=["dense", "iterative"])
+@pytest.mark.parametrize("dense_limit", [pytest.param(1000, marks=pytest.mark.slow), 0], ids=["dense", "iterative"])
 def test_the_hypergradient_at_an_active_bound(dense_limit):
     """v*(u) = max(u, 0): of f = sum (v + 3)^2 + u the derivative is 2 (u + 3) + 1 where u > 0, and 1 elsewhere."""
     problem = bx.Problem(

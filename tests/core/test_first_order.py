@@ -51,7 +51,9 @@ def direction(solver, problem=CURVED, u=U, v=None, batch=None):
     return u - after.u, after, info
 
 
-@pytest.mark.parametrize("order", [1, 2, 3, 4])
+@pytest.mark.parametrize(
+    "order", [pytest.param(1, marks=pytest.mark.slow), 2, 3, pytest.param(4, marks=pytest.mark.slow)]
+)
 def test_the_error_of_f2sa_falls_with_its_order(order):
     wanted, v = exact(U)
     nus = (0.08, 0.04, 0.02)
@@ -210,6 +212,7 @@ def test_meha_chooses_the_strength_of_a_lasso():
             lacking.check(dataclasses.replace(problem, **field), jnp.zeros(1), jnp.ones(3), bx.Batch())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "solver",
     [

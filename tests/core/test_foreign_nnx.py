@@ -213,7 +213,7 @@ class NormedLinen(linen.Module):
 NORMED = {"nnx": lambda: Normed(nnx.Rngs(0)), "linen": NormedLinen}
 
 
-@pytest.mark.parametrize("make", NORMED.values(), ids=NORMED)
+@pytest.mark.parametrize("make", [NORMED["nnx"], pytest.param(NORMED["linen"], marks=slow)], ids=NORMED)
 def test_statistics_are_those_of_the_whole_sample(make, key):
     x = np.random.default_rng(0).normal(size=(600, 4))
     model = as_model(make(), CLASSES)

@@ -132,12 +132,14 @@ def test_reverse_and_forward_mode_give_the_closed_form_and_each_other():
 
 def test_segments_change_memory_and_not_the_direction():
     full = direction(REVERSE)
-    for segment in (55, 1000, 2999):  # not all divide 3000
+    for segment in (55, 1000):  # one does not divide 3000
         error = relative(direction(dataclasses.replace(REVERSE, segment=segment)), full)
         assert error < 1e-12, f"segment {segment}: {error:.1e}"
 
 
-@pytest.mark.parametrize("optimizer", [optax.sgd(0.05), optax.adam(1e-2)], ids=["descent", "adam"])
+@pytest.mark.parametrize(
+    "optimizer", [optax.sgd(0.05), pytest.param(optax.adam(1e-2), marks=pytest.mark.slow)], ids=["descent", "adam"]
+)
 def test_mixed_mode_stores_v_alone_and_gives_the_same_direction(optimizer, monkeypatch):
     """Eight moves of a network on 200 samples: the products of a move are 34 times as large as v."""
     rng = np.random.default_rng(0)
@@ -170,15 +172,15 @@ def test_truncation_to_all_moves_is_none_and_to_some_has_the_known_error():
     np.testing.assert_array_equal(direction(dataclasses.replace(REVERSE, last=MOVES), at_answer=True), full)
     # From v*, truncation to K moves is the Neumann series of K terms (Shaban et al. 2019).
     p, errors = pair(), []
-    for last in (1, 30, 300):
+    for last in (1, 300):
         found = direction(dataclasses.replace(REVERSE, last=last), at_answer=True)
         power = np.linalg.matrix_power(np.eye(N_V) - STEP * p.H, last)
         series = (np.eye(N_V) - power) @ np.linalg.solve(p.H, p.upper_grad_v(p.v))
         wanted = p.R @ p.u + p.M @ p.v + p.r - p.B.T @ series
         assert relative(found, wanted) < 1e-9, f"last {last}"
         errors.append(relative(found, full))
-    print("truncated to 1, 30, 300 of 3000:", errors)
-    assert errors[0] > errors[1] > errors[2] > 1e-9
+    print("truncated to 1 and 300 of 3000:", errors)
+    assert errors[0] > errors[1] > 1e-9
 
 
 @pytest.mark.parametrize(
@@ -202,10 +204,15 @@ def penalty_direction(gamma, v, state=None):
     return diagnostics.report(PROBLEM, pair().u, v, batch(), solver, state)
 
 
+@functools.cache
+def at_penalty_minimiser(gamma):
+    return penalty_direction(gamma, pair().penalty_minimiser(gamma))
+
+
 def test_penalty_error_falls_as_one_over_gamma():
-    gammas = np.geomspace(1e1, 1e4, 4)
+    gammas = np.array([1e1, 1e2, 1e4])
     wanted = pair().hypergradient(pair().v)
-    errors = [relative(penalty_direction(g, pair().penalty_minimiser(g)).direction, wanted) for g in gammas]
+    errors = [relative(at_penalty_minimiser(float(g)).direction, wanted) for g in gammas]
     slope = np.polyfit(np.log(gammas), np.log(errors), 1)[0]
     steepness = np.diff(np.log(errors)) / np.diff(np.log(gammas))
     print(f"errors {errors}, slope {slope:.3f}, by decade {steepness}")
@@ -215,9 +222,9 @@ def test_penalty_error_falls_as_one_over_gamma():
 
 def test_penalty_direction_at_its_minimiser_is_equation_9_there():
     """Lemma 3 of Mehra and Hamm (2021), for any gamma."""
-    for gamma in (0.1, 1.0, 10.0, 1e4):
+    for gamma in (0.1, 10.0, 1e4):
         v = pair().penalty_minimiser(gamma)
-        found = penalty_direction(gamma, v)
+        found = at_penalty_minimiser(gamma)
         # gamma H^2 multiplies the rounding of v.
         assert relative(found.direction, pair().hypergradient(v)) < 1e-8
         assert found.direction_error is not None
@@ -247,9 +254,7 @@ def test_penalty_direction_with_multipliers_is_exact_at_a_finite_gamma():
     assert int(result.state.memory.stage) == 60
     found = diagnostics.report(PROBLEM, result.u, result.v, batch(), solver, result.state)
     error = relative(found.direction, pair().hypergradient(pair().v))
-    plain = relative(
-        penalty_direction(gamma, pair().penalty_minimiser(gamma)).direction, pair().hypergradient(pair().v)
-    )
+    plain = relative(at_penalty_minimiser(gamma).direction, pair().hypergradient(pair().v))
     print(f"gamma 10: without multipliers {plain:.1e}, with them {error:.1e}")
     assert error < 1e-6, f"relative error {error:.1e}"
     assert plain > 1e-4

@@ -125,7 +125,7 @@ def outside(u, v, _):
 
 @pytest.mark.parametrize(
     ("project", "stated", "at_bounds"),
-    [pytest.param(*x, id=n, marks=pytest.mark.slow if n == "non-negative" else ()) for n, x in SETS.items()],
+    [pytest.param(*x, id=n, marks=pytest.mark.slow if n in ("non-negative", "box") else ()) for n, x in SETS.items()],
 )
 def test_derivatives_where_bounds_are_active(project, stated, at_bounds):
     """Against central differences of the descent's end, itself against scipy's SLSQP."""

@@ -546,6 +546,7 @@ def test_an_ignored_sigint_stays_ignored():
         signal.signal(signal.SIGINT, before)
 
 
+@pytest.mark.slow
 def test_vectorized_solves_resume(tmp_path):
     # One problem and one source for all three solves, which then share a compiled program.
     starts = jnp.array([[0.1, 0.2], [0.3, 0.4], [0.5, 0.6]])

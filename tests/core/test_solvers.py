@@ -14,22 +14,24 @@ from bilevax.loop.stretch import stretch
 from bilevax.problem import data_of_loss
 from bilevax.schedules import Geometric
 from bilevax.solvers.base import State
-from tests.core.solvers import ADAM, BATCH, CASES, KINDS, LOWER, PROBLEM, START, UPPER, floats, solution
+from tests.core.solvers import (
+    ADAM,
+    BATCH,
+    CASES,
+    KINDS,
+    LOWER,
+    PROBLEM,
+    START,
+    UPPER,
+    floats,
+    of_each_class,
+    of_each_family,
+    solution,
+)
 
 EVERY = 50  # the same in all tests, so that they share a compiled program
 ON_PROBLEM = [name for name, case in CASES.items() if case.problem is PROBLEM]
 MOVES = [name for name in ON_PROBLEM if hasattr(CASES[name].solver, "lower_steps")]
-
-
-NO_DECISIONS = (
-    *("ReverseMode", "ForwardMode", "LookAhead", "GradientMatching", "LearningToReweight"),
-    *("BOME", "MEHA", "MASOBA", "SABA", "StocBiO", "VPBGD"),
-)
-
-
-def slow_variants(names, *quick):
-    """A solver with other settings is slow, after a comma in its name, where its path through a test is the same."""
-    return [pytest.param(n, marks=pytest.mark.slow if "," in n and n not in quick else ()) for n in names]
 
 
 def run(solver, problem, u, v, batch, steps, key, **more):
@@ -45,8 +47,13 @@ def same(one, other):
         np.testing.assert_array_equal(a, b)
 
 
-@pytest.fixture(params=slow_variants(CASES))
+@pytest.fixture(params=of_each_class(CASES))
 def case(request):
+    return CASES[request.param]
+
+
+@pytest.fixture(params=of_each_family(CASES))
+def shared(request):
     return CASES[request.param]
 
 
@@ -55,7 +62,7 @@ def test_every_solver_is_here():
     assert {type(case.solver) for case in KINDS.values()} == solvers - {bx.Vectorized, bx.solvers.Solver}
 
 
-@pytest.mark.parametrize("name", slow_variants([name for name, case in CASES.items() if case.finds]))
+@pytest.mark.parametrize("name", of_each_class([name for name, case in CASES.items() if case.finds]))
 def test_reaches_the_bilevel_solution(name, key):
     case = CASES[name]
     result = solved(case, 4000, key)
@@ -72,7 +79,7 @@ def test_alternating_descent_does_not(key):
 
 # float64 is slow here: it is the type of all solves in these tests, and a loop refuses a state that changes its form.
 @pytest.mark.parametrize("dtype", [pytest.param("float64", marks=pytest.mark.slow), "float32"])
-@pytest.mark.parametrize("name", slow_variants(CASES, "Penalty, finite differences", "ReverseMode, segments"))
+@pytest.mark.parametrize("name", of_each_family(CASES, "Penalty, finite differences", "ReverseMode, segments"))
 def test_protocol(name, dtype, key):
     """State and Info keep structure, shapes and dtypes."""
     case, solver = CASES[name], CASES[name].solver
@@ -96,17 +103,17 @@ def test_float32_stays_float32(key):
     assert {x.dtype for x in jax.tree.leaves((result.u, result.v))} == {jnp.dtype("float32")}
 
 
-def test_same_key_same_bits_from_one_program(case, key):
-    one = solved(case, 60, key)
-    programs = stretch.programs(case.solver, case.problem, EVERY, ())
-    same(one, solved(case, 60, key))
-    assert stretch.programs(case.solver, case.problem, EVERY, ()) == programs
+def test_same_key_same_bits_from_one_program(shared, key):
+    one = solved(shared, 60, key)
+    programs = stretch.programs(shared.solver, shared.problem, EVERY, ())
+    same(one, solved(shared, 60, key))
+    assert stretch.programs(shared.solver, shared.problem, EVERY, ()) == programs
 
 
-def test_resumed_it_gives_the_same_bits(case, key, tmp_path):
+def test_resumed_it_gives_the_same_bits(shared, key, tmp_path):
     save = bx.Checkpoint(tmp_path)
-    solved(case, 50, key, callbacks=[save])
-    same(solved(case, 60, key, callbacks=[save], resume=save), solved(case, 60, key))
+    solved(shared, 50, key, callbacks=[save])
+    same(solved(shared, 60, key, callbacks=[save], resume=save), solved(shared, 60, key))
 
 
 def test_the_length_of_a_stretch_changes_no_bit(key):
@@ -116,14 +123,7 @@ def test_the_length_of_a_stretch_changes_no_bit(key):
     same(*runs)
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        # In the slow ones no loop ends by what it computes, and no solver of systems is called.
-        pytest.param(n, marks=pytest.mark.slow if "," in n or n in NO_DECISIONS else ())
-        for n in CASES
-    ],
-)
+@pytest.mark.parametrize("name", of_each_family(CASES))
 def test_vectorized_members_equal_single_runs(name, key):
     case = CASES[name]
     start, batch = case.start, case.batch
@@ -151,7 +151,7 @@ def test_constraints_are_refused_by_name(case, key):
         run(case.solver, problem, *case.start, case.batch, 1, key)
 
 
-@pytest.mark.parametrize("name", slow_variants(MOVES, "ReverseMode, segments", "ReverseMode, truncated"))
+@pytest.mark.parametrize("name", of_each_family(MOVES, "ReverseMode, segments", "ReverseMode, truncated"))
 def test_fresh_data_for_each_move(name, key):
     """PerMove hands move t its own slice; T copies of one batch change nothing."""
     solver = CASES[name].solver
@@ -179,7 +179,7 @@ def test_truncated_moves_have_the_data_that_all_moves_have(key):
     np.testing.assert_allclose(ends[0]["b"], ends[1]["b"], rtol=1e-12)
 
 
-@pytest.mark.parametrize("name", slow_variants(ON_PROBLEM, "ReverseMode, truncated"))
+@pytest.mark.parametrize("name", of_each_family(ON_PROBLEM, "ReverseMode, truncated", "SRBA"))
 def test_lower_start(name, key):
     """v starts where the problem says, in every step."""
     solver = CASES[name].solver

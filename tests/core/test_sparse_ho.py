@@ -162,11 +162,12 @@ def elastic_net(u):
     return net.fit(X, Y).coef_
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("lower", "upper", "truth", "targets", "u"),
     [
         (logistic_error, logistic_error, sparse_logistic, (LABELS, LABELS_VAL), np.array([np.log(0.03)])),
-        pytest.param(squared_and_l2, error, elastic_net, (Y, Y_VAL), np.log([0.1, 0.2]), marks=pytest.mark.slow),
+        (squared_and_l2, error, elastic_net, (Y, Y_VAL), np.log([0.1, 0.2])),
     ],
     ids=["sparse logistic regression", "elastic net"],
 )

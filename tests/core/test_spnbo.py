@@ -79,7 +79,8 @@ def second_products(rows):
     return rows.second_products(CONSTRAINT, KEY)
 
 
-@pytest.mark.parametrize("rows", [pytest.param(Layers(), marks=pytest.mark.slow), Layers(2)])
+@pytest.mark.slow
+@pytest.mark.parametrize("rows", [Layers(), Layers(2)])
 def test_the_mean_over_ten_thousand_draws_is_the_full_direction(rows):
     draws = jax.jit(jax.vmap(lambda key: rows.second_products(CONSTRAINT, key)))(
         jax.random.split(jax.random.key(3), 10_000)
@@ -239,7 +240,8 @@ KINDS = {
 }
 
 
-@pytest.mark.parametrize("kind", ["group", *(pytest.param(k, marks=pytest.mark.slow) for k in ("l_0.6", "oscar"))])
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["group", "l_0.6", "oscar"])
 def test_the_limit_is_stationary_for_the_problem_with_corners(kind):
     penalty, true, seed, noise, rows = KINDS[kind]
     problem, batch = regularised(penalty), regression(true, seed, noise, rows)

@@ -66,7 +66,7 @@ def test_lasso_finds_the_strength_of_lasso_cv():
     assert ((model.coef_ == 0) == (reference.coef_ == 0)).all()
 
 
-@pytest.mark.parametrize("load", [load_breast_cancer, load_wine])
+@pytest.mark.parametrize("load", [pytest.param(load_breast_cancer, marks=pytest.mark.slow), load_wine])
 def test_logistic_regression_finds_the_strength_of_logistic_regression_cv(load):
     X, y = scaled(load)
     grid = np.logspace(-2, 3, 26)  # spacing 58%
@@ -235,6 +235,7 @@ def test_warm_start_takes_fewer_evaluations_to_the_same_strength():
     assert model.alpha_ == pytest.approx(alpha, rel=5e-3)
 
 
+@pytest.mark.slow
 def test_grid_search_and_jobs():
     X, y = scaled(load_iris)
     search = GridSearchCV(TunedSVC(strengths="scalar"), {"cv": [3, 5]}, cv=2, n_jobs=2).fit(X, y)
