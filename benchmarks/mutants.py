@@ -30,7 +30,12 @@ LIMIT = 300  # seconds of processor time for one test file
 FILES = {
     "_hoisting.py": "hoisting hypergradients",
     "derivatives.py": "lower_sets hypergradients implicit constraints sparse_ho spnbo",
-    "linear_solve.py": "linear_solve hypergradients implicit",
+    "fixed_points.py": "derivatives_on_sets lower_sets implicit",
+    "linear_solve/base.py": "linear_solve hypergradients implicit",
+    "linear_solve/krylov.py": "linear_solve hypergradients implicit",
+    "linear_solve/direct.py": "linear_solve implicit",
+    "linear_solve/descent.py": "linear_solve hypergradients",
+    "linear_solve/nystrom.py": "cheap_derivatives",
     "loop/stretch.py": "solve programs resume layout",
     "solvers/alternating.py": "",
     "solvers/base.py": "lower_sets solve constraints",

@@ -35,7 +35,9 @@ from bilevax.solvers import BVFIM as BVFIM
 from bilevax.solvers import F2SA as F2SA
 from bilevax.solvers import MASOBA as MASOBA
 from bilevax.solvers import MEHA as MEHA
+from bilevax.solvers import PZOBO as PZOBO
 from bilevax.solvers import SABA as SABA
+from bilevax.solvers import SAMA as SAMA
 from bilevax.solvers import SMNBP as SMNBP
 from bilevax.solvers import SOBA as SOBA
 from bilevax.solvers import SPNBO as SPNBO

@@ -55,6 +55,32 @@ def update(
     return updates, jax.tree.map(_as, new, opt_state)
 
 
+def away_from_zero(gradient: PyTree) -> PyTree:
+    """Return a gradient whose exact zeros are replaced by tiny numbers.
+
+    The derivative of an optimizer there is finite: Adam and similar optimizers take the square root of a mean of
+    squares, whose derivative at zero is 0 times infinity.
+    """
+    return jax.tree.map(lambda d: jnp.where(d == 0, jnp.finfo(d.dtype).tiny ** 0.4, d).astype(d.dtype), gradient)
+
+
+def learning_rate(optimizer: Any) -> float | None:
+    """The rate of gradient descent with a constant rate, without momentum; None for any other optimizer."""
+    rates = []
+    try:
+        with jax.ensure_compile_time_eval():
+            x = jnp.zeros(2)
+            state = optimizer.init(x)
+            for entries in ((1.0, 2.0), (3.0, -1.0), (-0.5, 0.25)):
+                gradient = jnp.array(entries)
+                updates, state = optimizer.update(gradient, state, x)
+                rates += np.asarray(-updates / gradient, float).tolist()
+    except Exception:  # it needs the loss, or v itself
+        return None
+    within = 1e-5 * abs(rates[0])
+    return rates[0] if rates[0] > 0 and all(abs(x - rates[0]) <= within for x in rates) else None
+
+
 def require_optimizer(owner: str, name: str, optimizer: Any) -> None:
     """Refuse what is not an optimizer: a function that makes one, a number, a schedule, a tuple of optimizers.
 

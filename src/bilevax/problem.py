@@ -83,6 +83,32 @@ def identity(x: PyTree) -> PyTree:
     return x
 
 
+def depends_on_u(project: Callable[..., Any]) -> bool:
+    """Whether a projection is called as (u, v): it has two parameters without a default."""
+    return len(_needed(project)) == 2
+
+
+def _needed(function: Callable[..., Any]) -> list[str]:
+    """The names of the parameters by position that have no default; none for a builtin."""
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError):
+        return []
+    places = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    return [p.name for p in parameters if p.kind in places and p.default is p.empty]
+
+
+def require_lower_projection(owner: str, name: str, project: Any) -> None:
+    """Refuse a projection onto the set of v that can be called neither as (v) nor as (u, v)."""
+    require_function(owner, name, project, "v -> v, or (u, v) -> v")
+    needed = _needed(project)
+    if len(needed) > 2 or needed == ["v", "u"]:
+        raise InputError(
+            f"{owner}: {name} takes ({', '.join(needed)}), and is called as (v), or as (u, v) for a set that depends "
+            "on u. Write `lambda v: ...` or `lambda u, v: ...`, and bind other arguments there."
+        )
+
+
 def require_loss(owner: str, name: str, function: Any, random: bool | None = None, declared: str = "") -> None:
     """Refuse a loss or constraint that cannot be called as (u, v, data), or as (u, v, data, key=key) if it is random.
 
@@ -132,7 +158,8 @@ class Problem:
         lower_loss: g(u, v, batch.lower) -> floating scalar. Pure.
         constraints: `Inequality` and `Equality` conditions on (u, v*(u)).
         project_upper: maps u onto the set it lives in; applied after each move of u.
-        project_lower: the same for v.
+        project_lower: the same for v: v -> v, or (u, v) -> v for a set that depends on u. The orthogonal projection,
+            such as those of `optax.projections`.
         lower_start: (u, batch, key) -> v, where v starts in each step. Without it v goes on from
             where it stopped.
         regularizer: (u, v, mu) -> scalar, a non-smooth term of g in its smoothed form; solvers that
@@ -161,7 +188,7 @@ class Problem:
     lower_loss: Callable[..., Any]
     constraints: tuple[Inequality | Equality, ...] = ()
     project_upper: Callable[[PyTree], PyTree] = identity
-    project_lower: Callable[[PyTree], PyTree] = identity
+    project_lower: Callable[..., PyTree] = identity
     lower_start: Callable[[PyTree, Batch, Any], PyTree] | None = None
     regularizer: Callable[[PyTree, PyTree, Any], Any] | None = None
     random_upper: bool = field(default=False, kw_only=True)
@@ -170,8 +197,8 @@ class Problem:
     def __post_init__(self) -> None:
         require_loss("Problem", "upper_loss", self.upper_loss, self.random_upper, "random_upper")
         require_loss("Problem", "lower_loss", self.lower_loss, self.random_lower, "random_lower")
-        for name in ("project_upper", "project_lower"):
-            require_function("Problem", name, getattr(self, name), "x -> x")
+        require_function("Problem", "project_upper", self.project_upper, "u -> u")
+        require_lower_projection("Problem", "project_lower", self.project_lower)
         if self.lower_start is not None:
             require_function("Problem", "lower_start", self.lower_start, "(u, batch, key) -> v, or None")
         if self.regularizer is not None:
@@ -196,6 +223,16 @@ class Problem:
         """The lower loss g at (u, v), with the smoothed regularizer."""
         loss = self.lower_loss(u, v, data, key=key) if self.random_lower else self.lower_loss(u, v, data)
         return loss if self.regularizer is None else loss + self.regularizer(u, v, mu)
+
+    @property
+    def set_moves(self) -> bool:
+        """Whether the set of v depends on u."""
+        return depends_on_u(self.project_lower)
+
+    def lower_set(self, u: PyTree) -> Callable[[PyTree], PyTree]:
+        """The projection onto the set of v at this u."""
+        project = self.project_lower
+        return (lambda v: project(u, v)) if depends_on_u(project) else project
 
     def constraint_values(self, u: PyTree, v: PyTree, data: PyTree) -> tuple[Any, ...]:
         """All constraints h at (u, v), in the order of `constraints`."""
@@ -246,7 +283,7 @@ class Problem:
                         f"{name} returns {leaf.dtype}, and must return floating values: "
                         "return the amount by which it is violated, not whether it is."
                     )
-        for name, project, x in (("project_upper", self.project_upper, u), ("project_lower", self.project_lower, v)):
+        for name, project, x in (("project_upper", self.project_upper, u), ("project_lower", self.lower_set(u), v)):
             _same_shapes(name, _shapes(name, project, x), x)
         if self.lower_start is not None:
             _same_shapes("lower_start", _shapes("lower_start", self.lower_start, u, batch, key), v)

@@ -104,6 +104,7 @@ CASES = {
     "Implicit": common(bx.Implicit(UPPER, LOWER, 20, linear_solve.CG(20))),
     "Implicit, GMRES": common(bx.Implicit(UPPER, LOWER, 20, linear_solve.GMRES(3))),
     "Implicit, Neumann": common(bx.Implicit(UPPER, LOWER, 20, linear_solve.Neumann(60, 0.2))),
+    "Implicit, Nystrom": common(bx.Implicit(UPPER, LOWER, 20, linear_solve.Nystrom(4, 1e-6, 10))),
     "Implicit, descent": common(bx.Implicit(UPPER, LOWER, 20, linear_solve.ByOptimizer(optax.sgd(0.05), 20))),
     "Implicit, quadratic": common(
         bx.Implicit(UPPER, LOWER, 20, linear_solve.ByOptimizer(optax.sgd(0.2), 20, form=linear_solve.quadratic))
@@ -130,6 +131,8 @@ CASES = {
     "SRBA": Case(bx.SRBA(*DOWN, period=5), PROBLEM, *START, WITH_WHOLE, 2e-3),
     "AmIGO": common(bx.AmIGO(*DOWN)),
     "StocBiO": common(bx.StocBiO(optax.sgd(5e-2), LOWER, 50, 100, 0.2)),
+    "SAMA": common(bx.SAMA(UPPER, LOWER), None),
+    "PZOBO": common(bx.PZOBO(optax.sgd(1e-2), optax.sgd(0.2), 20, 20), 1e-2),
     "LookAhead": common(bx.LookAhead(UPPER, LOWER, 5e-2), None),
     "LookAhead, finite differences": common(bx.LookAhead(UPPER, LOWER, 5e-2, 10, derivatives.finite_difference), None),
     "SparseHO": Case(

@@ -18,6 +18,8 @@ ORDER = [
     "problem",
     "_optimizers",
     "derivatives",
+    "fixed_points",
+    "projections",
     "schedules",
     "penalties",
     "linear_solve",
@@ -37,7 +39,7 @@ ORDER = [
 DIFFERENTIATION = {"grad", "value_and_grad", "jvp", "vjp", "linearize", "jacfwd", "jacrev", "hessian"}
 # The last one differentiates a plain loss of a noise matrix.
 MAY_DIFFERENTIATE = {
-    *("derivatives.py", "solvers/unrolled.py"),
+    *("derivatives.py", "fixed_points.py", "solvers/unrolled.py"),
     *("applications/denoising/noise.py", "applications/denoising/forward.py"),  # plain training losses
 }
 FILES = sorted(SOURCE.rglob("*.py"))

@@ -7,7 +7,7 @@ import optax
 import pytest
 import scipy.optimize
 
-from bilevax import Batch, Implicit, Inequality, InputError, Problem, ReverseMode, derivatives, solve
+from bilevax import Batch, Implicit, Inequality, InputError, Problem, ReverseMode, fixed_points, solve
 from bilevax.argmin import Argmin, hypergradient
 from bilevax.linear_solve import CG, Direct
 
@@ -190,12 +190,13 @@ def test_what_is_no_projection_is_refused(project, reason):
 
 
 def test_a_projection_is_tested_on_points_as_far_apart_as_v_is_long():
+    def tested(project, v):
+        fixed_points.require_projection("Ours", "project", Problem(outside, in_a_set, project_lower=project), v, v)
+
     with pytest.raises(InputError, match="moves a point that is already projected"):
-        derivatives.require_projection("Ours", "project", lambda v: jnp.where(v < 500, 0.9 * v, v), jnp.full(20, 1e3))
+        tested(lambda v: jnp.where(v < 500, 0.9 * v, v), jnp.full(20, 1e3))
     for size, far in ((1e-3, 5), (1e3, 1e5)):
-        derivatives.require_projection(
-            "Ours", "project", lambda v, far=far: jnp.where(v > far, 0.9 * v, v), jnp.full(20, size)
-        )
+        tested(lambda v, far=far: jnp.where(v > far, 0.9 * v, v), jnp.full(20, size))
 
 
 @pytest.mark.slow

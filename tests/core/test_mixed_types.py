@@ -26,6 +26,8 @@ SOLVERS = {
     "SOBA": bx.SOBA(SGD, SGD, SGD),
     "StocBiO": bx.StocBiO(SGD, SGD, 5, 5),
     "VPBGD": bx.VPBGD(SGD, SGD),
+    "PZOBO": bx.PZOBO(SGD, SGD, 5),
+    "SAMA": bx.SAMA(SGD, SGD),
     "ForwardMode": bx.ForwardMode(SGD, SGD),
     "Implicit": bx.Implicit(SGD, SGD),
     "Implicit, Direct": bx.Implicit(SGD, SGD, linear_solve=linear_solve.Direct()),

@@ -115,8 +115,6 @@ def test_an_empty_support_that_the_loss_itself_wants_is_no_reason_to_refuse():
 
 @pytest.mark.usefixtures("annotations_unchecked")
 def test_refusals():
-    with pytest.raises(InputError, match="has no regularizer"):
-        SparseHO(optax.sgd(1.0), proximal).check(Problem(error, error), jnp.zeros(1), jnp.zeros(D), BATCH)
     with pytest.raises(InputError, match="rate is 0"):
         SparseHO(optax.sgd(1.0), proximal, rate=0)
     with pytest.raises(InputError, match=r"proximal is .L1."):

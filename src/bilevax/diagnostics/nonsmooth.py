@@ -87,6 +87,8 @@ def nonsmooth_stationarity(
         raise InputError("nonsmooth_stationarity: the problem has no regularizer. For smooth problems use report.")
     if problem.constraints:
         raise InputError("nonsmooth_stationarity: the problem has constraints, which are not supported.")
+    if problem.set_moves:
+        raise InputError("nonsmooth_stationarity: the set of v depends on u, which is not supported.")
     if not rate > 0:
         raise InputError(f"nonsmooth_stationarity: rate is {rate}, and must be positive.")
     batch = Batch() if batch is None else batch

@@ -13,7 +13,7 @@ import scipy.optimize
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool, Float, PRNGKeyArray, PyTree
 
-from bilevax import derivatives
+from bilevax import fixed_points
 from bilevax._checks import InputError
 from bilevax.diagnostics import system
 from bilevax.diagnostics.direction import direction_of
@@ -36,7 +36,7 @@ class Report:
             smallest is negative, g curves down and v is a saddle or a maximum. If it is zero, v*(u) is not unique.
         rounding: eigenvalues below this size are zero up to rounding.
         hypergradient: eq. (9), grad_u f - grad2_uv g (grad2_vv g)^-1 grad_v f, shaped like u. If v lives in a set,
-            the hypergradient of the fixed point of a projected descent (`derivatives.fixed_point`).
+            the hypergradient of the fixed point of a projected descent (`fixed_points.fixed_point`).
         hypergradient_norm: its norm.
         linear_residual: |grad2_vv g q - b|, the largest of the linear solves. If it is not small (for example because
             the Hessian is singular), neither the hypergradient nor the multipliers can be trusted.
@@ -51,6 +51,8 @@ class Report:
         kkt_residual: the residual of (8), the largest of stationarity, lower_grad_norm, constraint_violation and
             complementarity. If the problem projects, the two gradients are replaced by the distances to the
             projected point, |x - project(x - gradient)|.
+        degenerate: whether v*(u) has a kink at u: an active bound of `project_lower` has, to rounding, a multiplier of
+            zero. The hypergradient is then one of several.
     """
 
     upper_loss: float
@@ -70,6 +72,7 @@ class Report:
     stationarity: float
     complementarity: float
     kkt_residual: float
+    degenerate: bool
 
     @property
     def curves_down(self) -> bool:
@@ -103,6 +106,8 @@ class Report:
             ("  stationarity", f"{self.stationarity:.3e}"),
             ("  complementarity", f"{self.complementarity:.3e}"),
         ]
+        if self.degenerate:
+            rows.append(("set of v", "an active bound has a multiplier of zero: v*(u) has a kink here"))
         width = max(len(name) for name, _ in rows)
         return "\n".join(f"{name:<{width}}  {value}" for name, value in rows)
 
@@ -165,7 +170,7 @@ def report(
     _check(batch, solver, state, dense_limit, tolerance, mu)
     batch = Batch() if batch is None else batch
     problem.check(u, v, batch)
-    derivatives.require_projection("report", "project_lower", problem.project_lower, v)
+    fixed_points.require_projection("report", "project_lower", problem, u, v)
     u, v = jax.tree.map(jnp.asarray, (u, v))
     key = jax.random.key(0) if key is None else key
     direction = None if solver is None else direction_of(solver, problem, state, u, v, batch, key)
@@ -177,14 +182,14 @@ def report(
     # Row 0 belongs to f, the other rows to the entries of the constraints.
     b = jnp.concatenate([ravel_pytree(f.grad_v)[0][None], jacobian_v])
     grad_u = np.concatenate([ravel_pytree(f.grad_u)[0][None], jacobian_u])
-    b = system.pulled_back(problem, u, v, data, key, b, mu)
+    direct, b = system.pulled_back(problem, u, v, data, key, b, mu)
     q, smallest, largest = _solved(problem, u, v, data, key, b, mu, dense_limit, tolerance)
     along_u, along_v = system.products(problem, u, v, data, key, q, mu)
     system.require_finite("report: a second derivative of lower_loss", (along_u, along_v))
-    reduced = grad_u - np.asarray(along_u)
+    reduced = grad_u + np.asarray(direct) - np.asarray(along_u)
 
     kkt = _kkt(problem, u, np.asarray(entries, float), f.constraints, reduced)
-    lower_residual = _distance(v, grad_g, problem.project_lower)
+    lower_residual = _distance(v, grad_g, problem.lower_set(u))
     error, cosine = None, None
     if direction is not None and not problem.constraints:
         error, cosine = _compare(np.asarray(ravel_pytree(direction)[0], float), reduced[0].astype(float))
@@ -206,6 +211,7 @@ def report(
         stationarity=kkt.stationarity,
         complementarity=kkt.complementarity,
         kkt_residual=max(kkt.stationarity, lower_residual, kkt.violation, kkt.complementarity),
+        degenerate=bool(system.degenerate(problem, u, v, data, key, mu)),
     )
 
 

@@ -9,9 +9,9 @@ import optax
 import scipy.sparse.linalg
 from jax.flatten_util import ravel_pytree
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float, PRNGKeyArray, PyTree
+from jaxtyping import Array, Bool, Float, PRNGKeyArray, PyTree
 
-from bilevax import derivatives
+from bilevax import derivatives, fixed_points
 from bilevax._checks import InputError
 from bilevax._programs import compiled
 from bilevax.linear_solve import LinearSolve
@@ -54,7 +54,7 @@ def products(
 ) -> tuple[Float[Array, "k n_u"], Float[Array, "k n_v"]]:
     """`second_products` of each row, on the set of v."""
     g, unravel = derivatives.lower(problem, u, v, data, key, mu=mu), ravel_pytree(v)[1]
-    products_on_set, _ = derivatives.on_set(problem, u, v, g, v)
+    products_on_set = fixed_points.on_set(problem, u, v, g, v).second_products
 
     def second_products(row: Any) -> tuple[Any, Any]:
         along_u, along_v = products_on_set(unravel(row))
@@ -66,10 +66,21 @@ def products(
 @compiled("problem")
 def pulled_back(
     problem: Problem, u: PyTree, v: PyTree, data: PyTree, key: PRNGKeyArray, rows: Float[Array, "k n_v"], mu: Any
-) -> Float[Array, "k n_v"]:
-    """The right-hand sides of the system on the set of v, from gradients in v."""
+) -> tuple[Float[Array, "k n_u"], Float[Array, "k n_v"]]:
+    """The direct parts and the right-hand sides of the systems on the set of v, from gradients in v."""
     g, unravel = derivatives.lower(problem, u, v, data, key, mu=mu), ravel_pytree(v)[1]
-    return jax.lax.map(lambda b: ravel_pytree(derivatives.on_set(problem, u, v, g, unravel(b))[1])[0], rows)
+
+    def one(row: Any) -> tuple[Any, Any]:
+        found = fixed_points.on_set(problem, u, v, g, unravel(row))
+        return ravel_pytree(found.direct)[0], ravel_pytree(found.b)[0]
+
+    return jax.lax.map(one, rows)
+
+
+@compiled("problem")
+def degenerate(problem: Problem, u: PyTree, v: PyTree, data: PyTree, key: PRNGKeyArray, mu: Any) -> Bool[Array, ""]:
+    """Whether an active bound of the set of v has a multiplier of zero."""
+    return fixed_points.degenerate(problem, u, v, derivatives.lower(problem, u, v, data, key, mu=mu))
 
 
 @compiled("problem")
@@ -94,7 +105,7 @@ def iterate(
 ) -> Float[Array, "k n_v"]:
     """The solution of the system for each row, by products alone."""
     g, unravel = derivatives.lower(problem, u, v, data, key, mu=mu), ravel_pytree(v)[1]
-    second_products, _ = derivatives.on_set(problem, u, v, g, v)
+    second_products = fixed_points.on_set(problem, u, v, g, v).second_products
     zero = optax.tree.zeros_like(v)
     return jax.lax.map(lambda b: ravel_pytree(solve(second_products, unravel(b), zero).q)[0], rows)
 

@@ -58,7 +58,7 @@ def fingerprint_of(
             problem.lower(u, v, lower, key),
             problem.constraint_values(u, v, upper),
             problem.project_upper(u),
-            problem.project_lower(v),
+            problem.lower_set(u)(v),
             None if problem.lower_start is None else problem.lower_start(u, batch, key),
         )
 

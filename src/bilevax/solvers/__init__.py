@@ -14,7 +14,9 @@ from bilevax.solvers.look_ahead import LookAhead as LookAhead
 from bilevax.solvers.masoba import MASOBA as MASOBA
 from bilevax.solvers.meha import MEHA as MEHA
 from bilevax.solvers.penalty import Penalty as Penalty
+from bilevax.solvers.pzobo import PZOBO as PZOBO
 from bilevax.solvers.saba import SABA as SABA
+from bilevax.solvers.sama import SAMA as SAMA
 from bilevax.solvers.smnbp import SMNBP as SMNBP
 from bilevax.solvers.soba import SOBA as SOBA
 from bilevax.solvers.sparse_ho import SparseHO as SparseHO

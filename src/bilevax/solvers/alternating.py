@@ -35,7 +35,7 @@ class Alternating:
 
     def check(self, problem: Problem, u: PyTree, v: PyTree, batch: Batch) -> None:
         """Refuse constraints, and problems that no solver handles."""
-        base.check(self, problem, u, v, batch, base.Known.FUNCTION, base.Known.FUNCTION, lower_sets=True)
+        base.check(self, problem, u, v, batch, base.Known.FUNCTION, base.Known.FUNCTION, moving_sets=True)
 
     def init(self, problem: Problem, u: PyTree, v: PyTree, batch: Batch) -> base.State:
         """Return the state at (u, v)."""

@@ -139,6 +139,16 @@ def refuse_lower_sets(solver: Any, problem: Problem) -> None:
         )
 
 
+def refuse_moving_sets(solver: Any, problem: Problem) -> None:
+    """Refuse a `project_lower` that depends on u, for a solver that compares g at points of one set."""
+    if problem.set_moves:
+        name = type(solver).__name__
+        raise InputError(
+            f"{name} compares values of g at points of one set, and this project_lower depends on u, so that the set "
+            "moves with u. Use Implicit or ReverseMode."
+        )
+
+
 class Known(enum.Enum):
     """What a solver passes to an optimizer besides the gradient."""
 
@@ -196,6 +206,7 @@ def check(
     *,
     constraints: bool = False,
     lower_sets: bool = False,
+    moving_sets: bool = False,
 ) -> None:
     """Check a problem, as most solvers need it.
 
@@ -204,14 +215,17 @@ def check(
         upper, lower: as for `check_optimizers`.
         constraints: whether the solver handles upper-level constraints.
         lower_sets: whether the solver handles a problem with a `project_lower`.
+        moving_sets: whether also one that depends on u.
 
     Raises:
         InputError: the solver does not handle the problem; an optimizer cannot move its variable.
     """
     if not constraints:
         refuse_constraints(solver, problem)
-    if not lower_sets:
+    if not (lower_sets or moving_sets):
         refuse_lower_sets(solver, problem)
+    if not moving_sets:
+        refuse_moving_sets(solver, problem)
     problem.check(u, v, batch)
     check_optimizers(solver, problem, u, v, batch, upper, lower)
 
@@ -318,10 +332,10 @@ class Descent:
         v, opt_state = carry
         if self.direction is not None:
             gradient = self.direction(v, data, key)
-            return move(self.optimizer, opt_state, v, gradient, self.problem.project_lower, self.scale), ()
+            return move(self.optimizer, opt_state, v, gradient, self.problem.lower_set(self.u), self.scale), ()
         loss, gradient = derivatives.lower_gradient(self.problem, self.u, v, data, key)
         size, objective = optax.tree.norm(gradient), self.objective(v, data, key, loss)
-        moved = move(self.optimizer, opt_state, v, gradient, self.problem.project_lower, self.scale, objective)
+        moved = move(self.optimizer, opt_state, v, gradient, self.problem.lower_set(self.u), self.scale, objective)
         return moved, (loss, size)
 
     def objective(self, v: PyTree, data: PyTree, key: PRNGKeyArray, loss: Any) -> Objective:

@@ -6,9 +6,10 @@ import jax
 import optax
 from jaxtyping import PRNGKeyArray, PyTree
 
-from bilevax import derivatives
+from bilevax import derivatives, fixed_points
 from bilevax._checks import settle_counts
 from bilevax.linear_solve import CG, LinearSolve
+from bilevax.linear_solve.base import continued, memory_of
 from bilevax.problem import Batch, Problem
 from bilevax.solvers import base
 
@@ -32,11 +33,12 @@ class Implicit:
     the linear solve. Memory: that of u, v, q and the optimizers; it does not grow with T.
     `extra["linear_residual"]` is |H q - grad_v f|.
 
-    With a `project_lower`, the system is that of the fixed point of a projected descent (`derivatives.fixed_point`), so
-    that the direction is also right on the boundary of the set. It takes two products with the derivative of the
-    projection for each product with the Hessian, and one more. If the set is not a box, use gradient descent as the
-    lower optimizer: the limit of projected Adam depends on its scaling of the gradient. With a `lower_start` that
-    depends on u, the start is treated as a constant; in the limit of many moves v*(u) does not depend on it.
+    With a `project_lower`, the system is that of the fixed point of a projected descent (`fixed_points.fixed_point`),
+    so that the direction is also right on the boundary of the set, which may depend on u. It takes two products with
+    the derivative of the projection for each product with the Hessian, and one more. If the set is not a box, use
+    gradient descent as the lower optimizer: the limit of projected Adam depends on its scaling of the gradient. With a
+    `lower_start` that depends on u, the start is treated as a constant; in the limit of many moves v*(u) does not
+    depend on it.
     """
 
     upper_optimizer: optax.GradientTransformation = optax.adam(1e-2)
@@ -53,11 +55,11 @@ class Implicit:
         base.refuse_constraints(self, problem)
         problem.check(u, v, batch)
         base.check_optimizers(self, problem, u, v, batch, upper=base.Known.VALUE, lower=base.Known.FUNCTION)
-        derivatives.require_projection("Implicit", "project_lower", problem.project_lower, v)
+        fixed_points.require_projection("Implicit", "project_lower", problem, u, v)
 
     def init(self, problem: Problem, u: PyTree, v: PyTree, batch: Batch) -> base.State:
         """Return the state at (u, v), with q zero."""
-        return base.start(self, u, v, memory=optax.tree.zeros_like(v))
+        return base.start(self, u, v, memory=memory_of(self.linear_solve, v))
 
     def step(
         self, problem: Problem, state: base.State, batch: Batch, key: PRNGKeyArray
@@ -70,10 +72,10 @@ class Implicit:
         f = derivatives.upper(problem, state.u, v, batch.upper, upper_key)
         data = base.lower_data(batch, self.lower_steps - 1)
         g = derivatives.lower(problem, state.u, v, data, upper_key, curvature=self.curvature)
-        second_products, b = derivatives.on_set(problem, state.u, v, g, f.grad_v)
-        q, cross, residual = self.linear_solve(second_products, b, state.memory)
-        direction = optax.tree.sub(f.grad_u, cross)
+        system = fixed_points.on_set(problem, state.u, v, g, f.grad_v)
+        found, memory = continued(self.linear_solve, system.second_products, system.b, state.memory)
+        direction = optax.tree.sub(optax.tree.add(f.grad_u, system.direct), found.cross)
         u, upper_opt = base.move_upper(self, problem, state, direction, base.Objective(f.loss))
-        extra = {"linear_residual": residual}
+        extra = {"linear_residual": found.residual}
         info = base.Info(f.loss, g.loss, optax.tree.norm(direction), optax.tree.norm(g.grad_v), extra)
-        return base.State(u, v, upper_opt, lower_opt, q), info
+        return base.State(u, v, upper_opt, lower_opt, memory), info

@@ -7,7 +7,7 @@ import jax
 import optax
 from jaxtyping import PRNGKeyArray, PyTree
 
-from bilevax import derivatives
+from bilevax import derivatives, fixed_points
 from bilevax._checks import InputError, settle_counts
 from bilevax.problem import Batch, Problem
 from bilevax.solvers import base
@@ -64,7 +64,7 @@ class LookAhead:
 
     def check(self, problem: Problem, u: PyTree, v: PyTree, batch: Batch) -> None:
         """Refuse constraints, and problems that no solver handles."""
-        base.check(self, problem, u, v, batch, base.Known.VALUE, base.Known.FUNCTION, lower_sets=True)
+        base.check(self, problem, u, v, batch, base.Known.VALUE, base.Known.FUNCTION, moving_sets=True)
         derivatives.require_start("LookAhead", problem, u, batch)
 
     def init(self, problem: Problem, u: PyTree, v: PyTree, batch: Batch) -> base.State:
@@ -84,11 +84,11 @@ class LookAhead:
         data = base.lower_data(batch, 0)
         g = derivatives.lower(problem, state.u, v, data, upper_key, curvature=self.curvature)
         ahead = jax.tree.map(lambda x, d: (x - self.rate * d).astype(x.dtype), v, g.grad_v)
-        ahead, unprojected = derivatives.transposed(problem.project_lower, ahead)
+        ahead, unprojected = fixed_points.transposed_set(problem, state.u, ahead)
         f = derivatives.upper(problem, state.u, ahead, batch.upper, upper_key)
-        slope = unprojected(f.grad_v)
+        of_set, slope = unprojected(f.grad_v)
         along_u, along_v = g.second_products(jax.tree.map(lambda d: (-self.rate * d).astype(d.dtype), slope))
-        direction = optax.tree.add(f.grad_u, along_u)
+        direction = optax.tree.add(optax.tree.add(f.grad_u, of_set), along_u)
         if to_u is not None:
             direction = optax.tree.add(direction, to_u(optax.tree.add(slope, along_v)))
         u, upper_opt = base.move_upper(self, problem, state, direction, base.Objective(f.loss))

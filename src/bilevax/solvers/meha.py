@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import PRNGKeyArray, PyTree
 
-from bilevax import derivatives, schedules
+from bilevax import derivatives, fixed_points, schedules
 from bilevax._checks import InputError, require_function, require_number
 from bilevax.problem import Batch, Problem
 from bilevax.schedules import Power, Schedule
@@ -81,7 +81,7 @@ class MEHA:
             )
         base.check(self, problem, u, v, batch, lower_sets=True)
         if self.proximal is not None:
-            derivatives.require_symmetric("MEHA", "proximal", _Proximal(self.proximal, self.rate), u, v)
+            fixed_points.require_symmetric("MEHA", "proximal", _Proximal(self.proximal, self.rate), u, v)
 
     def init(self, problem: Problem, u: PyTree, v: PyTree, batch: Batch) -> base.State:
         """Return the state at (u, v), w = v."""

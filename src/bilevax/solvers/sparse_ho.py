@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import PRNGKeyArray, PyTree
 
-from bilevax import derivatives
+from bilevax import derivatives, fixed_points
 from bilevax._checks import InputError, settle_counts
 from bilevax._programs import compiled
 from bilevax.linear_solve import CG, LinearSolve
@@ -23,7 +23,7 @@ class SparseHO:
 
     v moves by proximal descent, v = prox(u, v - rate grad_v g), and u along the derivative of f(u, v*(u)), where v*(u)
     is the fixed point. The published method iterates the derivative of the proximal descent; its limit is the solution
-    of a linear system (`derivatives.fixed_point`), which is solved here directly. For the lasso it is the system of the
+    of a linear system (`fixed_points.fixed_point`), which is solved here directly. For the lasso it is that of the
     support S = {i: v_i != 0},
 
         u moves along grad_u f - grad2_uv G q,    (grad2_vv G)_SS q_S = (grad_v f)_S,    q = 0 off S,
@@ -40,6 +40,7 @@ class SparseHO:
         lower_steps: T, moves of v per move of u.
         linear_solve: one of `bilevax.linear_solve`.
 
+    The `regularizer` of the problem is replaced by the proximal map, and serves to record g only.
     If the support is empty, u moves along grad_u f; a start from which u would never move is refused.
     `extra["support"]` is the share of entries in the support, `extra["linear_residual"]` the residual of the system.
     `lower_grad_norm` is |v - prox(u, v - rate grad_v g)| / rate.
@@ -75,15 +76,10 @@ class SparseHO:
             raise InputError(f"SparseHO: proximal is {self.proximal!r}. Pass a function (u, v, step) -> v.")
 
     def check(self, problem: Problem, u: PyTree, v: PyTree, batch: Batch) -> None:
-        """Refuse constraints, a problem without a regulariser, and a support that is and remains empty."""
+        """Refuse constraints, a map that is not a proximal map, and a support that is and remains empty."""
         base.refuse_constraints(self, problem)
-        if problem.regularizer is None:
-            raise InputError(
-                "SparseHO: the problem has no regularizer, so nothing makes v sparse. State the penalty as "
-                "Problem(regularizer=...), or use Implicit."
-            )
         problem.check(u, v, batch)
-        derivatives.require_symmetric("SparseHO", "proximal", _Move(self, problem), u, v)
+        fixed_points.require_symmetric("SparseHO", "proximal", _Move(self, problem), u, v)
         base.check_optimizers(self, problem, u, v, batch, upper=base.Known.VALUE)
         key = jax.random.key(0)
         moved = _moved(self, problem, u, v, batch, key)
@@ -106,7 +102,7 @@ class SparseHO:
 
     def _proximal(self, problem: Problem, u: PyTree, v: PyTree) -> PyTree:
         """Return v after the proximal map and the projection of the problem, in its own types."""
-        moved = problem.project_lower(self.proximal(u, v, self.rate))
+        moved = problem.lower_set(u)(self.proximal(u, v, self.rate))
         return jax.tree.map(lambda new, old: new.astype(old.dtype), moved, v)
 
     def init(self, problem: Problem, u: PyTree, v: PyTree, batch: Batch) -> base.State:
@@ -123,7 +119,7 @@ class SparseHO:
         f = derivatives.upper(problem, u, v, batch.upper, upper_key)
         data = base.lower_data(batch, self.lower_steps - 1)
         g = derivatives.lower(replace(problem, regularizer=None), u, v, data, upper_key)
-        fixed = derivatives.fixed_point(lambda u, v: self._proximal(problem, u, v), u, v, g, f.grad_v, self.rate)
+        fixed = fixed_points.fixed_point(lambda u, v: self._proximal(problem, u, v), u, v, g, f.grad_v, self.rate)
         q, cross, residual = self.linear_solve(fixed.second_products, fixed.b, state.memory)
         direction = optax.tree.sub(optax.tree.add(f.grad_u, fixed.direct), cross)
         moved, upper_opt = base.move_upper(self, problem, state, direction, base.Objective(f.loss))

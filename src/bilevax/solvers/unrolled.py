@@ -17,7 +17,7 @@ from jaxtyping import PRNGKeyArray, PyTree
 from bilevax import derivatives
 from bilevax._checks import InputError, settle_counts
 from bilevax._hoisting import PRODUCTS, hoist
-from bilevax._optimizers import first_line, update
+from bilevax._optimizers import away_from_zero, first_line, update
 from bilevax.problem import Batch, Problem
 from bilevax.solvers import base
 
@@ -67,7 +67,7 @@ class ReverseMode:
 
     def check(self, problem: Problem, u: PyTree, v: PyTree, batch: Batch) -> None:
         """Refuse constraints, a lower optimizer that cannot be differentiated, and problems that no solver handles."""
-        base.check(self, problem, u, v, batch, base.Known.VALUE, base.Known.FUNCTION, lower_sets=True)
+        base.check(self, problem, u, v, batch, base.Known.VALUE, base.Known.FUNCTION, moving_sets=True)
         _require_differentiable(self, problem, u, v, batch)
         depends = derivatives.require_start("ReverseMode", problem, u, batch, self.last not in (None, self.lower_steps))
         if depends:
@@ -132,7 +132,7 @@ class ForwardMode:
 
     def check(self, problem: Problem, u: PyTree, v: PyTree, batch: Batch) -> None:
         """Refuse constraints, a lower optimizer that cannot be differentiated, and problems that no solver handles."""
-        base.check(self, problem, u, v, batch, base.Known.VALUE, base.Known.FUNCTION, lower_sets=True)
+        base.check(self, problem, u, v, batch, base.Known.VALUE, base.Known.FUNCTION, moving_sets=True)
         derivatives.require_start("ForwardMode", problem, u, batch)
         _require_differentiable(self, problem, u, v, batch)
 
@@ -187,7 +187,6 @@ def _require_differentiable(solver: Any, problem: Problem, u: PyTree, v: PyTree,
 def _differentiable_at_zero(optimizer: Any, gradient: PyTree, opt_state: Any, v: PyTree) -> Any:
     """Return the optimizer with finite derivatives at entries of the gradient that are exactly zero.
 
-    Adam and similar optimizers take the square root of a mean of squares, whose derivative at zero is 0 times infinity.
     The derivative at a near point is used instead; values do not change. An optimizer that needs more than the gradient
     is returned unchanged.
     """
@@ -200,8 +199,8 @@ def _differentiable_at_zero(optimizer: Any, gradient: PyTree, opt_state: Any, v:
     @update.defjvp
     def _(primals: Any, tangents: Any) -> Any:
         gradient, *rest = primals
-        near = jax.tree.map(lambda d: jnp.where(d == 0, jnp.finfo(d.dtype).tiny ** 0.4, d).astype(d.dtype), gradient)
-        return update(*primals), jax.jvp(optimizer.update, (near, *rest), tangents)[1]
+        near = (away_from_zero(gradient), *rest)
+        return update(*primals), jax.jvp(optimizer.update, near, tangents)[1]
 
     def updated(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
         return update(updates, state, params)
@@ -309,7 +308,7 @@ def _moves(
         value, slope = gradient(made, v, t)
         slope = jax.tree.map(lambda x: checkpoint_name(x, SLOPE), slope)
         objective = base.Objective(value, lambda v: rest(made, v, t), lambda v: gradient(made, v, t)[1])
-        moved = base.move(optimizer, opt_state, v, slope, problem.project_lower, None, objective)
+        moved = base.move(optimizer, opt_state, v, slope, problem.lower_set(u), None, objective)
         return moved, (value, optax.tree.norm(slope))
 
     # Recomputing the rest of a move is faster than reading it. `_mixed` has no products of its own in a reverse pass.
