@@ -92,6 +92,10 @@ EXPERIMENTS: dict[str, Experiment] = {
     "wrong-labels": Experiment(
         "Wrong labels found: average precision and ROC area, against cleanlab", "experiments.denoising.wrong_labels"
     ),
+    "race": Experiment(
+        "All stochastic methods against processor seconds: quadratics, logistic regression, hyper-cleaning",
+        "experiments.race.race",
+    ),
     "tune-tables": Experiment(
         "Many strengths on public tables: TunedGLM, one strength, scikit-learn's CV classes and Optuna",
         "experiments.tuning.tables",
