@@ -521,3 +521,32 @@ def test_the_csv_of_the_page_is_the_csv_of_python(page, tmp_path):
             break
         time.sleep(0.05)
     assert page.tally == "0 · 9 · 0"
+
+
+def test_of_a_quantity_any_number_is_typed(page):
+    values = ["-3.5", "2.25", "12", "1,250.5"]
+    found = [Suspect(i, values[i], values[i + 1], 0.9 - i / 10, "a text", i + 2) for i in range(3)]
+    written(page.path, found, classes=values, noise_matrix=None, quantity=True)
+    page.reload()
+    assert not page.one("#given").is_displayed()
+    page.press("4")  # no class has a digit
+    assert page.tally == "0 · 0 · 0"
+    page.press("c", "o")
+    page.press(*"7.125", Keys.ENTER)
+    assert page.status == "Row 1 corrected to 7.125."
+    page.press("o")
+    page.press(*"much", Keys.ENTER)
+    assert page.status == "“much” is no number."
+    page.press(Keys.ESCAPE, "d")
+    assert page.tally == "0 · 2 · 1"
+    path = page.exported()
+    items = read_decisions(path).items
+    assert [(one.given, one.word, one.label) for one in items] == [
+        ("-3.5", "correct", "2.25"),
+        ("2.25", "correct", "7.125"),
+        ("12", "drop", ""),
+    ]
+    page.reload()
+    assert page.tally == "0 · 2 · 1"
+    page.choose("sort", "given value")
+    assert page.rows == [0, 1, 2]

@@ -213,7 +213,8 @@ def apply_suggestions(inputs: Inputs, found: "Reviewed", above: float | None, ru
     samples = inputs.samples
     frame = suspects_frame(samples, found.ranking.probability_wrong, found.suggested())
     if above is None:
-        frame = frame[frame["row"].isin(samples.record[: samples.own][found.ranking.sure[: samples.own]])]
+        sure = samples.record[: samples.own][found.ranking.sure[: samples.own]]
+        frame = frame.loc[frame["row"].isin(sure.tolist())]
     return apply(inputs.samples, automatic_decisions(frame, above, inputs.samples.source.digest), run)
 
 
@@ -222,13 +223,15 @@ def changed(changes: int, samples: "Samples") -> str:
     return f"{changes:,} of {samples.own:,} samples are corrected or left out."
 
 
-def next_step(train: Path | None, options: "Options", saved: bool, run: Run) -> str:
+def next_step(train: Path | None, options: "Options", kind: str, saved: bool, run: Run) -> str:
     """What a person does with the page and with the model, and the commands for that."""
     out = run.out if run.elsewhere is None else run.elsewhere
     command = ["bilevax", "denoise", str(out / DEMO if train is None else train)]
     for name in ("target", "labels", "separator", "encoding"):
         if (value := getattr(options, name)) is not None:
             command += [f"--{name}", str(value)]
+    if kind != "auto":
+        command += ["--kind", kind]
     predict = f"  {quoted(['bilevax', 'predict', str(out / MODEL), 'FILE'])}"
     return (
         f"Decide about the suspects in {out / 'report.html'}, and apply the decisions that it exports:\n"

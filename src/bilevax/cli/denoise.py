@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from bilevax.cli import _comparing, _reviewing
+from bilevax.cli import _comparing, _quantities, _reviewing
 from bilevax.cli._printing import say, show
 from bilevax.cli._reviewing import require
 from bilevax.cli._runs import Run
@@ -30,6 +30,17 @@ from bilevax.cli._shared import (
 
 COMPARISON = "With --compare"
 READING = "How the data is read"
+
+
+class Kind(StrEnum):
+    """What the target is."""
+
+    auto = "auto"
+    classes = "classes"
+    quantity = "quantity"
+
+
+WANTED = {Kind.auto: None, Kind.classes: False, Kind.quantity: True}  # as `Options.quantity`
 
 
 class Model(StrEnum):
@@ -57,6 +68,13 @@ def denoise(
         str | None,
         typer.Option("--target", metavar="COLUMN", help="The column of the labels; of an NPZ file the array."),
     ] = None,
+    kind: Annotated[
+        Kind,
+        typer.Option(
+            help="What the target is. auto: a quantity where it has fractions, or many different whole numbers with "
+            "few samples of each; else classes."
+        ),
+    ] = Kind.auto,
     trusted: Annotated[
         Path | None, typer.Option(metavar="FILE", help="More samples, whose labels are right, with the same columns.")
     ] = None,
@@ -65,7 +83,9 @@ def denoise(
     ] = None,
     pred_probs: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Probabilities that your model predicts for TRAIN, out of sample."),
+        typer.Option(
+            metavar="FILE", help="Probabilities of classes that your model predicts for TRAIN, out of sample."
+        ),
     ] = None,
     embeddings: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Features that replace those of TRAIN.")
@@ -73,9 +93,9 @@ def denoise(
     model: Annotated[
         Model,
         typer.Option(
-            help="What predicts the labels: for rows, linear, trees or mlp; for pictures also a small network; for "
-            "pictures and texts a pretrained encoder. auto: linear and trees for rows, words for texts, the encoder "
-            "for photographs if it is installed."
+            help="What predicts the labels: for rows, linear, trees or mlp (of classes); for pictures also a small "
+            "network; for pictures and texts a pretrained encoder. auto: linear and trees for rows, words for texts, "
+            "the encoder for photographs if it is installed."
         ),
     ] = Model.auto,
     encoder: Annotated[
@@ -171,6 +191,8 @@ def denoise(
     suspicious first; noise_matrix.csv, results.json and, for pictures, contact_sheet.png; and the folder model, which
     `bilevax predict` takes. The page exports your decisions; with --apply they become corrected data in the form of
     TRAIN, and changes.csv. TRAIN is never changed.
+
+    A target that is a quantity, such as a price, is reviewed in the same way, without a noise matrix.
     """
     with in_plain_words() as asked, tempfile.TemporaryDirectory(prefix="bilevax-") as folder:
         began = time.perf_counter()
@@ -180,6 +202,7 @@ def denoise(
         alone |= {"--test": test, "--trusted-column": trusted_column, "--apply": apply}
         _check(train, trusted, compare, settings, devices, alone)
         _check_apply(train, apply, above, compare, out)
+        _check_kind(kind, pred_probs, compare)
         require(
             pred_probs is None or model is Model.auto,
             "--model is not used where --pred-probs gives the predictions. Leave one of them out.",
@@ -203,6 +226,7 @@ def denoise(
             "model": model.value,
             "above": above,
             "encoder": None if encoder is None else str(encoder),
+            "kind": kind.value,
         }
         known |= {"apply": apply, "compare": compare, "seed": seed, **settings._replace(test=None)._asdict()}
         names = _reviewing.files(train, _comparing.FILES if compare else (), apply)
@@ -224,6 +248,8 @@ def denoise(
             options = Options(
                 target, labels, trusted_column, tuple(drop or ()), tuple(keep or ()), encoding, separator, strict=strict
             )
+            if train is not None and pred_probs is None and not compare:
+                options = options._replace(quantity=WANTED[kind])
             inputs = _reviewing.read(train, trusted, options, pred_probs, embeddings, seed, Path(folder))
             if by_file:
                 from bilevax.applications.denoising.review import read_decisions
@@ -236,7 +262,8 @@ def denoise(
                 say(note)
             from bilevax.applications.denoising import reviewing
 
-            found, model_files = _reviewing.review(inputs, reviewing.Model(model.value), encoder, seed, stages)
+            tool: Any = _reviewing if inputs.samples.source.numbers is None else _quantities
+            found, model_files = tool.review(inputs, reviewing.Model(model.value), encoder, seed, stages)
             compared = None
             if compare:
                 compared = _comparing.compare(train, trusted, target, settings, seed, stages, layout)
@@ -245,11 +272,11 @@ def denoise(
                 "seed": seed,
                 "resumed": stages.resumed,
                 **surroundings("jax", "optax", "numpy", "scikit-learn"),
-                **_reviewing.figures(inputs, found, title),
+                **tool.figures(inputs, found, title),
                 "comparison": None if compared is None else compared.report(),
                 "wall_seconds": time.perf_counter() - began,
             }
-            _reviewing.write(inputs, found, title, report, run)
+            tool.write(inputs, found, title, report, run)
             _reviewing.write_model(model_files, run)
             if train is None:
                 run.file(_reviewing.DEMO, lambda path: shutil.copyfile(inputs.samples.source.path, path))
@@ -257,15 +284,15 @@ def denoise(
                 _comparing.write(compared, run)
             changes = None
             if apply is not None:
-                changes = _reviewing.apply_suggestions(inputs, found, above, run)
-        say(_reviewing.headline(report))
-        show(_reviewing.summary(inputs, found))
+                changes = tool.apply_suggestions(inputs, found, above, run)
+        say(tool.headline(report))
+        show(tool.summary(inputs, found))
         if changes is not None:
             say(_reviewing.changed(changes, inputs.samples))
         if compared is not None:
             show(_comparing.table(compared.job, compared.found.rows, hold_out))
         run.end(time.perf_counter() - began)
-        say(_reviewing.next_step(train, options, bool(model_files), run))
+        say(_reviewing.next_step(train, options, kind.value, bool(model_files), run))
 
 
 def _is_folder(name: str, path: Path) -> bool:
@@ -298,6 +325,15 @@ def _check(
     for name, value in {**settings._asdict(), "devices": devices}.items():
         flag = f"--{name.replace('_', '-')}"
         require(not value, f"{flag} is an option of the comparison. Add --compare, or leave {flag} out.")
+
+
+def _check_kind(kind: Kind, pred_probs: Path | None, compare: bool) -> None:
+    """Refuse options of classes for a quantity."""
+    for flag, given in (("--pred-probs", pred_probs is not None), ("--compare", compare)):
+        require(
+            kind is not Kind.quantity or not given,
+            f"{flag} is for classes, and --kind quantity is given. Leave one of them out.",
+        )
 
 
 def _check_apply(train: Path | None, apply: str | None, above: float | None, compare: bool, out: Path) -> None:

@@ -122,6 +122,9 @@ class FoldRegressor:
         return FittedFoldRegressors(found, models)
 
 
+FORESTS = (ForestRegressor(extra=True), ForestRegressor(extra=False))
+
+
 def defaults(columns: int) -> tuple[Regressor, ...]:
     """Ridge regression, of splines too where there are not too many columns, and two forests."""
     linear = make_pipeline(StandardScaler(), RidgeCV(PENALTIES))
@@ -129,11 +132,7 @@ def defaults(columns: int) -> tuple[Regressor, ...]:
         StandardScaler(), SplineTransformer(5, knots="quantile", extrapolation="linear"), RidgeCV(PENALTIES)
     )
     chosen = [linear, splines] if columns <= WIDE else [linear]
-    return (
-        *(FoldRegressor(model) for model in chosen),
-        ForestRegressor(extra=True),
-        ForestRegressor(extra=False),
-    )
+    return (*(FoldRegressor(model) for model in chosen), *FORESTS)
 
 
 class FittedRegressorStack(NamedTuple):

@@ -21,7 +21,7 @@ from bilevax.data.samples.columns import (
 from bilevax.data.samples.content import Content, chosen, column_of
 from bilevax.data.samples.labels import Labels
 from bilevax.data.samples.notes import notes_on_cells, notes_on_columns
-from bilevax.data.samples.numbers import LARGEST
+from bilevax.data.samples.numbers import LARGEST, Style
 from bilevax.data.samples.pictures import read_pictures, resized
 from bilevax.data.samples.trusted import notes_on_trusted, twins_of
 from bilevax.data.samples.types import Kind, Options, Samples, Source
@@ -145,8 +145,9 @@ def joined(
     labels: Sequence[Labels],
     parts: Sequence[Part],
     truth: Bool[np.ndarray, " n"] | None,
+    numbers: Style | None = None,
 ) -> Samples:
-    """The samples of all files as one; those of the second file are trusted."""
+    """The samples of all files as one; those of the second file are trusted; `numbers` is that of `Source`."""
     total = contents[0].records.total
     kept = [chosen(content, part.kept) for content, part in zip(contents, parts, strict=True)]
     known = [found.labels[part.kept] for found, part in zip(labels, parts, strict=True)]
@@ -175,7 +176,7 @@ def joined(
         for note in (*content.records.notes, *found.notes, *part.notes)
     ]
     if trusted.any():
-        notes += notes_on_trusted(every_label, trusted, twin)
+        notes += notes_on_trusted(every_label, trusted, twin, quantity=numbers is not None)
     train = contents[0]
     records = train.records
     return Samples(
@@ -201,6 +202,7 @@ def joined(
             records.encoding,
             records.separator,
             records.compression,
+            numbers,
         ),
         notes=tuple(dict.fromkeys(notes)),
     )

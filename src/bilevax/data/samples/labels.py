@@ -72,8 +72,7 @@ def _require_no_quantity(name: str, labels: pd.Series | np.ndarray) -> None:
     if finite.mean() > MOST_CLASSES and (fractions := numbers[finite & (numbers != np.round(numbers))]).size:
         raise InputError(
             f"{name}: the target holds fractions (such as {fractions[0]:g}), so it is a quantity and not a label. Pass "
-            "a column of classes as --target. Quantities are reviewed from Python, by "
-            "bilevax.applications.denoising.DenoisingRegressor."
+            "a column of classes as --target, or review it as a quantity: bilevax denoise --kind quantity."
         )
 
 

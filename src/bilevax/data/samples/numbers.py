@@ -126,14 +126,14 @@ def numbers_in(column: Cells, style: Style) -> Numbers:
     else:
         values, others = np.full(len(texts), np.nan), np.flatnonzero(~missing)
     for i in others.tolist():
-        values[i] = _number(column.texts[i], style)
+        values[i] = number_of(column.texts[i], style)
     values[missing] = np.nan
     malformed = ~missing & ~(np.abs(values) <= LARGEST)
     values[malformed] = np.nan
     return Numbers(values[column.codes], malformed[column.codes])
 
 
-def _number(text: str, style: Style) -> float:
+def number_of(text: str, style: Style) -> float:
     """A number in the style of its column; NaN where it is none, or may be another one."""
     if style.unit and text.endswith(style.unit):
         text = text.removesuffix(style.unit).rstrip()

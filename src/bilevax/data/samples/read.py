@@ -14,6 +14,7 @@ from bilevax.data.samples.assemble import features_of, joined
 from bilevax.data.samples.content import Content, chosen, column_of, from_records
 from bilevax.data.samples.folder import folder_content, with_pictures
 from bilevax.data.samples.labels import settle_labels
+from bilevax.data.samples.quantities import note_on_classes, settle_quantities
 from bilevax.data.samples.targets import TargetKind, settle_target
 from bilevax.data.samples.text import read_records
 from bilevax.data.samples.trusted import truth_of
@@ -38,8 +39,8 @@ def read_samples(train: Path, trusted: Path | None = None, options: Options = Op
     copies of the label.
 
     Raises:
-        InputError: a file cannot be read, lacks the target or has no features; see `settle_labels` for labels; with
-            `options.strict`, something would be left out or treated as missing.
+        InputError: a file cannot be read, lacks the target or has no features; see `settle_labels` for labels and
+            `settle_quantities` for numbers; with `options.strict`, something would be left out or treated as missing.
 
     Example:
         >>> import tempfile, pathlib
@@ -64,7 +65,13 @@ def read_samples(train: Path, trusted: Path | None = None, options: Options = Op
         contents.append(_content(trusted, "--trusted", same))
         if _kind(contents[1]) != _kind(contents[0]):
             raise InputError(f"{contents[1].name} holds other samples than {contents[0].name}. Pass the same kind.")
-    labels = settle_labels(contents)
+    quantities = settle_quantities(contents, options.quantity, options.strict)
+    if quantities is None:
+        labels = settle_labels(contents)
+        if options.quantity is None and (note := note_on_classes(contents[0])):
+            labels[0] = labels[0]._replace(notes=(*labels[0].notes, note))
+    else:
+        labels = quantities.labels
     truth = None
     if options.trusted_column is not None:
         contents[0], truth = _with_truth(contents[0], options.trusted_column)
@@ -72,7 +79,13 @@ def read_samples(train: Path, trusted: Path | None = None, options: Options = Op
     contents = [chosen(content, found.present) for content, found in zip(contents, labels, strict=True)]
     known = [found.labels for found in labels]
     kind, columns, parts = features_of(contents, known, _kind(contents[0]), options)
-    return joined(kind, columns, contents, labels, parts, truth)
+    if quantities is not None and kind in ("images", "text") and not options.elsewhere:
+        held = "pictures" if kind == "images" else "texts alone"
+        raise InputError(
+            f"{contents[0].name} holds {held}, and quantities are predicted by tables and arrays of numbers. Pass "
+            "vectors of a network by --embeddings."
+        )
+    return joined(kind, columns, contents, labels, parts, truth, None if quantities is None else quantities.style)
 
 
 def read_targets(path: Path, kind: TargetKind | None, options: Options = Options()) -> tuple[Samples, TargetKind, str]:

@@ -59,7 +59,7 @@ def settle_target(content: Content, kind: TargetKind | None, strict: bool) -> Ta
     kind = guessed if kind is None else kind
     if kind == "classes":
         return Target(settle_labels([content])[0], kind, why)
-    return Target(_numbers(content, found, strict), kind, why)
+    return Target(numbers_as_labels(content, found, strict), kind, why)
 
 
 def numbers_of_target(values: pd.Series, separator: str) -> Numbers | None:
@@ -102,7 +102,12 @@ def _falls(counts: np.ndarray) -> bool:
     return int(counts.argmax()) <= len(counts) // 3 and counts[: -(-len(counts) // 3)].sum() > 0.6 * counts.sum()
 
 
-def _numbers(content: Content, found: Numbers, strict: bool) -> Labels:
+def numbers_as_labels(content: Content, found: Numbers, strict: bool) -> Labels:
+    """The numbers of the records that have one.
+
+    Raises:
+        InputError: there are none, or all are equal; with `strict`, a cell holds something else.
+    """
     present = ~np.isnan(found.values)
     notes = []
     if not present.any():

@@ -69,11 +69,11 @@ def twins_of(
 
 
 def notes_on_trusted(
-    labels: Shaped[np.ndarray, " n"], trusted: Bool[np.ndarray, " n"], twin: Int[np.ndarray, " n"]
+    labels: Shaped[np.ndarray, " n"], trusted: Bool[np.ndarray, " n"], twin: Int[np.ndarray, " n"], quantity: bool
 ) -> list[str]:
     """Notes on classes without a trusted sample, and on trusted labels that contradict the given ones."""
     notes = []
-    classes = set(labels.tolist())
+    classes = set() if quantity else set(labels.tolist())
     if lacking := sorted(classes - set(labels[trusted].tolist()), key=repr):
         notes.append(
             f"No trusted sample is of {listed(lacking)}: nothing confirms these labels, so they may become suspects."
@@ -83,6 +83,6 @@ def notes_on_trusted(
         contradicted = int(np.sum(labels[same] != labels[twin[same]]))
         notes.append(
             f"{len(same):,} of the trusted samples are samples of TRAIN, too; {contradicted:,} of them have another "
-            "label there."
+            f"{'target' if quantity else 'label'} there."
         )
     return notes

@@ -8,6 +8,7 @@ import pandas as pd
 from jaxtyping import Bool, Float32, Int, Shaped, UInt8
 
 from bilevax.data.samples.columns import Column
+from bilevax.data.samples.numbers import Style
 from bilevax.data.samples.pictures import SIDE
 
 Kind = Literal["table", "features", "images", "text"]
@@ -26,6 +27,7 @@ class Options(NamedTuple):
         side: pixels; pictures become side x side.
         strict: whether malformed cells, records and pictures are refused, and not left out with a note.
         elsewhere: whether the features come from another file, so that this one may have none.
+        quantity: whether the target is a quantity; None finds it out.
     """
 
     target: str | None = None
@@ -38,6 +40,7 @@ class Options(NamedTuple):
     side: int = SIDE
     strict: bool = False
     elsewhere: bool = False
+    quantity: bool | None = False
 
 
 class Source(NamedTuple):
@@ -50,6 +53,7 @@ class Source(NamedTuple):
         records: how many records it has, those that were left out included.
         digest: the SHA-256 of the content.
         encoding, separator, compression: of a text file; the compression is empty, `gz`, `bz2`, `xz`, `zst` or `zip`.
+        numbers: how the target is written where it is a quantity; None for classes.
     """
 
     path: Path
@@ -60,6 +64,7 @@ class Source(NamedTuple):
     encoding: str = ""
     separator: str = ""
     compression: str = ""
+    numbers: Style | None = None
 
 
 class Samples(NamedTuple):
@@ -69,7 +74,7 @@ class Samples(NamedTuple):
         kind: `table` (a matrix made of columns), `features` (an array as given), `images` or `text`.
         name: how messages call the file.
         features: float32 (n, d) on a common scale, or pictures uint8 (n, h, w, 3), or n texts.
-        labels: of whole numbers, truth values or text.
+        labels: of whole numbers, truth values or text; of a quantity numbers.
         trusted: which labels are known to be right.
         own: how many samples are of TRAIN.
         record: the number of the record in its file, from 0.

@@ -49,7 +49,8 @@ def apply_decisions(source: Source, decisions: Decisions, out: Path) -> "pd.Data
 
     Raises:
         InputError: the decisions are about other data, or about data that changed since; a row does not exist, or has
-            another label than the decision says; a label is no class; every sample would be dropped; `out` exists.
+            another label than the decision says; a label is no class, or no number; every sample would be dropped;
+            `out` exists.
         OSError: `out` cannot be written.
 
     Example:
@@ -115,6 +116,7 @@ def _edits(source: Source, decisions: Decisions) -> Edits:
         labels={one.row: one.label for one in decisions.items if one.word == "correct" and one.label != one.given},
         dropped=dropped,
         identifiers={one.row: one.identifier for one in decisions.items if one.identifier is not None},
+        numbers=source.numbers,
     )
 
 

@@ -2,12 +2,14 @@
 
 from collections import Counter
 from collections.abc import Iterable
+from decimal import Decimal
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from bilevax._checks import InputError, listed, suggestion
 from bilevax.data.kinds import NUMBER
+from bilevax.data.samples.numbers import LARGEST, Style, number_of
 
 
 class Edits(NamedTuple):
@@ -19,6 +21,7 @@ class Edits(NamedTuple):
         labels: new labels.
         dropped: rows to leave out.
         identifiers: of rows that have one.
+        numbers: how the numbers are written where the labels are quantities; None for classes.
     """
 
     name: str
@@ -26,6 +29,7 @@ class Edits(NamedTuple):
     labels: dict[int, str]
     dropped: set[int]
     identifiers: dict[int, str]
+    numbers: Style | None = None
 
 
 def text_of(value: Any) -> str:
@@ -63,7 +67,8 @@ def settled(edits: Edits, counts: Counter[Any], values: Iterable[tuple[int, Any]
         where: how messages call the file.
 
     Raises:
-        InputError: a row has another label than its decision says, or gets a label that no row of the file has.
+        InputError: a row has another label than its decision says, or gets a label that no row of the file has; a
+            quantity becomes what is no number, or none of the type of the file.
     """
     for row, value in values:
         given = edits.given.get(row)
@@ -72,6 +77,9 @@ def settled(edits: Edits, counts: Counter[Any], values: Iterable[tuple[int, Any]
                 f"{edits.name}: row {row} is said to have the label {given!r}, and has {text_of(value)!r} in {where}. "
                 "Review the data again, or check the row."
             )
+    if edits.numbers is not None:
+        types = {type(value) for value in counts if value is not None}
+        return {row: _quantity(edits, row, label, types, where) for row, label in edits.labels.items()}
     common = sorted(counts, key=lambda value: -counts[value])
     found: dict[str, Any] = {}
     for row, label in edits.labels.items():
@@ -86,3 +94,24 @@ def settled(edits: Edits, counts: Counter[Any], values: Iterable[tuple[int, Any]
                 )
             found[label] = alike[0]
     return {row: found[label] for row, label in edits.labels.items()}
+
+
+def _quantity(edits: Edits, row: int, label: str, types: set[type], where: str) -> Any:
+    """A number as the file holds it: a text, or a number of its type."""
+    assert edits.numbers is not None
+    label += "%" * (edits.numbers.sign == "%" and not label.endswith("%"))
+    value = number_of(label, edits.numbers)
+    if not abs(value) <= LARGEST:
+        raise InputError(
+            f"{edits.name}: row {row} gets {label!r}, which is no number as the target of {where} is written. Write a "
+            f"number with the decimal mark {edits.numbers.decimal!r}."
+        )
+    if str in types:
+        return label
+    if Decimal in types:
+        return Decimal(repr(value))
+    if types <= {int} and value != round(value):
+        raise InputError(
+            f"{edits.name}: row {row} gets {label!r}, and the target of {where} holds whole numbers. Round it."
+        )
+    return int(value) if types <= {int} else value

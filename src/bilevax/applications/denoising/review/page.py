@@ -51,13 +51,14 @@ class Review(NamedTuple):
         title: of the data, in a line.
         digest: SHA-256 of the data, as `Source.digest`. Decisions are kept, exported and applied for data of this
             digest.
-        classes: all labels that a sample may have.
+        classes: all labels that a sample may have; of quantities those that occur, in their order.
         suspects: in the order of the ranking.
         samples: how many samples were ranked.
         expected_wrong: the expected number of wrong labels among them.
         interval: of that number; None where it is not known.
         noise_matrix: `[k, j]` is the probability that a sample of class k was given label j; None where there is none.
         method: how the suspects were ranked, in a line.
+        quantity: whether labels are numbers, of which a person may type any.
     """
 
     title: str
@@ -69,6 +70,7 @@ class Review(NamedTuple):
     interval: tuple[float, float] | None = None
     noise_matrix: Float[np.ndarray, "k k"] | None = None
     method: str = ""
+    quantity: bool = False
 
 
 def review_page(review: Review, path: Path) -> None:
@@ -155,6 +157,8 @@ def _filled(review: Review, style: str, script: str) -> str:
         samples=f"{review.samples:,}",
         expected=f"{review.expected_wrong:,.0f}",
         interval=low_high,
+        label="value" if review.quantity else "label",
+        quantity=review.quantity,
         style=Markup(style),
         script=Markup(script),
         style_hash=_hash(style),
@@ -187,6 +191,7 @@ def _data(review: Review) -> dict[str, Any]:
     return {
         "digest": short_digest(review.digest),
         "classes": classes,
+        "quantity": review.quantity,
         "row": [int(s.row) for s in suspects],
         "line": [None if s.line is None else int(s.line) for s in suspects],
         "id": [None if s.identifier is None else str(s.identifier) for s in suspects],

@@ -49,7 +49,13 @@ def _edited(labels: Shaped[np.ndarray, " n"], edits: Edits, where: str) -> Shape
     new = settled(edits, Counter(values), ((row, values[row]) for row in edits.given), where)
     labels = labels.copy()
     for row, value in new.items():  # a value that the array has, so that it fits its type
-        labels[row] = value
+        try:
+            labels[row] = value
+        except OverflowError as error:
+            raise InputError(
+                f"{edits.name}: row {row} gets {value:g}, which {labels.dtype}, the type of the target of {where}, "
+                "cannot hold. Save it in a wider type."
+            ) from error
     return labels
 
 

@@ -7,7 +7,7 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bilevax._checks import InputError
+from bilevax._checks import InputError, short_reason
 from bilevax.applications.denoising.review.edits import Edits, settled
 from bilevax.data.samples.types import Source
 
@@ -108,10 +108,17 @@ def _edited(parts: list["pa.Array"], edits: Edits, classes: list[str] | None, wh
         new: dict[int, Any] = {row: classes.index(name) for row, name in texts.items()}
     else:
         new = settled(edits, Counter(values), ((row, values[row]) for row in edits.given), where)
+    import pyarrow as pa
+
     start, edited = 0, []
     for part in parts:
         rows = {row - start: value for row, value in new.items() if start <= row < start + len(part)}
-        edited.append(_replaced(part, rows) if rows else part)
+        try:
+            edited.append(_replaced(part, rows) if rows else part)
+        except (pa.ArrowInvalid, OverflowError) as error:
+            raise InputError(
+                f"{edits.name}: a label cannot be written as {part.type}, the type of {where}: {short_reason(error)}."
+            ) from error
         start += len(part)
     return edited
 

@@ -3,6 +3,7 @@
 const byName = data.classes.some((name) => /^\d$/.test(name)); // then a digit is the name of a class, else its place
 
 function classOfDigit(digit) {
+  if (data.quantity) return undefined;
   if (byName) return classOf.get(digit);
   const k = (Number(digit) + 9) % 10;
   return k < data.classes.length ? k : undefined;
@@ -38,7 +39,7 @@ function drawCurrent() {
       data.given[i] === data.suggested[i] ? null : choice("correct", "c", word === "correct" && label === data.suggested[i], "Correct to ", bdi(suggested)),
       choice("drop", "d", word === "drop", "Drop the sample"),
     ),
-    data.classes.length > 2 ? others(i, label) : null,
+    data.classes.length > 2 || data.quantity ? others(i, label) : null,
   ];
   const focused = panel.contains(document.activeElement) ? document.activeElement.dataset.key ?? "" : null;
   panel.replaceChildren(...parts.filter((part) => part !== null));
@@ -56,11 +57,12 @@ function whole(i) {
 }
 
 function others(i, label) {
-  if (data.classes.length > FEW) {
-    const name = el("input", { id: "other", list: "classes", placeholder: "Another class  o", "aria-label": "Another class", spellcheck: "false" });
+  if (data.classes.length > FEW || data.quantity) {
+    const what = data.quantity ? "number" : "class", list_ = data.quantity ? null : "classes";
+    const name = el("input", { id: "other", list: list_, placeholder: `Another ${what}  o`, "aria-label": `Another ${what}`, spellcheck: "false" });
     name.addEventListener("change", () => {
-      const k = classOf.get(name.value);
-      if (k === undefined) return name.value && say(`“${visible(name.value)}” is no class.`, true);
+      const k = placeOfLabel(data.quantity ? name.value.trim() : name.value);
+      if (k === undefined) return name.value && say(`“${visible(name.value)}” is no ${what}.`, true);
       list.focus();
       decide("correct", k);
     });

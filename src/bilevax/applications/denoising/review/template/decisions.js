@@ -3,6 +3,13 @@
 const data = JSON.parse($("data").textContent);
 const total = data.row.length;
 const classOf = new Map(data.classes.map((name, k) => [name, k]));
+// The place of a label among the classes; a number that is new becomes one, where labels are quantities.
+function placeOfLabel(name) {
+  if (data.quantity && !classOf.has(name) && QUANTITY.test(name)) classOf.set(name, data.classes.push(name) - 1);
+  return classOf.get(name);
+}
+const QUANTITY = /^[+-]?[\d.,]*\d[\d.,]*([eE][+-]?\d+)?%?$/;
+
 const placeOf = new Map(data.row.map((row, i) => [row, i]));
 
 const decisions = new Map(); // suspect -> { word: "keep" | "correct" | "drop", label: class or null }
@@ -72,10 +79,11 @@ function save() {
 function sorted(item, pairs, unlisted) {
   const i = placeOf.get(item.row);
   if (!WORDS.includes(item.word)) return `“${item.word}” is no decision (keep, correct, drop)`;
-  if (item.word === "correct" && !classOf.has(item.label)) return `“${item.label}” is no class`;
+  const none = data.quantity ? "no number" : "no class";
+  if (item.word === "correct" && placeOfLabel(item.label) === undefined) return `“${item.label}” is ${none}`;
   const wanted = i === undefined ? null : data.classes[data.given[i]];
   if (wanted !== null && item.given !== wanted) return `row ${item.row} has the given label “${wanted}” here`;
-  if (!classOf.has(item.given)) return `“${item.given}” is no class`;
+  if (placeOfLabel(item.given) === undefined) return `“${item.given}” is ${none}`;
   if (i === undefined) unlisted.push(item);
   else pairs.push([i, decision(i, item.word, classOf.get(item.label))]);
   return null;

@@ -163,6 +163,7 @@ function options(id, of, any) {
   const tally = new Map();
   for (const k of data[of]) tally.set(k, (tally.get(k) ?? 0) + 1);
   $(id).append(el("option", { value: "" }, any));
+  if (data.quantity) return;
   for (const [k, name] of data.classes.entries()) {
     $(id).append(el("option", { value: k }, `${visible(name)} (${count(tally.get(k) ?? 0)})`));
   }
@@ -186,7 +187,7 @@ function switchTheme() {
 
 options("given", "given", "any");
 options("suggested", "suggested", "any");
-if (data.classes.length > FEW) $("classes").append(...data.classes.map((name) => el("option", { value: name })));
+if (data.classes.length > FEW && !data.quantity) $("classes").append(...data.classes.map((name) => el("option", { value: name })));
 drawTheme();
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", drawTheme);
 $("theme").addEventListener("click", switchTheme);
