@@ -115,19 +115,26 @@ def test_pipelines_masks_and_other_regressors(cheap):
     pipeline = make_pipeline(StandardScaler(), cheap).fit(frame, given, denoisingregressor__trusted=mask)
     assert (pipeline[-1].probability_wrong_[mask] == 0).all()
     assert cross_val_score(cheap, frame, right, cv=3).mean() > 0.9
-    for model in (KNeighborsRegressor(), HuberRegressor()):  # without sample weights, and with
-        found = DenoisingRegressor(model).fit(X, given)
-        assert average_precision_score(given != right, found.probability_wrong_) > 0.6
 
 
-def test_saved(cheap, tmp_path):
+@pytest.mark.slow
+@pytest.mark.parametrize("model", [KNeighborsRegressor(), HuberRegressor()], ids=["no weights", "weights"])
+def test_other_regressors_with_sample_weights_and_without(model):
+    X, given, right = line()
+    found = DenoisingRegressor(model).fit(X, given)
+    assert average_precision_score(given != right, found.probability_wrong_) > 0.6
+
+
+@pytest.mark.parametrize("name", ["cheap", pytest.param("stack", marks=pytest.mark.slow)])
+def test_saved(cheap, tmp_path, name):
     X, given, _ = line(60, 6)
-    for name, found in (("cheap", cheap.fit(X, given)), ("stack", DenoisingRegressor().fit(X, given))):
-        save_model(tmp_path / name, found)
-        loaded = load_model(tmp_path / name)
-        np.testing.assert_array_equal(loaded.predict(X), found.predict(X))
-        np.testing.assert_array_equal(loaded.suggested_target_, found.suggested_target_)
-    assert not (tmp_path / "stack" / "estimators.skops").exists()
+    found = {"cheap": cheap, "stack": DenoisingRegressor()}[name].fit(X, given)
+    save_model(tmp_path / name, found)
+    loaded = load_model(tmp_path / name)
+    np.testing.assert_array_equal(loaded.predict(X), found.predict(X))
+    np.testing.assert_array_equal(loaded.suggested_target_, found.suggested_target_)
+    if name == "stack":
+        assert not (tmp_path / name / "estimators.skops").exists()
 
 
 def test_what_is_refused(cheap):

@@ -104,6 +104,7 @@ def test_the_module_comes_back_with_its_weights():
     jax.tree.map(np.testing.assert_array_equal, nnx.to_pure_dict(nnx.state(module)), before)
 
 
+@pytest.mark.slow
 def test_a_pair_comes_back_as_its_parameters():
     X, given, right, _ = pair_flips(300, wrong=0.1)
     model = mlp(3, [8])

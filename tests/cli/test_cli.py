@@ -68,13 +68,15 @@ def test_version():
     assert (result.exit_code, result.stdout) == (0, f"bilevax {bilevax.__version__}\n")
 
 
-def test_users_csv_with_a_test_file_ended_by_a_signal_and_resumed(tmp_path, files, frames, ended_early):
+@pytest.mark.parametrize("ended", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["whole", "ended"])
+def test_users_csv_with_a_test_file_also_ended_by_a_signal_and_resumed(tmp_path, files, frames, ended_early, ended):
     train, clean, test = files
     out = tmp_path / "deep" / "out"
     command = ["denoise", train, "--trusted", clean, "--test", test, "--target", "kind", "--out", out, "--compare"]
     command += ["--steps", 50]
-    ended_early(command, 31)
-    result = bilevax_command(*command, "--resume")
+    if ended:
+        ended_early(command, 31)
+    result = bilevax_command(*command, *(["--resume"] if ended else []))
     assert result.exit_code == 0, result.output
     assert "place (2 values)" in result.stdout
     assert "150 training samples, 40 trusted, 100 test samples" in " ".join(result.stdout.split())
@@ -122,7 +124,7 @@ def test_users_csv_with_a_test_file_ended_by_a_signal_and_resumed(tmp_path, file
     assert (whole["seed"], report["steps"]) == (0, 50)
     assert whole["versions"]["bilevax"] == bilevax.__version__
     assert whole["settings"]["train"]["file"] == str(train)
-    assert whole["resumed"]
+    assert whole["resumed"] == ended
     assert whole["wall_seconds"] > report["methods"][-1]["seconds"]
 
 

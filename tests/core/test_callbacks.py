@@ -3,7 +3,6 @@
 import json
 import os
 import resource
-import subprocess
 import sys
 from contextlib import contextmanager
 from pathlib import Path
@@ -356,12 +355,3 @@ def test_an_unwritable_directory_is_refused(tmp_path):
     for place in (tmp_path / "file", tmp_path / "file" / "runs"):
         with pytest.raises(InputError, match=r"TensorBoard: directory is .* cannot be written"):
             start(TensorBoard(place))
-
-
-def test_nothing_is_imported_before_it_is_used():
-    code = (
-        "import sys, bilevax as c; c.Progress(); c.Checkpoint('x'); c.TensorBoard('y'); "
-        "print([m for m in ('tqdm', 'tensorboardX') if m in sys.modules])"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"

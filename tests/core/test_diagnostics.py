@@ -47,7 +47,7 @@ def test_numbers_of_a_small_problem():
     assert (found.direction, found.direction_error, found.direction_cosine) == (None, None, None)
 
 
-@pytest.mark.parametrize("dense_limit", [1000, 0], ids=["dense", "iterative"])
+@pytest.mark.parametrize("dense_limit", [pytest.param(1000, marks=pytest.mark.slow), 0], ids=["dense", "iterative"])
 def test_curvature_is_told_by_its_sign(dense_limit):
     u, v = np.zeros(5), {"a": np.zeros(2), "b": np.zeros(3)}
     for low in (-0.5, 0.25):

@@ -1,6 +1,7 @@
 """The plan of the house: which room may lean on which."""
 
 import ast
+import functools
 import subprocess
 import sys
 from pathlib import Path
@@ -50,10 +51,16 @@ def room(path: Path) -> str:
     return path.relative_to(SOURCE).parts[0].removesuffix(".py")
 
 
+@functools.cache
+def nodes(path: Path) -> list[ast.AST]:
+    return list(ast.walk(ast.parse(path.read_text())))
+
+
+@functools.cache
 def imports(path: Path) -> list[str]:
     """Every module a file imports, inside functions too."""
     found = []
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in nodes(path):
         if isinstance(node, ast.Import):
             found += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
@@ -114,7 +121,7 @@ def test_no_private_name_crosses_files(path):
 def test_only_derivatives_differentiates(path):
     if str(path.relative_to(SOURCE)) in MAY_DIFFERENTIATE:
         return
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in nodes(path):
         if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "jax":
             assert node.attr not in DIFFERENTIATION, (
                 f"{path}:{node.lineno} calls jax.{node.attr}; derivatives of a problem are taken in derivatives.py"
@@ -128,6 +135,7 @@ before = {k: getattr(jax.config, k) for k in ("jax_enable_x64", "jax_debug_nans"
 import bilevax
 after = {k: getattr(jax.config, k) for k in before}
 assert before == after, (before, after)
+bilevax.Progress(), bilevax.Checkpoint("x"), bilevax.TensorBoard("y")  # import what they need when they are used
 heavy = "matplotlib pandas sklearn scipy.optimize typer rich tqdm tensorboardX orbax lineax equinox flax PIL".split()
 found = [m for m in heavy if m in sys.modules]
 assert not found, found

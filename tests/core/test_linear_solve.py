@@ -33,7 +33,10 @@ HASTY = {
 }
 patient = pytest.mark.parametrize("solve", PATIENT.values(), ids=PATIENT)
 SLOW = pytest.mark.slow
-dtypes = pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64], ids=["float32", "float64"])
+# float32 is quick in `test_finite_and_truthful_whatever_the_matrix`.
+dtypes = pytest.mark.parametrize(
+    "dtype", [pytest.param(jnp.float32, marks=SLOW), jnp.float64], ids=["float32", "float64"]
+)
 
 
 def matrix(low=1.0, high=5.0, n=12, seed=0):

@@ -12,7 +12,7 @@ import bilevax as bx
 from bilevax import Problem, linear_solve, solve
 from bilevax.argmin import hypergradient
 from bilevax.penalties import L1
-from tests.core.solvers import KINDS
+from tests.core.solvers import FAMILIES, KINDS, of_each_family
 
 SGD = optax.sgd(0.05)
 SOLVERS = {
@@ -78,8 +78,9 @@ def problem_for(solver):
     return PROBLEM if isinstance(solver, bx.SparseHO | bx.SMNBP | bx.SPNBO) else SMOOTH
 
 
-@pytest.mark.parametrize(("solver", "types"), CASES.values(), ids=CASES)
-def test_a_step_keeps_types(solver, types):
+@pytest.mark.parametrize("name", of_each_family(CASES, *(f"{name}, {next(iter(TYPES))}" for name in FAMILIES)))
+def test_a_step_keeps_types(name):
+    solver, types = CASES[name]
     u, v = start(types)
     state = solver.init(problem_for(solver), u, v, bx.Batch())
     moved, _ = jax.eval_shape(lambda s: solver.step(problem_for(solver), s, bx.Batch(), jax.random.key(0)), state)

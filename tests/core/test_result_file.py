@@ -1,6 +1,7 @@
 """Results as tables and as files."""
 
 import dataclasses
+import functools
 import json
 import sys
 import zipfile
@@ -33,6 +34,7 @@ START = (
 )
 
 
+@functools.cache
 def solved(steps=12):
     solver = Penalty(upper_optimizer=optax.adam(0.1), stage_steps=4)
     return solve(solver, PROBLEM, *START, steps=steps, key=jax.random.key(0))

@@ -109,7 +109,7 @@ def test_interrupt_keeps_the_trials_so_far(key, monkeypatch):
 
 
 @pytest.mark.parametrize("sampler", [TPE(), TPE(together=4), GP()], ids=repr)
-@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf, 1e300])
+@pytest.mark.parametrize("bad", [np.nan, *(pytest.param(x, marks=pytest.mark.slow) for x in (np.inf, -np.inf, 1e300))])
 def test_samplers_leave_the_region_where_trials_fail(sampler, bad):
     """Half of the box is bad: of the last 50 trials of 100, well under half go there."""
     pytest.importorskip("optuna")
