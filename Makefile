@@ -4,8 +4,9 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 
 # Files are shared out over two processes. Without plugins that are found by themselves: Hypothesis's rewrites and loads
-# all of Hypothesis in each process.
-PYTEST = PYTEST_DISABLE_PLUGIN_AUTOLOAD=1 $(BIN)/python -m pytest -p xdist -n 2 --dist loadfile --no-loadscope-reorder
+# all of Hypothesis in each process. With one thread of OpenMP and BLAS each, as the two processes have the cores.
+PYTEST = PYTEST_DISABLE_PLUGIN_AUTOLOAD=1 OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 \
+	$(BIN)/python -m pytest -p xdist -n 2 --dist loadfile --no-loadscope-reorder
 
 .PHONY: demo test test-all lint bench docs clean
 

@@ -340,7 +340,8 @@ def table(n=300, seed=0):
     return frame, np.where((kind == "ash") ^ (frame["size"] > 0.5), "yes", "no")
 
 
-@pytest.mark.parametrize("model", ["own", pytest.param("network", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("model", ["own", "network"])
 def test_columns_of_text(model):
     """A point has one of the values of a column; a pipeline gets a data frame as the user's own."""
     seen = []

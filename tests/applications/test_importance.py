@@ -255,6 +255,7 @@ def test_batches_hold_what_was_asked_for():
         np.testing.assert_array_equal(batch.upper.data[1], Y_CLEAN[batch.upper.index])
 
 
+@pytest.mark.slow
 def test_bytes_stay_bytes_until_the_model_reads_them(key):
     images = RNG.integers(0, 256, (7, 3, 3)).astype(np.uint8)
 

@@ -30,6 +30,7 @@ def run(cache: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-c", CODE], env=environment, capture_output=True, text=True, check=True)
 
 
+@pytest.mark.slow
 def test_programs_are_kept_and_a_damaged_one_costs_a_warning(tmp_path):
     values, hits = run(tmp_path).stdout.rsplit(" ", 1)
     assert int(hits) == 0

@@ -65,11 +65,8 @@ def test_at_a_fixed_mu_it_ends_where_slsqp_does(linear_solve):
 GROUPS = GroupLasso(Given([range(i, i + 5) for i in range(0, D, 5)]))
 
 
-@pytest.mark.parametrize(
-    "penalty",
-    [pytest.param(L1(), marks=pytest.mark.slow), GROUPS, pytest.param(ElasticNet(0.5), marks=pytest.mark.slow)],
-    ids=["l1", "group", "elastic net"],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("penalty", [L1(), GROUPS, ElasticNet(0.5)], ids=["l1", "group", "elastic net"])
 def test_the_limit_is_stationary_for_the_problem_with_corners(penalty):
     problem = problem_of(penalty)
     result = solve(SMNBP(linear_solve=Direct()), problem, *START, BATCH, steps=150, key=KEY)

@@ -71,6 +71,7 @@ def test_the_direction_is_the_derivative_of_the_true_problem(entries):
     assert np.abs(wrong - wanted).max() > 100 * np.abs(found - wanted).max()
 
 
+@pytest.mark.slow
 def test_the_strength_is_that_of_a_grid_of_a_thousand():
     grid = np.linspace(np.log(1e-3), np.log(2.0), 1000)
     losses = [held_out(np.array([u])) for u in grid]
