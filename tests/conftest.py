@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import functools
 import gc
 import hashlib
 import json
@@ -16,7 +15,6 @@ from types import SimpleNamespace
 
 import jax
 import pytest
-from jax._src.interpreters import mlir
 from jaxtyping import config, install_import_hook
 
 # Programs run for milliseconds here and are compiled for longer. What takes longest of that is left out: LLVM's passes,
@@ -33,12 +31,6 @@ FASTER_TO_COMPILE = (
 os.environ["XLA_FLAGS"] = " ".join((os.environ.get("XLA_FLAGS", ""), *FASTER_TO_COMPILE)).strip()
 jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_num_cpu_devices", 8)
-
-# JAX makes an MLIR context for each program that it lowers, in 5 ms, which is a seventh of the time of a small program.
-# One context per test module serves all. The name is private: without it the tests only take longer.
-_make_context = functools.cache(getattr(mlir, "make_ir_context", lambda: None))
-if hasattr(mlir, "make_ir_context"):
-    mlir.make_ir_context = _make_context
 
 # The annotations of the core are checked as it runs. Left out: entry points that refuse wrong arguments by a sentence
 # (`solve`, `Problem`, `report`, `hypergradient`, linear solves), whose tests pass wrong arguments on purpose.
@@ -94,7 +86,6 @@ def programs_are_dropped():
     Each takes mappings of memory, of which a process has 65,530 on Linux; at the end of them the compiler crashes.
     """
     yield
-    _make_context.cache_clear()
     if MAPPINGS.is_file() and len(MAPPINGS.read_bytes().splitlines()) > 25_000:
         jax.clear_caches()
 
