@@ -554,3 +554,13 @@ def test_trusted_pictures_and_arrays(tmp_path, folder):
     assert samples.twin[-2:].tolist() == [0, 1]
     np.savez(tmp_path / "clean.npz", X=x[:2, :2], y=[0, 1])
     assert "Pass as many in both" in refusal(lambda: read_samples(tmp_path / "train.npz", tmp_path / "clean.npz"))
+
+
+def test_probabilities_that_predict_nothing(tmp_path, samples):
+    places = np.array([["cat", "dog", "emu"].index(label) for label in samples.labels])
+    p = np.full((60, 3), 0.1)
+    p[np.arange(60), np.where(np.arange(60) < 40, places, 0)] = 0.8
+    shuffled = p[np.random.default_rng(0).permutation(60)]
+    for values, notes in ((p, 0), (shuffled, 1), (np.roll(p, 1, axis=1), 1), (np.full((60, 3), 1 / 3), 1)):
+        found = read_probabilities(written(tmp_path / "p.npy", values), samples)
+        assert sum("no more than by chance" in note for note in found.notes) == notes

@@ -97,6 +97,9 @@ def read_probabilities(path: Path, samples: Samples) -> Probabilities:
             f"with a mean probability of {given.mean():.3f}. A model that was trained on these labels repeats the "
             "wrong ones. Predict each sample by a model that was not trained on it, such as by cross_val_predict."
         )
+    codes = np.array([places[label] for label in labels.tolist()])
+    if len(labels) >= ENOUGH and (note := _by_chance(values, codes, name)):
+        notes.append(note)
     return Probabilities(values, classes, tuple(notes))
 
 
@@ -181,6 +184,19 @@ def _from_text(path: Path, name: str) -> NamedMatrix:
     if unnamed:
         return NamedMatrix(_matrix(frame.to_numpy(), name), None)
     return _numeric(frame.rename(columns=lambda column: str(column).strip()), name)
+
+
+def _by_chance(values: Float64[np.ndarray, "n k"], labels: Int[np.ndarray, " n"], name: str) -> str | None:
+    """A note where the predicted classes are those given no more often than by chance."""
+    guessed, classes = values.argmax(axis=1), values.shape[1]
+    chance = float(np.bincount(guessed, minlength=classes) @ np.bincount(labels, minlength=classes)) / len(labels) ** 2
+    agree = float(np.mean(guessed == labels))
+    if agree > chance + 2 * np.sqrt(chance * (1 - chance) / len(labels)):
+        return None
+    return (
+        f"{name} predicts the given label for {agree:.1%} of the samples, no more than by chance. Its rows or its "
+        "columns may be in another order than those of TRAIN."
+    )
 
 
 def _numeric(frame: pd.DataFrame, name: str) -> NamedMatrix:
