@@ -100,4 +100,7 @@ EXPERIMENTS: dict[str, Experiment] = {
         "Many strengths on public tables: TunedGLM, one strength, scikit-learn's CV classes and Optuna",
         "experiments.tuning.tables",
     ),
+    "tune-scalar": Experiment(
+        "One strength on public tables: TunedGLM, scikit-learn's CV classes and glum's", "experiments.tuning.scalar"
+    ),
 }

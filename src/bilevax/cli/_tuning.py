@@ -247,16 +247,16 @@ def tell(found: Tuned) -> None:
 
 
 def _considered(model: "TunedGLM") -> list[str]:
-    """How each other kind of strengths compared, at its best prior."""
-    best: dict[str, Any] = {}
-    for one in model.candidates_:
-        if one.kind not in best or one.difference < best[one.kind].difference:
-            best[one.kind] = one
+    """How each kind of strengths compared with one strength, at the widest prior that was tried or taken."""
     names = {"group": "group of columns", "feature": "column", "class": "class"}
+    last: dict[str, Any] = {}
+    for one in model.candidates_:
+        if one.kind != model.strengths_chosen_ or one.deviation <= model.prior_deviation_:
+            last[one.kind] = one
     return [
         f"A strength for each {names[kind]} changed the loss by {one.difference:+.3g} ± {one.standard_error:.2g} on "
         f"folds that its tuning had not seen: {'taken' if kind == model.strengths_chosen_ else 'not taken'}."
-        for kind, one in best.items()
+        for kind, one in last.items()
     ]
 
 

@@ -7,9 +7,11 @@ import numpy as np
 import pandas as pd
 import pytest
 from scipy import sparse
+from sklearn import config_context
 from sklearn.base import clone, is_classifier, is_regressor
 from sklearn.compose import make_column_transformer
 from sklearn.datasets import load_breast_cancer, load_diabetes, load_iris, load_wine
+from sklearn.exceptions import UnsetMetadataPassedError
 from sklearn.linear_model import (
     Lasso,
     LassoCV,
@@ -19,7 +21,7 @@ from sklearn.linear_model import (
     Ridge,
     RidgeCV,
 )
-from sklearn.model_selection import GridSearchCV, GroupKFold, KFold, ShuffleSplit, cross_val_score
+from sklearn.model_selection import GridSearchCV, GroupKFold, KFold, ShuffleSplit, cross_val_score, cross_validate
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import OneHotEncoder, StandardScaler
 from sklearn.utils.estimator_checks import check_estimator
@@ -36,6 +38,7 @@ from bilevax.applications.tuning.glm import (
     TunedRidge,
     TunedSVC,
     Tweedie,
+    curvature,
 )
 
 CV_SPLITS = "folds are of rows, so a repeated row is not a row of weight two, as in scikit-learn's CV classes"
@@ -172,6 +175,15 @@ def test_sparse_and_dense_features_agree():
     np.testing.assert_allclose(thin.predict(X), thin.predict(X.toarray()))
 
 
+def test_folds_that_share_their_curvature_find_the_same(monkeypatch):
+    X, y = scaled(load_breast_cancer)
+    apart = TunedLogisticRegression(strengths="feature", cv=ShuffleSplit(3, test_size=0.3, random_state=0)).fit(X, y)
+    monkeypatch.setattr(curvature, "LARGE", 0.0)
+    shared = clone(apart).fit(X, y)
+    np.testing.assert_allclose(shared.alpha_, apart.alpha_, rtol=1e-3)
+    np.testing.assert_allclose(shared.coef_, apart.coef_, rtol=1e-3, atol=1e-4)
+
+
 def test_units_of_features_change_units_of_coefficients_alone():
     X, y = scaled(load_diabetes)
     unit = np.logspace(-4, 4, X.shape[1])
@@ -249,6 +261,27 @@ def test_splitters_get_their_groups():
     pairs = list(GroupKFold(4).split(X, y, groups))
     model = TunedRidge(strengths="scalar", cv=GroupKFold(4)).fit(X, y, groups=groups)
     assert model.alpha_ == pytest.approx(TunedRidge(strengths="scalar", cv=pairs).fit(X, y).alpha_)
+
+
+def test_metadata_are_routed():
+    rng = np.random.default_rng(0)
+    X, years = rng.normal(size=(60, 3)), rng.uniform(0.5, 2, size=60)
+    y, w, groups = rng.poisson(years * np.exp(0.3 * X[:, 0])), rng.uniform(0.5, 2, size=60), np.arange(60) % 12
+    with config_context(enable_metadata_routing=True):
+        model = TunedPoissonRegressor(strengths="scalar", cv=GroupKFold(3))
+        model.set_fit_request(sample_weight=True, groups=True, exposure="years")
+        model.set_score_request(sample_weight=True, exposure="years")
+        piped = make_pipeline(StandardScaler().set_fit_request(sample_weight=False), model)
+        given = {"sample_weight": w, "groups": groups, "years": years}
+        found = cross_validate(piped, X, y, params=given, cv=GroupKFold(2), return_estimator=True)
+        for train, test in GroupKFold(2).split(X, y, groups):
+            scaler = StandardScaler().fit(X[train])
+            own = {"sample_weight": w[train], "groups": groups[train], "exposure": years[train]}
+            by_hand = clone(model).fit(scaler.transform(X[train]), y[train], **own)
+            score = by_hand.score(scaler.transform(X[test]), y[test], w[test], years[test])
+            assert np.isclose(found["test_score"], score, rtol=1e-9).sum() == 1
+        with pytest.raises(UnsetMetadataPassedError):
+            cross_validate(TunedRidge(), X, y, params={"sample_weight": w})
 
 
 def test_one_hold_out_set():

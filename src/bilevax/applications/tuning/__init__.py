@@ -31,5 +31,8 @@ from bilevax.applications.tuning.hyperparameters import INPUT_NOISE as INPUT_NOI
 from bilevax.applications.tuning.hyperparameters import LABEL_SMOOTHING as LABEL_SMOOTHING
 from bilevax.applications.tuning.hyperparameters import LAYER_L2 as LAYER_L2
 from bilevax.applications.tuning.hyperparameters import Hyperparameter as Hyperparameter
+from bilevax.applications.tuning.kernel_ridge import TunedKernelRidge as TunedKernelRidge
+from bilevax.applications.tuning.optimizer import optimizer_solver as optimizer_solver
+from bilevax.applications.tuning.optimizer import optimizer_task as optimizer_task
 from bilevax.applications.tuning.recipes import implicit_solver as implicit_solver
 from bilevax.applications.tuning.recipes import penalty_solver as penalty_solver

@@ -15,6 +15,7 @@ from bilevax.applications.tuning.glm.data import Data, gram
 from bilevax.applications.tuning.glm.losses import Loss
 
 LARGEST_FACTOR = 2000  # rows of a matrix that is factorised for each fold
+LARGE = 2e9  # operations of the Hessians of all folds, above which folds share their curvature
 LARGEST_COUPLED = 700  # coefficients of coupled outputs whose whole Hessian is formed
 _LAPACK: Any = get_lapack_funcs(("potrf", "potrs"), dtype=np.float64)
 Coefficients = Float[np.ndarray, "p outputs folds"]
@@ -56,13 +57,20 @@ def _with_diagonal(matrix: Float[np.ndarray, "q q"], more: Float[np.ndarray, " q
 
 
 class Gram:
-    """X' D X, one matrix (p, p) for each output and fold."""
+    """X' D X, one matrix (p, p) for each output and fold.
+
+    A row adds the same matrix to each fold that trains on it where the loss is quadratic. So one pass over the rows, in
+    parts of rows that the same folds train on, serves all folds. For large problems with another loss, the
+    curvature is the mean of that of the folds, and the matrices are no longer exact.
+    """
 
     def __init__(self, loss: Loss, data: Data):
         self.loss, self.data = loss, data
-        self.exact = not loss.coupled
         p, outputs, folds = data.shape
-        self.flops = 2.0 * data.x.shape[0] * p * p * outputs * folds
+        one = 2.0 * data.x.shape[0] * p * p * outputs
+        self.parts = _parts(data.train) if loss.quadratic or one * folds > LARGE else None
+        self.exact = not loss.coupled and (loss.quadratic or self.parts is None)
+        self.flops = one if self.parts is not None else one * folds
         self.matrices: list[list[np.ndarray]] = []
         self.factors: list[list[Any]] = []
 
@@ -70,6 +78,10 @@ class Gram:
         """Take the Hessian of the loss at a linear predictor."""
         data = self.data
         _, outputs, folds = data.shape
+        if self.parts is not None:
+            curve = self.loss.curvature(eta, data.y).mean(2)
+            self.matrices = [_shared_grams(data, curve[:, c], self.parts) for c in range(outputs)]
+            return
         weight = self.loss.curvature(eta, data.y) * data.train[:, None, :]
         self.matrices = [[gram(data.x, weight[:, c, k]) for k in range(folds)] for c in range(outputs)]
 
@@ -87,6 +99,27 @@ class Gram:
             for k, factor in enumerate(row):
                 found[:, c, k] = solved(factor, r[:, c, k])
         return found
+
+
+def _parts(train: Float[np.ndarray, "n folds"]) -> list[np.ndarray] | None:
+    """The rows that the same folds train on, part by part; None where there are more parts than twice the folds."""
+    patterns, codes = np.unique(train > 0, axis=0, return_inverse=True)
+    if len(patterns) > 2 * train.shape[1]:
+        return None
+    codes = codes.reshape(-1)
+    return [np.flatnonzero(codes == code) for code in range(len(patterns)) if patterns[code].any()]
+
+
+def _shared_grams(data: Data, curve: Float[np.ndarray, " n"], parts: list[np.ndarray]) -> list[np.ndarray]:
+    p, _, folds = data.shape
+    found = [np.zeros((p, p)) for _ in range(folds)]
+    for rows in parts:
+        trains = np.flatnonzero(data.train[rows[0]] > 0)
+        first = trains[0]
+        matrix = gram(data.x[rows], data.train[rows, first] * curve[rows])
+        for k in trains:  # the weights of a row in two folds differ by the same factor in all rows
+            found[k] += matrix * (data.train[rows[0], k] / data.train[rows[0], first])
+    return found
 
 
 class Coupled:

@@ -260,6 +260,7 @@ class TunedLinearModel(Picklable, BaseEstimator):
         scalar = chosen.codes.kind == "scalar"
         self.alpha_ = float(self.strengths_[0]) if scalar else each[0] if len(each) == 1 else each
         self.candidates_ = chosen.candidates
+        self.prior_deviation_ = chosen.deviation
         found = list(chosen.path.points)
         self.alphas_ = np.array([np.exp(point.u[0]) * unit for point in found])
         shares = tuner.data.held.sum(0)

@@ -41,6 +41,7 @@ class TunedGLM(TunedLinearModel):
         alpha_: the strength of each feature, (d,) or (classes, d); a number where there is one strength.
         strengths_chosen_: "scalar", "group", "feature" or "class".
         candidates_: the nested comparison of the kinds of strengths.
+        prior_deviation_: the standard deviation of log ratios of strengths under their prior; 0 for one strength.
         held_out_loss_: the cross-validated loss at the strengths.
         alphas_, cv_results_: the scalar strengths that were tried, and their held-out losses, as scores.
         history_: the cross-validated loss of each evaluation.

@@ -20,6 +20,8 @@ MOST_ITERATIONS = 500  # of conjugate gradients
 STALE = 8  # conjugate gradients above which the Hessian is formed anew
 CHEAP = 40.0  # a Hessian is formed at each step where that costs fewer passes over the samples
 SUFFICIENT = 1e-4
+# Of large problems, whose strengths are not needed to more digits, the derivative has fewer.
+LARGE_TOLERANCE, ROUGH_ADJOINT = 5e-7, 1e-4
 
 
 class Fit(NamedTuple):
@@ -159,5 +161,5 @@ class Newton:
         if self.direct:
             return self.curvature.solve(r)
         active = np.ones(r.shape[2], bool)
-        tolerance = np.full(r.shape[2], 0.1 * self.tolerance)
+        tolerance = np.full(r.shape[2], 0.1 * self.tolerance if self.tolerance < LARGE_TOLERANCE else ROUGH_ADJOINT)
         return self.conjugate_gradients(fit.eta, strength, r, tolerance, active)[0]

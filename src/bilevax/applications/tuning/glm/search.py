@@ -61,6 +61,41 @@ def scalar_search(
     return Path(points, min(refined, key=lambda p: p.value))
 
 
+def near_search(
+    evaluate: Callable[[float], Evaluation], near: float, low: float, high: float, step: float, precision: float
+) -> Path | None:
+    """The local minimum next to a log strength: downhill by its derivative, then within the last step.
+
+    None where the derivative is zero at the start, as it is where a norm keeps all coefficients at zero.
+
+    Args:
+        evaluate: the cross-validated loss at a log strength.
+        near: where to start.
+        low, high: bounds.
+        step: of the first moves; each is twice as long as the last.
+        precision: of the log strength.
+    """
+    t = float(np.clip(near, low, high))
+    found = [(t, evaluate(t))]
+    sign = -np.sign(float(found[0][1].gradient[0]))
+    if not sign:
+        return None
+    bracket = None
+    while bracket is None:
+        t = float(np.clip(found[-1][0] + sign * step, low, high))
+        if t == found[-1][0]:
+            break
+        found.append((t, evaluate(t)))
+        step *= 2
+        if sign * float(found[-1][1].gradient[0]) >= 0 or found[-1][1].value > found[-2][1].value:
+            bracket = sorted(found[-2:], key=lambda one: one[0])
+    if bracket is not None:
+        left, right = bracket
+        found += _refined(evaluate, left, right, right, precision)
+    points = [Point(np.array([t]), one.value, one.values) for t, one in found]
+    return Path(points, min(points, key=lambda point: point.value))
+
+
 def _refined(
     evaluate: Callable[[float], Evaluation],
     left: tuple[float, Evaluation],

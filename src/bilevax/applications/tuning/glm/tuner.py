@@ -14,7 +14,7 @@ from bilevax.applications.tuning.glm.losses import Loss, Multinomial
 from bilevax.applications.tuning.glm.newton import Newton
 from bilevax.applications.tuning.glm.penalties import Term
 from bilevax.applications.tuning.glm.proximal import Proximal
-from bilevax.applications.tuning.glm.search import Path, gradient_search, scalar_search
+from bilevax.applications.tuning.glm.search import Path, gradient_search, near_search, scalar_search
 
 WEAKEST, STRONGEST = 1e-8, 1e5  # L2: strengths relative to the curvature of the loss in one feature
 FIRST = 1e3  # where the path of L2 starts, in the same unit; stronger only where that is best
@@ -112,6 +112,11 @@ class Tuner:
         """The solver of the lower problems of the folds."""
         return self.lower(self.data)
 
+    @cached_property
+    def whole(self) -> tuple[Data, Newton | Proximal]:
+        """All samples, and the solver of their lower problem."""
+        return self.everything, self.lower(self.everything)
+
     def criterion(self, codes: Codes, start: Coefficients | None = None) -> Criterion:
         """The cross-validated loss of one kind of strengths."""
         if start is None:
@@ -147,13 +152,12 @@ class Tuner:
         criterion = self.criterion(codes)
         low, high, first = self.bounds
         spacing, turns = (NORM_SPACING, NORM_TURNS) if self.term.norm else (DECADE, TURNS)
-        if near is not None:
-            low, high = max(low, near - 2 * spacing), min(high, near + 2 * spacing)
-            first = high
 
         def evaluate(t: float) -> Any:
             return criterion(np.array([t]))
 
+        if near is not None and (path := near_search(evaluate, near, low, high, spacing / 2, precision)) is not None:
+            return path, criterion
         path = scalar_search(evaluate, low, first, spacing, turns, precision)
         if first < high and path.best is path.points[0]:
             path = scalar_search(evaluate, first, high, spacing, turns, precision)
@@ -167,11 +171,13 @@ class Tuner:
         unit: float,
         deviation: float,
         most: int,
+        tolerance: float = 1e-2,
     ) -> tuple[Path, Criterion]:
         """The best strengths of one kind from given ones."""
         criterion = self.criterion(codes, start)
         low, high, _ = self.bounds
-        return gradient_search(criterion, u, low, high, unit=unit, deviation=deviation, most=most), criterion
+        settings = {"unit": unit, "deviation": deviation, "most": most, "tolerance": tolerance}
+        return gradient_search(criterion, u, low, high, **settings), criterion
 
     def unit(self, value: float) -> float:
         """The cross-validated loss that counts as one unit of log-likelihood, where the least one is `value`."""
@@ -181,9 +187,8 @@ class Tuner:
 
     def fit(self, codes: Codes, u: Float[np.ndarray, " strengths"]) -> tuple[Float[np.ndarray, "p outputs"], bool]:
         """The coefficients of all samples, and whether they converged."""
-        data = self.everything
-        criterion = Criterion(self.loss, data, self.term, codes.codes, self.lower(data), self.null(data))
-        found = criterion.fit(u)
+        data, lower = self.whole
+        found = Criterion(self.loss, data, self.term, codes.codes, lower, self.null(data)).fit(u)
         return found.w[:, :, 0], found.converged
 
     def losses(self, w: Float[np.ndarray, "p outputs"], rows: Bool[np.ndarray, " n"]) -> Float[np.ndarray, " rows"]:
