@@ -50,6 +50,10 @@ def test_what_is_written(houses, out):
     suspects = pd.read_csv(out / "suspects.csv")
     assert suspects.columns[:5].tolist() == ["row", "line", "given_label", "suggested_label", "probability_wrong"]
     assert set(suspects["row"][:9]) == set(range(9))
+    suggested, given = suspects["suggested_label"], suspects["given_label"]
+    assert (suggested != given).tolist() == [True] * 9 + [False] * 81
+    assert (suspects["predicted"][:9] == suggested[:9]).all()
+    assert np.median(np.abs(suspects["predicted"] - given)) < 15
     report = json.loads((out / "results.json").read_text())
     assert report["expected_wrong"]["low"] <= 9 <= report["expected_wrong"]["high"]
     assert (report["data"]["target"], report["suspects"]) == ("quantity", 9)

@@ -12,6 +12,8 @@ from bilevax.cli._reviewing import DIGITS, LONGEST, SHOWN, Inputs, require
 from bilevax.cli._runs import Run
 from bilevax.loop.stages import Stages
 
+PREDICTED = "predicted"
+
 if TYPE_CHECKING:  # these pull in pandas and scikit-learn, which `--help` need not wait for
     from bilevax.applications.denoising.quantities import ReviewedTargets
     from bilevax.applications.denoising.reviewing import Model
@@ -50,14 +52,20 @@ def review(
 
 
 def as_texts(samples: "Samples", found: "ReviewedTargets") -> "tuple[Samples, np.ndarray]":
-    """The samples with their targets as the file writes them, and the suggested ones in the same way."""
+    """The samples with their targets as the file writes them, and the suggested ones in the same way.
+
+    The suggestion of a sample that is no suspect is its target. The rows get a column with the predicted ones.
+    """
     from bilevax.applications.denoising.quantities import written
     from bilevax.applications.denoising.review.edits import text_of
 
     assert samples.source.numbers is not None
-    suggested = written(found.suggested, samples.labels, samples.source.numbers)
-    given = [text_of(value) for value in samples.rows[samples.source.target].tolist()]
-    return samples._replace(labels=np.array(given, dtype=object)), np.array(suggested, dtype=object)
+    style = samples.source.numbers
+    given = np.array([text_of(value) for value in samples.rows[samples.source.target].tolist()], dtype=object)
+    suggested = np.array(written(found.suggested, samples.labels, style), dtype=object)
+    name = PREDICTED if PREDICTED not in samples.rows.columns else f"{PREDICTED} by bilevax"
+    rows = samples.rows.assign(**{name: written(found.ranking.predicted, samples.labels, style)})
+    return samples._replace(labels=given, rows=rows), np.where(found.suspects(), suggested, given)
 
 
 def write(inputs: Inputs, found: "ReviewedTargets", title: str, report: dict[str, Any], run: Run) -> None:
@@ -71,7 +79,8 @@ def write(inputs: Inputs, found: "ReviewedTargets", title: str, report: dict[str
     run.json("results.json", report)
     suspects = page_suspects(samples, probability, suggested)
     values = dict(zip(samples.labels.tolist(), inputs.samples.labels.tolist(), strict=True))
-    values |= dict(zip(suggested.tolist(), found.suggested.tolist(), strict=True))
+    proposed = np.where(found.suspects(), found.suggested, inputs.samples.labels)
+    values |= dict(zip(suggested.tolist(), proposed.tolist(), strict=True))
     shown = {text for one in suspects for text in (one.given, one.suggested)}
     likely, low, high = ranking.expected_wrong
     page = Review(
