@@ -30,6 +30,8 @@ from bilevax.problem import Inequality as Inequality
 from bilevax.problem import PartAndWhole as PartAndWhole
 from bilevax.problem import PerMove as PerMove
 from bilevax.problem import Problem as Problem
+from bilevax.recommending import Recommendation as Recommendation
+from bilevax.recommending import recommend as recommend
 from bilevax.solvers import BOME as BOME
 from bilevax.solvers import BVFIM as BVFIM
 from bilevax.solvers import F2SA as F2SA

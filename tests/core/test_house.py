@@ -28,6 +28,7 @@ ORDER = [
     "loop",
     "diagnostics",
     "argmin",
+    "recommending",
     "search",
     "plots",
     "nn",

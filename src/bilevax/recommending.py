@@ -1,0 +1,210 @@
+"""Which solvers take a problem, why others do not, and one of them with settings from the curvature of g."""
+
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.flatten_util import ravel_pytree
+from jaxtyping import PyTree
+
+from bilevax import solvers
+from bilevax._checks import InputError, check_variable, described, require_count
+from bilevax.diagnostics import system
+from bilevax.linear_solve import CG
+from bilevax.loop.blocks import Blocks
+from bilevax.loop.sources import Fixed, resident
+from bilevax.problem import Batch, PartAndWhole, PerMove, Problem, identity
+from bilevax.schedules import Geometric
+from bilevax.solvers import base
+
+UPPER_RATE = 0.1  # of Adam for u; it falls to zero over the steps
+MOST_MOVES, MOST_PRODUCTS = 100, 50
+DENSE = 50  # up to this number of entries of v, the Hessian is formed
+
+# What these methods assume of the curvature of g, which their `check` does not measure.
+STRONGLY_CONVEX = ("SOBA", "MASOBA", "SABA", "SRBA", "AmIGO", "StocBiO", "F2SA")
+WHOLE_DATA = ("BOME", "SMNBP")
+NO_SOLUTIONS = {
+    "Alternating": "ignores that v* depends on u: a baseline",
+    "LookAhead": "one step of descent stands for v*(u): its limit is in general not a solution",
+    "SAMA": "the lower optimizer's step stands for the inverse Hessian: its limit is in general not a solution",
+}
+
+
+class Row(NamedTuple):
+    """One solver: whether it takes the problem, and why not, or what to know."""
+
+    solver: str
+    fits: bool
+    reason: str
+
+
+@dataclass(frozen=True)
+class Recommendation:
+    """What `recommend` returns. `str` of it is a table.
+
+    Attributes:
+        solver: ready to use for this problem.
+        rows: a Row for each solver: those that fit first.
+        smallest_curvature, largest_curvature: the extreme eigenvalues of grad2_vv g at (u, v); NaN if not found.
+    """
+
+    solver: base.Solver
+    rows: tuple[Row, ...]
+    smallest_curvature: float
+    largest_curvature: float
+
+    def __str__(self) -> str:
+        taken = type(self.solver).__name__
+        head = f"take {taken}; curvature of g from {self.smallest_curvature:.3g} to {self.largest_curvature:.3g}"
+        lines = [f"{'yes' if row.fits else 'no':<4}{row.solver:<20}{row.reason}".rstrip() for row in self.rows]
+        return "\n".join([head, *lines])
+
+
+def recommend(problem: Problem, u: PyTree, v: PyTree, batch: Any = None, *, steps: int = 1000) -> Recommendation:
+    """Return which solvers take this problem, why the others do not, and one that is ready to use.
+
+    Every solver's own `check` decides, and its error is the reason. In addition the extreme eigenvalues of grad2_vv g
+    are measured at (u, v): a method that needs a strongly convex g does not fit if the smallest is not positive.
+    The learning rates and the numbers of moves of the recommended solver follow from these eigenvalues; u moves by Adam
+    with a rate that falls from 0.1 to zero over `steps`. Rescale u if its entries are far from the size of one.
+
+    Args:
+        problem, u, v: as for `solve`.
+        batch: a Batch or a source, as `batches` of `solve`; None if the losses take no data.
+        steps: for which the solver is going to run.
+
+    Raises:
+        InputError: what no solver could treat; steps is not a positive integer.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from bilevax import Problem, recommend, solve
+        >>> problem = Problem(lambda u, v, data: jnp.sum((v - 1) ** 2), lambda u, v, data: jnp.sum((v - 2 * u) ** 2))
+        >>> found = recommend(problem, jnp.zeros(2), jnp.zeros(2), steps=300)
+        >>> print(type(found.solver).__name__, [row.solver for row in found.rows if not row.fits][:2])
+        Implicit ['SABA', 'SRBA']
+        >>> result = solve(found.solver, problem, jnp.zeros(2), jnp.zeros(2), steps=300, key=jax.random.key(0))
+        >>> print(jnp.round(result.u, 3))
+        [0.5 0.5]
+    """
+    if not isinstance(problem, Problem):
+        raise InputError(f"recommend: problem is {described(problem)}, and must be a bilevax.Problem.")
+    require_count("recommend", "steps", steps)
+    check_variable("u", u)
+    check_variable("v", v)
+    u, v = jax.tree.map(jnp.asarray, (u, v))
+    source, first, whole = resident("batch", batch, jax.random.key(0))
+    problem.check(u, v, whole)
+    drawn = not isinstance(source, Fixed)
+    low, high = _curvatures(problem, u, v, whole)
+    convex = low > 1e-6 * high
+    solver = _chosen(problem, source, first, low, high, steps)
+    rows = [_row(problem, u, v, whole, drawn, convex, low, each) for each in _candidates(source)]
+    base.check_moves(solver, first)
+    solver.check(problem, u, v, whole)
+    return Recommendation(solver, tuple(sorted(rows, key=lambda row: not row.fits)), low, high)
+
+
+def _curvatures(problem: Problem, u: PyTree, v: PyTree, batch: Batch) -> tuple[float, float]:
+    """The extreme eigenvalues of grad2_vv g; the larger in size of the two is at least tiny."""
+    free = replace(problem, project_lower=identity)
+    data, key, flat = base.lower_data(batch, 0), jax.random.key(0), ravel_pytree(v)[0]
+    if flat.size <= DENSE:
+        found = system.extremes(np.asarray(system.hessian(free, u, v, data, key, 1e-3)))
+    else:
+        found = system.extreme_eigenvalues(free, u, v, data, key, flat.size, flat.dtype, 1e-3)
+    return found
+
+
+def _row(
+    problem: Problem,
+    u: PyTree,
+    v: PyTree,
+    batch: Batch,
+    drawn: bool,
+    convex: bool,
+    low: float,
+    solver: Any,
+) -> Row:
+    name = type(solver).__name__
+    try:
+        base.check_moves(solver, batch)
+        solver.check(problem, u, v, batch)
+    except InputError as error:
+        return Row(name, False, str(error))
+    if name in STRONGLY_CONVEX and not convex:
+        return Row(name, False, f"{name} assumes a strongly convex g, whose smallest curvature here is {low:.3g}.")
+    if name in WHOLE_DATA and drawn:
+        return Row(name, False, f"{name} needs whole data, and this source draws minibatches.")
+    return Row(name, name not in NO_SOLUTIONS, NO_SOLUTIONS.get(name, ""))
+
+
+def _chosen(problem: Problem, source: Any, first: Batch, low: float, high: float, steps: int) -> Any:
+    """A solver with settings for a problem with these curvatures of g."""
+    stage = max(steps // 40, 10)
+    if problem.constraints:
+        return solvers.Penalty(optax.adam(UPPER_RATE), optax.adam(1e-2), stage_steps=stage)
+    if problem.regularizer is not None:
+        falling, rising = Geometric(1.0, 0.75), Geometric(1.0, 1.1)
+        rate = optax.adam(UPPER_RATE, b2=0.99)
+        return solvers.SPNBO(rate, mu=Geometric(0.3, 0.75), beta=rising, step_scale=falling, stage_steps=stage)
+    upper = optax.adam(optax.cosine_decay_schedule(UPPER_RATE, steps))
+    size = max(abs(low), abs(high))
+    size = size if np.isfinite(size) and size > 0 else 1.0
+    condition = size / max(low, 1e-4 * size) if np.isfinite(low) else 1e4
+    damping = max(-2 * low, 0.0) if np.isfinite(low) else 1e-2 * size
+    convex, own_start = low > 1e-6 * size, problem.lower_start is not None
+    solve = CG(MOST_PRODUCTS, damping=damping)
+    if isinstance(first.lower, PerMove):
+        return solvers.Implicit(upper, optax.sgd(0.5 / size), len(jax.tree.leaves(first.lower.data)[0]), solve)
+    if problem.project_lower is not identity:
+        moves = int(np.clip(np.ceil(condition), 10, MOST_MOVES))
+        return solvers.Implicit(upper, optax.sgd(1 / size), moves, solve)
+    lower = optax.sgd(optax.cosine_decay_schedule(0.5 / size, 10 * steps, 0.1))
+    if isinstance(first.lower, PartAndWhole):
+        return solvers.SRBA(upper, lower, lower)
+    if isinstance(source, Blocks) and convex and not own_start:
+        return solvers.SABA(source.blocks, upper, optax.sgd(0.3 / size), optax.sgd(0.3 / size))
+    if not isinstance(source, Fixed) and convex and not own_start:
+        return solvers.AmIGO(upper, lower, lower, 10, 10)
+    moves = int(np.clip(np.ceil(2 * condition**0.5), 10, MOST_MOVES))
+    momentum = min((condition**0.5 - 1) / (condition**0.5 + 1), 0.9)
+    return solvers.Implicit(upper, optax.sgd(0.5 / size, momentum=momentum, nesterov=True), moves, solve)
+
+
+def _candidates(source: Any) -> tuple[Any, ...]:
+    """Every solver with its default settings, in the order of the table."""
+    rate = optax.sgd(1e-2)
+    return (
+        solvers.Implicit(),
+        solvers.Penalty(),
+        solvers.SOBA(),
+        solvers.MASOBA(),
+        solvers.SABA(getattr(source, "blocks", (1, 1))),
+        solvers.SRBA(),
+        solvers.AmIGO(),
+        solvers.StocBiO(),
+        solvers.F2SA(),
+        solvers.VPBGD(),
+        solvers.BVFIM(),
+        solvers.BOME(),
+        solvers.MEHA(),
+        solvers.ReverseMode(),
+        solvers.ForwardMode(),
+        solvers.PZOBO(),
+        solvers.SPNBO(),
+        solvers.SMNBP(),
+        solvers.SparseHO(rate, _unchanged),
+        solvers.LearningToReweight(),
+        solvers.LookAhead(),
+        solvers.SAMA(),
+        solvers.Alternating(),
+    )
+
+
+def _unchanged(u: PyTree, v: PyTree, step: Any) -> PyTree:
+    return v

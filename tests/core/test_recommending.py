@@ -1,0 +1,105 @@
+"""`recommend`: what it says of five kinds of problems, and where its solvers end without a setting touched."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import bilevax as bx
+from bilevax import Batch, Inequality, InputError, Minibatches, Problem, recommend, solve
+from tests.core.solvers import BATCH, PROBLEM, SPARSE, START, solution
+
+KEY = jax.random.key(0)
+
+
+def shown(found):
+    return {row.solver: row for row in found.rows}
+
+
+def test_every_reason_is_the_solvers_own_refusal():
+    problem = Problem(PROBLEM.upper_loss, PROBLEM.lower_loss, constraints=(Inequality(lambda u, v, _: u[0]),))
+    found = recommend(problem, *START, BATCH)
+    rows = shown(found)
+    assert isinstance(found.solver, bx.Penalty)
+    assert [row.solver for row in found.rows if row.fits] == ["Penalty"]
+    with pytest.raises(InputError) as error:
+        bx.Implicit().check(problem, *START, BATCH)
+    assert rows["Implicit"].reason == str(error.value)
+    assert rows["SABA"].reason.startswith("SABA: batch.upper is")
+    assert "Penalty" in str(found)
+    listed = {x.__name__ for x in vars(bx.solvers).values() if isinstance(x, type) and hasattr(x, "step")}
+    assert listed - {"Vectorized", "Solver", "GradientMatching"} == set(rows)
+
+
+def test_curvature_decides_on_methods_that_need_a_strongly_convex_g():
+    flat = Problem(lambda u, v, _: jnp.sum(v**2), lambda u, v, _: (v[0] - u[0]) ** 2 - 0.1 * v[1] ** 2 + v[1] ** 4)
+    found = recommend(flat, jnp.ones(1), jnp.zeros(2))
+    np.testing.assert_allclose((found.smallest_curvature, found.largest_curvature), (-0.2, 2), rtol=1e-6)
+    assert shown(found)["SOBA"].reason == ("SOBA assumes a strongly convex g, whose smallest curvature here is -0.2.")
+    assert not shown(found)["F2SA"].fits
+    assert shown(found)["VPBGD"].fits
+
+
+def test_the_quadratic_without_a_setting_touched():
+    found = recommend(PROBLEM, *START, BATCH, steps=500)
+    result = solve(found.solver, PROBLEM, *START, BATCH, steps=500, key=KEY)
+    np.testing.assert_allclose(result.u, solution(), atol=1e-3)
+
+
+@pytest.mark.slow
+def test_four_more_problems_without_a_setting_touched():
+    rng = np.random.default_rng(0)
+    bounded = Problem(
+        lambda u, v, _: jnp.sum((u + 2) ** 2 + (v + 3) ** 2),
+        lambda u, v, _: jnp.sum((v - u) ** 2),
+        project_lower=optax.projections.projection_non_negative,
+    )
+    found = recommend(bounded, jnp.ones(1), jnp.ones(1))
+    result = solve(found.solver, bounded, jnp.ones(1), jnp.ones(1), steps=1000, key=KEY)
+    np.testing.assert_allclose([*result.u, *result.v], [-2, 0], atol=1e-3)
+
+    batch = Batch(jnp.array([1.0, 0.0, -0.5]), jnp.ones(3))  # the strength that minimises 2 (1 - s)^2 - ..., by a grid
+    start = jnp.full(1, -2.0), jnp.ones(3)
+    found = recommend(SPARSE, *start, batch, steps=3000)
+    result = solve(found.solver, SPARSE, *start, batch, steps=3000, key=KEY)
+    grid = np.linspace(0.01, 1.5, 2000)
+    ends = np.sign([2.0, 0.5, -1.0]) * np.maximum(np.abs([2.0, 0.5, -1.0]) - grid[:, None], 0)
+    losses = np.sum((ends - np.asarray(batch.upper)) ** 2, 1) + 0.01 * np.log(grid) ** 2
+    assert abs(float(jnp.exp(result.u[0])) - grid[losses.argmin()]) < 0.02
+
+    constrained = Problem(
+        lambda u, v, _: jnp.sum((v - 1) ** 2),
+        lambda u, v, _: jnp.sum((v - 2 * u) ** 2),
+        constraints=(Inequality(lambda u, v, _: v - 0.6),),
+    )
+    start = jnp.zeros(1), jnp.zeros(1)
+    found = recommend(constrained, *start, steps=2000)
+    result = solve(found.solver, constrained, *start, steps=2000, key=KEY)
+    np.testing.assert_allclose([*result.u, *result.v], [0.3, 0.6], atol=1e-2)
+
+    # Weights of samples in minibatches: half of the lower targets are wrong, and have to lose their weights.
+    x = rng.normal(size=(200, 5))
+    y = x @ np.arange(1.0, 6.0)
+    given = np.where(np.arange(100) < 50, y[:100], 20 * rng.normal(size=100))
+    weighted = Problem(
+        lambda u, v, b: jnp.mean((b.data[0] @ v - b.data[1]) ** 2),
+        lambda u, v, b: jnp.mean(jax.nn.sigmoid(u[b.index]) * (b.data[0] @ v - b.data[1]) ** 2) + 1e-3 * jnp.sum(v**2),
+    )
+    source = Minibatches((x[100:], y[100:]), (x[:100], given), upper_size=20, lower_size=20)
+    start = jnp.zeros(100), jnp.zeros(5)
+    found = recommend(weighted, *start, source)
+    result = solve(found.solver, weighted, *start, source, steps=1000, key=KEY)
+    error = np.mean((x[100:] @ result.v - y[100:]) ** 2)
+    plain = np.mean((x[100:] @ np.linalg.lstsq(x[:100], given, rcond=None)[0] - y[100:]) ** 2)
+    assert error < plain / 5
+
+
+@pytest.mark.usefixtures("annotations_unchecked")
+def test_refusals():
+    with pytest.raises(InputError, match="problem is 3"):
+        recommend(3, *START)
+    with pytest.raises(InputError, match="steps"):
+        recommend(PROBLEM, *START, BATCH, steps=0)
+    with pytest.raises(InputError, match="lower_loss does not depend on v"):
+        recommend(Problem(PROBLEM.upper_loss, lambda u, v, _: jnp.sum(u)), *START, BATCH)
