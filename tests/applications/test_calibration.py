@@ -57,7 +57,7 @@ def test_the_power_of_soft_labels():
     assert likeliest_power(sharpened(q, 0.5), q) == pytest.approx(2, rel=0.1)
 
 
-@pytest.mark.parametrize("trusted", [30, 300])
+@pytest.mark.parametrize("trusted", [pytest.param(30, marks=pytest.mark.slow), 300])
 def test_nine_of_ten_intervals_by_the_predicted_class_hold_the_number(trusted):
     """The predictions need no calibration: here they are far too cautious."""
     held, width = [], []

@@ -159,6 +159,7 @@ def test_what_is_refused(cheap):
         cheap.fit(X, given).predict(X[:, :2])
 
 
+@pytest.mark.slow
 def test_equal_and_immense_targets(cheap):
     X, given, _ = line()
     few = np.round(given / 4)  # many equal targets, and residuals of zero

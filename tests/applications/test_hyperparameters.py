@@ -329,6 +329,7 @@ def test_tune_strengthens_noise_where_the_model_overfits(few, key):
     assert runs[0].validation_loss < 0.8  # 2.8 with the noise of the start
 
 
+@pytest.mark.slow
 def test_tune_with_another_solver(few, key):
     solver = implicit_solver(100, lower_rate=3e-2)
     assert implicit_solver(100, lower_rate=3e-2) is solver

@@ -64,7 +64,9 @@ def test_one_program_serves_all_trainings():
     assert len(traced) == 1
 
 
-@pytest.mark.parametrize("trusted", [0, 12, 200])
+@pytest.mark.parametrize(
+    "trusted", [pytest.param(0, marks=pytest.mark.slow), 12, pytest.param(200, marks=pytest.mark.slow)]
+)
 def test_a_network_ranks_wrong_labels(trusted):
     X, given, right, mask = pair_flips(wrong=0.3 if trusted else 0.15, trusted=trusted)
     found = DenoisingClassifier(mlp(3, [16]), TRAINING).fit(X, given, trusted=mask)

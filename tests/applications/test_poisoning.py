@@ -132,7 +132,7 @@ def test_the_direction_is_the_derivative_of_retraining(key):
 @pytest.mark.parametrize(
     "make", [penalty_solver, *(pytest.param(x, marks=pytest.mark.slow) for x in (approxgrad_solver, reverse_solver))]
 )
-@pytest.mark.parametrize(("task", "sign"), [(untargeted, -1), (targeted, 1)])
+@pytest.mark.parametrize(("task", "sign"), [(untargeted, -1), pytest.param(targeted, 1, marks=pytest.mark.slow)])
 def test_every_attack_beats_flipped_labels_after_retraining(make, task, sign, key):
     ready = task()
     u, v = ready.start

@@ -286,6 +286,7 @@ def test_clean_samples_too_few_to_hold_any_out(tmp_path, files, frames):
     assert "--hold-out 0.5 cannot be taken from 2" in denoise_refused(tmp_path, files, "--compare", "--hold-out", 0.5)
 
 
+@pytest.mark.slow
 def test_fewer_samples_than_a_batch(tmp_path, files):
     text = denoise_refused(tmp_path, files, "--compare", "--batch-size", 151)
     assert "150 samples, fewer than one batch of 151" in text

@@ -9,7 +9,7 @@ import pytest
 import bilevax as bx
 from bilevax.nn import Model, Training, logits, train
 from bilevax.nn.training import cross_entropy
-from tests.core.solvers import CASES, FAMILIES
+from tests.core.solvers import CASES
 
 N, HIDDEN, CLASSES = 24, 8, 3
 RNG = np.random.default_rng(0)
@@ -64,10 +64,7 @@ def solver_of(name):
     return CASES[name].solver
 
 
-QUICK = FAMILIES[:2]
-
-
-@pytest.mark.parametrize("name", [pytest.param(n, marks=() if n in QUICK else pytest.mark.slow) for n in CASES])
+@pytest.mark.parametrize("name", [pytest.param(n, marks=() if n == "Penalty" else pytest.mark.slow) for n in CASES])
 def test_a_network_of_bfloat16(name):
     start = jnp.ones(N, jnp.float32), init(jax.random.key(0), X)
     problem = SPARSE if name == "SparseHO" else PROBLEM

@@ -85,7 +85,7 @@ DOWN = optax.sgd(0.2), optax.sgd(0.1), optax.sgd(0.1)
     ("solver", "source"),
     [
         (bx.SABA(BLOCKS.blocks, *DOWN), BLOCKS),
-        (bx.SRBA(*DOWN, period=8), bx.WithWhole(BLOCKS)),
+        pytest.param(bx.SRBA(*DOWN, period=8), bx.WithWhole(BLOCKS), marks=pytest.mark.slow),
     ],
     ids=lambda x: type(x).__name__,
 )

@@ -116,6 +116,7 @@ def test_a_stage_ends_by_its_tolerance_alone():
     np.testing.assert_array_equal(stages, np.minimum(np.arange(20), 5))
 
 
+@pytest.mark.slow
 def test_it_descends_by_any_optimizer_of_u():
     result = solve(SMNBP(optax.adam(0.3), mu=0.1), problem_of(L1()), *START, BATCH, steps=60, key=KEY)
     assert result.history.upper_loss[-1] < result.history.upper_loss[0]
