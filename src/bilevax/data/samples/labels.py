@@ -118,8 +118,7 @@ def _oddities(content: Content, labels: Shaped[np.ndarray, " n"]) -> list[str]:
     notes, counts = [], Counter(labels.tolist())
     if single := sorted((label for label, n in counts.items() if n == 1), key=repr):
         notes.append(
-            f"{content.name} has one sample only of {listed(single)}: nothing else shows what these classes look like, "
-            "so they are likely to become suspects."
+            f"{content.name} has one sample only of {listed(single)}: nothing else shows what these classes look like."
         )
     if labels.dtype == object:
         alike: dict[str, list[str]] = {}

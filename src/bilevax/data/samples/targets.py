@@ -53,7 +53,7 @@ def settle_target(content: Content, kind: TargetKind | None, strict: bool) -> Ta
                 f"{content.name}: the target {content.target!r} holds words, such as {_example(content.labels)!r}, and "
                 "this loss needs numbers. Check --target, or choose --loss logistic for classes."
             )
-        return Target(settle_labels([content])[0], "classes", "its values are words")
+        return Target(settle_labels([content])[0], "classes", "its values are words or truth values")
     values = found.values[~np.isnan(found.values)]
     guessed, why = kind_of(values)
     kind = guessed if kind is None else kind
