@@ -24,6 +24,7 @@ IMPOSSIBLE = {
 }
 
 
+@pytest.mark.slow  # DenoisingClassifier passes them in the quick run
 @parametrize_with_checks([DenoisingRegressor(LinearRegression())], expected_failed_checks=lambda _: IMPOSSIBLE)
 def test_scikit_learns_checks(estimator, check, monkeypatch):
     monkeypatch.setattr(targets, "REFITS", 0)

@@ -324,7 +324,12 @@ def test_convolution_by_products_is_xla_s(shape, side, out, stride, padding, key
 
 @pytest.mark.parametrize(
     ("shape", "side", "padding"),
-    [((2, 7, 8, 1), 5, "SAME"), ((2, 8, 9, 30), 3, "VALID"), ((2, 9, 6, 65), 2, "SAME"), ((1, 6, 6, 2), 5, "VALID")],
+    [
+        ((2, 7, 8, 1), 5, "SAME"),
+        ((2, 8, 9, 30), 3, "VALID"),
+        pytest.param((2, 9, 6, 65), 2, "SAME", marks=pytest.mark.slow),
+        pytest.param((1, 6, 6, 2), 5, "VALID", marks=pytest.mark.slow),
+    ],
     ids=str,
 )
 def test_pooled_convolution_by_products_is_xla_s(shape, side, padding, key):
