@@ -32,6 +32,7 @@ from bilevax.problem import PerMove as PerMove
 from bilevax.problem import Problem as Problem
 from bilevax.recommending import Recommendation as Recommendation
 from bilevax.recommending import recommend as recommend
+from bilevax.solvers import BLOCC as BLOCC
 from bilevax.solvers import BOME as BOME
 from bilevax.solvers import BVFIM as BVFIM
 from bilevax.solvers import F2SA as F2SA

@@ -112,6 +112,8 @@ def hypergradient(
             f"hypergradient: the problem has {len(problem.constraints)} constraints, which a hypergradient does not "
             "handle. Use Penalty."
         )
+    if problem.lower_constraints:
+        raise InputError("hypergradient: the problem has lower_constraints, which are not supported. Use BLOCC.")
     if proximal is not None:
         require_function("hypergradient", "proximal", proximal, "(u, v, step) -> v")
         problem = dataclasses.replace(problem, regularizer=None)

@@ -60,7 +60,7 @@ def data_of_loss(data: PyTree) -> PyTree:
 
 @dataclass(frozen=True)
 class Inequality:
-    """The constraint `function(u, v, batch.upper) <= 0`, entry by entry, of any shape."""
+    """The constraint `function(u, v, data) <= 0`, entry by entry, of any shape; data is that of its level."""
 
     function: Callable[..., Any]
 
@@ -70,7 +70,7 @@ class Inequality:
 
 @dataclass(frozen=True)
 class Equality:
-    """The constraint `function(u, v, batch.upper) = 0`, entry by entry, of any shape."""
+    """The constraint `function(u, v, data) = 0`, entry by entry, of any shape; data is that of its level."""
 
     function: Callable[..., Any]
 
@@ -164,6 +164,7 @@ class Problem:
             where it stopped.
         regularizer: (u, v, mu) -> scalar, a non-smooth term of g in its smoothed form; solvers that
             do not schedule mu use 1e-3.
+        lower_constraints: `Inequality` and `Equality` conditions on (u, v, batch.lower) under which v minimises g.
         random_upper: whether f is random. It is then called as f(u, v, batch.upper, key=key).
         random_lower: the same for g.
 
@@ -191,6 +192,7 @@ class Problem:
     project_lower: Callable[..., PyTree] = identity
     lower_start: Callable[[PyTree, Batch, Any], PyTree] | None = None
     regularizer: Callable[[PyTree, PyTree, Any], Any] | None = None
+    lower_constraints: tuple[Inequality | Equality, ...] = field(default=(), kw_only=True)
     random_upper: bool = field(default=False, kw_only=True)
     random_lower: bool = field(default=False, kw_only=True)
 
@@ -203,17 +205,19 @@ class Problem:
             require_function("Problem", "lower_start", self.lower_start, "(u, batch, key) -> v, or None")
         if self.regularizer is not None:
             require_function("Problem", "regularizer", self.regularizer, "(u, v, mu) -> scalar, or None")
-        if not isinstance(self.constraints, tuple | list):
-            raise InputError(
-                f"Problem: constraints is {described(self.constraints)}. Pass a tuple of Inequality(h) and Equality(h)."
-            )
-        for constraint in self.constraints:
-            if not isinstance(constraint, Inequality | Equality):
+        for name in ("constraints", "lower_constraints"):
+            found = getattr(self, name)
+            if not isinstance(found, tuple | list):
                 raise InputError(
-                    f"Problem: constraints holds {described(constraint)}. Wrap each function h(u, v, data) as "
-                    "Inequality(h) for h <= 0 or Equality(h) for h = 0."
+                    f"Problem: {name} is {described(found)}. Pass a tuple of Inequality(h) and Equality(h)."
                 )
-        object.__setattr__(self, "constraints", tuple(self.constraints))
+            for constraint in found:
+                if not isinstance(constraint, Inequality | Equality):
+                    raise InputError(
+                        f"Problem: {name} holds {described(constraint)}. Wrap each function h(u, v, data) as "
+                        "Inequality(h) for h <= 0 or Equality(h) for h = 0."
+                    )
+            object.__setattr__(self, name, tuple(found))
 
     def upper(self, u: PyTree, v: PyTree, data: PyTree, key: Any) -> Any:
         """The upper loss f at (u, v)."""
@@ -237,6 +241,10 @@ class Problem:
     def constraint_values(self, u: PyTree, v: PyTree, data: PyTree) -> tuple[Any, ...]:
         """All constraints h at (u, v), in the order of `constraints`."""
         return tuple(c.function(u, v, data) for c in self.constraints)
+
+    def lower_constraint_values(self, u: PyTree, v: PyTree, data: PyTree) -> tuple[Any, ...]:
+        """All lower constraints c at (u, v), in the order of `lower_constraints`."""
+        return tuple(c.function(u, v, data) for c in self.lower_constraints)
 
     def check(self, u: PyTree, v: PyTree, batch: Batch | None = None) -> None:
         """Refuse what no solver could treat.
@@ -272,9 +280,10 @@ class Problem:
                 "constants (slow to compile, and copied). Hand data over through batches= instead.",
                 stacklevel=3,
             )
-        for i, constraint in enumerate(self.constraints):
-            name = f"constraints[{i}]"
-            found = jax.tree.leaves(_shapes(name, constraint.function, u, v, upper_data))
+        stated = [(f"constraints[{i}]", c, upper_data) for i, c in enumerate(self.constraints)]
+        stated += [(f"lower_constraints[{i}]", c, lower_data) for i, c in enumerate(self.lower_constraints)]
+        for name, constraint, data in stated:
+            found = jax.tree.leaves(_shapes(name, constraint.function, u, v, data))
             if not found:
                 raise InputError(f"{name} returns no values. It must return the amounts by which it is violated.")
             for leaf in found:

@@ -146,6 +146,9 @@ def _row(
 def _chosen(problem: Problem, source: Any, first: Batch, low: float, high: float, steps: int) -> Any:
     """A solver with settings for a problem with these curvatures of g."""
     stage = max(steps // 40, 10)
+    if problem.lower_constraints:
+        lower = optax.sgd(0.2 / max(high, 1.0) if np.isfinite(high) else 1e-2)
+        return solvers.BLOCC(optax.adam(optax.cosine_decay_schedule(UPPER_RATE, steps)), lower)
     if problem.constraints:
         return solvers.Penalty(optax.adam(UPPER_RATE), optax.adam(1e-2), stage_steps=stage)
     if problem.regularizer is not None:
@@ -192,6 +195,7 @@ def _candidates(source: Any) -> tuple[Any, ...]:
         solvers.VPBGD(),
         solvers.BVFIM(),
         solvers.BOME(),
+        solvers.BLOCC(),
         solvers.MEHA(),
         solvers.ReverseMode(),
         solvers.ForwardMode(),

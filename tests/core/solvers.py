@@ -133,6 +133,7 @@ CASES = {
     "StocBiO": common(bx.StocBiO(optax.sgd(5e-2), LOWER, 50, 100, 0.2)),
     "SAMA": common(bx.SAMA(UPPER, LOWER), None),
     "PZOBO": common(bx.PZOBO(optax.sgd(1e-2), optax.sgd(0.2), 20, 20), 1e-2),
+    "BLOCC": common(bx.BLOCC(UPPER, LOWER, gamma=200.0)),
     "LookAhead": common(bx.LookAhead(UPPER, LOWER, 5e-2), None),
     "LookAhead, finite differences": common(bx.LookAhead(UPPER, LOWER, 5e-2, 10, derivatives.finite_difference), None),
     "SparseHO": Case(

@@ -26,6 +26,7 @@ SOLVERS = {
     "SOBA": bx.SOBA(SGD, SGD, SGD),
     "StocBiO": bx.StocBiO(SGD, SGD, 5, 5),
     "VPBGD": bx.VPBGD(SGD, SGD),
+    "BLOCC": bx.BLOCC(SGD, SGD, 5),
     "PZOBO": bx.PZOBO(SGD, SGD, 5),
     "SAMA": bx.SAMA(SGD, SGD),
     "ForwardMode": bx.ForwardMode(SGD, SGD),

@@ -170,6 +170,8 @@ def report(
     _check(batch, solver, state, dense_limit, tolerance, mu)
     batch = Batch() if batch is None else batch
     problem.check(u, v, batch)
+    if problem.lower_constraints:
+        raise InputError("report: the problem has lower_constraints, which are not supported.")
     fixed_points.require_projection("report", "project_lower", problem, u, v)
     u, v = jax.tree.map(jnp.asarray, (u, v))
     key = jax.random.key(0) if key is None else key

@@ -57,6 +57,7 @@ def fingerprint_of(
             problem.upper(u, v, upper, key),
             problem.lower(u, v, lower, key),
             problem.constraint_values(u, v, upper),
+            problem.lower_constraint_values(u, v, lower),
             problem.project_upper(u),
             problem.lower_set(u)(v),
             None if problem.lower_start is None else problem.lower_start(u, batch, key),

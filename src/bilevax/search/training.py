@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
+from bilevax._checks import InputError
 from bilevax._optimizers import check_optimizer
 from bilevax._programs import compiled
 from bilevax.loop.sources import Source
@@ -43,6 +44,8 @@ def trained(
 
 def check_trainer(owner: str, name: str, optimizer: Any, problem: Problem, u: PyTree, v: PyTree, batch: Batch) -> None:
     """Raise InputError for an optimizer that `trained` cannot use for v."""
+    if problem.lower_constraints:
+        raise InputError(f"{owner}: the problem has lower_constraints, which are not supported. Use BLOCC.")
     data, key = base.lower_data(batch, 0), jax.random.key(0)
     descent = base.Descent(problem, u, optimizer)
     objective = descent.objective(v, data, key, jax.eval_shape(problem.lower, u, v, data, key))

@@ -128,6 +128,16 @@ def refuse_constraints(solver: Any, problem: Problem) -> None:
         )
 
 
+def refuse_lower_constraints(solver: Any, problem: Problem) -> None:
+    """Refuse a problem with lower constraints, for a solver that does not handle them."""
+    if problem.lower_constraints:
+        name, n = type(solver).__name__, len(problem.lower_constraints)
+        raise InputError(
+            f"{name} does not handle lower_constraints, and this problem has {n}. Use BLOCC; or, if they form a set "
+            "that has a projection, state it as project_lower, and use Implicit."
+        )
+
+
 def refuse_lower_sets(solver: Any, problem: Problem) -> None:
     """Refuse a problem with a `project_lower`, for a solver that would be wrong at the boundary of the set."""
     if problem.project_lower is not identity:
@@ -207,6 +217,7 @@ def check(
     constraints: bool = False,
     lower_sets: bool = False,
     moving_sets: bool = False,
+    lower_constraints: bool = False,
 ) -> None:
     """Check a problem, as most solvers need it.
 
@@ -216,12 +227,15 @@ def check(
         constraints: whether the solver handles upper-level constraints.
         lower_sets: whether the solver handles a problem with a `project_lower`.
         moving_sets: whether also one that depends on u.
+        lower_constraints: whether the solver handles `lower_constraints`.
 
     Raises:
         InputError: the solver does not handle the problem; an optimizer cannot move its variable.
     """
     if not constraints:
         refuse_constraints(solver, problem)
+    if not lower_constraints:
+        refuse_lower_constraints(solver, problem)
     if not (lower_sets or moving_sets):
         refuse_lower_sets(solver, problem)
     if not moving_sets:

@@ -80,6 +80,7 @@ class LearningToReweight:
     def check(self, problem: Problem, u: PyTree, v: PyTree, batch: Batch) -> None:
         """Refuse constraints, a `project_lower`, a u that is not a vector, a batch without index, and other losses."""
         base.refuse_constraints(self, problem)
+        base.refuse_lower_constraints(self, problem)
         if not jax.tree_util.all_leaves([u]) or np.ndim(u) != 1:
             found = f"of shape {np.shape(u)}" if jax.tree_util.all_leaves([u]) else f"a {type(u).__name__}"
             raise InputError(

@@ -78,6 +78,7 @@ class SparseHO:
     def check(self, problem: Problem, u: PyTree, v: PyTree, batch: Batch) -> None:
         """Refuse constraints, a map that is not a proximal map, and a support that is and remains empty."""
         base.refuse_constraints(self, problem)
+        base.refuse_lower_constraints(self, problem)
         problem.check(u, v, batch)
         fixed_points.require_symmetric("SparseHO", "proximal", _Move(self, problem), u, v)
         base.check_optimizers(self, problem, u, v, batch, upper=base.Known.VALUE)

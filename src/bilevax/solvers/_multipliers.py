@@ -1,0 +1,47 @@
+"""Multipliers of lower constraints: the augmented Lagrangian of the lower level, and its update."""
+
+from dataclasses import replace
+from typing import Any
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PyTree
+
+from bilevax.problem import Equality, Inequality, Problem
+
+Multipliers = tuple[Array, ...]
+
+
+def lagrangian_of(problem: Problem, penalty: float, multipliers: Multipliers) -> Problem:
+    """Return the problem whose lower loss is the augmented Lagrangian; its gradients weigh those of c by `raised`."""
+
+    def lower_loss(u: PyTree, v: PyTree, data: PyTree, **random: Any) -> Any:
+        loss = problem.lower_loss(u, v, data, **random)
+        values = problem.lower_constraint_values(u, v, data)
+        for constraint, m, c in zip(problem.lower_constraints, multipliers, values, strict=True):
+            loss += jnp.sum(_new(constraint, penalty, m, c) ** 2 - m**2) / (2 * penalty)
+        return loss
+
+    if problem.random_lower:
+        return replace(problem, lower_loss=lambda u, v, data, *, key: lower_loss(u, v, data, key=key))
+    return replace(problem, lower_loss=lambda u, v, data: lower_loss(u, v, data))
+
+
+def raised(problem: Problem, penalty: float, u: PyTree, v: PyTree, data: PyTree, multipliers: Multipliers) -> Any:
+    """Return the multipliers after one update: m + penalty c, at least zero for an inequality."""
+    values = problem.lower_constraint_values(u, v, data)
+    each = zip(problem.lower_constraints, multipliers, values, strict=True)
+    return tuple(_new(constraint, penalty, m, c) for constraint, m, c in each)
+
+
+def violation(problem: Problem, u: PyTree, v: PyTree, data: PyTree) -> Float[Array, ""]:
+    """Return the largest violation of any entry of a lower constraint; zero without one."""
+    values = problem.lower_constraint_values(u, v, data)
+    largest = jnp.zeros(())
+    for constraint, c in zip(problem.lower_constraints, values, strict=True):
+        largest = jnp.maximum(largest, jnp.max(c if isinstance(constraint, Inequality) else jnp.abs(c), initial=0))
+    return largest
+
+
+def _new(constraint: Inequality | Equality, penalty: float, m: Any, c: Any) -> Any:
+    found = m + penalty * c
+    return (jnp.maximum(found, 0) if isinstance(constraint, Inequality) else found).astype(m.dtype)

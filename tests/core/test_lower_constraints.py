@@ -1,0 +1,96 @@
+"""Lower levels with constraints: BLOCC against closed forms, and who refuses them."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import bilevax as bx
+from bilevax import BLOCC, Batch, Equality, Inequality, InputError, Problem, diagnostics, solve
+from bilevax.argmin import hypergradient
+from tests.core.solvers import KINDS
+
+KEY = jax.random.key(0)
+
+
+def upper_loss(u, v, _):
+    return jnp.sum((v - 1) ** 2) + 0.1 * jnp.sum(u**2)
+
+
+# v*(u) = min(u, 1 - u), so that the constraint is active from u = 0.5 on.
+HALF = Problem(
+    upper_loss,
+    lambda u, v, _: jnp.sum((v - u) ** 2),
+    lower_constraints=(Inequality(lambda u, v, _: u + v - 1),),
+)
+# v*(u) = (u / 2, u / 2).
+SUM = Problem(
+    upper_loss, lambda u, v, _: jnp.sum(v**2), lower_constraints=(Equality(lambda u, v, _: jnp.sum(v) - u[0]),)
+)
+STILL = BLOCC(optax.sgd(0.0), optax.sgd(0.15), 20, 5, gamma=200.0)
+
+
+@pytest.mark.parametrize(
+    ("problem", "u", "v", "slope"),
+    [
+        (HALF, 0.3, [0.3], 2 * (0.3 - 1) + 0.06),
+        (HALF, 0.8, [0.2], -2 * (0.2 - 1) + 0.16),
+        (SUM, 0.4, [0.2, 0.2], 2 * (0.2 - 1) + 0.08),
+    ],
+    ids=["inactive", "active", "equality"],
+)
+def test_the_direction_is_the_hypergradient_of_the_constrained_solution(problem, u, v, slope):
+    result = solve(STILL, problem, jnp.array([u]), jnp.zeros(len(v)), steps=40, key=KEY)
+    np.testing.assert_allclose(result.v, v, atol=1e-5)
+    np.testing.assert_allclose(result.history.upper_grad_norm[-1], abs(slope), rtol=2e-2)
+    assert result.history.extra["violation"][-1] < 1e-5
+
+
+def test_blocc_finds_the_solution():
+    """min (u / 2 - 1)^2 2 + 0.1 u^2: u = 2 / 1.2."""
+    solver = BLOCC(optax.sgd(0.2), optax.sgd(0.15), 10, 5, gamma=200.0)
+    result = solve(solver, SUM, jnp.zeros(1), jnp.zeros(2), steps=150, key=KEY)
+    np.testing.assert_allclose(result.u, 2 / 1.2, rtol=5e-3)
+
+
+def test_a_lower_set_that_is_empty_or_has_no_multipliers_is_reported_and_stays_finite():
+    empty = dataclasses.replace(
+        HALF, lower_constraints=(Inequality(lambda u, v, _: v + 1), Inequality(lambda u, v, _: 1 - v))
+    )
+    without = dataclasses.replace(HALF, lower_constraints=(Inequality(lambda u, v, _: (v - 1) ** 2),))
+    for problem, figure in ((empty, "violation"), (without, "multiplier_norm")):
+        result = solve(STILL, problem, jnp.array([0.3]), jnp.zeros(1), steps=60, key=KEY)
+        extra = result.history.extra
+        assert np.isfinite(extra["multiplier_norm"]).all()
+        assert extra[figure][-1] > (0.9 if figure == "violation" else 1.2 * extra[figure][20])
+
+
+@pytest.mark.parametrize("name", [n for n in KINDS if n != "BLOCC"])
+def test_every_other_solver_refuses_lower_constraints(name):
+    case = KINDS[name]
+    lower = (Inequality(lambda u, v, data: jnp.zeros(())),)
+    problem = dataclasses.replace(case.problem, lower_constraints=lower)
+    with pytest.raises(InputError, match=rf"{name} does not handle lower_constraints.*Use BLOCC"):
+        case.solver.check(problem, *case.start, case.batch)
+
+
+@pytest.mark.usefixtures("annotations_unchecked")
+def test_refusals():
+    u = v = jnp.zeros(1)
+    with pytest.raises(InputError, match="hypergradient: the problem has lower_constraints"):
+        hypergradient(HALF, u, v)
+    with pytest.raises(InputError, match="report: the problem has lower_constraints"):
+        diagnostics.report(HALF, u, v)
+    with pytest.raises(InputError, match="BLOCC: gamma is 0"):
+        BLOCC(gamma=0)
+    with pytest.raises(InputError, match="BLOCC does not handle upper-level constraints"):
+        BLOCC().check(dataclasses.replace(HALF, constraints=HALF.lower_constraints), u, v, Batch())
+    with pytest.raises(InputError, match="lower_constraints holds"):
+        Problem(upper_loss, upper_loss, lower_constraints=(lambda u, v, _: v,))
+    with pytest.raises(InputError, match=r"lower_constraints\[0\] returns bool"):
+        bx.BLOCC().check(
+            dataclasses.replace(HALF, lower_constraints=(Inequality(lambda u, v, _: v > 0),)), u, v, Batch()
+        )
