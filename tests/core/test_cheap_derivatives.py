@@ -26,7 +26,9 @@ def moved(solver, problem=PROBLEM, u=U, v=V, **more):
     return np.asarray(u - result.u), result
 
 
-@pytest.mark.parametrize("optimizer", [optax.sgd(0.1), optax.adam(0.05), optax.sgd(0.1, momentum=0.9)], ids=str)
+@pytest.mark.parametrize(
+    "optimizer", [optax.sgd(0.1), optax.adam(0.05), optax.sgd(0.1, momentum=0.9)], ids=["sgd", "adam", "momentum"]
+)
 def test_sama_has_the_derivative_of_the_lower_optimizer(optimizer):
     """By differences of the optimizer's update in each entry of the gradient, and H, CROSS in closed form."""
     found, result = moved(SAMA(optax.sgd(1.0), optimizer, 4))
