@@ -80,7 +80,7 @@ def compared(table: Table, penalty: str) -> tuple[Found, Found, str]:
     return ours, _timed(lambda: fit(X, y)), method
 
 
-def _timed(fit: Callable[[], float]) -> Found:
+def _timed(fit: Callable[[], Any]) -> Found:
     began = time.process_time()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -88,14 +88,15 @@ def _timed(fit: Callable[[], float]) -> Found:
     return Found(alpha, time.process_time() - began)
 
 
-def _theirs(kind: str, penalty: str, grid: Float[np.ndarray, " k"], cv: Any) -> tuple[str, Callable[..., float]]:
+def _theirs(kind: str, penalty: str, grid: Float[np.ndarray, " k"], cv: Any) -> tuple[str, Callable[..., Any]]:
     """The CV class of another library and its strength on a grid, in our unit."""
     match kind, penalty:
         case "squared", "l2":
             ridge = RidgeCV(grid, cv=cv, scoring="neg_mean_squared_error")
             return "RidgeCV", lambda X, y: ridge.fit(X, y).alpha_
         case "squared", _:
-            return "LassoCV", lambda X, y: LassoCV(alphas=grid, cv=cv, max_iter=100_000).fit(X, y).alpha_
+            lasso: Any = LassoCV
+            return "LassoCV", lambda X, y: lasso(alphas=grid, cv=cv, max_iter=100_000).fit(X, y).alpha_
         case "logistic", _:
             settings = {"Cs": (1 / grid).tolist(), "cv": cv, "scoring": "neg_log_loss", "max_iter": 2000}
             return "LogisticRegressionCV", lambda X, y: 1 / LogisticRegressionCV(**settings).fit(X, y).C_[0]
