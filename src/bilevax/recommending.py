@@ -12,7 +12,6 @@ from jaxtyping import PyTree
 
 from bilevax import solvers
 from bilevax._checks import InputError, check_variable, described, require_count
-from bilevax.diagnostics import system
 from bilevax.linear_solve import CG
 from bilevax.loop.blocks import Blocks
 from bilevax.loop.sources import Fixed, resident
@@ -111,6 +110,8 @@ def recommend(problem: Problem, u: PyTree, v: PyTree, batch: Any = None, *, step
 
 def _curvatures(problem: Problem, u: PyTree, v: PyTree, batch: Batch) -> tuple[float, float]:
     """The extreme eigenvalues of grad2_vv g; the larger in size of the two is at least tiny."""
+    from bilevax.diagnostics import system  # it imports parts of SciPy, and `import bilevax` does not
+
     free = replace(problem, project_lower=identity)
     data, key, flat = base.lower_data(batch, 0), jax.random.key(0), ravel_pytree(v)[0]
     if flat.size <= DENSE:
