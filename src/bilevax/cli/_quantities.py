@@ -7,8 +7,7 @@ import numpy as np
 from rich.table import Table
 
 from bilevax.cli import _reviewing
-from bilevax.cli._printing import as_table
-from bilevax.cli._reviewing import DIGITS, LONGEST, SHOWN, Inputs, require
+from bilevax.cli._reviewing import DIGITS, Inputs, require
 from bilevax.cli._runs import Run
 from bilevax.loop.stages import Stages
 
@@ -149,18 +148,4 @@ def headline(report: dict[str, Any]) -> str:
 def summary(inputs: Inputs, found: "ReviewedTargets") -> Table:
     """The first suspects."""
     samples, suggested = as_texts(inputs.samples, found)
-    probability = found.ranking.probability_wrong
-    order = np.argsort(-probability[: samples.own], kind="stable")[:SHOWN]
-    where = "line" if samples.source.encoding else "row"
-    places = samples.lines if samples.source.encoding else samples.record
-    rows = [
-        [
-            str(places[i]) if samples.identifiers is None else samples.identifiers[i][-LONGEST:],
-            str(samples.labels[i])[:LONGEST],
-            str(suggested[i])[:LONGEST],
-            f"{probability[i]:.3f}",
-        ]
-        for i in order.tolist()
-    ]
-    names = [where if samples.identifiers is None else "sample", "given", "suggested", "probability\nwrong"]
-    return as_table(f"The first {len(rows)}", names, rows, whole=False)
+    return _reviewing.first_suspects(samples, found.ranking.probability_wrong, suggested)

@@ -266,8 +266,18 @@ def headline(report: dict[str, Any]) -> str:
 
 def summary(inputs: Inputs, found: "Reviewed") -> Table:
     """The first suspects."""
-    samples, ranking, suggested = inputs.samples, found.ranking, found.suggested()
-    order = np.argsort(-ranking.probability_wrong[: samples.own], kind="stable")[:SHOWN]
+    return first_suspects(inputs.samples, found.ranking.probability_wrong, found.suggested())
+
+
+def first_suspects(samples: "Samples", probability: np.ndarray, suggested: np.ndarray) -> Table:
+    """A table of the samples whose labels or targets are most probably wrong.
+
+    Args:
+        samples: with what was given as labels.
+        probability: (n,) that the given one is wrong.
+        suggested: (n,) what is suggested.
+    """
+    order = np.argsort(-probability[: samples.own], kind="stable")[:SHOWN]
     where = "line" if samples.source.encoding else "row"
     places = samples.lines if samples.source.encoding else samples.record
     rows = [
@@ -275,7 +285,7 @@ def summary(inputs: Inputs, found: "Reviewed") -> Table:
             str(places[i]) if samples.identifiers is None else samples.identifiers[i][-LONGEST:],
             str(samples.labels[i])[:LONGEST],
             str(suggested[i])[:LONGEST],
-            f"{ranking.probability_wrong[i]:.3f}",
+            f"{probability[i]:.3f}",
         ]
         for i in order.tolist()
     ]
