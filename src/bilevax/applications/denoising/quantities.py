@@ -8,8 +8,8 @@ from jaxtyping import Bool, Float
 from bilevax._checks import InputError
 from bilevax.applications.denoising.ranking import LEAST_IN_DOUBT
 from bilevax.applications.denoising.regressors import FORESTS, Regressor, defaults
-from bilevax.applications.denoising.repeats import settle
-from bilevax.applications.denoising.reviewing import Model
+from bilevax.applications.denoising.repeats import settle, with_contradicted
+from bilevax.applications.denoising.reviewing import Model, require_all_rows
 from bilevax.applications.denoising.targets import TargetRanking, rank_targets
 from bilevax.data.samples.numbers import Style
 from bilevax.data.samples.types import Samples
@@ -63,11 +63,8 @@ def review_quantities(
         InputError: fewer than ten targets are in doubt; the model does not predict quantities; embeddings come with a
             trusted file, for whose samples they have no rows.
     """
-    if embeddings is not None and samples.own < len(samples.labels):
-        raise InputError(
-            "--embeddings has no rows for the samples of --trusted. Put them into TRAIN, and mark them by "
-            "--trusted-column."
-        )
+    if embeddings is not None:
+        require_all_rows("--embeddings", samples)
     values, codes = np.unique(samples.labels, return_inverse=True)
     known = settle(codes, samples.trusted, samples.twin)
     doubted = int((~known.trusted).sum())
@@ -80,11 +77,10 @@ def review_quantities(
     found = rank_targets(
         X[known.rows], values[known.labels], known.trusted, _regressors(model, X.shape[1], samples.name), seed
     )
-    likely, low, high = found.expected_wrong
-    count = float(known.contradicted.sum())
+    probability, expected = with_contradicted(known, found.probability_wrong, found.expected_wrong)
     placed = found._replace(
-        probability_wrong=np.where(known.contradicted, 1.0, found.probability_wrong[known.place]),
-        expected_wrong=(likely + count, low + count, high + count),
+        probability_wrong=probability,
+        expected_wrong=expected,
         predicted=found.predicted[known.place],
         deviation=found.deviation[known.place],
     )

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Int, Shaped
+from jaxtyping import Bool, Float, Int, Shaped
 
 from bilevax.applications.denoising.experts import Expert
 from bilevax.applications.denoising.network import Network
@@ -71,12 +71,29 @@ def rank_settled(
     """
     samples = X[known.rows], known.labels, known.trusted, classes
     found = experts.rank(*samples, seed) if isinstance(experts, Network) else rank(*samples, experts, seed)
-    count = float(known.contradicted.sum())
-    likely, low, high = found.expected_wrong
+    probability, expected = with_contradicted(known, found.probability_wrong, found.expected_wrong)
     return found._replace(
-        probability_wrong=np.where(known.contradicted, 1.0, found.probability_wrong[known.place]),
-        expected_wrong=(likely + count, low + count, high + count),
+        probability_wrong=probability,
+        expected_wrong=expected,
         posterior=found.posterior[known.place],
         sure=known.contradicted | found.sure[known.place],
         predicted=found.predicted[known.place],
     )
+
+
+def with_contradicted(
+    known: Settled, probability: Float[np.ndarray, " k"], expected: tuple[float, float, float]
+) -> tuple[Float[np.ndarray, " n"], tuple[float, float, float]]:
+    """The results of a ranking with the samples that a trusted label contradicts, which are wrong.
+
+    Args:
+        known: what a ranking gets, k of n samples.
+        probability: of these, that the given label is wrong.
+        expected: the number of wrong labels among them, and the ends of its interval.
+
+    Returns:
+        the same of all n samples.
+    """
+    count = float(known.contradicted.sum())
+    likely, low, high = expected
+    return np.where(known.contradicted, 1.0, probability[known.place]), (likely + count, low + count, high + count)

@@ -93,11 +93,8 @@ def review(
             f"{samples.name}: {doubted} labels are in doubt. At least {LEAST_IN_DOUBT} samples that are not trusted "
             "are needed."
         )
-    given = "--pred-probs" if probabilities is not None else "--embeddings"
-    if (probabilities is not None or embeddings is not None) and samples.own < len(samples.labels):
-        raise InputError(
-            f"{given} has no rows for the samples of --trusted. Put them into TRAIN, and mark them by --trusted-column."
-        )
+    if probabilities is not None or embeddings is not None:
+        require_all_rows("--pred-probs" if probabilities is not None else "--embeddings", samples)
     trusted = _evidence(int(known.trusted.sum()))
     if probabilities is not None:
         found = rank_probabilities(probabilities.values, codes, samples.trusted)
@@ -169,3 +166,12 @@ def _experts(
 def _pictures(samples: Samples) -> UInt8[np.ndarray, "n h w 3"]:
     assert isinstance(samples.features, np.ndarray)
     return samples.features
+
+
+def require_all_rows(option: str, samples: Samples) -> None:
+    """Refuse samples of a trusted file, for which a file with rows of TRAIN has none."""
+    if samples.own < len(samples.labels):
+        raise InputError(
+            f"{option} has no rows for the samples of --trusted. Put them into TRAIN, and mark them by "
+            "--trusted-column."
+        )
