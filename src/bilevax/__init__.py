@@ -48,6 +48,7 @@ from bilevax.solvers import SRBA as SRBA
 from bilevax.solvers import VPBGD as VPBGD
 from bilevax.solvers import Alternating as Alternating
 from bilevax.solvers import AmIGO as AmIGO
+from bilevax.solvers import BiCGAFFA as BiCGAFFA
 from bilevax.solvers import ForwardMode as ForwardMode
 from bilevax.solvers import GradientMatching as GradientMatching
 from bilevax.solvers import Implicit as Implicit

@@ -113,7 +113,9 @@ def hypergradient(
             "handle. Use Penalty."
         )
     if problem.lower_constraints:
-        raise InputError("hypergradient: the problem has lower_constraints, which are not supported. Use BLOCC.")
+        raise InputError(
+            "hypergradient: the problem has lower_constraints, which are not supported. Use BLOCC or BiCGAFFA."
+        )
     if proximal is not None:
         require_function("hypergradient", "proximal", proximal, "(u, v, step) -> v")
         problem = dataclasses.replace(problem, regularizer=None)

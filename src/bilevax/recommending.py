@@ -197,6 +197,7 @@ def _candidates(source: Any) -> tuple[Any, ...]:
         solvers.BVFIM(),
         solvers.BOME(),
         solvers.BLOCC(),
+        solvers.BiCGAFFA(),
         solvers.MEHA(),
         solvers.ReverseMode(),
         solvers.ForwardMode(),

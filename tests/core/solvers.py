@@ -134,6 +134,7 @@ CASES = {
     "SAMA": common(bx.SAMA(UPPER, LOWER), None),
     "PZOBO": common(bx.PZOBO(optax.sgd(1e-2), optax.sgd(0.2), 20, 20), 1e-2),
     "BLOCC": common(bx.BLOCC(UPPER, LOWER, gamma=200.0)),
+    "BiCGAFFA": common(bx.BiCGAFFA(optax.sgd(5e-2), 5e-2, 5e-2, weight=Power(3.0, 0.49))),
     "LookAhead": common(bx.LookAhead(UPPER, LOWER, 5e-2), None),
     "LookAhead, finite differences": common(bx.LookAhead(UPPER, LOWER, 5e-2, 10, derivatives.finite_difference), None),
     "SparseHO": Case(

@@ -1,4 +1,4 @@
-"""Lower levels with constraints: BLOCC against closed forms, and who refuses them."""
+"""Lower levels with constraints: BLOCC and BiCGAFFA against closed forms, and who refuses them."""
 
 import dataclasses
 
@@ -9,8 +9,9 @@ import optax
 import pytest
 
 import bilevax as bx
-from bilevax import BLOCC, Batch, Equality, Inequality, InputError, Problem, diagnostics, solve
+from bilevax import BLOCC, Batch, BiCGAFFA, Equality, Inequality, InputError, Problem, diagnostics, solve
 from bilevax.argmin import hypergradient
+from bilevax.schedules import Power
 from tests.core.solvers import KINDS
 
 KEY = jax.random.key(0)
@@ -31,9 +32,8 @@ SUM = Problem(
     upper_loss, lambda u, v, _: jnp.sum(v**2), lower_constraints=(Equality(lambda u, v, _: jnp.sum(v) - u[0]),)
 )
 STILL = BLOCC(optax.sgd(0.0), optax.sgd(0.15), 20, 5, gamma=200.0)
-
-
-@pytest.mark.parametrize(
+HANDLE = ("BLOCC", "BiCGAFFA")
+AT_POINTS = pytest.mark.parametrize(
     ("problem", "u", "v", "slope"),
     [
         (HALF, 0.3, [0.3], 2 * (0.3 - 1) + 0.06),
@@ -42,11 +42,41 @@ STILL = BLOCC(optax.sgd(0.0), optax.sgd(0.15), 20, 5, gamma=200.0)
     ],
     ids=["inactive", "active", "equality"],
 )
+
+
+@AT_POINTS
 def test_the_direction_is_the_hypergradient_of_the_constrained_solution(problem, u, v, slope):
     result = solve(STILL, problem, jnp.array([u]), jnp.zeros(len(v)), steps=40, key=KEY)
     np.testing.assert_allclose(result.v, v, atol=1e-5)
     np.testing.assert_allclose(result.history.upper_grad_norm[-1], abs(slope), rtol=2e-2)
     assert result.history.extra["violation"][-1] < 1e-5
+
+
+@AT_POINTS
+def test_the_slope_of_the_gap_is_the_hypergradient_over_the_weight(problem, u, v, slope):
+    solver = BiCGAFFA(optax.sgd(0.0), 0.1, 0.1, 0.1, weight=1000.0)
+    result = solve(solver, problem, jnp.array([u]), jnp.zeros(len(v)), steps=3000, key=KEY)
+    np.testing.assert_allclose(result.v, v, atol=2e-3)
+    np.testing.assert_allclose(1000 * result.history.upper_grad_norm[-1], abs(slope), rtol=5e-3)
+    assert result.history.extra["violation"][-1] < 2e-3
+
+
+@pytest.mark.parametrize(("problem", "n", "u"), [(SUM, 2, 2 / 1.2), (HALF, 1, 0.5)], ids=["equality", "kink"])
+def test_the_gap_function_method_finds_the_solution(problem, n, u):
+    """For the equality 2 (u / 2 - 1)^2 + 0.1 u^2; for the inequality the kink of v*(u)."""
+    solver = BiCGAFFA(optax.sgd(0.1), 0.1, 0.1, 0.1, weight=Power(1.0, 0.49))
+    result = solve(solver, problem, jnp.zeros(1), jnp.zeros(n), steps=12_000, key=KEY)
+    np.testing.assert_allclose(result.u, u, rtol=6e-3)
+    assert result.history.extra["violation"][-1] < 1e-2
+
+
+def test_multipliers_stay_within_their_bound():
+    solver = BiCGAFFA(optax.sgd(0.0), 0.1, 0.1, 0.1, bound=0.25)
+    result = solve(solver, HALF, jnp.array([0.8]), jnp.zeros(1), steps=400, key=KEY)
+    assert result.history.extra["multiplier_norm"].max() == 0.25
+    both = dataclasses.replace(SUM, lower_constraints=(Equality(lambda u, v, _: u[0] - jnp.sum(v)),))  # of other sign
+    result = solve(solver, both, jnp.array([0.8]), jnp.zeros(2), steps=400, key=KEY)
+    np.testing.assert_allclose(result.state.memory[0][1][0], 0.25)
 
 
 def test_blocc_finds_the_solution():
@@ -68,12 +98,12 @@ def test_a_lower_set_that_is_empty_or_has_no_multipliers_is_reported_and_stays_f
         assert extra[figure][-1] > (0.9 if figure == "violation" else 1.2 * extra[figure][20])
 
 
-@pytest.mark.parametrize("name", [n for n in KINDS if n != "BLOCC"])
+@pytest.mark.parametrize("name", [n for n in KINDS if n not in HANDLE])
 def test_every_other_solver_refuses_lower_constraints(name):
     case = KINDS[name]
     lower = (Inequality(lambda u, v, data: jnp.zeros(())),)
     problem = dataclasses.replace(case.problem, lower_constraints=lower)
-    with pytest.raises(InputError, match=rf"{name} does not handle lower_constraints.*Use BLOCC"):
+    with pytest.raises(InputError, match=rf"{name} does not handle lower_constraints.*Use BLOCC or BiCGAFFA"):
         case.solver.check(problem, *case.start, case.batch)
 
 
@@ -86,6 +116,11 @@ def test_refusals():
         diagnostics.report(HALF, u, v)
     with pytest.raises(InputError, match="BLOCC: gamma is 0"):
         BLOCC(gamma=0)
+    for name in ("rate", "value_rate", "multiplier_rate", "radius", "penalty", "bound"):
+        with pytest.raises(InputError, match=f"BiCGAFFA: {name} is -1, and must be positive"):
+            BiCGAFFA(**{name: -1})
+    with pytest.raises(InputError, match="BiCGAFFA: weight is 0"):
+        BiCGAFFA(weight=0.0)
     with pytest.raises(InputError, match="BLOCC does not handle upper-level constraints"):
         BLOCC().check(dataclasses.replace(HALF, constraints=HALF.lower_constraints), u, v, Batch())
     with pytest.raises(InputError, match="lower_constraints holds"):

@@ -27,6 +27,7 @@ SOLVERS = {
     "StocBiO": bx.StocBiO(SGD, SGD, 5, 5),
     "VPBGD": bx.VPBGD(SGD, SGD),
     "BLOCC": bx.BLOCC(SGD, SGD, 5),
+    "BiCGAFFA": bx.BiCGAFFA(SGD),
     "PZOBO": bx.PZOBO(SGD, SGD, 5),
     "SAMA": bx.SAMA(SGD, SGD),
     "ForwardMode": bx.ForwardMode(SGD, SGD),

@@ -45,7 +45,7 @@ def trained(
 def check_trainer(owner: str, name: str, optimizer: Any, problem: Problem, u: PyTree, v: PyTree, batch: Batch) -> None:
     """Raise InputError for an optimizer that `trained` cannot use for v."""
     if problem.lower_constraints:
-        raise InputError(f"{owner}: the problem has lower_constraints, which are not supported. Use BLOCC.")
+        raise InputError(f"{owner}: the problem has lower_constraints, which are not supported. Use BLOCC or BiCGAFFA.")
     data, key = base.lower_data(batch, 0), jax.random.key(0)
     descent = base.Descent(problem, u, optimizer)
     objective = descent.objective(v, data, key, jax.eval_shape(problem.lower, u, v, data, key))

@@ -4,6 +4,7 @@ from bilevax.solvers.alternating import Alternating as Alternating
 from bilevax.solvers.amigo import AmIGO as AmIGO
 from bilevax.solvers.base import Info as Info
 from bilevax.solvers.base import Solver as Solver
+from bilevax.solvers.bicgaffa import BiCGAFFA as BiCGAFFA
 from bilevax.solvers.blocc import BLOCC as BLOCC
 from bilevax.solvers.bome import BOME as BOME
 from bilevax.solvers.bvfim import BVFIM as BVFIM

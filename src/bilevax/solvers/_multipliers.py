@@ -1,5 +1,6 @@
-"""Multipliers of lower constraints: the augmented Lagrangian of the lower level, and its update."""
+"""Multipliers of lower constraints: the Lagrangian of the lower level, plain and augmented, and updates."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -9,16 +10,31 @@ from jaxtyping import Array, Float, PyTree
 from bilevax.problem import Equality, Inequality, Problem
 
 Multipliers = tuple[Array, ...]
+Constraint = Inequality | Equality
 
 
 def lagrangian_of(problem: Problem, penalty: float, multipliers: Multipliers) -> Problem:
     """Return the problem whose lower loss is the augmented Lagrangian; its gradients weigh those of c by `raised`."""
 
+    def term(constraint: Constraint, m: Array, c: Array) -> Array:
+        return jnp.sum(_new(constraint, penalty, m, c) ** 2 - m**2) / (2 * penalty)
+
+    return _with_terms(problem, term, multipliers)
+
+
+def plain_lagrangian_of(problem: Problem, multipliers: Multipliers) -> Problem:
+    """Return the problem whose lower loss is the Lagrangian, g + multipliers c."""
+    return _with_terms(problem, lambda constraint, m, c: jnp.sum(m * c), multipliers)
+
+
+def _with_terms(
+    problem: Problem, term: Callable[[Constraint, Array, Array], Array], multipliers: Multipliers
+) -> Problem:
     def lower_loss(u: PyTree, v: PyTree, data: PyTree, **random: Any) -> Any:
         loss = problem.lower_loss(u, v, data, **random)
         values = problem.lower_constraint_values(u, v, data)
         for constraint, m, c in zip(problem.lower_constraints, multipliers, values, strict=True):
-            loss += jnp.sum(_new(constraint, penalty, m, c) ** 2 - m**2) / (2 * penalty)
+            loss += term(constraint, m, c)
         return loss
 
     if problem.random_lower:
@@ -33,6 +49,12 @@ def raised(problem: Problem, penalty: float, u: PyTree, v: PyTree, data: PyTree,
     return tuple(_new(constraint, penalty, m, c) for constraint, m, c in each)
 
 
+def bounded(problem: Problem, bound: float, multipliers: Multipliers) -> Multipliers:
+    """Return the multipliers clipped to [-bound, bound], or to [0, bound] for an inequality."""
+    each = zip(problem.lower_constraints, multipliers, strict=True)
+    return tuple(jnp.clip(m, 0 if isinstance(constraint, Inequality) else -bound, bound) for constraint, m in each)
+
+
 def violation(problem: Problem, u: PyTree, v: PyTree, data: PyTree) -> Float[Array, ""]:
     """Return the largest violation of any entry of a lower constraint; zero without one."""
     values = problem.lower_constraint_values(u, v, data)
@@ -42,6 +64,6 @@ def violation(problem: Problem, u: PyTree, v: PyTree, data: PyTree) -> Float[Arr
     return largest
 
 
-def _new(constraint: Inequality | Equality, penalty: float, m: Any, c: Any) -> Any:
+def _new(constraint: Constraint, penalty: float, m: Any, c: Any) -> Any:
     found = m + penalty * c
     return (jnp.maximum(found, 0) if isinstance(constraint, Inequality) else found).astype(m.dtype)

@@ -133,8 +133,8 @@ def refuse_lower_constraints(solver: Any, problem: Problem) -> None:
     if problem.lower_constraints:
         name, n = type(solver).__name__, len(problem.lower_constraints)
         raise InputError(
-            f"{name} does not handle lower_constraints, and this problem has {n}. Use BLOCC; or, if they form a set "
-            "that has a projection, state it as project_lower, and use Implicit."
+            f"{name} does not handle lower_constraints, and this problem has {n}. Use BLOCC or BiCGAFFA; or, if "
+            "they form a set that has a projection, state it as project_lower, and use Implicit."
         )
 
 
