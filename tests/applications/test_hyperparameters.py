@@ -11,6 +11,7 @@ from scipy.sparse import csr_array
 from scipy.special import log_softmax
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss
+from sklearn.model_selection import StratifiedKFold
 
 from bilevax import Alternating, Implicit, InputError, Penalty, solve, whole
 from bilevax.applications.tuning import (
@@ -19,6 +20,7 @@ from bilevax.applications.tuning import (
     tune,
     tuning_task,
 )
+from bilevax.applications.tuning.folds import over_folds
 from bilevax.applications.tuning.hyperparameters import (
     BRIGHTNESS,
     CLASS_WEIGHTS,
@@ -304,6 +306,85 @@ def test_tune_finds_the_best_strength_of_a_fine_grid(few, key):
     assert loss == pytest.approx(found, rel=1e-3)
     assert seen == list(range(2, 201, 2))
     assert len(tuned.result.history.upper_loss) == 200
+
+
+def test_the_loss_of_folds_is_the_mean_over_tasks_of_their_own(rng, key):
+    """Folds of 4, 9 and 9 samples are filled to one shape; what fills them has no part in the losses."""
+    X, y = blobs(5, 22)
+    parts = np.split(rng.permutation(22), [4, 13])
+    folds = [(np.setdiff1d(np.arange(22), held), held) for held in parts]
+    model, hyperparameters = mlp(3, (5,)), [LAYER_L2, CLASS_WEIGHTS]
+    task = over_folds(classifier_task(model, X, y, X, y, hyperparameters, key=key), folds, None)
+    single = [classifier_task(model, X[a], y[a], X[b], y[b], hyperparameters, key=key) for a, b in folds]
+    assert task.start[1][0]["weight"].shape == (3, 4, 5)
+    u = jax.tree.map(lambda x: jnp.asarray(rng.normal(size=x.shape)), task.start[0])
+    v = jax.tree.map(lambda x: jnp.asarray(rng.normal(size=x.shape)), task.start[1])
+    each = [one.metrics(u, jax.tree.map(lambda x, k=k: x[k], v)) for k, one in enumerate(single)]
+    batch = task.batches.at(0, key)
+    assert float(lower(task.problem, u, v, batch.lower, key)) == pytest.approx(sum(m["train_loss"] for m in each))
+    expected = np.mean([m["validation_loss"] for m in each])
+    assert float(task.problem.upper(u, v, batch.upper, None)) == pytest.approx(expected)
+    assert task.metrics(u, v)["validation_loss"] == pytest.approx(expected)
+
+
+def test_tune_by_folds_finds_the_best_strength_of_a_fine_grid(key):
+    X, y = blobs(3, 62, features=20)  # folds of 20, 21 and 21
+    pairs = list(StratifiedKFold(3).split(X, y))
+
+    def loss(a):
+        return np.mean([ridge((X[i], y[i], X[j], y[j]), a) for i, j in pairs])
+
+    tuned = tune(softmax_regression(3), X, y, hyperparameters=[LAYER_L2], folds=3, key=key, train_steps=1500)
+    start, best = loss(-6.0), min(loss(a) for a in np.linspace(-6, 1, 36))
+    found = np.log(tuned.hyperparameters["layer_l2"][0])
+    assert loss(found) < best + 0.01 * (start - best)
+    assert tuned.validation_loss == pytest.approx(loss(found), rel=1e-3)
+    # The parameters are those of all samples.
+    model = LogisticRegression(C=1 / (62 * np.exp(found)), solver="newton-cholesky", tol=1e-8).fit(X, y)
+    scores = X @ np.asarray(tuned.params[0]["weight"]) + np.asarray(tuned.params[0]["bias"])
+    np.testing.assert_allclose(log_softmax(scores, axis=1), model.predict_log_proba(X), atol=1e-3)
+
+
+def test_the_number_and_sizes_of_folds_do_not_change_how_often_a_model_is_traced(key):
+    X, y = blobs(0, 31)
+    traces = []
+
+    def apply(v, x):
+        traces.append(x.shape)
+        return x @ v["weight"]
+
+    model = Model(lambda key, x: {"weight": jnp.zeros((4, 3))}, apply)
+    counts = []
+    for folds in (2, 7):
+        before = len(traces)
+        settings = {"hyperparameters": [LAYER_L2], "solver": SIMPLEST, "steps": 2, "train_steps": 2}
+        tune(model, X, y, folds=folds, key=key, **settings)
+        counts.append(len(traces) - before)
+    assert counts[1] <= counts[0]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({}, "X_validation and y_validation are missing. Pass both, or a number of folds"),
+        ({"X_validation": 0}, "one of X_validation and y_validation is missing"),
+        ({"X_validation": 0, "y_validation": 0, "folds": 3}, "folds and validation samples are both given"),
+        ({"folds": 1}, "folds is 1, and must be at least 2"),
+        ({"folds": 13}, "folds is 13 folds, and there are n_samples=12"),
+        ({"folds": 0.25}, r"folds is 0\.25, and must be a number of folds"),
+        ({"folds": "loo"}, "folds is 'loo'"),
+        ({"folds": [(np.arange(6), np.arange(12))]}, "Fold 0 of folds trains without samples of the class 2"),
+        ({"folds": [(np.arange(9), [12])]}, "does not hold pairs of arrays of indices from 0 to 11"),
+        ({"folds": 3, "batch_size": 9}, "A fold trains on 8 samples, fewer than one batch of 9"),
+        ({"folds": 3, "hyperparameters": ()}, "hyperparameters are none"),
+    ],
+)
+def test_tune_refuses_folds(change, message, key):
+    X, y = blobs(0, 12)
+    y = np.sort(y)
+    arguments = {"hyperparameters": [LAYER_L2], "key": key, "steps": 2} | change
+    with pytest.raises(InputError, match=message):
+        tune(softmax_regression(3), X, y, **arguments)
 
 
 @pytest.mark.slow

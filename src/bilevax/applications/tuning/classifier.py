@@ -28,6 +28,7 @@ from bilevax.applications._inputs import (
     require_solver,
 )
 from bilevax.applications.task import Task
+from bilevax.applications.tuning.folds import over_folds
 from bilevax.applications.tuning.hyperparameters import Hyperparameter
 from bilevax.applications.tuning.recipes import implicit_solver, penalty_solver
 from bilevax.loop.result import Result
@@ -98,7 +99,7 @@ def tuning_task(
 
 @dataclass(frozen=True)
 class _TrainLoss:
-    """The training loss of a model with hyperparameters."""
+    """The training loss of a model with hyperparameters; samples are (x, y), or (x, y, weight)."""
 
     model: Model
     hyperparameters: tuple[Hyperparameter, ...]
@@ -106,14 +107,15 @@ class _TrainLoss:
     def __call__(
         self, u: dict[str, Float[Array, "..."]], v: PyTree, samples: Samples, *, key: PRNGKeyArray
     ) -> Float[Array, ""]:
-        x, y = samples.data
+        x, y, *given = samples.data
         x = jnp.asarray(pixels(x))  # hyperparameters change floats
         model_key, *keys = jax.random.split(key, 1 + len(self.hyperparameters))
         for h, own_key in zip(self.hyperparameters, keys, strict=True):
             if h.inputs is not None:
                 x = h.inputs(u[h.name], x, own_key)
         scores = logits(self.model, v, x, model_key)
-        targets, weight = jax.nn.one_hot(y, scores.shape[1], dtype=scores.dtype), jnp.ones(len(y), scores.dtype)
+        targets = jax.nn.one_hot(y, scores.shape[1], dtype=scores.dtype)
+        weight = given[0].astype(scores.dtype) if given else jnp.ones(len(y), scores.dtype)
         extra = 0.0
         for h in self.hyperparameters:
             if h.targets is not None:
@@ -127,12 +129,14 @@ class _TrainLoss:
 
 @dataclass(frozen=True)
 class _ValidationLoss:
-    """The mean cross-entropy of a model."""
+    """The mean cross-entropy of a model; samples are (x, y), or (x, y, weight)."""
 
     model: Model
 
     def __call__(self, u: dict[str, Float[Array, "..."]], v: PyTree, samples: Samples) -> Float[Array, ""]:
-        return jnp.mean(cross_entropy(self.model, v, *samples.data))
+        x, y, *given = samples.data
+        found = cross_entropy(self.model, v, x, y)
+        return weighted_mean(found, given[0].astype(found.dtype)) if given else jnp.mean(found)
 
 
 @dataclass(frozen=True)
@@ -240,10 +244,11 @@ class Tuned(NamedTuple):
 
     Attributes:
         hyperparameters: in natural units, by name.
-        params: the model's parameters, trained from its start with these hyperparameters; with batch normalisation
-            `bilevax.nn.Settled`.
-        validation_loss: at these parameters; batch normalisation uses the statistics of the validation samples.
-        result: of the solve, with its history.
+        params: the model's parameters, trained from its start with these hyperparameters, with folds on all samples;
+            with batch normalisation `bilevax.nn.Settled`.
+        validation_loss: at these parameters; with folds the mean over them, each with parameters trained from the start
+            without it. Batch normalisation uses the statistics of the validation samples.
+        result: of the solve, with its history. With folds, v has a leading axis of folds.
     """
 
     hyperparameters: dict[str, Shaped[np.ndarray, "..."]]
@@ -256,11 +261,12 @@ def tune(
     model: Model | Any,
     X: ArrayLike,
     y: ArrayLike,
-    X_validation: ArrayLike,
-    y_validation: ArrayLike,
-    hyperparameters: Sequence[Hyperparameter],
+    X_validation: ArrayLike | None = None,
+    y_validation: ArrayLike | None = None,
+    hyperparameters: Sequence[Hyperparameter] = (),
     *,
     key: PRNGKeyArray,
+    folds: Any = None,
     solver: base.Solver | None = None,
     steps: int = 200,
     batch_size: int | None = None,
@@ -272,8 +278,13 @@ def tune(
 ) -> Tuned:
     """Tune a classifier's hyperparameters by gradient, then train it with them from its start.
 
+    The upper loss is that of the validation samples. With `folds` instead, it is the mean over the folds of the loss of
+    a model that is trained without the fold; all are trained together, and at the end one model on all samples.
+
     Args:
         model, X, y, X_validation, y_validation, hyperparameters, key, batch_size: as for `classifier_task`.
+        folds: a number of folds, a splitter of scikit-learn, or pairs of indices. A number keeps the proportions of
+            the classes and does not shuffle, as in scikit-learn. Each fold has a copy of its samples.
         solver: any solver. None for `penalty_solver(steps)`, or for `implicit_solver(steps)` if minibatches or a
             hyperparameter that changes inputs make the training loss random (see `penalty_solver`).
         steps: of the solver.
@@ -281,7 +292,8 @@ def tune(
         callbacks, resume, mesh: passed to `bilevax.solve`.
 
     Raises:
-        InputError: as for `classifier_task`.
+        InputError: as for `classifier_task`; validation samples and folds, or neither; folds that cannot be used, for
+            example because one trains without a class.
         SolveError: a value was not finite during the solve.
 
     Example:
@@ -290,22 +302,23 @@ def tune(
         >>> from bilevax.applications.tuning import tune
         >>> from bilevax.data import noisy_digits
         >>> from bilevax.nn import softmax_regression
-        >>> d = noisy_digits(seed=0, noise=0.0, train=200)
-        >>> tuned = tune(
-        ...     softmax_regression(10), d.X, d.y, d.X_clean, d.y_clean, [LAYER_L2], key=jax.random.key(0), steps=20
-        ... )
+        >>> d, model = noisy_digits(seed=0, noise=0.0, train=200), softmax_regression(10)
+        >>> settings = {"hyperparameters": [LAYER_L2], "key": jax.random.key(0), "steps": 20}
+        >>> tuned = tune(model, d.X, d.y, d.X_clean, d.y_clean, **settings)
         >>> tuned.hyperparameters["layer_l2"].shape, tuned.validation_loss < 0.5
         ((1,), True)
+        >>> tune(model, d.X, d.y, folds=4, **settings).validation_loss < 0.5
+        True
     """
     train_steps = require_count("tune", "train_steps", train_steps)
     check_key("tune", key)
     if solver is not None:
         require_solver(solver)
     hyperparameters = _checked(hyperparameters)
+    held = _upper_samples(X, y, X_validation, y_validation, folds)
     start_key, solve_key, train_key = jax.random.split(key, 3)
-    task = classifier_task(
-        model, X, y, X_validation, y_validation, hyperparameters, key=start_key, batch_size=batch_size
-    )
+    whole_task = classifier_task(model, X, y, *held, hyperparameters, key=start_key, batch_size=batch_size)
+    task = whole_task if folds is None else over_folds(whole_task, folds, batch_size)
     source: Any = task.batches
     check_trainer("tune", "train_optimizer", train_optimizer, task.problem, *task.start, source.at(0, train_key))
     if solver is None:
@@ -322,11 +335,32 @@ def tune(
         resume=resume,
         mesh=mesh,
     )
-    v, loss, _, _ = train_lower(
-        task.problem, train_optimizer, train_steps, result.u, task.start[1], task.batches, train_key
-    )
+
+    def trained(task: Task) -> tuple[PyTree, float]:
+        v, loss, _, _ = train_lower(
+            task.problem, train_optimizer, train_steps, result.u, task.start[1], task.batches, train_key
+        )
+        return v, float(loss)
+
+    v, loss = trained(task)
+    if folds is not None:
+        v, _ = trained(whole_task)
     natural = {h.name: np.asarray(h.natural(result.u[h.name])) for h in hyperparameters}
-    params = settled(
-        as_model(model, _labels(y, y_validation)), v, source.lower[0], key=train_key, batch_size=batch_size
-    )
-    return Tuned(natural, params, float(loss), result)
+    samples: Any = whole_task.batches
+    params = settled(as_model(model, _labels(y, held[1])), v, samples.lower[0], key=train_key, batch_size=batch_size)
+    return Tuned(natural, params, loss, result)
+
+
+def _upper_samples(
+    X: ArrayLike, y: ArrayLike, X_validation: ArrayLike | None, y_validation: ArrayLike | None, folds: Any
+) -> tuple[ArrayLike, ArrayLike]:
+    """The validation samples; with folds all samples. Exactly one of the two is needed."""
+    if folds is not None:
+        if X_validation is not None or y_validation is not None:
+            raise InputError("tune: folds and validation samples are both given. Pass one of them.")
+        return X, y
+    if X_validation is not None and y_validation is not None:
+        return X_validation, y_validation
+    none = X_validation is None and y_validation is None
+    missing = "X_validation and y_validation are" if none else "one of X_validation and y_validation is"
+    raise InputError(f"tune: {missing} missing. Pass both, or a number of folds, for example folds=5.")

@@ -269,33 +269,49 @@ def folds_of(
         InputError: fewer samples than folds; a fold without samples to train on or to hold out; a fold that trains
             without one of the classes.
     """
-    m = len(y)
+    found = checked_folds(cv, x, y, groups, classifies, rows, "cv", n)
+    if found.train.shape[1] > 1:
+        return found
+    places = np.flatnonzero(found.held[:, 0])
+    if len(places) < 2 * PARTS:
+        return found
+    part = np.random.default_rng(0).permutation(len(places)) % PARTS
+    held = np.zeros((len(y), PARTS), bool)
+    held[places, part] = True
+    return Folds(np.repeat(found.train, PARTS, axis=1), held)
+
+
+def checked_folds(
+    cv: Any,
+    x: Any,
+    y: Shaped[np.ndarray, " n"],
+    groups: Any,
+    classifies: bool,
+    rows: Int[np.ndarray, " m"],
+    name: str,
+    n: int | None = None,
+) -> Folds:
+    """`folds_of`, with one hold-out set as one fold; `name` is that of the argument in messages."""
+    n = len(y) if n is None else n
     if isinstance(cv, float) and 0 < cv < 1:
         pairs = [_hold_out(cv, y, classifies)]
     else:
-        pairs = _pairs(cv, x, y, groups, classifies, rows, n)
-    train, held = np.zeros((m, len(pairs)), bool), np.zeros((m, len(pairs)), bool)
+        pairs = _pairs(cv, x, y, groups, classifies, rows, n, name)
+    train, held = np.zeros((len(y), len(pairs)), bool), np.zeros((len(y), len(pairs)), bool)
     for k, (inner, outer) in enumerate(pairs):
         train[inner, k], held[outer, k] = True, True
         if not len(inner) or not len(outer):
             raise InputError(
-                f"Fold {k} of cv trains on {len(inner)} samples and holds out {len(outer)} that have a positive "
+                f"Fold {k} of {name} trains on {len(inner)} samples and holds out {len(outer)} that have a positive "
                 "weight. At least one of each is needed: choose other folds."
             )
         if classifies:
             missing = np.setdiff1d(np.unique(y), np.unique(y[inner]))
             if len(missing):
                 raise InputError(
-                    f"Fold {k} of cv trains without samples of the {'class' if len(missing) == 1 else 'classes'} "
+                    f"Fold {k} of {name} trains without samples of the {'class' if len(missing) == 1 else 'classes'} "
                     f"{listed(missing)}. Choose fewer folds, StratifiedKFold, or leave rare classes out."
                 )
-    if len(pairs) == 1:
-        places = np.flatnonzero(held[:, 0])
-        if len(places) >= 2 * PARTS:
-            part = np.random.default_rng(0).permutation(len(places)) % PARTS
-            train = np.repeat(train, PARTS, axis=1)
-            held = np.zeros((m, PARTS), bool)
-            held[places, part] = True
     return Folds(train, held)
 
 
@@ -309,24 +325,31 @@ def _hold_out(cv: float, y: Shaped[np.ndarray, " n"], classifies: bool) -> tuple
     return np.asarray(inner), np.asarray(outer)
 
 
-def _split(splitter: Any, x: Any, y: Any, groups: Any) -> list[tuple[np.ndarray, np.ndarray]]:
+def _split(splitter: Any, x: Any, y: Any, groups: Any, name: str) -> list[tuple[np.ndarray, np.ndarray]]:
     try:
         return list(splitter.split(x, y, groups))
     except ValueError as error:
-        raise InputError(f"cv cannot split the {len(y)} samples with a positive weight: {error}") from error
+        raise InputError(f"{name} cannot split the {len(y)} samples with a positive weight: {error}") from error
 
 
 def _pairs(
-    cv: Any, x: Any, y: Shaped[np.ndarray, " n"], groups: Any, classifies: bool, rows: Int[np.ndarray, " m"], n: int
+    cv: Any,
+    x: Any,
+    y: Shaped[np.ndarray, " n"],
+    groups: Any,
+    classifies: bool,
+    rows: Int[np.ndarray, " m"],
+    n: int,
+    name: str,
 ) -> list[tuple[np.ndarray, np.ndarray]]:
     m = len(y)
     if cv is None or (isinstance(cv, int | np.integer) and not isinstance(cv, bool)):
         count = 5 if cv is None else int(cv)
         if count < 2:
-            raise InputError(f"cv is {cv}, and must be at least 2 folds, a splitter, or a part between 0 and 1.")
+            raise InputError(f"{name} is {cv}, and must be at least 2 folds, a splitter, or a part between 0 and 1.")
         if m < count:
             raise InputError(
-                f"cv is {count} folds, and there are n_samples={m} samples with a positive weight. "
+                f"{name} is {count} folds, and there are n_samples={m} samples with a positive weight. "
                 f"Choose at most {m} folds."
             )
         if classifies:
@@ -342,9 +365,19 @@ def _pairs(
         if hasattr(cv, "split"):
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", UserWarning)  # of classes with few members, which is checked here
-                return _split(splitter, x, y, groups)
+                return _split(splitter, x, y, groups, name)
         place = np.full(n, -1)
         place[rows] = np.arange(m)
-        pairs = [(place[np.arange(n)[a]], place[np.arange(n)[b]]) for a, b in splitter.split()]
+        try:
+            pairs = [(place[np.arange(n)[a]], place[np.arange(n)[b]]) for a, b in splitter.split()]
+        except (IndexError, TypeError, ValueError) as error:
+            raise InputError(
+                f"{name} is a {type(cv).__name__} that does not hold pairs of arrays of indices from 0 to {n - 1} "
+                f"({error}). Pass pairs (training rows, held-out rows)."
+            ) from error
+        if not pairs:
+            raise InputError(f"{name} holds no folds. Pass pairs (training rows, held-out rows).")
         return [(a[a >= 0], b[b >= 0]) for a, b in pairs]
-    raise InputError(f"cv is {described(cv)}, and must be a number of folds, a splitter, or a part between 0 and 1.")
+    raise InputError(
+        f"{name} is {described(cv)}, and must be a number of folds, a splitter, or a part between 0 and 1."
+    )
