@@ -6,7 +6,6 @@
 """
 
 import inspect
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -27,8 +26,6 @@ from bilevax._checks import (
     require_function,
 )
 from bilevax._indices import first_outside
-
-LARGE_CONSTANT_BYTES = 1 << 20
 
 
 class Batch(NamedTuple):
@@ -272,13 +269,6 @@ class Problem:
             raise InputError(
                 "lower_loss does not depend on v, so every v minimises it. "
                 "It is called as lower_loss(u, v, data): check the order of its arguments."
-            )
-        held = sum(c.nbytes for c in closed.consts)
-        if held > LARGE_CONSTANT_BYTES:
-            warnings.warn(
-                f"lower_loss closes over {held / 2**20:.0f} MiB of arrays, which are compiled in as "
-                "constants (slow to compile, and copied). Hand data over through batches= instead.",
-                stacklevel=3,
             )
         stated = [(f"constraints[{i}]", c, upper_data) for i, c in enumerate(self.constraints)]
         stated += [(f"lower_constraints[{i}]", c, lower_data) for i, c in enumerate(self.lower_constraints)]

@@ -39,6 +39,7 @@ def of_torch(outputs, norm=False):
 def of_keras(outputs, norm=False):
     os.environ.setdefault("KERAS_BACKEND", "jax")
     keras = pytest.importorskip("keras")
+    keras.utils.set_random_seed(0)
     middle = [keras.layers.BatchNormalization()] if norm else []
     layers = keras.layers.Dense(WIDTH), *middle, keras.layers.ReLU(), keras.layers.Dense(outputs)
     return keras.Sequential([keras.Input((64,)), *layers])

@@ -188,10 +188,3 @@ def test_bad_input_is_told_in_a_sentence(changes, u, v, batch, message):
 def test_bad_statement(fields, message):
     with pytest.raises(bx.InputError, match=message):
         bx.Problem(**({"upper_loss": f, "lower_loss": g} | fields))
-
-
-def test_data_closed_over_is_warned_of():
-    X = jnp.ones((600, 600))
-    problem = bx.Problem(f, lambda u, v, _: jnp.sum((X @ v) ** 2))
-    with pytest.warns(UserWarning, match="lower_loss closes over 3 MiB"):
-        problem.check(ONE, jnp.ones(600))

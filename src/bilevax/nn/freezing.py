@@ -24,8 +24,7 @@ def freeze(
 
     The new model starts from `params` whatever the key. A layer of batch normalisation whose parameters are all frozen
     keeps its running statistics (as with `layer.trainable = False` in Keras), also in training; those of `params` must
-    then be `Settled`. Frozen arrays are constants of the compiled programs. If they are large, set the environment
-    variable JAX_USE_SIMPLIFIED_JAXPR_CONSTANTS=1 before JAX is imported: JAX then passes them as arguments.
+    then be `Settled`. Large frozen arrays are arguments of the compiled programs.
 
     Raises:
         InputError: a path that the model does not have; nothing or all is frozen; params is needed.

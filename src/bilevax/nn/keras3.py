@@ -2,6 +2,7 @@
 
 import importlib
 import pickle
+import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any
@@ -144,7 +145,9 @@ class _Keras(GivenObject):
 
     def to_module(self, params: PyTree, statistics: dict[str, Moments]) -> Any:
         try:
-            module = pickle.loads(pickle.dumps(self.module))  # as keras saves and loads models
+            with warnings.catch_warnings():  # of keras's own calls of NumPy
+                warnings.simplefilter("ignore", DeprecationWarning)
+                module = pickle.loads(pickle.dumps(self.module))  # as keras saves and loads models
         except Exception as error:
             raise InputError(
                 f"model {self.name} cannot be copied by keras ({first_line(error)}) Decorate its class by "

@@ -1,13 +1,12 @@
 """Running statistics of batch normalisation, measured after training."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int, PRNGKeyArray, PyTree, Shaped
 
 from bilevax._checks import InputError, check_key, require_count
+from bilevax._programs import compiled
 from bilevax.nn.model import Model, Moments, Settled, measures, params_of, pixels
 
 MEASURED_AT_ONCE = 256
@@ -70,7 +69,7 @@ def settled(
     return Settled(params, _pooled(model, params, jnp.asarray(x), order))
 
 
-@functools.partial(jax.jit, static_argnames=("model",))
+@compiled("model")
 def _pooled(
     model: Model, params: PyTree, x: Shaped[Array, "n ..."], order: Int[Array, "batches size"]
 ) -> dict[str, Moments]:

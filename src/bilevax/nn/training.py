@@ -1,6 +1,5 @@
 """Training of a classifier with sample weights."""
 
-import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from jaxtyping import Array, Float, Int, Integer, PRNGKeyArray, PyTree, Shaped
 
 from bilevax._checks import InputError, require_count
 from bilevax._optimizers import require_schedule
+from bilevax._programs import compiled
 from bilevax.loop.sources import Epochs
 from bilevax.nn.model import Model, Settled, initial, logits, refused_statistics, require_settled
 from bilevax.nn.statistics import settled
@@ -162,7 +162,7 @@ def train(
     return settled(model, params, x, key=jax.random.fold_in(key, training.steps), batch_size=size)
 
 
-@functools.partial(jax.jit, static_argnames=("model", "training"))
+@compiled("model", "training")
 def _trained(
     model: Model,
     training: Training,
@@ -189,7 +189,7 @@ def _trained(
     return jax.lax.scan(one, (v, optimizer.init(v)), jnp.arange(training.steps))[0][0]
 
 
-@functools.partial(jax.jit, static_argnames=("model",))
+@compiled("model")
 def _probabilities(model: Model, v: PyTree, x: Shaped[Array, "n ..."]) -> Float[Array, "n classes"]:
     return jax.nn.softmax(logits(model, v, x))
 
@@ -204,7 +204,7 @@ def probabilities(model: Model, v: PyTree, x: Shaped[np.ndarray | Array, "n ..."
     return _in_parts(_probabilities, model, v, x)
 
 
-@functools.partial(jax.jit, static_argnames=("model",))
+@compiled("model")
 def _logits(model: Model, v: PyTree, x: Shaped[Array, "n ..."]) -> Float[Array, "n classes"]:
     return logits(model, v, x)
 

@@ -5,7 +5,6 @@ trusted samples among the others: Hendrycks et al., "Using trusted data to train
 severe noise", NeurIPS 2018.
 """
 
-import functools
 import math
 from typing import Any, NamedTuple
 
@@ -16,6 +15,7 @@ import optax
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree, Shaped
 
 from bilevax._checks import InputError
+from bilevax._programs import compiled
 from bilevax.loop.sources import Epochs
 from bilevax.nn.model import Model, Settled, initial, logits, params_of
 from bilevax.nn.statistics import settled
@@ -102,7 +102,7 @@ def train_through(
     return Through(v, np.asarray(jax.nn.softmax(NOISE_SPEED * odds), np.float64))
 
 
-@functools.partial(jax.jit, static_argnames=("model", "training"))
+@compiled("model", "training")
 def _trained(
     model: Model,
     training: Training,

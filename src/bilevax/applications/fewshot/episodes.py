@@ -4,7 +4,6 @@ Vinyals et al., "Matching networks for one shot learning", NeurIPS 2016. Episode
 compiled loop; images of uint8 stay bytes until a representation reads them.
 """
 
-import functools
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -16,6 +15,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree, Shaped
 
 from bilevax._checks import InputError, require_count
+from bilevax._programs import compiled
 from bilevax.applications._inputs import numeric
 from bilevax.loop.sources import leading_size
 from bilevax.nn.model import Method
@@ -174,7 +174,7 @@ def evaluate(
     return Evaluation(float(accuracies.mean()), NORMAL * spread / episodes**0.5, accuracies)
 
 
-@functools.partial(jax.jit, static_argnames=("adapt", "scores", "turns"))
+@compiled("adapt", "scores", "turns")
 def _accuracies(
     adapt: Adapt, scores: Scores, turns: int, u: PyTree, source: Episodes, statistics: PyTree, key: PRNGKeyArray
 ) -> Float[Array, "turns tasks"]:

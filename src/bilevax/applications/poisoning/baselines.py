@@ -1,6 +1,5 @@
 """Baselines of the attacks: other losses, other derivatives, and a projection in place of the constraint."""
 
-import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -13,6 +12,7 @@ from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from bilevax import derivatives
 from bilevax._checks import InputError, require_count
+from bilevax._programs import compiled
 from bilevax.applications.poisoning.clean_label import FeatureMap, Target, require_radius
 from bilevax.applications.poisoning.points import Poisoned
 from bilevax.applications.poisoning.recipes import LOWER_STEPS
@@ -201,7 +201,7 @@ def _no_lower_level(u: PyTree, v: Float[Array, "1"], data: PyTree) -> Float[Arra
     return jnp.sum(v**2)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
+@compiled("apply", "steps")
 def _frogs(
     apply: Callable[..., Float[Array, "m d"]],
     steps: int,
