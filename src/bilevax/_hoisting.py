@@ -4,15 +4,23 @@ A compiler does this for the forward pass of a loop. It cannot do it for the rev
 product differs in each iteration, and only the sum of the cotangents needs a reverse pass.
 """
 
+import functools
 from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
 from jax.core import eval_jaxpr
-from jax.extend import core
 
 PRODUCTS = {"dot_general", "conv_general_dilated"}
 Body = Callable[..., Any]
+
+
+@functools.cache
+def extended_core() -> Any:
+    """Return `jax.extend.core`, imported at its first use: it loads Pallas, which takes as long as half of bilevax."""
+    from jax.extend import core
+
+    return core
 
 
 def hoist(body: Body, fixed: Any, *turn: Any) -> tuple[Any, Body]:
@@ -81,10 +89,10 @@ def _evaluated(jaxpr: Any, environment: dict[Any, Any]) -> list[Any]:
     environment = dict(environment)
 
     def read(x: Any) -> Any:
-        return x.val if isinstance(x, core.Literal) else environment[x]
+        return x.val if isinstance(x, extended_core().Literal) else environment[x]
 
     for equation in jaxpr.eqns:
-        if equation.primitive is core.primitives.jit_p:
+        if equation.primitive is extended_core().primitives.jit_p:
             inner = equation.params["jaxpr"]
             values = (*inner.consts, *map(read, equation.invars))
             results = _evaluated(inner.jaxpr, dict(zip(_inputs(inner), values, strict=True)))
@@ -98,7 +106,7 @@ def _evaluated(jaxpr: Any, environment: dict[Any, Any]) -> list[Any]:
 
 def _part(jaxpr: Any, inputs: list[Any], equations: list[Any], outputs: list[Any]) -> Any:
     """Return some equations of a program as a program."""
-    unnamed = core.DebugInfo("hoist", "body", None, None)
+    unnamed = extended_core().DebugInfo("hoist", "body", None, None)
     return jaxpr.replace(constvars=[], invars=inputs, eqns=equations, outvars=outputs, debug_info=unnamed)
 
 
@@ -107,9 +115,9 @@ def _inputs(traced: Any) -> list[Any]:
 
 
 def _variables(atoms: Iterable[Any]) -> list[Any]:
-    return [x for x in atoms if not isinstance(x, core.Literal)]
+    return [x for x in atoms if not isinstance(x, extended_core().Literal)]
 
 
 def _is_product(equation: Any) -> bool:
-    inner = core.jaxprs_in_params(equation.params)
+    inner = extended_core().jaxprs_in_params(equation.params)
     return equation.primitive.name in PRODUCTS or any(_is_product(e) for jaxpr in inner for e in jaxpr.eqns)

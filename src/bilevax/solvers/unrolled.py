@@ -10,13 +10,12 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax.ad_checkpoint import checkpoint_name
-from jax.extend import core
 from jax.flatten_util import ravel_pytree
 from jaxtyping import PRNGKeyArray, PyTree
 
 from bilevax import derivatives
 from bilevax._checks import InputError, settle_counts
-from bilevax._hoisting import PRODUCTS, hoist
+from bilevax._hoisting import PRODUCTS, extended_core, hoist
 from bilevax._optimizers import away_from_zero, first_line, update
 from bilevax.problem import Batch, Problem
 from bilevax.solvers import base
@@ -233,7 +232,8 @@ def _bytes_of_products(jaxpr: Any) -> int:
         times = equation.params.get("length", 1) if equation.primitive.name == "scan" else 1
         if equation.primitive.name in PRODUCTS:
             total += sum(math.prod(x.aval.shape) * x.aval.dtype.itemsize for x in equation.outvars)
-        total += times * sum(_bytes_of_products(inner) for inner in core.jaxprs_in_params(equation.params))
+        within = extended_core().jaxprs_in_params(equation.params)
+        total += times * sum(map(_bytes_of_products, within))
     return total
 
 
