@@ -109,21 +109,9 @@ def apply_suggestions(inputs: Inputs, found: "ReviewedTargets", above: float | N
 
 def figures(inputs: Inputs, found: "ReviewedTargets", title: str) -> dict[str, Any]:
     """The figures of a review, for results.json."""
-    samples, ranking = inputs.samples, found.ranking
-    own = slice(0, samples.own)
+    ranking, own = found.ranking, slice(0, inputs.samples.own)
     return {
-        "data": {
-            "title": title,
-            "kind": samples.kind,
-            "samples": samples.own,
-            "records": samples.source.records,
-            "trusted": int(samples.trusted.sum()),
-            "target": "quantity",
-            "sha256": samples.source.digest,
-            "notes": list(inputs.notes),
-        },
-        "method": found.method,
-        "expected_wrong": dict(zip(("number", "low", "high"), ranking.expected_wrong, strict=True)),
+        **_reviewing.shared_figures(inputs, title, {"target": "quantity"}, found.method, ranking.expected_wrong),
         "suspects": int(found.suspects()[own].sum()),
         "median_deviation": float(np.median(ranking.deviation[own])),
     }

@@ -299,19 +299,9 @@ def figures(inputs: Inputs, found: "Reviewed", title: str) -> dict[str, Any]:
 
     samples, ranking = inputs.samples, found.ranking
     suspects = found.suggested()[: samples.own] != samples.labels[: samples.own]
-    report: dict[str, Any] = {
-        "data": {
-            "title": title,
-            "kind": samples.kind,
-            "samples": samples.own,
-            "records": samples.source.records,
-            "trusted": int(samples.trusted.sum()),
-            "classes": [str(name) for name in found.classes.tolist()],
-            "sha256": samples.source.digest,
-            "notes": list(inputs.notes),
-        },
-        "method": found.method,
-        "expected_wrong": dict(zip(("number", "low", "high"), ranking.expected_wrong, strict=True)),
+    target = {"classes": [str(name) for name in found.classes.tolist()]}
+    report = {
+        **shared_figures(inputs, title, target, found.method, ranking.expected_wrong),
         "suspects": int(suspects.sum()),
         "sure": int(ranking.sure[: samples.own].sum()),
         "noise_matrix": ranking.noise_matrix,
@@ -323,6 +313,35 @@ def figures(inputs: Inputs, found: "Reviewed", title: str) -> dict[str, Any]:
             "suspects_wrong": int((suspects & inputs.wrong).sum()),
         }
     return report
+
+
+def shared_figures(
+    inputs: Inputs, title: str, target: dict[str, Any], method: str, expected_wrong: tuple[float, float, float]
+) -> dict[str, Any]:
+    """The figures that reviews of labels and of quantities have in common.
+
+    Args:
+        inputs: what was reviewed.
+        title: of the data.
+        target: what describes the target.
+        method: in a sentence.
+        expected_wrong: the number of wrong ones, and the ends of its interval.
+    """
+    samples = inputs.samples
+    return {
+        "data": {
+            "title": title,
+            "kind": samples.kind,
+            "samples": samples.own,
+            "records": samples.source.records,
+            "trusted": int(samples.trusted.sum()),
+            **target,
+            "sha256": samples.source.digest,
+            "notes": list(inputs.notes),
+        },
+        "method": method,
+        "expected_wrong": dict(zip(("number", "low", "high"), expected_wrong, strict=True)),
+    }
 
 
 def require(condition: bool, sentence: str) -> None:

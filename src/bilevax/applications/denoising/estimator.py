@@ -35,7 +35,7 @@ from bilevax.applications._pickling import Picklable
 from bilevax.applications.denoising.experts import TABLES, Expert, FittedStack, Folds
 from bilevax.applications.denoising.network import FittedNetwork, Network, require_logits
 from bilevax.applications.denoising.noise import sharpened
-from bilevax.applications.denoising.ranking import LEAST_IN_DOUBT, Ranking, rank_probabilities
+from bilevax.applications.denoising.ranking import Ranking, rank_probabilities, require_doubt
 from bilevax.applications.denoising.repeats import rank_settled, settle
 from bilevax.applications.denoising.trusting import mask_of
 from bilevax.data.samples.trusted import twins_of
@@ -154,7 +154,7 @@ class DenoisingClassifier(ClassifierMixin, Picklable, BaseEstimator):
             sides = [([row.tobytes() for row in rows], None, c) for rows, c in ((x, codes), (x_clean, clean_codes))]
             twin = np.concatenate([twin, twins_of(*sides)])
         known = settle(all_codes, right, twin)
-        _require_doubt(int((~known.trusted).sum()))
+        require_doubt("labels", known.trusted)
         if contradicted := int(known.contradicted.sum()):
             warnings.warn(
                 f"{contradicted} samples of X have another label in y_clean, which is taken as the right one: "
@@ -292,7 +292,7 @@ def review_probabilities(pred_probs: ArrayLike, labels: ArrayLike, trusted: Arra
             f"{p[wrong[0]].sum():g}). Pass rows that are not negative and sum to 1."
         )
     mask = mask_of(trusted, len(p))
-    _require_doubt(len(p) - int(mask.sum()))
+    require_doubt("labels", mask)
     codes = places("labels", given, classes)
     found = rank_probabilities(p, codes, mask)
     best = found.posterior.argmax(1)
@@ -304,8 +304,3 @@ def review_probabilities(pred_probs: ArrayLike, labels: ArrayLike, trusted: Arra
         found.noise_matrix,
         classes,
     )
-
-
-def _require_doubt(n: int) -> None:
-    if n < LEAST_IN_DOUBT:
-        raise InputError(f"{n} labels are in doubt. Pass at least {LEAST_IN_DOUBT} samples that are not trusted.")

@@ -6,7 +6,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from bilevax._checks import InputError
-from bilevax.applications.denoising.ranking import LEAST_IN_DOUBT
+from bilevax.applications.denoising.ranking import require_doubt
 from bilevax.applications.denoising.regressors import FORESTS, Regressor, defaults
 from bilevax.applications.denoising.repeats import settle, with_contradicted
 from bilevax.applications.denoising.reviewing import Model, require_all_rows
@@ -67,12 +67,7 @@ def review_quantities(
         require_all_rows("--embeddings", samples)
     values, codes = np.unique(samples.labels, return_inverse=True)
     known = settle(codes, samples.trusted, samples.twin)
-    doubted = int((~known.trusted).sum())
-    if doubted < LEAST_IN_DOUBT:
-        raise InputError(
-            f"{samples.name}: {doubted} targets are in doubt. At least {LEAST_IN_DOUBT} samples that are not trusted "
-            "are needed."
-        )
+    require_doubt("targets", known.trusted, samples.name)
     X = np.asarray(samples.features if embeddings is None else embeddings, np.float64)
     found = rank_targets(
         X[known.rows], values[known.labels], known.trusted, _regressors(model, X.shape[1], samples.name), seed

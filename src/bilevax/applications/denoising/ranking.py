@@ -6,13 +6,30 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float, Int, Shaped
 
+from bilevax._checks import InputError
 from bilevax.applications.denoising import noise
 from bilevax.applications.denoising.calibration import Calibrated, calibrated
 from bilevax.applications.denoising.experts import TABLES, Expert, FittedStack, stack
 
-LEAST_IN_DOUBT = 10  # labels, fewer of which callers refuse
+LEAST_IN_DOUBT = 10
 # On the soft labels that the noise matrix gives. Without trusted samples a second one loses as often as it gains.
 REFITS, REFITS_ALONE = 2, 1
+
+
+def require_doubt(kind: str, certain: Bool[np.ndarray, " n"], name: str | None = None) -> None:
+    """Refuse to review fewer than `LEAST_IN_DOUBT` labels.
+
+    Args:
+        kind: what is reviewed, "labels" or "targets".
+        certain: which ones are not in doubt.
+        name: of the file.
+    """
+    doubted, n = int((~certain).sum()), len(certain)
+    if doubted < LEAST_IN_DOUBT:
+        raise InputError(
+            f"{'' if name is None else f'{name}: '}{doubted} {kind} are in doubt, of {n} sample{'s' * (n != 1)}. "
+            f"Pass at least {LEAST_IN_DOUBT} samples that are not trusted."
+        )
 
 
 class Ranking(NamedTuple):

@@ -22,7 +22,7 @@ from bilevax.applications._inputs import (
     table,
 )
 from bilevax.applications._pickling import Picklable
-from bilevax.applications.denoising.ranking import LEAST_IN_DOUBT
+from bilevax.applications.denoising.ranking import require_doubt
 from bilevax.applications.denoising.regressors import FittedRegressorStack, FoldRegressor, Regressor, defaults
 from bilevax.applications.denoising.targets import TargetRanking, rank_targets
 from bilevax.applications.denoising.trusting import mask_of
@@ -111,12 +111,7 @@ class DenoisingRegressor(RegressorMixin, Picklable, BaseEstimator):
             every = np.concatenate([x, x_clean[rest]])
             all_targets = np.concatenate([np.where(np.isnan(known), targets, known), clean[rest]])
             certain = np.concatenate([~np.isnan(known), np.ones(int(rest.sum()), bool)])
-        doubted = int((~certain).sum())
-        if doubted < LEAST_IN_DOUBT:
-            raise InputError(
-                f"{doubted} targets are in doubt, of {len(x)} sample{'s' * (len(x) != 1)}. Pass at least "
-                f"{LEAST_IN_DOUBT} samples that are not trusted."
-            )
+        require_doubt("targets", certain)
         if np.all(all_targets == all_targets[0]):
             raise InputError(f"y holds {all_targets[0]:g} alone. Pass targets that differ.")
         contradicted = ~np.isnan(known) & (known != targets)

@@ -16,7 +16,7 @@ from bilevax.applications.denoising.experts import TABLES, Expert, Folds, Forest
 from bilevax.applications.denoising.network import Network
 from bilevax.applications.denoising.noise import TRUSTED_COUNT
 from bilevax.applications.denoising.preparing import NETWORK_SIDE, Preparation, rows_of_pictures, standardised
-from bilevax.applications.denoising.ranking import LEAST_IN_DOUBT, Ranking, rank_probabilities
+from bilevax.applications.denoising.ranking import Ranking, rank_probabilities, require_doubt
 from bilevax.applications.denoising.repeats import rank_settled, settle
 from bilevax.data.samples.embedding import embedded, identity_of
 from bilevax.data.samples.probabilities import Probabilities
@@ -87,12 +87,7 @@ def review(
     """
     classes, codes = np.unique(samples.labels, return_inverse=True)
     known = settle(codes, samples.trusted, samples.twin)
-    doubted = int((~known.trusted).sum())
-    if doubted < LEAST_IN_DOUBT:
-        raise InputError(
-            f"{samples.name}: {doubted} labels are in doubt. At least {LEAST_IN_DOUBT} samples that are not trusted "
-            "are needed."
-        )
+    require_doubt("labels", known.trusted, samples.name)
     if probabilities is not None or embeddings is not None:
         require_all_rows("--pred-probs" if probabilities is not None else "--embeddings", samples)
     trusted = _evidence(int(known.trusted.sum()))
