@@ -67,23 +67,32 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 MAPPINGS = Path("/proc/self/maps")
 
 
-# Docstring examples that take seconds to compile. What they show is tested in tests/applications.
+# Docstring examples that take more than two seconds. What they show is tested in tests/.
 LONG_EXAMPLES = {
-    f"bilevax.applications.{name}"
+    f"bilevax.{name}"
     for name in (
-        "denoising.importance_classifier.ImportanceClassifier",
-        "denoising.regressor.DenoisingRegressor",
-        "denoising.tasks.denoising_task",
-        "denoising.tasks.meta_weight_task",
-        "denoising.tasks.reweighting_task",
-        "fewshot.estimator.FewShotLearner",
-        "fewshot.tasks.fewshot_task",
-        "poisoning.added_points.untargeted_task",
-        "poisoning.audit.audit",
-        "tuning.classifier.tune",
-        "tuning.glm.faces.TunedGLM",
-        "tuning.glm.faces.TunedLogisticRegression",
-        "tuning.glm.faces.TunedSVC",
+        "applications.denoising.importance_classifier.ImportanceClassifier",
+        "applications.denoising.regressor.DenoisingRegressor",
+        "applications.denoising.tasks.denoising_task",
+        "applications.denoising.tasks.meta_weight_task",
+        "applications.denoising.tasks.reweighting_task",
+        "applications.fewshot.episodes.Episodes",
+        "applications.fewshot.estimator.FewShotLearner",
+        "applications.fewshot.tasks.fewshot_task",
+        "applications.poisoning.added_points.untargeted_task",
+        "applications.poisoning.audit.audit",
+        "applications.tuning.classifier.tune",
+        "applications.tuning.glm.faces.TunedGLM",
+        "applications.tuning.glm.faces.TunedLogisticRegression",
+        "applications.tuning.glm.faces.TunedSVC",
+        "applications.tuning.optimizer.optimizer_task",
+        "linear_solve.nystrom.Nystrom",
+        "loop.layout.Layout",
+        "plots.curves.convergence",
+        "recommending.recommend",
+        "solvers.saba.SABA",
+        "solvers.smnbp.SMNBP",
+        "solvers.srba.SRBA",
     )
 }
 

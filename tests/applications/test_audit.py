@@ -323,6 +323,7 @@ def test_classifiers_are_attacked_through_a_surrogate(model, surrogate):
     assert abs(float(direct.clean[0]) - (fitted[0] == y[300:]).mean()) < 0.08
 
 
+@pytest.mark.slow
 def test_an_attack_through_a_surrogate_harms_the_model_itself():
     x, y = BREAST.data.to_numpy()[:, :8], BREAST.target.to_numpy()
     settings = SMALL | {"levels": 1, "seeds": 1, "steps": 500}

@@ -113,6 +113,7 @@ def test_a_second_fit_is_the_same_and_clones_too(small):
     assert clone(ImportanceClassifier(solver=approxgrad_solver(100))).solver == approxgrad_solver(100)
 
 
+@pytest.mark.slow
 def test_labels_of_any_type_and_data_frames(small):
     d = small
     names = np.array([f"digit {i}" for i in range(10)])
@@ -237,6 +238,7 @@ def test_a_table_of_bytes_holds_numbers(small):
     np.testing.assert_array_equal(found.predict_proba(table), same.predict_proba(table.astype(float)))
 
 
+@pytest.mark.slow
 def test_results_that_cannot_be_right_are_warned_of(small):
     """Nine of ten labels are shifted by one, and a single step leaves the weights at 0.4 and 0.6."""
     d = small
@@ -328,6 +330,7 @@ def test_minibatches_find_wrong_labels():
     assert fitted.suspects_[wrong].mean() >= 0.93
 
 
+@pytest.mark.slow
 def test_plain_classifier_learns_what_it_is_given(digits):
     d = digits
     noisy = PlainClassifier().fit(d.X, d.y).score(d.X_test, d.y_test)

@@ -106,6 +106,7 @@ def test_a_network_is_a_model():
     np.testing.assert_array_equal(again.predict_proba(X), found.predict_proba(X))
 
 
+@pytest.mark.slow
 def test_images_of_bytes_need_a_network():
     X = np.random.default_rng(0).integers(0, 256, (40, 6, 6, 1), np.uint8)
     y = np.arange(40) % 2
@@ -235,6 +236,7 @@ def test_pickle_joblib_clone_and_copy(cheap, tmp_path):
     assert not hasattr(clone(found), "classes_")
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_bits(small_forests):
     X, given, _ = blobs()
     first, second, other = (DenoisingClassifier(random_state=seed).fit(X, given) for seed in (3, 3, 4))
@@ -251,6 +253,7 @@ def test_cross_validation(cheap):
     assert cross_val_score(cheap, X, given, cv=3).min() > 0.7
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:The trusted samples hold none of the labels")
 def test_a_mask_goes_through_a_pipeline_with_columns():
     X, given, right = blobs()

@@ -49,6 +49,7 @@ def cheap():
     return DenoisingRegressor(LinearRegression())
 
 
+@pytest.mark.slow
 def test_wrong_targets_come_first(cheap):
     X, given, right = line()
     found = cheap.fit(X, given)
@@ -70,6 +71,7 @@ def test_wrong_targets_come_first(cheap):
     assert np.abs(cheap.fit(X, far).predict(X) - right).mean() < 0.5 * np.abs(plain - right).mean()
 
 
+@pytest.mark.slow
 def test_the_default_stack_is_the_same_for_a_seed():
     X, y = (part[:120] for part in load_diabetes(return_X_y=True))
     given = y.copy()
@@ -108,6 +110,7 @@ def test_a_trusted_repeat_settles_a_target(cheap):
     assert found.expected_wrong_[1] >= 3
 
 
+@pytest.mark.slow
 def test_pipelines_masks_and_other_regressors(cheap):
     X, given, right = line()
     frame = pd.DataFrame(X, columns=["a", "b", "c"])
@@ -126,7 +129,8 @@ def test_other_regressors_with_sample_weights_and_without(model):
     assert average_precision_score(given != right, found.probability_wrong_) > 0.6
 
 
-@pytest.mark.parametrize("name", ["cheap", pytest.param("stack", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["cheap", "stack"])
 def test_saved(cheap, tmp_path, name):
     X, given, _ = line(60, 6)
     found = {"cheap": cheap, "stack": DenoisingRegressor()}[name].fit(X, given)
@@ -138,6 +142,7 @@ def test_saved(cheap, tmp_path, name):
         assert not (tmp_path / name / "estimators.skops").exists()
 
 
+@pytest.mark.slow
 def test_what_is_refused(cheap):
     X, given, _ = line(30, 3)
     for arguments, message in (

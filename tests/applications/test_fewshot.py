@@ -222,6 +222,7 @@ def means(u, samples):
     return class_means(u * samples.x[:, :, 0, :1], samples.y, 4)
 
 
+@pytest.mark.slow
 def test_an_evaluation_is_recounted_by_numpy(key):
     """By a number of tasks that is not one of rounds of 20."""
     count, at_once = 26, 13
@@ -410,6 +411,7 @@ def test_the_representation_sees_all_tasks_in_one_pass():
     assert all(a is b for a, b in zip(keys, (batch.lower.key, batch.lower.key, batch.upper.key), strict=True))
 
 
+@pytest.mark.slow
 def test_implicit_s_direction_is_the_derivative_of_retraining():
     """By many moves from the means. The Hessian is singular along each head, but f is flat there, and CG stays off."""
     solver = Implicit(PLAIN, optax.sgd(0.02), 20_000, CG(steps=100, tolerance=1e-9))
@@ -428,6 +430,7 @@ def from_v():
     return dataclasses.replace(TASK.problem, lower_start=None)
 
 
+@pytest.mark.slow
 def test_penalty_s_direction_tends_to_it_as_gamma_grows():
     """Where v has settled it is off by a term in 1/gamma: half as much at twice the gamma."""
     expected, errors = by_retraining(), []
@@ -440,6 +443,7 @@ def test_penalty_s_direction_tends_to_it_as_gamma_grows():
     np.testing.assert_allclose(errors[0], 2 * errors[1], atol=0.1 * np.abs(errors[0]).max())
 
 
+@pytest.mark.slow
 def test_reverse_mode_s_direction_is_that_through_moves_written_by_hand():
     """The heads' start counts as given; the moves after it are differentiated."""
     steps, rate = 4, 0.05
@@ -468,6 +472,7 @@ def test_reverse_mode_s_direction_is_that_through_moves_written_by_hand():
     assert float(info.upper_loss) == pytest.approx(float(loss_by_hand), rel=1e-10)
 
 
+@pytest.mark.slow
 def test_a_new_task_is_learned_by_a_hundred_moves():
     """Of any number of classes; by hand, with the derivative of numpy."""
     weight = np.asarray(U[0])
@@ -497,6 +502,7 @@ def test_metrics_are_an_evaluation_on_the_given_classes():
     assert 0 < expected.mean < 1
 
 
+@pytest.mark.slow
 def test_statistics_are_those_of_two_thousand_of_the_pictures(key):
     seen = []
     method = fewshot_task(LINEAR, noise(), way=3, shot=2, queries=2, tasks=2, key=KEY)
@@ -645,6 +651,7 @@ def test_reverse_mode_is_maml():
     assert float(info.upper_loss) == pytest.approx(float(loss), rel=1e-10)
 
 
+@pytest.mark.slow
 def test_alternating_descent_is_first_order_maml():
     """The gradient at the adapted parameters; the full one is another."""
     method, u, batch = maml()
@@ -660,6 +667,7 @@ def test_alternating_descent_is_first_order_maml():
     assert optax.tree.norm(optax.tree.sub(other, found)) > 0.05 * optax.tree.norm(found)
 
 
+@pytest.mark.slow
 def test_an_implicit_solver_is_imaml():
     """(I + H / lambda)^-1 times the gradient at the adapted parameters, by numpy's dense solve."""
     proximal = 0.8
@@ -692,6 +700,7 @@ def test_an_implicit_solver_is_imaml():
     agree(found, unravel(jnp.asarray(np.mean(expected, 0))), rtol=1e-7)
 
 
+@pytest.mark.slow
 def test_maml_learns_a_new_task_by_its_own_moves_and_normalises_tasks_apart():
     method, u, batch = maml(adapt_rate=0.2, adapt_steps=5)
     adapt, scores = method.use(3)
@@ -778,6 +787,7 @@ def test_prototypical_networks_are_published_ones():
     check_metric(*metric(prototypical_task), lambda u, mean, query: -jnp.sum((mean - query) ** 2), loss)
 
 
+@pytest.mark.slow
 def test_relation_networks_are_published_ones_on_feature_vectors():
     def score(u, mean, query):
         net = u["relation"]
@@ -907,6 +917,7 @@ def vars_of(learner):
     return {name: getattr(learner, name) for name in names}
 
 
+@pytest.mark.slow
 def test_a_learned_network_normalises_by_its_training_pictures():
     """So that no answer depends on which pictures are queried beside it."""
     learner, images = learned(), clusters(60)

@@ -145,6 +145,7 @@ def test_what_is_no_representation():
             as_representation(given)
 
 
+@pytest.mark.slow
 def test_features_that_start_at_zero_are_refused():
     images = np.stack([D.x_train[D.y_train == c][:20].reshape(20, -1) for c in range(4)])
     with pytest.raises(InputError, match="features are all zero at its start"):

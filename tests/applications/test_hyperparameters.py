@@ -109,6 +109,7 @@ def test_label_smoothing_mixes_with_the_uniform_target():
     assert float(LABEL_SMOOTHING.natural(u)) == pytest.approx(part)
 
 
+@pytest.mark.slow
 def test_hyperparameters_act_together(rng):
     loss = Loss(CLASS_WEIGHTS, LABEL_SMOOTHING, FEATURE_L2, LAYER_L2)
     u = {
@@ -130,6 +131,7 @@ def test_hyperparameters_act_together(rng):
     assert metrics["train_loss"] == pytest.approx(expected, rel=1e-12)
 
 
+@pytest.mark.slow
 def test_augmentations_have_the_spread_they_promise(key):
     x = jnp.asarray(np.random.default_rng(0).normal(size=(4000, 6)))
     noise = INPUT_NOISE.inputs(jnp.log(0.3), x, key) - x
@@ -212,6 +214,7 @@ def test_classifier_task_refuses(change, message, key):
         classifier_task(softmax_regression(3), **({"key": key} | arguments))
 
 
+@pytest.mark.slow
 def test_images_of_bytes_are_those_of_floats(key):
     rng = np.random.default_rng(0)
     images, y = rng.integers(0, 256, (12, 3, 3)).astype(np.uint8), np.arange(12) % 3
@@ -254,6 +257,7 @@ def test_tune_refuses(change, message, key):
 # --- tune and tuning_task ---------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_tuning_task_with_losses_of_ones_own_and_minibatches(key):
     """The mean of data shrunk by 1 / (1 + e^u), and the validation set wants half of it."""
     data = jnp.asarray(np.random.default_rng(0).normal(2.0, 0.1, 400))
@@ -290,6 +294,7 @@ def ridge(few, log_strength):
     return log_loss(y_validation, model.predict_proba(X_validation))
 
 
+@pytest.mark.slow
 def test_tune_finds_the_best_strength_of_a_fine_grid(few, key):
     seen = []
     arguments = {"key": key, "train_steps": 2000, "callbacks": [lambda visit: seen.append(visit.step)]}

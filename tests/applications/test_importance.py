@@ -101,6 +101,7 @@ def test_per_sample_leaves_an_idle_entry_s_state_alone():
         assert a[1] != b[1]
 
 
+@pytest.mark.slow
 def test_per_sample_in_a_solve_moves_a_weight_by_its_own_visits(key):
     """Each pass visits a weight once, at the rate of Adam's first step in the first pass: 0.1 whatever the slope."""
     problem = bx.Problem(
@@ -305,6 +306,7 @@ def area_under_roc(score, positive):
     return np.mean((above[0] > above[1]) + (above[0] == above[1]) / 2)
 
 
+@pytest.mark.slow
 def test_learning_to_reweight_finds_wrong_labels(digits, key):
     d, wrong = digits, digits.y != digits.y_true
     task = reweighting_task(softmax_regression(10), d.X, d.y, d.X_clean, d.y_clean, key=key, l2=1e-2, batch_size=50)

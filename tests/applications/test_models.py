@@ -237,6 +237,7 @@ def test_bytes_are_pixels_and_floats_are_taken_as_they_are(model):
     assert jax.eval_shape(run, single, images).dtype == jnp.float32
 
 
+@pytest.mark.slow
 def test_initialisation_is_he_s_and_differs_by_layer_and_key(key):
     init = jax.jit(lambda key: lenet5().init(key, jnp.zeros((1, 28, 28))))
     params, others = init(key), init(jax.random.key(1))
@@ -250,6 +251,7 @@ def test_initialisation_is_he_s_and_differs_by_layer_and_key(key):
     assert np.abs(np.corrcoef(np.stack(leaves)) - np.eye(8)).max() < 0.6
 
 
+@pytest.mark.slow
 def test_lenet5_is_the_network_written_with_xla_s_operations(key):
     model = lenet5()
     images = jax.random.uniform(key, (3, 28, 28, 1))
@@ -457,6 +459,7 @@ def test_group_normalisation(key):
     np.testing.assert_allclose(layers.group_norm(params, x[:1]), out[:1], rtol=1e-9)
 
 
+@pytest.mark.slow
 def test_wide_resnet_is_residual(key):
     """With zero second convolutions each block is its shortcut; strides halve the picture twice."""
     model = tiny_resnet()

@@ -30,6 +30,7 @@ def pair_flips(n=600, wrong=0.4, seed=0, trusted=60):
     return X, np.where(flipped, (right + 1) % 3, right), right, mask
 
 
+@pytest.mark.slow
 def test_the_noise_matrix_is_learned_with_the_network():
     X, given, right, mask = pair_flips(trusted=150)
     samples = Labelled(jnp.asarray(X), jnp.asarray(given), jnp.asarray(mask))
@@ -93,6 +94,7 @@ class Twice(nnx.Module):
         return self.second(jax.nn.relu(self.first(x)))
 
 
+@pytest.mark.slow
 def test_the_module_comes_back_with_its_weights():
     X, given, right, mask = pair_flips()
     module = Twice(nnx.Rngs(0))
@@ -133,6 +135,7 @@ def test_logits_of_another_width_are_refused():
         DenoisingClassifier(mlp(4, [8]), TRAINING).fit(X, given)
 
 
+@pytest.mark.slow
 def test_a_batch_larger_than_a_fold_is_the_whole_fold():
     X, given, _, _ = pair_flips(60, wrong=0.1)
     large, whole = (

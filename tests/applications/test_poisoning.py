@@ -87,6 +87,7 @@ def test_a_head_is_softmax_regression_without_bias(key):
     np.testing.assert_allclose(head.apply(v, X), full.apply(both, X), rtol=1e-12)
 
 
+@pytest.mark.slow
 def test_the_losses_are_those_of_equation_11():
     task = untargeted()
     u, v = task.start[0], np.random.default_rng(3).normal(size=(3, 4))
@@ -109,6 +110,7 @@ def test_the_targeted_aim_is_one_class_taken_for_another():
     )
 
 
+@pytest.mark.slow
 def test_the_direction_is_the_derivative_of_retraining(key):
     """One step of plain descent by an exact linear solve against central differences through scipy's minimiser."""
     task, rate = untargeted(), 1e-3
@@ -167,6 +169,7 @@ def test_retraining_is_the_minimiser(key):
     np.testing.assert_allclose(v, trained(POINTS.x, POINTS.y), atol=2e-3)
 
 
+@pytest.mark.slow
 def test_minibatches_keep_the_points_in_each_batch(key):
     task = untargeted(batch_size=9, val_batch_size=6)
     batch = task.batches.at(3, key)
@@ -195,6 +198,7 @@ def clean_label(**change):
     return clean_label_task(HEAD, arguments.pop("features"), **arguments, key=jax.random.key(0))
 
 
+@pytest.mark.slow
 def test_the_bound_holds_where_it_binds(key):
     task = clean_label()
     result = solve(clean_label_solver(2000), task.problem, *task.start, task.batches, steps=2000, key=key)
@@ -268,6 +272,7 @@ def test_one_step_of_frogs_is_algorithm_1():
     np.testing.assert_allclose(found, backward, rtol=1e-10)
 
 
+@pytest.mark.slow
 def test_gradients_match_and_the_direction_is_that_of_the_cosine(key):
     """The direction against central differences of 1 - cos, and a solve that raises the cosine."""
     v = clean_label().start[1]

@@ -205,6 +205,7 @@ def plain_efficientnet(weights, images):
     return applied(x, "_conv_head", "_bn1").mean((1, 2))
 
 
+@pytest.mark.slow
 def test_efficientnet_is_the_published_network(tmp_path):
     weights = random_efficientnet()
     write_safetensors(tmp_path / "w.safetensors", weights)
@@ -319,6 +320,7 @@ def plain_bert(weights, tokens):
     return mean / np.linalg.norm(mean)
 
 
+@pytest.mark.slow
 def test_minilm_is_the_published_network_whatever_the_length_and_the_batch(tmp_path):
     weights = random_bert(tmp_path)
     net = texts.minilm(tmp_path)

@@ -127,6 +127,7 @@ def test_trusted_targets_settle_their_twins(tmp_path):
     assert "with 4 trusted targets" in found.method
 
 
+@pytest.mark.slow
 def test_what_a_review_refuses(tmp_path):
     frame, _ = line()
     samples = read(tmp_path, frame)

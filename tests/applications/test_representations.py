@@ -74,6 +74,7 @@ def test_the_same_network_is_the_same_object():
     assert omniglot_network(5) != omniglot_network(6)
 
 
+@pytest.mark.slow
 def test_initialisation_is_he_s_and_differs_by_layer_and_key(key):
     def omniglot(key):
         return omniglot_network(16).init(key, jnp.zeros((1, 16, 16)))
@@ -143,6 +144,7 @@ def by_flax(params, x, statistics=None):
     return module.apply({"params": given, "batch_stats": known}, x, mutable=["batch_stats"])[0]
 
 
+@pytest.mark.slow
 def test_the_omniglot_network_is_flax_s():
     """Values, gradients, and by either kind of statistics; an odd side loses its last row in a pooling."""
     network, x = omniglot_network(5), pictures(4, 16, 19, 1)
@@ -162,6 +164,7 @@ def test_the_omniglot_network_is_flax_s():
     assert float(jnp.abs(ours[0][0][1] - ours[1][0][1]).max()) > 0.01
 
 
+@pytest.mark.slow
 def test_the_mini_imagenet_network_is_that_of_xla_s_operations():
     network, x = mini_imagenet_network(6), pictures(3, 16, 21, 3)
     params = somewhere(network, x)

@@ -37,6 +37,7 @@ def applied(tmp_path, text, separator, records, *items):
     return out.read_bytes().decode()
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     rows=st.lists(st.tuples(CELLS, LABELS, CELLS), min_size=2, max_size=6),

@@ -509,6 +509,7 @@ def test_parquet_with_types(tmp_path):
     assert samples.lines.tolist() == list(range(n))
 
 
+@pytest.mark.slow
 def test_a_wide_table_of_pixels(tmp_path):
     rng = np.random.default_rng(0)
     frame = pd.DataFrame(rng.integers(0, 256, (2000, 300)), columns=[f"p{i}" for i in range(300)])

@@ -84,6 +84,7 @@ def test_pictures_of_bytes_and_a_schedule(tmp_path):
     assert loaded.training is None
 
 
+@pytest.mark.slow
 def test_a_network_of_the_users_own_is_passed_again(tmp_path):
     nnx = pytest.importorskip("flax.nnx")
 
@@ -300,6 +301,7 @@ def test_files_in_another_form_are_refused(table_model, pets, tmp_path):
         table_model.predict(pets, encoder=tmp_path / "w")
 
 
+@pytest.mark.slow
 def test_arrays_and_vectors(tmp_path):
     np.savez(tmp_path / "iris.npz", X=X, y=Y)
     model = again(model_of(tmp_path / "iris.npz", Model.mlp), tmp_path)

@@ -68,7 +68,8 @@ def test_version():
     assert (result.exit_code, result.stdout) == (0, f"bilevax {bilevax.__version__}\n")
 
 
-@pytest.mark.parametrize("ended", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["whole", "ended"])
+@pytest.mark.slow
+@pytest.mark.parametrize("ended", [False, True], ids=["whole", "ended"])
 def test_users_csv_with_a_test_file_also_ended_by_a_signal_and_resumed(tmp_path, files, frames, ended_early, ended):
     train, clean, test = files
     out = tmp_path / "deep" / "out"
@@ -242,6 +243,7 @@ def test_one_class(tmp_path, files, frames):
     assert "one class only ('cat')" in denoise_refused(tmp_path, files)
 
 
+@pytest.mark.slow
 def test_missing_values_are_filled_but_not_for_a_comparison(tmp_path, files, frames):
     frame = frames[0].copy()
     frame.loc[[1, 2, 3], "width"] = np.nan
@@ -281,6 +283,7 @@ def test_files_that_are_not_there_or_not_known(tmp_path, files):
     assert "has no array 'X'" in text
 
 
+@pytest.mark.slow
 def test_clean_samples_too_few_to_hold_any_out(tmp_path, files, frames):
     frames[1].groupby("kind").head(1).to_csv(files[1], index=False)
     assert "--hold-out 0.5 cannot be taken from 2" in denoise_refused(tmp_path, files, "--compare", "--hold-out", 0.5)
@@ -293,6 +296,7 @@ def test_fewer_samples_than_a_batch(tmp_path, files):
     assert not (tmp_path / "out" / "checkpoints").exists()
 
 
+@pytest.mark.slow
 def test_a_failed_solve_is_told_in_words(tmp_path, files, monkeypatch):
     from bilevax.applications.denoising import importance_classifier
 

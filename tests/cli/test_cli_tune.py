@@ -208,6 +208,7 @@ def test_tables_that_will_not_do(tmp_path, table, change, options, message):
     assert message in refused(path, "--target", "price", *options, "--out", tmp_path / "out")
 
 
+@pytest.mark.slow
 def test_a_sorted_file_is_shuffled_before_it_is_split(tmp_path, table):
     frame = houses().sort_values("price")
     done("tune", table(frame), "--target", "price", "--strengths", "scalar", "--out", tmp_path / "out")

@@ -23,6 +23,7 @@ def lower_loss(u, v, _):
     return 0.5 * (v - u) @ A @ (v - u) + 0.1 * jnp.sum(jnp.cos(v))
 
 
+@pytest.mark.slow
 def test_the_direction_is_the_derivative_of_the_barriers_minimum():
     slack, damping, barrier = 0.05, 0.02, 0.3
 

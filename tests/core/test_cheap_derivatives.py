@@ -74,6 +74,7 @@ def test_pzobo_estimates_the_derivative_of_the_moves_without_that_of_g_in_u():
     assert np.linalg.norm(found - wanted) < 0.03 * np.linalg.norm(wanted - 2 * np.asarray(U))
 
 
+@pytest.mark.slow
 def test_nystrom_with_all_columns_inverts_and_with_few_is_the_formula():
     b = jnp.asarray(AIM)
 

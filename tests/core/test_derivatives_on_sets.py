@@ -370,7 +370,7 @@ TABLE = {
     "multiclass SVM dual": Case(multiclass_dual, np.array([1.0]), multiclass, on_simplices),
 }
 # The quick ones stand for a projection that depends on u, and for a proximal map.
-QUICK = {"box whose bounds are u", "elastic net"}
+QUICK = {"box whose bounds are u"}
 
 
 def upper(u, v, _):
@@ -498,6 +498,7 @@ def test_a_multiplier_of_zero_is_reported_and_warned_of():
         jax.grad(lambda u: jnp.sum(layer(u, jnp.ones(2))))(u)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("annotations_unchecked")
 def test_refusals():
     u, v = jnp.ones(2), jnp.ones(2)

@@ -255,6 +255,7 @@ def test_training_and_predictions_by_batch_normalisation(make, key):
         logits(model, v, x, key)
 
 
+@pytest.mark.slow
 def test_a_problem_of_a_module_with_batch_normalisation(key):
     rng = np.random.default_rng(0)
     x, y = rng.normal(size=(40, 4)), rng.integers(0, 3, 40)

@@ -342,6 +342,7 @@ def test_finite_difference_curvature_agrees_with_exact(dtype, bound):
     assert np.all(flat(zero) == 0)
 
 
+@pytest.mark.slow
 def test_hypergradient_of_the_network_is_the_derivative_of_the_reduced_loss():
     """Against differences of f(u, v*(u)), v*(u) by Newton's method: no formula in common."""
     u, v, _, data = network()

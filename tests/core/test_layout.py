@@ -92,10 +92,8 @@ def test_any_number_of_devices_gives_the_history_of_one(name, devices, alone):
     assert_same(run(name, over(devices)).history, alone(name))
 
 
-# Alternating is compiled in a third of the time that Penalty takes.
-@pytest.mark.parametrize(
-    "name", [n if n == "Alternating" else pytest.param(n, marks=pytest.mark.slow) for n in SOLVERS]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SOLVERS)
 def test_the_same_layout_gives_the_same_bits(name, alone):
     first, second = (run(name, over(4)) for _ in range(2))
     assert_same(first.history, alone(name))

@@ -219,6 +219,7 @@ def test_a_box_that_moves_with_u():
     assert np.sum(v == jnp.exp(-0.7)) >= 1
 
 
+@pytest.mark.slow
 def test_a_group_lasso_with_a_group_that_is_exactly_zero():
     """The proximal map of a norm is not a projector; the derivative of a norm at zero is NaN, and its group is dead."""
 
@@ -273,6 +274,7 @@ def _supported():
 SUPPORTED = _supported()
 
 
+@pytest.mark.slow
 def test_what_is_no_proximal_map_is_refused():
     problem = Problem(upper, quadratic, regularizer=lambda u, v, mu: jnp.sum(v))
     batch = Batch(lower=(MATRIX, AIM))

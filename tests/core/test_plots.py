@@ -282,12 +282,10 @@ def test_texts_of_all_kinds(tmp_path, drawn):
     assert titles == [shown for _, shown in NAUGHTY]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "text",
-    [
-        "_$ US$ per %$ unit^ \\frac{ \x1b[31m\x00\ud800 [/min] \U0001f600",
-        pytest.param("x" * 5000, marks=pytest.mark.slow),
-    ],
+    ["_$ US$ per %$ unit^ \\frac{ \x1b[31m\x00\ud800 [/min] \U0001f600", "x" * 5000],
     ids=["signs", "long"],
 )
 def test_texts_are_shown_as_they_are(tmp_path, drawn, text):
@@ -345,6 +343,7 @@ def test_convergence_of_several_members(tmp_path, drawn):
     assert "middle half" in drawn[0].axes[2].get_xlabel()
 
 
+@pytest.mark.slow
 def test_convergence_with_constraints(tmp_path, drawn):
     """The violation is a fifth panel, with a line for each history that has it, and a band over members."""
     plain, amounts = history(60, 0.01), np.linspace(1, 0, 60)

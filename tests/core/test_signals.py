@@ -147,6 +147,7 @@ def test_a_loader_that_fails_at_ctrl_c_is_an_interrupt():
     assert caught.value.result.steps == 5
 
 
+@pytest.mark.slow
 def test_a_press_where_python_drops_exceptions_counts(monkeypatch):
     """Neither the first nor the second is lost in a finalizer or a garbage collector's hook."""
 

@@ -103,6 +103,7 @@ def test_variance_reduction_converges_linearly_with_constant_steps(solver, sourc
     assert second < max(1e-13, 1e-3 * first)
 
 
+@pytest.mark.slow
 def test_fresh_batches_for_every_estimate_remove_the_bias_of_the_inverse():
     """q = H^-1 b with H and b from one minibatch is biased; AmIGO and StocBiO with fresh ones are nearly not."""
     slowing = optax.sgd(optax.cosine_decay_schedule(5e-2, 2000))

@@ -83,6 +83,7 @@ def test_the_limit_is_stationary_for_the_problem_with_corners(penalty):
     assert found.upper < 1e-3
 
 
+@pytest.mark.slow
 def test_the_strength_of_a_lasso_is_that_of_a_grid_of_a_thousand():
     grid = np.linspace(np.log(1e-3), np.log(2.0), 1000)
 
@@ -109,6 +110,7 @@ def test_a_strength_that_would_be_negative_ends_at_zero():
     assert int(result.state.memory.stage) > 10
 
 
+@pytest.mark.slow
 def test_a_stage_ends_by_its_tolerance_alone():
     """A tolerance that any step meets for five stages, then one that none meets."""
     solver = SMNBP(eps=lambda stage: jnp.where(stage < 5, 1e9, 1e-30))

@@ -90,6 +90,7 @@ def test_a_strength_for_each_entry_beats_the_best_single_one():
     np.testing.assert_allclose(result.v, lasso(np.asarray(result.u)), atol=1e-3)
 
 
+@pytest.mark.slow
 def test_an_empty_support_moves_u_by_f_alone():
     u = np.full(1, 5.0)
     problem = Problem(lambda u, v, d: error(u, v, d) + u[0], error, regularizer=PROBLEM.regularizer)

@@ -119,6 +119,7 @@ def test_the_last_layers_rows_cost_less_than_all():
     assert last < middle < full
 
 
+@pytest.mark.slow
 def test_with_all_rows_and_no_corner_a_step_is_that_of_penalty():
     problem = Problem(upper_loss, lower_loss)
     sgd = optax.sgd(1e-2)

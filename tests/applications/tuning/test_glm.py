@@ -49,6 +49,7 @@ def scaled(load):
     return StandardScaler().fit_transform(X), y
 
 
+@pytest.mark.slow
 def test_ridge_finds_the_strength_of_ridge_cv():
     X, y = scaled(load_diabetes)
     grid = np.logspace(-2, 4, 121)  # spacing 12%

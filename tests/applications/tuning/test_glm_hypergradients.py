@@ -123,6 +123,7 @@ def test_wide_tables_use_kernels_with_the_same_gradient(loss):
     assert found.gradient @ direction == pytest.approx(numeric, rel=1e-6)
 
 
+@pytest.mark.slow
 def test_hypergradient_equals_that_of_the_library():
     """The same problem as a bilevax Problem, its hypergradient by `bilevax.derivatives.hypergradient`."""
     tuner = tuner_of(Logistic(), L2())

@@ -30,6 +30,7 @@ def trained(learning_rate, weight_decay, x, y):
     return v
 
 
+@pytest.mark.slow
 def test_a_rate_that_diverges_beyond_its_edge_is_found(key):
     """From a small rate up to the edge of stability, where the derivative explodes, and no further."""
     train, validation = regression(0, 60), regression(1, 200)
@@ -53,6 +54,7 @@ def test_a_rate_that_diverges_beyond_its_edge_is_found(key):
     assert np.isfinite(after).all()
 
 
+@pytest.mark.slow
 def test_the_direction_is_the_derivative_of_the_run(key):
     train, validation = regression(0, 30), regression(1, 50)
     task = optimizer_task(loss, loss, np.zeros(10), train, validation, moves=5, learning_rate=0.05, weight_decay=0.1)
