@@ -191,21 +191,50 @@ def test_options_that_need_others(tmp_path, table):
         (lambda f: f.assign(price="a"), (), "one class only"),
         (lambda f: f.assign(price=3.5), ("--loss", "squared"), "is 3.5 in all records"),
         (lambda f: f.assign(price=f["town"]), ("--loss", "squared"), "holds words, such as"),
-        (lambda f: f, ("--loss", "poisson"), "fractions, for example"),
-        (lambda f: f.assign(price=-f["price"]), ("--loss", "gamma"), "not positive"),
+        (lambda f: f, ("--loss", "poisson"), "the target 'price' holds 150 fractions, for example"),
+        (lambda f: f, ("--loss", "poisson"), "the exposure as --exposure COLUMN; for amounts choose --loss gamma"),
+        (
+            lambda f: f.assign(price=-f["price"]),
+            ("--loss", "gamma"),
+            "the target 'price' holds 150 values that are not",
+        ),
         (lambda f: f.head(8), (), "at least 10 are needed"),
         (lambda f: f[["price"]], (), "has no column that can be used"),
         (lambda f: f, ("--weight", "town"), "holds no number in"),
         (lambda f: f, ("--exposure", "noise", "--loss", "gamma"), "must be positive"),
-        (lambda f: f.assign(w=0.0), ("--weight", "w"), "sample_weight is zero for all"),
-        (lambda f: f, ("--strengths", "class"), "strengths is 'class'"),
-        (lambda f: f, ("--exposure", "age"), "has no log link"),
-        (lambda f: f, ("--loss", "quantile", "--quantile", 1), "must be a number between 0 and 1"),
+        (lambda f: f.assign(w=0.0), ("--weight", "w"), "0 samples with a target and a positive weight"),
+        (
+            lambda f: f.assign(w=1 * (f.index == 3)),
+            ("--weight", "w"),
+            "has 1 sample with a target and a positive weight",
+        ),
+        (lambda f: f.assign(w=-1), ("--weight", "w"), "column 'w' (--weight) must be at least zero, and holds -1"),
+        (lambda f: f, ("--weight", "v"), "has no column 'v' (--weight)"),
+        (lambda f: f, ("--exposure", "price"), "--exposure and --target both name 'price'"),
+        (lambda f: f, ("--strengths", "class"), "--strengths class needs three classes or more"),
+        (lambda f: f[["age", "price"]], ("--strengths", "group"), "needs two columns or more"),
+        (lambda f: f, ("--strengths", "feature", "--penalty", "group_lasso"), "--strengths is feature"),
+        (lambda f: f, ("--exposure", "age"), "--exposure is an option of the losses poisson, gamma and tweedie"),
+        (lambda f: f, ("--loss", "quantile", "--quantile", 1), "--quantile is 1, and must be a number between 0 and 1"),
+        (lambda f: f, ("--folds", 80), "at least 160 are needed for 80 folds"),
     ],
 )
 def test_tables_that_will_not_do(tmp_path, table, change, options, message):
     path = table(change(houses()))
     assert message in refused(path, "--target", "price", *options, "--out", tmp_path / "out")
+
+
+@pytest.mark.slow
+def test_rows_of_weight_zero_are_left_out_and_equal_columns_are_named(tmp_path, table):
+    frame = houses()
+    weight = (np.arange(150) % 3 > 0).astype(float)
+    path = table(frame.assign(copy=frame["age"], w=weight).drop(columns="town"))
+    options = ("--weight", "w", "--strengths", "scalar", "--out", tmp_path / "out")
+    with pytest.warns(UserWarning, match="equal columns \\('age' and 'copy'\\)"):
+        text = done("tune", path, "--target", "price", *options)
+    assert "Rows of weight zero are left out: 50 of 150." in text
+    assert json.loads((tmp_path / "out" / "results.json").read_text())["data_sets"][0]["samples"] == 100
+    done("predict", tmp_path / "out" / "model", path, "--out", tmp_path / "p.csv")
 
 
 @pytest.mark.slow

@@ -156,10 +156,11 @@ def tune(
         with run.stages() as stages:
             from bilevax.data.samples.types import Options
 
-            aside = [name for name in (exposure, weight) if name is not None]
+            aside = {"--exposure": exposure, "--weight": weight}
             options = Options(
                 target,
-                drop=(*(drop or ()), *aside),
+                drop=tuple(drop or ()),
+                aside=tuple((name, option) for option, name in aside.items() if name is not None),
                 keep=tuple(keep or ()),
                 encoding=encoding,
                 separator=separator,
@@ -241,6 +242,11 @@ def _check(
                 raise InputError(f"{name} is given without FILE. Name the table, too.")
         if loss is not LossName.auto:
             raise InputError("--loss is given without FILE. Name the table, too.")
+    for name in ("--exposure", "--weight"):
+        if alone[name] is not None and alone[name] == alone["--target"]:
+            raise InputError(f"{name} and --target both name {alone[name]!r}. Pass another column as one of them.")
+    if quantile is not None and not 0 < quantile < 1:
+        raise InputError(f"--quantile is {quantile:g}, and must be a number between 0 and 1, both excluded.")
     if quantile is not None and loss is not LossName.quantile:
         raise InputError("--quantile is an option of --loss quantile. Add that, or leave --quantile out.")
     if trials is not None and not compare:

@@ -25,8 +25,9 @@ from bilevax.applications.tuning.glm.losses import (
     Quantile,
     Squared,
     Tweedie,
+    Words,
 )
-from bilevax.applications.tuning.glm.penalties import Penalty
+from bilevax.applications.tuning.glm.penalties import GroupLasso, Penalty
 from bilevax.data.samples.columns import Column, names_of
 from bilevax.data.samples.content import column_of
 from bilevax.data.samples.targets import TargetKind, numbers_of_target
@@ -118,35 +119,44 @@ def job_of(
     groups = np.repeat(np.arange(len(columns)), [column.width() for column in columns])
     groups = np.unique(groups, return_inverse=True)[1]
     X: Any = samples.features
-    kept = np.arange(len(X))
+    weights = None if weight is None else _numbers(samples, weight, "--weight")
+    exposures = None if exposure is None else _numbers(samples, exposure, "--exposure")
+    kept = np.arange(len(X)) if weights is None else np.flatnonzero(weights > 0)
     classes, y, notes = None, samples.labels, []
+    if len(kept) < len(X):
+        notes.append(f"Rows of weight zero are left out: {len(X) - len(kept):,} of {len(X):,}.")
     if kind == "classes":
-        labels, y, counts = np.unique(samples.labels, return_inverse=True, return_counts=True)
-        rare = counts < RAREST
+        labels, y = np.unique(samples.labels, return_inverse=True)
+        rare = np.bincount(y[kept], minlength=len(labels)) < RAREST
         if rare.any():
             if (~rare).sum() < 2:
                 raise InputError(
                     f"{samples.name} has fewer than two classes of at least {RAREST} samples ({listed(labels)}). Add "
                     "samples, or check --target."
                 )
-            kept = np.flatnonzero(~rare[y])
+            out = int(rare[y[kept]].sum())
+            kept = kept[~rare[y[kept]]]
             notes.append(
-                f"Classes of fewer than {RAREST} samples are left out: {listed(labels[rare])} "
-                f"({len(y) - len(kept):,} samples)."
+                f"Classes of fewer than {RAREST} samples are left out: {listed(labels[rare])} ({out:,} samples)."
             )
         classes, y = labels[~rare], (np.cumsum(~rare) - 1)[y]
     if len(kept) < 2 * max(folds, OUTER):
+        weighted = "" if weights is None else f" and a positive weight (--weight {weight})"
         raise InputError(
-            f"{samples.name} has {len(kept)} samples with a target, and at least {2 * max(folds, OUTER)} are needed "
-            f"for {folds} folds within {OUTER} outer ones. Add samples."
+            f"{samples.name} has {len(kept)} {'sample' if len(kept) == 1 else 'samples'} with a target{weighted}, and "
+            f"at least {2 * max(folds, OUTER)} are needed for {folds} folds within {OUTER} outer ones. Add samples."
         )
     order = kept[np.random.default_rng(seed).permutation(len(kept))]
-    found = [
-        None if name is None else _numbers(samples, name, option)[order]
-        for name, option in ((weight, "--weight"), (exposure, "--exposure"))
-    ]
     if not loss.classifies:
-        loss.check(np.asarray(y, float)[order])
+        target = f"{samples.name}: the target {samples.source.target!r}"
+        words = Words(target, "--exposure COLUMN", "--loss gamma", "--loss tweedie")
+        loss.check(np.asarray(y, float)[order], words)
+    if exposures is not None and not isinstance(loss, LogLink):
+        raise InputError(
+            f"--exposure is an option of the losses poisson, gamma and tweedie, and the loss is "
+            f"{type(loss).__name__.lower()}. Choose one of them by --loss, or leave --exposure out."
+        )
+    _check_strengths(samples, strengths, groups, penalty, 0 if classes is None else len(classes))
     return Job(
         columns,
         names_of(columns),
@@ -154,14 +164,34 @@ def job_of(
         np.asarray(X[order], float),
         y[order],
         classes,
-        found[0],
-        found[1],
+        None if weights is None else weights[order],
+        None if exposures is None else exposures[order],
         loss,
         penalty,
         strengths,
         folds,
         tuple(notes),
     )
+
+
+def _check_strengths(
+    samples: Samples, strengths: str, groups: Int[np.ndarray, " d"], penalty: Penalty, classes: int
+) -> None:
+    """Refuse kinds of strengths that the table or the penalty does not have."""
+    d, grouped = len(groups), len(np.unique(groups))
+    if isinstance(penalty, GroupLasso) and strengths in ("feature", "class"):
+        raise InputError(
+            f"--penalty group_lasso has a strength for each group of columns, and --strengths is {strengths}. Choose "
+            "--strengths group, or another penalty."
+        )
+    if strengths == "class" and classes < 3:
+        held = f"the target has {classes}" if classes else "the target holds no classes"
+        raise InputError(f"--strengths class needs three classes or more, and {held}. Choose another kind.")
+    if (strengths == "group" and grouped < 2) or (strengths == "feature" and d < 2):
+        raise InputError(
+            f"--strengths {strengths} needs two columns or more, and {samples.name} has one that can be used. Choose "
+            "--strengths scalar."
+        )
 
 
 def _numbers(samples: Samples, name: str, option: str) -> Float[np.ndarray, " n"]:

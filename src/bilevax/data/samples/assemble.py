@@ -99,7 +99,8 @@ def _tables(
     train = contents[0]
     frame = train.records.frame
     names = [str(name) for name in frame.columns]
-    drop = [column_of(names, name, train.name, "--drop") for name in options.drop]
+    dropped = [*options.aside, *((name, "--drop") for name in options.drop)]
+    drop = [column_of(names, name, train.name, option) for name, option in dropped]
     keep = [column_of(names, name, train.name, "--keep") for name in options.keep]
     columns = settle_columns(frame, labels, drop=drop, keep=keep, separator=train.records.separator)
     notes = notes_on_columns(columns, train.name)

@@ -28,6 +28,7 @@ class Options(NamedTuple):
         strict: whether malformed cells, records and pictures are refused, and not left out with a note.
         elsewhere: whether the features come from another file, so that this one may have none.
         quantity: whether the target is a quantity; None finds it out.
+        aside: columns that are no features, such as weights, each with the option that names it.
     """
 
     target: str | None = None
@@ -41,6 +42,7 @@ class Options(NamedTuple):
     strict: bool = False
     elsewhere: bool = False
     quantity: bool | None = False
+    aside: tuple[tuple[str, str], ...] = ()
 
 
 class Source(NamedTuple):

@@ -7,7 +7,7 @@ negative log-likelihood).
 """
 
 from dataclasses import dataclass, replace
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 from jaxtyping import Float
@@ -18,6 +18,21 @@ from bilevax._checks import InputError, listed
 Eta = Float[np.ndarray, "n outputs folds"]
 Target = Float[np.ndarray, "n outputs #folds"]
 LARGEST_EXPONENT = 500.0  # of exponentials: the line search refuses a step before they overflow
+
+
+class Words(NamedTuple):
+    """How refusals name what was passed.
+
+    Attributes:
+        target: the targets.
+        exposure: how an exposure is passed.
+        gamma, tweedie: how these losses are chosen.
+    """
+
+    target: str = "y"
+    exposure: str = "exposure="
+    gamma: str = 'loss="gamma"'
+    tweedie: str = "Tweedie(1.5)"
 
 
 @dataclass(frozen=True)
@@ -66,8 +81,12 @@ class Loss:
         """An intercept to start from, for the mean target, and the mean prediction of the offsets alone."""
         return mean - exposed
 
-    def check(self, y: Float[np.ndarray, " n"]) -> None:
+    def check(self, y: Float[np.ndarray, " n"], words: Words = Words()) -> None:
         """Refuse targets outside the domain of the loss.
+
+        Args:
+            y: the targets.
+            words: for the message.
 
         Raises:
             InputError: what was found, and what is needed.
@@ -212,21 +231,21 @@ class Poisson(LogLink):
         """The second derivative by eta."""
         return _exp(eta)
 
-    def check(self, y: Float[np.ndarray, " n"]) -> None:
+    def check(self, y: Float[np.ndarray, " n"], words: Words = Words()) -> None:
         """Refuse targets that are negative or fractional, or all zero."""
         if (y < 0).any():
             raise InputError(
-                f"y holds {int((y < 0).sum())} negative values, for example {y[y < 0][0]:g}. The Poisson loss needs "
-                "counts 0, 1, 2, ...: check y, or choose another loss."
+                f"{words.target} holds {int((y < 0).sum())} negative values, for example {y[y < 0][0]:g}. The Poisson "
+                "loss needs counts 0, 1, 2, ...: check them, or choose another loss."
             )
         fractions = y[y != np.round(y)]
         if len(fractions):
             raise InputError(
-                f"y holds {len(fractions)} fractions, for example {fractions[0]:g}. The Poisson loss needs counts 0, "
-                "1, 2, ...: for rates pass the counts as y and the exposure as exposure=; for amounts choose "
-                'loss="gamma" or Tweedie(1.5).'
+                f"{words.target} holds {len(fractions)} fractions, for example {fractions[0]:g}. The Poisson loss "
+                f"needs counts 0, 1, 2, ...: for rates pass the counts, and the exposure as {words.exposure}; for "
+                f"amounts choose {words.gamma} or {words.tweedie}."
             )
-        _require_some(y, "Poisson")
+        _require_some(y, "Poisson", words)
 
 
 @dataclass(frozen=True)
@@ -245,13 +264,13 @@ class Gamma(LogLink):
         """The second derivative by eta."""
         return y * _exp(-eta)
 
-    def check(self, y: Float[np.ndarray, " n"]) -> None:
+    def check(self, y: Float[np.ndarray, " n"], words: Words = Words()) -> None:
         """Refuse targets that are not positive."""
         if not (y > 0).all():
             wrong = y[~(y > 0)]
             raise InputError(
-                f"y holds {len(wrong)} values that are not positive, for example {wrong[0]:g}. The gamma loss needs "
-                "positive amounts: leave those samples out, or choose Tweedie(1.5), which allows zeros."
+                f"{words.target} holds {len(wrong)} values that are not positive, for example {wrong[0]:g}. The gamma "
+                f"loss needs positive amounts: leave those samples out, or choose {words.tweedie}, which allows zeros."
             )
 
 
@@ -289,19 +308,21 @@ class Tweedie(LogLink):
         a, b = 1 - self.power, 2 - self.power
         return b * _exp(b * eta) - a * y * _exp(a * eta)
 
-    def check(self, y: Float[np.ndarray, " n"]) -> None:
+    def check(self, y: Float[np.ndarray, " n"], words: Words = Words()) -> None:
         """Refuse negative targets, and targets that are all zero."""
         if (y < 0).any():
             raise InputError(
-                f"y holds {int((y < 0).sum())} negative values, for example {y[y < 0][0]:g}. The Tweedie loss needs "
-                "amounts of at least zero: check y, or choose another loss."
+                f"{words.target} holds {int((y < 0).sum())} negative values, for example {y[y < 0][0]:g}. The Tweedie "
+                "loss needs amounts of at least zero: check them, or choose another loss."
             )
-        _require_some(y, "Tweedie")
+        _require_some(y, "Tweedie", words)
 
 
-def _require_some(y: Float[np.ndarray, " n"], name: str) -> None:
+def _require_some(y: Float[np.ndarray, " n"], name: str, words: Words) -> None:
     if not y.any():
-        raise InputError(f"y is zero for all samples. The {name} loss needs some that are positive: check y.")
+        raise InputError(
+            f"{words.target} is zero for all samples. The {name} loss needs some that are positive: check them."
+        )
 
 
 def spread(y: Float[np.ndarray, " n"], weight: Float[np.ndarray, " n"]) -> float:
