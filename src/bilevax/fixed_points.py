@@ -181,10 +181,17 @@ def require_symmetric(owner: str, name: str, move: Callable[[PyTree, PyTree], Py
     _require_defects(owner, name, move, (u,), v, advice)
 
 
-def require_projection(owner: str, name: str, problem: Problem, u: PyTree, v: PyTree) -> None:
+def require_projection(
+    owner: str,
+    name: str,
+    problem: Problem,
+    u: PyTree,
+    v: PyTree,
+    reason: str = "It differentiates the fixed point of a projected descent, which needs",
+) -> None:
     """Refuse a `project_lower` that is not an orthogonal projection: derivatives at its boundary would be wrong.
 
-    Under jit the projection is not tested.
+    Under jit the projection is not tested. `reason` is the start of the advice in the message.
 
     Raises:
         InputError: projecting twice changes the result; the derivative is not symmetric; the function cannot be
@@ -193,8 +200,8 @@ def require_projection(owner: str, name: str, problem: Problem, u: PyTree, v: Py
     if problem.project_lower is identity:
         return
     advice = (
-        f"{owner} differentiates the fixed point of a projected descent, which needs an orthogonal projection onto a "
-        "set, such as those of optax.projections. Use ReverseMode, which differentiates the moves themselves."
+        f"{reason} an orthogonal projection onto a set, such as those of optax.projections. Use ReverseMode, which "
+        "differentiates the moves themselves."
     )
     again = _require_defects(owner, name, _Projection(problem), (u,), v, advice)
     if not isinstance(again, Tracer) and not again <= PROJECTION_WITHIN:

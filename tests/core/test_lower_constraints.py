@@ -70,15 +70,6 @@ def test_the_gap_function_method_finds_the_solution(problem, n, u):
     assert result.history.extra["violation"][-1] < 1e-2
 
 
-def test_multipliers_stay_within_their_bound():
-    solver = BiCGAFFA(optax.sgd(0.0), 0.1, 0.1, 0.1, bound=0.25)
-    result = solve(solver, HALF, jnp.array([0.8]), jnp.zeros(1), steps=400, key=KEY)
-    assert result.history.extra["multiplier_norm"].max() == 0.25
-    both = dataclasses.replace(SUM, lower_constraints=(Equality(lambda u, v, _: u[0] - jnp.sum(v)),))  # of other sign
-    result = solve(solver, both, jnp.array([0.8]), jnp.zeros(2), steps=400, key=KEY)
-    np.testing.assert_allclose(result.state.memory[0][1][0], 0.25)
-
-
 def test_blocc_finds_the_solution():
     """min (u / 2 - 1)^2 2 + 0.1 u^2: u = 2 / 1.2."""
     solver = BLOCC(optax.sgd(0.2), optax.sgd(0.15), 10, 5, gamma=200.0)
@@ -86,16 +77,52 @@ def test_blocc_finds_the_solution():
     np.testing.assert_allclose(result.u, 2 / 1.2, rtol=5e-3)
 
 
-def test_a_lower_set_that_is_empty_or_has_no_multipliers_is_reported_and_stays_finite():
-    empty = dataclasses.replace(
-        HALF, lower_constraints=(Inequality(lambda u, v, _: v + 1), Inequality(lambda u, v, _: 1 - v))
-    )
-    without = dataclasses.replace(HALF, lower_constraints=(Inequality(lambda u, v, _: (v - 1) ** 2),))
-    for problem, figure in ((empty, "violation"), (without, "multiplier_norm")):
-        result = solve(STILL, problem, jnp.array([0.3]), jnp.zeros(1), steps=60, key=KEY)
-        extra = result.history.extra
-        assert np.isfinite(extra["multiplier_norm"]).all()
-        assert extra[figure][-1] > (0.9 if figure == "violation" else 1.2 * extra[figure][20])
+EMPTY = dataclasses.replace(
+    HALF, lower_constraints=(Inequality(lambda u, v, _: v + 1), Inequality(lambda u, v, _: 1 - v))
+)
+FLAT = dataclasses.replace(HALF, lower_constraints=(Inequality(lambda u, v, _: (v - 1) ** 2),))  # no inner point
+
+
+@pytest.mark.parametrize("problem", [EMPTY, FLAT], ids=["empty", "no inner point"])
+@pytest.mark.parametrize("solver", [STILL, BiCGAFFA(optax.sgd(0.0), 0.1, 0.1, 0.1)], ids=HANDLE)
+def test_a_lower_set_that_is_empty_or_has_no_inner_point_is_reported_and_stays_finite(problem, solver):
+    name, u, v = type(solver).__name__, jnp.array([0.3]), jnp.zeros(1)
+    steps = 80 if name == "BLOCC" else 2000
+    told = "the multipliers of the lower constraints grow steadily"
+    if problem is EMPTY and name == "BiCGAFFA":
+        told = "the largest violation of the lower constraints is 1.05, and does not fall"
+    with pytest.warns(UserWarning, match=f"^{name}: {told}.*no inner point"):
+        result = solve(solver, problem, u, v, steps=steps, key=KEY)
+    extra = result.history.extra
+    assert np.isfinite(extra["multiplier_norm"]).all()
+    assert problem is FLAT or extra["violation"][-1] > 0.9
+
+
+def test_a_multiplier_at_its_bound_and_a_member_are_named():
+    bounded = BiCGAFFA(optax.sgd(0.0), 0.1, 0.1, 0.1, bound=0.25)
+    with pytest.warns(UserWarning, match="a multiplier of the lower constraints is at its bound, 0.25"):
+        result = solve(bounded, HALF, jnp.array([0.8]), jnp.zeros(1), steps=400, key=KEY)
+    assert result.history.extra["multiplier_norm"].max() == 0.25
+    negative = dataclasses.replace(SUM, lower_constraints=(Equality(lambda u, v, _: u[0] - jnp.sum(v)),))
+    with pytest.warns(UserWarning, match="at its bound"):
+        result = solve(bounded, negative, jnp.array([0.8]), jnp.zeros(2), steps=400, key=KEY)
+    np.testing.assert_allclose(result.state.memory[0][1][0], 0.25)
+    with pytest.warns(UserWarning, match="Member 1: BiCGAFFA: a multiplier"):
+        solve(bx.Vectorized(bounded), HALF, jnp.array([[0.3], [0.8]]), jnp.zeros((2, 1)), steps=400, key=KEY)
+
+
+@pytest.mark.parametrize("name", ["F2SA", "VPBGD", "BVFIM", "BOME", "MEHA", "BLOCC", "BiCGAFFA"])
+def test_a_map_that_is_no_projection_is_refused(name):
+    halved = Problem(upper_loss, SUM.lower_loss, project_lower=lambda v: 0.5 * v)
+    with pytest.raises(InputError, match=f"^{name}: project_lower moves a point that is already projected.*compares g"):
+        getattr(bx, name)().check(halved, jnp.ones(1), jnp.ones(2), Batch())
+
+
+def test_blocc_takes_an_optimizer_that_searches_along_lines():
+    search = optax.scale_by_zoom_linesearch(20, approx_dec_rtol=None)
+    solver = BLOCC(optax.sgd(0.2), optax.lbfgs(linesearch=search), 5, 5, gamma=200.0)
+    result = solve(solver, SUM, jnp.zeros(1), jnp.zeros(2), steps=60, key=KEY)
+    np.testing.assert_allclose(result.u, 2 / 1.2, rtol=5e-3)
 
 
 @pytest.mark.parametrize("name", [n for n in KINDS if n not in HANDLE])

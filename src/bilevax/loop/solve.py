@@ -1,6 +1,7 @@
 """`solve`: compiled stretches of steps, with a visit to the host after each."""
 
 import time
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 
@@ -130,6 +131,12 @@ def solve(
         fault = feed.fault(step)
         reason = status.value if fault is None else f"a step gave a NaN or an infinity, since its {fault}"
         raise SolveError(f"Step {step + 1} of {steps}: {reason.removesuffix('.')}.", final)
+    caution = getattr(solver, "caution", None)
+    text = (
+        caution(final.state, final.history) if caution is not None and final.status is not Status.NON_FINITE else None
+    )
+    if text is not None:
+        warnings.warn(text, stacklevel=2)
     return final
 
 

@@ -5,12 +5,16 @@ from dataclasses import replace
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
+import optax
 from jaxtyping import Array, Float, PyTree
 
 from bilevax.problem import Equality, Inequality, Problem
+from bilevax.solvers.base import Info
 
 Multipliers = tuple[Array, ...]
 Constraint = Inequality | Equality
+FEW_STEPS, GREW, STEADILY = 40, 1.1, 0.95  # when `caution` speaks
 
 
 def lagrangian_of(problem: Problem, penalty: float, multipliers: Multipliers) -> Problem:
@@ -20,6 +24,26 @@ def lagrangian_of(problem: Problem, penalty: float, multipliers: Multipliers) ->
         return jnp.sum(_new(constraint, penalty, m, c) ** 2 - m**2) / (2 * penalty)
 
     return _with_terms(problem, term, multipliers)
+
+
+def pulled_lagrangian_of(
+    problem: Problem, penalty: float, multipliers: Multipliers, weight: float, upper_data: PyTree
+) -> Problem:
+    """Return the problem whose lower loss is (augmented Lagrangian + weight f) / (1 + |multipliers|).
+
+    The divisor keeps learning rates right, since the curvature of a Lagrangian grows with its multipliers.
+    """
+    lagrangian, size = lagrangian_of(problem, penalty, multipliers), 1 + optax.tree.norm(multipliers)
+    random = problem.random_lower or (problem.random_upper and weight > 0)
+
+    def loss(u: PyTree, v: PyTree, data: PyTree, key: Any = None) -> Any:
+        own = lagrangian.lower_loss(u, v, data, **({"key": key} if problem.random_lower else {}))
+        if weight:
+            own += weight * problem.upper(u, v, upper_data, key)
+        return (own / size).astype(own.dtype)
+
+    called = (lambda u, v, data, *, key: loss(u, v, data, key)) if random else (lambda u, v, data: loss(u, v, data))
+    return replace(lagrangian, lower_loss=called, random_lower=random)
 
 
 def plain_lagrangian_of(problem: Problem, multipliers: Multipliers) -> Problem:
@@ -62,6 +86,20 @@ def violation(problem: Problem, u: PyTree, v: PyTree, data: PyTree) -> Float[Arr
     for constraint, c in zip(problem.lower_constraints, values, strict=True):
         largest = jnp.maximum(largest, jnp.max(c if isinstance(constraint, Inequality) else jnp.abs(c), initial=0))
     return largest
+
+
+def caution(owner: str, info: Info) -> str | None:
+    """Return a sentence if the multipliers grow up to the end of a solve; None otherwise, and for few steps."""
+    sizes, outside = (np.asarray(info.extra[name]) for name in ("multiplier_norm", "violation"))
+    late = sizes[len(sizes) // 2 :]
+    if len(sizes) < FEW_STEPS or not (late[-1] > GREW * late[0] and np.mean(np.diff(late) > 0) > STEADILY):
+        return None
+    return (
+        f"{owner}: the multipliers of the lower constraints grow steadily, from {late[0]:.3g} half-way to "
+        f"{late[-1]:.3g} in the last step, in which the largest violation is {outside[-1]:.3g}. If u has settled, the "
+        "lower set is empty at this u, or has no inner point (Slater's condition fails), and (u, v) is not a solution. "
+        "Restrict u to where the set has inner points by project_upper; if u still moves, take more steps."
+    )
 
 
 def _new(constraint: Constraint, penalty: float, m: Any, c: Any) -> Any:

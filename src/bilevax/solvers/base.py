@@ -16,10 +16,12 @@ import optax
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree, Shaped
 
-from bilevax import derivatives
+from bilevax import derivatives, fixed_points
 from bilevax._checks import InputError, described
 from bilevax._optimizers import Objective, check_optimizer, update
 from bilevax.problem import Batch, PartAndWhole, PerMove, Problem, identity
+
+COMPARES = "It compares g at points that move by projected descent, which needs"  # why a projection has to be one
 
 
 class State(NamedTuple):
@@ -61,7 +63,11 @@ class Info(NamedTuple):
 
 @runtime_checkable
 class Solver(Protocol):
-    """The interface of a solver. `init` and `step` are pure."""
+    """The interface of a solver. `init` and `step` are pure.
+
+    A solver may also have a method `caution(state, info)`, called at the end of a solve with the last state and the
+    history. If it returns a sentence, the solve warns with it: it says why the result may not be a solution.
+    """
 
     def check(self, problem: Problem, u: PyTree, v: PyTree, batch: Batch) -> None:
         """Raise InputError for a problem that this solver does not handle."""
@@ -241,6 +247,8 @@ def check(
     if not moving_sets:
         refuse_moving_sets(solver, problem)
     problem.check(u, v, batch)
+    if lower_sets:
+        fixed_points.require_projection(type(solver).__name__, "project_lower", problem, u, v, COMPARES)
     check_optimizers(solver, problem, u, v, batch, upper, lower)
 
 

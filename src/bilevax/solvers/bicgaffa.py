@@ -12,7 +12,7 @@ from bilevax._checks import InputError, require_number
 from bilevax.problem import Batch, Problem
 from bilevax.schedules import Power, Schedule
 from bilevax.solvers import base
-from bilevax.solvers._multipliers import bounded, lagrangian_of, plain_lagrangian_of, raised, violation
+from bilevax.solvers._multipliers import bounded, caution, lagrangian_of, plain_lagrangian_of, raised, violation
 from bilevax.solvers._value_function import Counted
 
 
@@ -32,8 +32,8 @@ class BiCGAFFA:
         v along d [grad_v f / weight + grad_v (g + m c)(u, v) - (v - w) / radius], by `rate`,
         z along d [(m - z) / penalty - c(u, w)], by `multiplier_rate`.
 
-    No second derivative, no inner loop, no projection onto the constraints. The weight must grow without bound, slower
-    than the square root of the number of steps. (In the paper d is 1, and one rate moves u, v and z.)
+    No second derivative and no inner loop. The weight must grow without bound, slower than the square root of the
+    number of steps. (In the paper d is 1, and one rate moves u, v and z.)
 
     Args:
         upper_optimizer: any optax optimizer that needs only gradients.
@@ -42,11 +42,10 @@ class BiCGAFFA:
         weight: number, or schedule of the step k; positive.
         bound: on the size of each multiplier z, positive; it must be larger than those of the solution.
 
-    g + m c must be convex in v, and the multipliers bounded (Slater's condition). Where this fails,
-    `extra["multiplier_norm"]` grows up to the bound, or `extra["violation"]`, the largest of any entry of c at v, stays
-    above zero. At a finite weight v is outside by the order of 1 / weight. A `project_lower` may be given. Cost of a
-    step: 3 gradients of g and c, one of f. Memory: that of u, v, w, c and the optimizer. `extra["gap"]` is
-    g(u, v) - g(u, w).
+    g + m c must be convex in v, and the multipliers bounded (Slater's condition). Where this fails, `solve` warns:
+    `extra["multiplier_norm"]` grows, or `extra["violation"]`, the largest of any entry of c at v, does not fall with
+    1 / weight, as it does elsewhere. A `project_lower` may be given. Cost of a step: 3 gradients of g and c, one of f.
+    Memory: that of u, v, w, c and the optimizer. `extra["gap"]` is g(u, v) - g(u, w).
 
     Source: Yao, Yin, Zeng and Zhang, "Overcoming lower-level constraints in bilevel optimization: a novel approach with
     regularized gap functions", ICLR 2025 (arXiv:2406.01992), Algorithm 1.
@@ -111,7 +110,6 @@ class BiCGAFFA:
         plain = plain_lagrangian_of(problem, z)
         slope = derivatives.lower_gradient(plain, u, w, data, key)[1]
         w = moved(w, jax.tree.map(lambda d, a, b: d + (a - b) / self.radius, slope, w, v), self.value_rate)
-
         f = derivatives.upper(problem, u, v, batch.upper, key)
         raising = lagrangian_of(problem, self.penalty, z)
         _, at_v, down = derivatives.lower_slopes(raising, u, v, data, key)
@@ -132,3 +130,20 @@ class BiCGAFFA:
         info = base.Info(f.loss, loss, optax.tree.norm(direction), optax.tree.norm(slope), extra)
         memory = Counted((w, bounded(problem, self.bound, free)), count + 1)
         return base.State(after, moved(v, along, self.rate), upper_opt, (), memory), info
+
+    def caution(self, state: base.State, info: base.Info) -> str | None:
+        """Return a sentence if a multiplier is at its bound, the violation does not fall, or the multipliers grow."""
+        empty = "the lower set is empty at this u, or has no inner point (Slater's condition fails)"
+        if any(bool(jnp.any(jnp.abs(z) >= self.bound)) for z in state.memory.points[1]):
+            return (
+                f"BiCGAFFA: a multiplier of the lower constraints is at its bound, {self.bound:g}. Raise the bound; if "
+                f"it gets there again, {empty}."
+            )
+        outside, half = info.extra["violation"], len(info.upper_loss) // 2
+        before, now = (float(schedules.at(self.weight, k)) for k in (half, 2 * half))
+        if half > 0 and now > 1.2 * before and outside[-1] > 0.95 * outside[half]:
+            return (
+                f"BiCGAFFA: the largest violation of the lower constraints is {outside[-1]:.3g}, and does not fall as "
+                f"the weight grows. If u has settled, {empty}, and (u, v) is not a solution."
+            )
+        return caution("BiCGAFFA", info)

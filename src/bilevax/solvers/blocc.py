@@ -12,14 +12,13 @@ from bilevax import derivatives
 from bilevax._checks import InputError, require_number, settle_counts
 from bilevax.problem import Batch, Problem
 from bilevax.solvers import base
-from bilevax.solvers._multipliers import lagrangian_of, raised, violation
+from bilevax.solvers._multipliers import caution, lagrangian_of, pulled_lagrangian_of, raised, violation
 
 
 class Saddle(NamedTuple):
-    """A point of the lower level, its optimizer's state, and its multipliers, one array for each constraint."""
+    """A point of the lower level, and its multipliers, one array for each constraint."""
 
     v: PyTree
-    opt: optax.OptState
     multipliers: tuple[Array, ...]
 
 
@@ -34,11 +33,15 @@ class BLOCC:
 
     which is the gradient of F(u) = f(u, v*(u)) to O(1 / gamma). No second derivative is needed. Each point moves by
     `rounds` times `lower_steps` moves down its augmented Lagrangian, each round followed by one update of the
-    multipliers, m + penalty c (at least zero for an inequality). Moves are divided by 1 + |m|, since the curvature of a
-    Lagrangian grows with m. The published method has plain Lagrangians, and dual steps of their own.
+    multipliers, m + penalty c (at least zero for an inequality). For these moves the Lagrangian is divided by 1 + |m|,
+    since its curvature grows with m. The published method has plain Lagrangians, and dual steps of their own.
 
     Args:
-        upper_optimizer, lower_optimizer: any optax optimizers that need only gradients.
+        upper_optimizer: any optax optimizer that needs only gradients.
+        lower_optimizer: any optax optimizer. It starts afresh in each round, whose function is another. For few
+            unknowns and whole data one that searches along lines needs no learning rate:
+            `optax.lbfgs(linesearch=optax.scale_by_zoom_linesearch(20, approx_dec_rtol=None))`, with 5 `lower_steps`.
+            (Without `approx_dec_rtol=None` it accepts small increases, which gamma magnifies.)
         lower_steps: moves of v in a round.
         rounds: updates of the multipliers per move of u.
         gamma: positive; large for a small error, but rounding grows with it.
@@ -46,9 +49,9 @@ class BLOCC:
             learning rates fall with it.
 
     g must be strongly convex and c convex in v, and the multipliers bounded (Slater's condition). Where this fails,
-    `extra["multiplier_norm"]` grows without bound, or `extra["violation"]`, the largest of any entry of c at v, stays
-    above zero. v is v_g. A `project_lower` may be given. Cost of a step: 2 `rounds` (`lower_steps` + 1) gradients of g
-    and c, half as many of f. Memory: that of u, and twice of v, its optimizer and c.
+    `solve` warns: `extra["multiplier_norm"]` grows without bound. `extra["violation"]` is the largest of any entry of c
+    at v. v is v_g. A `project_lower` may be given. Cost of a step: 2 `rounds` (`lower_steps` + 1) gradients of g
+    and c, half as many of f. Memory: that of u, and twice of v and c.
 
     Source: Jiang, Xiao, Tenorio, Real-Rojas, Marques and Chen, "A primal-dual-assisted penalty approach to bilevel
     optimization with coupled constraints", NeurIPS 2024, Algorithm 1.
@@ -83,13 +86,14 @@ class BLOCC:
 
     def check(self, problem: Problem, u: PyTree, v: PyTree, batch: Batch) -> None:
         """Refuse upper constraints, and what no solver can treat."""
-        base.check(self, problem, u, v, batch, lower_sets=True, lower_constraints=True)
+        known = base.Known.FUNCTION
+        base.check(self, problem, u, v, batch, lower=known, lower_sets=True, lower_constraints=True)
 
     def init(self, problem: Problem, u: PyTree, v: PyTree, batch: Batch) -> base.State:
         """Return the state at (u, v), with multipliers zero."""
         values = problem.lower_constraint_values(u, v, base.lower_data(batch, 0))
         zero = tuple(jnp.zeros_like(x) for x in values)
-        start = Saddle(v, self.lower_optimizer.init(v), zero)
+        start = Saddle(v, zero)
         return base.State(u, v, self.upper_optimizer.init(u), (), (start, start))
 
     def step(
@@ -101,20 +105,12 @@ class BLOCC:
 
         def moved(start: Saddle, weight: float) -> Saddle:
             def one(carry: Saddle, t: Any) -> tuple[Saddle, None]:
-                lagrangian = lagrangian_of(problem, self.penalty, carry.multipliers)
-
-                def slope(v: PyTree, data: PyTree, key: PRNGKeyArray) -> PyTree:
-                    g = derivatives.lower_gradient(lagrangian, u, v, data, key)[1]
-                    if not weight:
-                        return g
-                    f = derivatives.upper(problem, u, v, batch.upper, key)
-                    return jax.tree.map(lambda a, b: (a + weight * b).astype(a.dtype), g, f.grad_v)
-
-                shorter = 1 / (1 + optax.tree.norm(carry.multipliers))
-                descent = base.Descent(problem, u, self.lower_optimizer, slope, shorter)
+                lagrangian = pulled_lagrangian_of(problem, self.penalty, carry.multipliers, weight, batch.upper)
+                descent = base.Descent(lagrangian, u, self.lower_optimizer)
                 key = jax.random.fold_in(lower_key, t)
-                v, opt, _ = descent.moves(carry.v, carry.opt, batch, self.lower_steps, key)
-                return Saddle(v, opt, raised(problem, self.penalty, u, v, data, carry.multipliers)), None
+                opt = self.lower_optimizer.init(carry.v)
+                v, _, _ = descent.moves(carry.v, opt, batch, self.lower_steps, key)
+                return Saddle(v, raised(problem, self.penalty, u, v, data, carry.multipliers)), None
 
             return jax.lax.scan(one, start, jnp.arange(self.rounds))[0]
 
@@ -132,6 +128,10 @@ class BLOCC:
         after, upper_opt = base.move_upper(self, problem, state, direction)
         loss = derivatives.upper(problem, u, own.v, batch.upper, upper_key).loss
         g, slope = derivatives.lower_gradient(problem, u, own.v, data, upper_key)
-        extra = {"violation": violation(problem, u, own.v, data), "multiplier_norm": optax.tree.norm(own[2])}
+        extra = {"violation": violation(problem, u, own.v, data), "multiplier_norm": optax.tree.norm(own.multipliers)}
         info = base.Info(loss, g, optax.tree.norm(direction), optax.tree.norm(slope), extra)
         return base.State(after, own.v, upper_opt, (), (own, pulled)), info
+
+    def caution(self, state: base.State, info: base.Info) -> str | None:
+        """Return a sentence if the multipliers grow to the end, as they do where the lower set is empty."""
+        return caution("BLOCC", info)

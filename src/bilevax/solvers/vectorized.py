@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jaxtyping import Array, Bool, PRNGKeyArray, PyTree
 
@@ -103,6 +104,18 @@ class Vectorized:
     def keep_finite(self, before: base.State, after: base.State, info: base.Info) -> tuple[base.State, Any]:
         """Return `after`, in which every failed member is at its last finite state, and whether a member is left."""
         return after, jnp.any(after.memory.alive)
+
+    def caution(self, state: base.State, info: base.Info) -> str | None:
+        """Return the sentence of the first member that has one."""
+        of_member = getattr(self.solver, "caution", None)
+        if of_member is None:
+            return None
+        for i in np.flatnonzero(state.memory.alive):
+            own, its = jax.tree.map(lambda x, i=i: x[i], _member(state)), jax.tree.map(lambda x, i=i: x[:, i], info)
+            text = of_member(own, its)
+            if text is not None:
+                return f"Member {i}: {text}"
+        return None
 
     def over_members(self, function: Callable[..., Any], state: base.State, batch: Batch, *rest: Any) -> Any:
         """Return function(member's state, member's batch, *rest) for all members, stacked."""
