@@ -38,6 +38,9 @@ def reproduce(
     features: Annotated[
         Path | None, typer.Option(metavar="FILE.npz", help="Your images and feature map, for figure3.")
     ] = None,
+    minutes: Annotated[
+        float | None, typer.Option(min=0.5, help="The time for all cells, for gpu.", show_default="9")
+    ] = None,
     out: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Where the results go.", show_default="out/NAME")
     ] = None,
@@ -74,6 +77,7 @@ def reproduce(
             way=way,
             shot=shot,
             features=features,
+            minutes=minutes,
             out=out,
         )
         importlib.import_module(EXPERIMENTS[name].module).run(settings)

@@ -92,6 +92,9 @@ EXPERIMENTS: dict[str, Experiment] = {
     "wrong-labels": Experiment(
         "Wrong labels found: average precision and ROC area, against cleanlab", "experiments.denoising.wrong_labels"
     ),
+    "gpu": Experiment(
+        "The full-size cells of the papers, side by side on one accelerator, within --minutes", "experiments.gpu.run"
+    ),
     "race": Experiment(
         "All stochastic methods against processor seconds: quadratics, logistic regression, hyper-cleaning",
         "experiments.race.race",

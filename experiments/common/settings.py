@@ -20,6 +20,7 @@ class Settings:
         noise: restrict the run to this percentage of wrong labels, if an experiment has several.
         way, shot: restrict the run to tasks of this many classes, and samples of each, if an experiment has several.
         features: a file of images and a feature map, if an experiment takes one.
+        minutes: the time for all cells, if an experiment is limited by time.
         out: the directory that results.json and the figures go to.
     """
 
@@ -32,6 +33,7 @@ class Settings:
     way: int | None = None
     shot: int | None = None
     features: Path | None = None
+    minutes: float | None = None
     out: Path = Path("out")
 
 

@@ -1,0 +1,1 @@
+"""The full-size cells of the papers, run side by side on one accelerator within given minutes."""
