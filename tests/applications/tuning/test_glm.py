@@ -335,7 +335,11 @@ def test_bad_input():
     refused(model=TunedGLM(groups=[[0, 1], [1, 2, 3, 4]]), match="groups overlap: column 1 is in groups 0 and 1")
     refused(model=TunedGLM(groups=[[0, 1], [2, 4]]), match="leave out 1 of 5 columns: 3")
     refused(model=TunedGLM(groups=[[0, 1], [2, 9]]), match="names the column 9")
-    refused(model=TunedGLM(groups=[0, 1]), match="one label for each column")
+    refused(model=TunedGLM(groups=[0, 1]), match="groups holds 2 entries, and X 5 columns")
+    refused(model=TunedGLM(groups=[[0, 1], [2, 3, 4.5]]), match=r"names the column 4\.5")
+    refused(model=TunedGLM(groups=3), match="groups is 3. Pass a label for each column")
+    refused(model=TunedGLM(groups=["a", "a", None, "b", "b"]), match="groups holds a missing label")
+    refused(model=TunedGLM(cv=GroupKFold(3)), groups=np.zeros(50), match=r"groups has shape \(50,\), and X 40 samples")
     refused(model=TunedGLM(loss="mse"), match="loss is 'mse'. Pass one of 'squared'")
     refused(model=TunedGLM(penalty="ridge"), match="penalty is 'ridge'")
     refused(model=TunedGLM(strengths="all"), match="strengths is 'all'")
@@ -343,12 +347,18 @@ def test_bad_input():
     refused(model=TunedGLM(cv=41), match="cv is 41 folds, and there are n_samples=40")
     refused(model=TunedGLM(cv=1), match="at least 2 folds")
     refused(model=TunedGLM(cv="five"), match="cv is 'five'")
+    refused(model=TunedGLM(cv=KFold), match="cv is the class KFold")
+    refused(model=TunedGLM(cv=[(np.arange(40), [40])]), match="pairs of arrays of indices from 0 to 39")
+    refused(model=TunedGLM(cv=[]), match="cv holds no folds")
     refused(model=TunedGLM(fit_intercept="no"), match="fit_intercept is 'no'")
     refused(sample_weight=np.zeros(40), match="zero for all samples")
     refused(sample_weight=-np.ones(40), match="40 negative values")
     refused(sample_weight=np.arange(40) == 7, match="zero but for sample 7")
+    refused(sample_weight=np.where(np.arange(40) == 7, 1e12, 1e-9), match="sample_weight is on sample 7 alone")
     refused(sample_weight=np.ones(39), match=r"shape \(39,\), and X 40 samples")
     refused(exposure=np.ones(40), match="no log link")
+    refused(model=TunedPoissonRegressor(), y=COUNTS, offset=np.full(40, 1e3), match="holds 1000, and the mean")
+    refused(y=Y10 * 1e200, match="y holds a column whose largest value")
     refused(model=TunedPoissonRegressor(), y=COUNTS, exposure=np.zeros(40), match="not positive")
     refused(
         model=TunedLogisticRegression(cv=KFold(2)), y=np.arange(40) // 20, match="trains without samples of the class"
@@ -383,6 +393,12 @@ def test_equal_columns_are_named():
     with pytest.warns(UserWarning, match="equal columns \\('b' and 'd'\\)"):
         model = TunedRidge(strengths="scalar").fit(X, X["b"] + Y10)
     assert model.coef_[1] == pytest.approx(model.coef_[3])
+
+
+def test_fewer_folds_than_asked_are_told():
+    y = np.r_[np.zeros(37), np.ones(3)]
+    with pytest.warns(UserWarning, match="The rarest class of y has 3 samples, so there are 3 folds and not 5"):
+        TunedLogisticRegression(strengths="scalar").fit(X10, y)
 
 
 def test_a_strength_at_its_bound_is_told():

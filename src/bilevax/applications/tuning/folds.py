@@ -17,7 +17,7 @@ from jaxtyping import Array, Bool, Float, PRNGKeyArray, PyTree
 
 from bilevax._checks import InputError, described
 from bilevax.applications.task import Task
-from bilevax.applications.tuning.glm.inputs import checked_folds
+from bilevax.applications.tuning.glm.folds import checked_folds
 from bilevax.loop.sources import Epochs, Samples, whole
 from bilevax.problem import Problem
 

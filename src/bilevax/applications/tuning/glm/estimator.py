@@ -20,13 +20,13 @@ from bilevax.applications._inputs import classes_of, places, validated
 from bilevax.applications._pickling import Picklable
 from bilevax.applications._units import require_sizes
 from bilevax.applications.tuning.glm.choice import Chosen, choose
+from bilevax.applications.tuning.glm.folds import Folds, folds_of
 from bilevax.applications.tuning.glm.inputs import (
     Design,
-    Folds,
-    folds_of,
     group_codes,
     offsets,
     remarks,
+    sample_labels,
     sample_weights,
     standardised,
 )
@@ -135,7 +135,7 @@ class TunedLinearModel(Picklable, BaseEstimator):
         require_sizes("X", x.data if sparse.issparse(x) else x)
         names = np.array(np.asarray(getattr(self, "feature_names_in_", np.arange(x.shape[1]))).tolist(), object)
         codes = group_codes(self.groups, x, names)
-        sample_groups = None if groups is None else np.asarray(groups)[rows]
+        sample_groups = None if groups is None else sample_labels(groups, n)[rows]
         folds = folds_of(self.cv, x, labels, sample_groups, loss.classifies, rows, n)
         design = standardised(x, weight, self.standardize, self.fit_intercept)
         for sentence in remarks(design, names):
@@ -172,6 +172,7 @@ class TunedLinearModel(Picklable, BaseEstimator):
         """The targets of the loss, and the loss for their number of classes."""
         if not loss.classifies:
             found = np.asarray(y, np.float64)
+            require_sizes("y", found)
             if isinstance(loss, Poisson):
                 counts = found * weight  # rates, weighted by their exposures, are as good as counts
                 found_check = found if (np.abs(counts - np.round(counts)) > 1e-6 * (1 + counts)).any() else counts

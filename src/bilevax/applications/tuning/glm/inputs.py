@@ -1,18 +1,17 @@
-"""What users pass to the tuned models: weights, exposures, groups of columns, folds."""
+"""What users pass to the tuned models: features, weights, exposures, groups of columns."""
 
 import itertools
-import warnings
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float, Int, Shaped
+from jaxtyping import Float, Int, Shaped
 from scipy import sparse
-from sklearn.model_selection import KFold, StratifiedKFold, check_cv, train_test_split
 
 from bilevax._checks import InputError, described, listed
 from bilevax.applications.tuning.glm.losses import LogLink, Loss
 
-PARTS = 3  # of one hold-out set, so that a part of it is not seen when strengths are tuned for the choice of their kind
+ALONE = 1e-8  # part of the weights beside one sample, below which it is alone
+STEEPEST = 500.0  # largest offset of a log link, of which the exponential can be computed
 
 
 class Design(NamedTuple):
@@ -122,6 +121,13 @@ def sample_weights(sample_weight: Any, n: int) -> Float[np.ndarray, " n"]:
         raise InputError(
             f"sample_weight is zero but for sample {int(weight.argmax())}. At least two must have a positive weight."
         )
+    most = int(weight.argmax())
+    rest = float(np.delete(weight / weight[most], most).sum())
+    if rest < ALONE and n > 1:
+        raise InputError(
+            f"sample_weight is on sample {most} alone: the weights of all others are {rest:.1g} of its weight. At "
+            "least two samples must count."
+        )
     return weight
 
 
@@ -138,6 +144,18 @@ def _column(name: str, values: Any, n: int) -> Float[np.ndarray, " n"]:
         raise InputError(f"{name} has shape {found.shape}, and X {n} samples. One number for each sample is needed.")
     if not np.isfinite(found).all():
         raise InputError(f"{name} holds NaN or infinite values. Fill them, or leave those samples out.")
+    return found
+
+
+def sample_labels(groups: Any, n: int) -> Shaped[np.ndarray, " n"]:
+    """The group of each sample, for splitters.
+
+    Raises:
+        InputError: there is not one label for each sample.
+    """
+    found = np.asarray(groups)
+    if found.shape != (n,):
+        raise InputError(f"groups has shape {found.shape}, and X {n} samples. Pass one label for each sample.")
     return found
 
 
@@ -160,6 +178,11 @@ def offsets(loss: Loss, exposure: Any, offset: Any, n: int) -> Float[np.ndarray,
                 f"exposure holds {int((~(exposed > 0)).sum())} values that are not positive. Leave those samples out."
             )
         found += np.log(exposed)
+    if isinstance(loss, LogLink) and np.abs(found).max(initial=0.0) > STEEPEST:
+        raise InputError(
+            f"offset, with the logarithm of exposure, holds {found[np.abs(found).argmax()]:g}, and the mean is "
+            f"proportional to its exponential. Choose units in which it is between -{STEEPEST:g} and {STEEPEST:g}."
+        )
     return found
 
 
@@ -183,15 +206,22 @@ def group_codes(groups: Any, X: Any, names: Shaped[np.ndarray, " d"]) -> Int[np.
         raise InputError(f'groups is {groups!r}. Pass "indicators", a label for each column, or lists of columns.')
     if callable(groups):
         groups = groups(names)
+    if not np.iterable(groups):
+        raise InputError(f"groups is {described(groups)}. Pass a label for each column, or lists of columns.")
     parts = list(groups)
     if parts and all(isinstance(part, list | tuple | np.ndarray) and np.ndim(part) == 1 for part in parts):
         return _listed_groups(parts, names)
-    labels = np.asarray(parts)
-    if labels.shape != (d,):
+    if len(parts) != d or any(np.ndim(part) for part in parts):
         raise InputError(
-            f"groups has shape {labels.shape}, and X {d} columns. Pass one label for each column, or lists of columns."
+            f"groups holds {len(parts)} entries, and X {d} columns. Pass one label for each column, or lists of "
+            "columns."
         )
-    return np.unique(labels, return_inverse=True)[1].reshape(-1)
+    if any(part is None or part != part for part in parts):  # NaN differs from itself
+        raise InputError("groups holds a missing label. Pass a label for each column, or lists of columns.")
+    try:
+        return np.unique(np.asarray(parts), return_inverse=True)[1].reshape(-1)
+    except TypeError as error:
+        raise InputError("groups holds labels of several types. Pass texts alone, or numbers alone.") from error
 
 
 def _listed_groups(parts: list[Any], names: Shaped[np.ndarray, " d"]) -> Int[np.ndarray, " d"]:
@@ -200,7 +230,7 @@ def _listed_groups(parts: list[Any], names: Shaped[np.ndarray, " d"]) -> Int[np.
     for code, part in enumerate(parts):
         for column in part:
             j = place.get(column, column) if isinstance(column, str) else column
-            if isinstance(j, str | bool) or not 0 <= int(j) < len(names):
+            if isinstance(j, bool) or not isinstance(j, int | np.integer) or not 0 <= j < len(names):
                 raise InputError(
                     f"groups names the column {column!r}, and X has {len(names)} columns: {listed(names)}. "
                     "Name columns of X."
@@ -243,141 +273,3 @@ def indicator_runs(X: Any) -> Int[np.ndarray, " d"]:
             taken[rows] = True
         found[j] = code
     return found
-
-
-class Folds(NamedTuple):
-    """The training and held-out samples of each fold, (n, folds)."""
-
-    train: Bool[np.ndarray, "n folds"]
-    held: Bool[np.ndarray, "n folds"]
-
-
-def folds_of(
-    cv: Any, x: Any, y: Shaped[np.ndarray, " n"], groups: Any, classifies: bool, rows: Int[np.ndarray, " m"], n: int
-) -> Folds:
-    """The folds of an integer, a splitter, an iterable of pairs, or a part that is held out once.
-
-    Args:
-        cv: as in scikit-learn; a number between 0 and 1 for one hold-out set of that part.
-        x, y: the samples that have a positive weight.
-        groups: of the samples, for splitters that keep them together.
-        classifies: whether y holds classes.
-        rows: the places of those samples among all, which an iterable of pairs refers to.
-        n: number of all samples.
-
-    Raises:
-        InputError: fewer samples than folds; a fold without samples to train on or to hold out; a fold that trains
-            without one of the classes.
-    """
-    found = checked_folds(cv, x, y, groups, classifies, rows, "cv", n)
-    if found.train.shape[1] > 1:
-        return found
-    places = np.flatnonzero(found.held[:, 0])
-    if len(places) < 2 * PARTS:
-        return found
-    part = np.random.default_rng(0).permutation(len(places)) % PARTS
-    held = np.zeros((len(y), PARTS), bool)
-    held[places, part] = True
-    return Folds(np.repeat(found.train, PARTS, axis=1), held)
-
-
-def checked_folds(
-    cv: Any,
-    x: Any,
-    y: Shaped[np.ndarray, " n"],
-    groups: Any,
-    classifies: bool,
-    rows: Int[np.ndarray, " m"],
-    name: str,
-    n: int | None = None,
-) -> Folds:
-    """`folds_of`, with one hold-out set as one fold; `name` is that of the argument in messages."""
-    n = len(y) if n is None else n
-    if isinstance(cv, float) and 0 < cv < 1:
-        pairs = [_hold_out(cv, y, classifies)]
-    else:
-        pairs = _pairs(cv, x, y, groups, classifies, rows, n, name)
-    train, held = np.zeros((len(y), len(pairs)), bool), np.zeros((len(y), len(pairs)), bool)
-    for k, (inner, outer) in enumerate(pairs):
-        train[inner, k], held[outer, k] = True, True
-        if not len(inner) or not len(outer):
-            raise InputError(
-                f"Fold {k} of {name} trains on {len(inner)} samples and holds out {len(outer)} that have a positive "
-                "weight. At least one of each is needed: choose other folds."
-            )
-        if classifies:
-            missing = np.setdiff1d(np.unique(y), np.unique(y[inner]))
-            if len(missing):
-                raise InputError(
-                    f"Fold {k} of {name} trains without samples of the {'class' if len(missing) == 1 else 'classes'} "
-                    f"{listed(missing)}. Choose fewer folds, StratifiedKFold, or leave rare classes out."
-                )
-    return Folds(train, held)
-
-
-def _hold_out(cv: float, y: Shaped[np.ndarray, " n"], classifies: bool) -> tuple[np.ndarray, np.ndarray]:
-    try:
-        inner, outer = train_test_split(
-            np.arange(len(y)), test_size=cv, random_state=0, stratify=y if classifies else None
-        )
-    except ValueError as error:
-        raise InputError(f"cv is {cv}, and the {len(y)} samples cannot be split by it ({error}).") from error
-    return np.asarray(inner), np.asarray(outer)
-
-
-def _split(splitter: Any, x: Any, y: Any, groups: Any, name: str) -> list[tuple[np.ndarray, np.ndarray]]:
-    try:
-        return list(splitter.split(x, y, groups))
-    except ValueError as error:
-        raise InputError(f"{name} cannot split the {len(y)} samples with a positive weight: {error}") from error
-
-
-def _pairs(
-    cv: Any,
-    x: Any,
-    y: Shaped[np.ndarray, " n"],
-    groups: Any,
-    classifies: bool,
-    rows: Int[np.ndarray, " m"],
-    n: int,
-    name: str,
-) -> list[tuple[np.ndarray, np.ndarray]]:
-    m = len(y)
-    if cv is None or (isinstance(cv, int | np.integer) and not isinstance(cv, bool)):
-        count = 5 if cv is None else int(cv)
-        if count < 2:
-            raise InputError(f"{name} is {cv}, and must be at least 2 folds, a splitter, or a part between 0 and 1.")
-        if m < count:
-            raise InputError(
-                f"{name} is {count} folds, and there are n_samples={m} samples with a positive weight. "
-                f"Choose at most {m} folds."
-            )
-        if classifies:
-            rarest = int(np.unique(y, return_counts=True)[1].min())
-            if rarest < 2:
-                raise InputError("A class of y has one sample, so a fold would lack it. Leave rare classes out.")
-            count = min(count, rarest) if rarest < count else count
-        splitter = StratifiedKFold(count) if classifies else KFold(count)
-        return list(splitter.split(x, y))
-    if not isinstance(cv, str) and (hasattr(cv, "split") or np.iterable(cv)):
-        given: Any = cv
-        splitter: Any = check_cv(given, y, classifier=classifies)
-        if hasattr(cv, "split"):
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", UserWarning)  # of classes with few members, which is checked here
-                return _split(splitter, x, y, groups, name)
-        place = np.full(n, -1)
-        place[rows] = np.arange(m)
-        try:
-            pairs = [(place[np.arange(n)[a]], place[np.arange(n)[b]]) for a, b in splitter.split()]
-        except (IndexError, TypeError, ValueError) as error:
-            raise InputError(
-                f"{name} is a {type(cv).__name__} that does not hold pairs of arrays of indices from 0 to {n - 1} "
-                f"({error}). Pass pairs (training rows, held-out rows)."
-            ) from error
-        if not pairs:
-            raise InputError(f"{name} holds no folds. Pass pairs (training rows, held-out rows).")
-        return [(a[a >= 0], b[b >= 0]) for a, b in pairs]
-    raise InputError(
-        f"{name} is {described(cv)}, and must be a number of folds, a splitter, or a part between 0 and 1."
-    )
