@@ -33,7 +33,7 @@ AUTO, SCALAR, SKLEARN, LASSO, OPTUNA = "TunedGLM", "one strength", "scikit-learn
 LABELS = (AUTO, SCALAR, SKLEARN, LASSO, OPTUNA)
 TRIALS, QUICK_ROWS = 100, 500
 NOTES = [
-    "Seconds are of the processor, of all five outer folds. Optuna searches one strength, each trial by cross-validation.",
+    "Seconds are of the processor, of all outer folds. Optuna searches one strength, each trial by cross-validation.",
     "A negative difference means that the first of the two is better. Differences of less than a standard error or two "
     "change their sign with the outer folds, as those of diabetes do.",
 ]
