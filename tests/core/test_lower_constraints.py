@@ -119,8 +119,9 @@ def test_a_map_that_is_no_projection_is_refused(name):
 
 
 def test_blocc_takes_an_optimizer_that_searches_along_lines():
-    search = optax.scale_by_zoom_linesearch(20, approx_dec_rtol=None)
-    solver = BLOCC(optax.sgd(0.2), optax.lbfgs(linesearch=search), 5, 5, gamma=200.0)
+    search = optax.scale_by_backtracking_linesearch(20)
+    lower = optax.chain(optax.scale_by_lbfgs(), optax.scale(-1.0), search)
+    solver = BLOCC(optax.sgd(0.2), lower, 5, 5, gamma=200.0)
     result = solve(solver, SUM, jnp.zeros(1), jnp.zeros(2), steps=60, key=KEY)
     np.testing.assert_allclose(result.u, 2 / 1.2, rtol=5e-3)
 

@@ -39,9 +39,9 @@ class BLOCC:
     Args:
         upper_optimizer: any optax optimizer that needs only gradients.
         lower_optimizer: any optax optimizer. It starts afresh in each round, whose function is another. For few
-            unknowns and whole data one that searches along lines needs no learning rate:
-            `optax.lbfgs(linesearch=optax.scale_by_zoom_linesearch(20, approx_dec_rtol=None))`, with 5 `lower_steps`.
-            (Without `approx_dec_rtol=None` it accepts small increases, which gamma magnifies.)
+            unknowns and whole data one that searches along lines needs no learning rate: `optax.chain(
+            optax.scale_by_lbfgs(), optax.scale(-1.0), optax.scale_by_backtracking_linesearch(20))`, with 5
+            `lower_steps`. (`optax.lbfgs()` itself accepts small increases, which gamma magnifies.)
         lower_steps: moves of v in a round.
         rounds: updates of the multipliers per move of u.
         gamma: positive; large for a small error, but rounding grows with it.
