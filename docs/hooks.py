@@ -45,13 +45,17 @@ def sections() -> list[str]:
 
 def wrong_labels() -> str:
     """A table of average precisions of the experiment wrong-labels."""
-    table = ["| data set | labels flipped | cleanlab | Penalty |", "|---" * 4]
+    names = ("bilevax", "cleanlab", "Val-Only", "Train+Val")
+    table = [
+        "| data set | labels flipped | bilevax | cleanlab | trusted alone | all labels |",
+        "|---" * 6,
+    ]
     for section in sections():
         _, found, rest = section.partition("**average precision**\n\n")
         if "wrong-labels" not in section.partition("\n")[0] or not found:
             continue
         header, _, *rows = map(_cells, rest.partition("\n\n")[0].splitlines())
-        columns = [header.index(name) for name in ("cleanlab", "Penalty")]
+        columns = [header.index(name) for name in names]
         for kind in ("uniform", "pair"):
             row = next(r for r in rows if r[1] == f"{kind} 25%, 1000 clean")
             means = [row[i].partition(" ± ")[0] for i in columns]

@@ -85,9 +85,9 @@ def compared(found: dict[str, Any]) -> str:
 
 
 def cell(row: dict[str, Any]) -> str:
-    """Our mean ± s.d., and the paper's number."""
+    """Our mean, with ± s.d. over several values, and the paper's number."""
     ours, paper = row["ours"], row["paper"]
-    text = f"{ours['mean']:.4f} ± {ours['sd']:.4f}"
+    text = f"{ours['mean']:.4f}" + (f" ± {ours['sd']:.4f}" if len(ours["values"]) > 1 else "")
     if paper is None:
         return text
     if isinstance(paper, bool):

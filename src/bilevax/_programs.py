@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.core import eval_jaxpr
+from jax.core import Tracer, eval_jaxpr
 
 KEPT = 64  # combinations of static arguments; the program of a small problem takes 4 MB
 LARGE = 2**16  # bytes of an array that is passed to a program, not compiled into it
@@ -37,7 +37,7 @@ class Compiled:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         programs, traced = self._split(args, kwargs)
-        if any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(traced)):
+        if any(isinstance(x, Tracer) for x in jax.tree.leaves(traced)):
             return programs.inlined(**traced)
         program, more = programs.of(traced)
         return program(*more, **traced)
@@ -105,7 +105,7 @@ class _Programs:
     def count(self) -> int:
         """How many programs are kept."""
         lifted = {id(program): program for program, _ in self._found.values()} | {id(self._plain): self._plain}
-        return sum(program._cache_size() for program in lifted.values())
+        return sum(program._cache_size() for program in lifted.values())  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def _is_large(x: Any) -> bool:

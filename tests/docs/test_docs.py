@@ -181,9 +181,9 @@ def test_the_page_on_wrong_labels_has_those_of_the_experiment(site, pages):
     assert sections
     for section in sections:
         rows = [line.split("|") for line in section.splitlines() if "25%, 1000 clean" in line][:2]
-        header = next(line.split("|") for line in section.splitlines() if "| Penalty |" in line)
+        header = next(line.split("|") for line in section.splitlines() if "| bilevax |" in line)
         for row in rows:
-            for name in ("cleanlab", "Penalty"):
+            for name in ("bilevax", "cleanlab", "Val-Only", "Train+Val"):
                 mean = row[[h.strip() for h in header].index(name)].split("±")[0].strip()
                 assert mean in text, (row[1], name, mean)
 

@@ -140,7 +140,7 @@ def test_cells_of_wrong_labels_and_where_another_is_ahead():
     ]
 
     def row(precision):
-        return {"average_precision": precision, "seconds": 20 * precision, "run": precision > 0.85}
+        return {"average_precision": precision, "processor": 20 * precision, "run": precision > 0.85}
 
     found = {
         cell: [{"cleanlab": row(other), "bilevax": row(0.9)} for other in pair]
