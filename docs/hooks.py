@@ -46,10 +46,14 @@ def sections() -> list[str]:
 def wrong_labels() -> str:
     """A table of average precisions of the experiment wrong-labels."""
     names = ("bilevax", "cleanlab", "Val-Only", "Train+Val")
-    table = [
-        "| data set | labels flipped | bilevax | cleanlab | trusted alone | all labels |",
-        "|---" * 6,
-    ]
+    heads = (
+        "data set",
+        "labels flipped",
+        *names[:2],
+        "trusted alone",
+        "all labels",
+    )
+    table = [f"| {' | '.join(heads)} |", "|---" * 6]
     for section in sections():
         _, found, rest = section.partition("**average precision**\n\n")
         if "wrong-labels" not in section.partition("\n")[0] or not found:
