@@ -14,6 +14,7 @@ from sklearn.utils import ClassifierTags, RegressorTags, Tags
 from sklearn.utils.metaestimators import available_if
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, column_or_1d
+from threadpoolctl import threadpool_limits
 
 from bilevax._checks import InputError, listed, require_count
 from bilevax.applications._inputs import classes_of, places, validated
@@ -146,8 +147,10 @@ class TunedLinearModel(Picklable, BaseEstimator):
             target = np.zeros_like(target)
         loss = loss.settled(target[:, 0], weight)
         tuner = self._tuner(loss, penalty, design, target, shift, weight, folds, codes)
-        chosen = self._choose(tuner, codes, penalty)
-        w, converged = tuner.fit(chosen.codes, chosen.u)
+        # Threads of small products wait for each other longer than they compute.
+        with threadpool_limits(1 if tuner.tolerance == TOLERANCE else None, "blas"):
+            chosen = self._choose(tuner, codes, penalty)
+            w, converged = tuner.fit(chosen.codes, chosen.u)
         self._record(tuner, chosen, design, w, centre)
         self._warn(tuner, chosen, converged)
         self._report(tuner, chosen, design, x, labels, centre)
