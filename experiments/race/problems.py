@@ -102,7 +102,7 @@ def logistic(n: int) -> Field:
 
     def measure(u: Any, v: Any) -> float:
         """Newton for v*(u), then the linear system, in dense matrices."""
-        u, v = np.asarray(u), np.asarray(v)
+        u, v = np.asarray(u), np.zeros(FEATURES)
         for _ in range(30):
             slope, hessian = derivatives(v, *lower)
             move = np.linalg.solve(hessian + np.diag(np.exp(u)), slope + np.exp(u) * v)

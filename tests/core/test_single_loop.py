@@ -103,6 +103,36 @@ def test_variance_reduction_converges_linearly_with_constant_steps(solver, sourc
     assert second < max(1e-13, 1e-3 * first)
 
 
+def test_the_tables_of_saba_are_changed_in_place_and_kept_in_a_failed_step():
+    """A copy of the tables in each step would take longer than the step. A state and its tables go together."""
+    n = 2048
+    rows = jnp.arange(4.0 * n).reshape(n, 4)
+    problem = bx.Problem(
+        lambda u, v, b: jnp.mean((b.data @ v - 1) ** 2),
+        lambda u, v, b: jnp.mean((b.data @ (v - u)) ** 2) / jnp.sum(v**2),
+    )
+    source = bx.Blocks(rows, rows, 1, 1)
+    solver, start = bx.SABA(source.blocks), (jnp.ones(4), jnp.ones(4))
+
+    def run(state):
+        def one(carry):
+            k, state, _ = carry
+            after, info = solver.step(problem, state, source.at(k, KEY), KEY)
+            state, alive = solver.keep_finite(state, after, info)
+            return k + 1, state, alive
+
+        return jax.lax.while_loop(lambda c: (c[0] < 9) & c[2], one, (0, state, jnp.asarray(True)))
+
+    state = solver.init(problem, *start, source.at(0, KEY))
+    tables = sum(x.nbytes for x in jax.tree.leaves(state.memory[2]))
+    memory = jax.jit(run, donate_argnums=0).lower(state).compile().memory_analysis()
+    assert memory.temp_size_in_bytes < tables / 4
+    broken = state._replace(v=jnp.zeros(4))  # g is 0 / 0 there
+    after, alive = run(broken)[1:]
+    assert not alive
+    jax.tree.map(np.testing.assert_array_equal, after, broken)
+
+
 @pytest.mark.slow
 def test_fresh_batches_for_every_estimate_remove_the_bias_of_the_inverse():
     """q = H^-1 b with H and b from one minibatch is biased; AmIGO and StocBiO with fresh ones are nearly not."""

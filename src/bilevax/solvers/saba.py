@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax.core import Tracer
-from jaxtyping import Array, Int, PRNGKeyArray, PyTree
+from jaxtyping import Array, Bool, Int, PRNGKeyArray, PyTree
 
 from bilevax._checks import InputError, described, require_count, require_number
 from bilevax.problem import Batch, Problem
@@ -22,13 +22,17 @@ class Table(NamedTuple):
     rows: PyTree
     mean: PyTree
 
-    def estimate(self, block: Int[Array, ""], parts: PyTree) -> tuple[PyTree, "Table"]:
-        """Return the estimate of the mean over all blocks from the parts of one block, and the table with them."""
+    def row(self, block: Int[Array, ""]) -> PyTree:
+        """Return the parts of a block, by a `cond`: otherwise XLA copies the tables in each step."""
+        empty = optax.tree.zeros_like(self.mean)
+        return jax.lax.cond(block >= 0, lambda: jax.tree.map(lambda x: x[block], self.rows), lambda: empty)
+
+    def updated(self, block: Int[Array, ""], old: PyTree, new: PyTree, alive: Bool[Array, ""]) -> "Table":
+        """Return the table with new parts of a block if `alive`, else as it is."""
         blocks = len(jax.tree.leaves(self.rows)[0])
-        change = jax.tree.map(lambda rows, x: x - rows[block], self.rows, parts)
-        found = optax.tree.add(change, self.mean)
-        mean = jax.tree.map(lambda m, d: m + d / blocks, self.mean, change)
-        return found, Table(jax.tree.map(lambda rows, x: rows.at[block].set(x), self.rows, parts), mean)
+        row = optax.tree.where(alive, new, old)
+        mean = jax.tree.map(lambda m, x, y: m + (x - y) / blocks, self.mean, row, old)
+        return Table(jax.tree.map(lambda rows, x: rows.at[block].set(x), self.rows, row), mean)
 
 
 @dataclass(frozen=True)
@@ -110,10 +114,27 @@ class SABA:
         start_key, key = jax.random.split(key)
         point = single_loop.point_of(problem, state, batch, start_key)
         of_f, of_g, losses = single_loop.parts(problem, point, batch.upper, batch.lower, key)
-        upper, lower = state.memory[2]
-        of_f, upper = upper.estimate(batch.upper.place, of_f)
-        of_g, lower = lower.estimate(batch.lower.place, of_g)
-        return single_loop.moved(self, problem, state, point, of_f, of_g, losses, (upper, lower))
+        places = batch.upper.place, batch.lower.place
+        news, tables = (of_f, of_g), state.memory[2]
+        olds = tuple(table.row(place) for table, place in zip(tables, places, strict=True))
+        found = [
+            jax.tree.map(lambda x, y, m: x - y + m, new, old, table.mean)
+            for new, old, table in zip(news, olds, tables, strict=True)
+        ]
+        after, info = single_loop.moved(self, problem, state, point, *found, losses)
+        alive = base.is_finite(after, info)
+        tables = tuple(table.updated(*x, alive) for table, *x in zip(tables, places, olds, news, strict=True))
+        return after._replace(memory=(*after.memory[:2], tables)), info
+
+    def keep_finite(self, before: base.State, after: base.State, info: base.Info) -> tuple[base.State, Bool[Array, ""]]:
+        """Return the state to continue from; the tables are as before after a failed step."""
+        alive = base.is_finite(after, info)
+        chosen = optax.tree.where(alive, _without(after), _without(before))
+        return chosen._replace(memory=(*chosen.memory, after.memory[2])), alive
+
+
+def _without(state: base.State) -> base.State:
+    return state._replace(memory=state.memory[:2])
 
 
 def _require_block(name: str, data: Any, blocks: int) -> None:
