@@ -10,12 +10,12 @@ import optax
 from jax.flatten_util import ravel_pytree
 from jaxtyping import PyTree
 
-from bilevax import solvers
+from bilevax import derivatives, schedules, solvers
 from bilevax._checks import InputError, check_variable, described, require_count
 from bilevax.linear_solve import CG
 from bilevax.loop.blocks import Blocks
-from bilevax.loop.sources import Fixed, resident
-from bilevax.problem import Batch, PartAndWhole, PerMove, Problem, identity
+from bilevax.loop.sources import draws, resident
+from bilevax.problem import Batch, PartAndWhole, PerMove, Problem, data_of_loss, identity
 from bilevax.schedules import Geometric
 from bilevax.solvers import base
 
@@ -98,10 +98,10 @@ def recommend(problem: Problem, u: PyTree, v: PyTree, batch: Any = None, *, step
     u, v = jax.tree.map(jnp.asarray, (u, v))
     source, first, whole = resident("batch", batch, jax.random.key(0))
     problem.check(u, v, whole)
-    drawn = not isinstance(source, Fixed)
+    drawn = draws(source)
     low, high = _curvatures(problem, u, v, whole)
     convex = low > 1e-6 * high
-    solver = _chosen(problem, source, first, low, high, steps)
+    solver = _chosen(problem, source, first, low, high, steps, _slopes(problem, u, v, (first, whole)))
     rows = [_row(problem, u, v, whole, drawn, convex, low, each) for each in _candidates(source)]
     base.check_moves(solver, first)
     solver.check(problem, u, v, whole)
@@ -144,7 +144,28 @@ def _row(
     return Row(name, name not in NO_SOLUTIONS, NO_SOLUTIONS.get(name, ""))
 
 
-def _chosen(problem: Problem, source: Any, first: Batch, low: float, high: float, steps: int) -> Any:
+class Slopes(NamedTuple):
+    """The squared norms of grad_v g and grad_v f at the start, the largest of a few batches."""
+
+    lower: float
+    upper: float
+
+
+def _slopes(problem: Problem, u: PyTree, v: PyTree, batches: tuple[Batch, ...]) -> Slopes:
+    key = jax.random.key(0)
+
+    def of(batch: Batch) -> tuple[Any, Any]:
+        g = derivatives.lower_gradient(problem, u, v, data_of_loss(base.lower_data(batch, 0)), key)[1]
+        f = derivatives.upper(problem, u, v, data_of_loss(batch.upper), key).grad_v
+        return optax.tree.norm(g, squared=True), optax.tree.norm(f, squared=True)
+
+    found = np.array([of(batch) for batch in batches], float)
+    return Slopes(*(float(x) for x in np.nan_to_num(found).max(0)))
+
+
+def _chosen(
+    problem: Problem, source: Any, first: Batch, low: float, high: float, steps: int, slopes: Slopes
+) -> base.Solver:
     """A solver with settings for a problem with these curvatures of g."""
     stage = max(steps // 40, 10)
     if problem.lower_constraints:
@@ -162,22 +183,58 @@ def _chosen(problem: Problem, source: Any, first: Batch, low: float, high: float
     condition = size / max(low, 1e-4 * size) if np.isfinite(low) else 1e4
     damping = max(-2 * low, 0.0) if np.isfinite(low) else 1e-2 * size
     convex, own_start = low > 1e-6 * size, problem.lower_start is not None
+
+    def descent(
+        rate: Any, moves: int, *, momentum: float | None = None, noisy: bool = False, linear: bool = False
+    ) -> Any:
+        # Noise is to lower the rate; a lag behind u is not.
+        known = max(slopes.upper, 0.1) if linear else max(slopes.lower, (0.1 if noisy else 1.0) * size**2)
+        return damped_descent(rate, known * (10 if noisy else 10 + moves * steps / 25), momentum)
+
     solve = CG(MOST_PRODUCTS, damping=damping)
+    random = draws(source)
     if isinstance(first.lower, PerMove):
-        return solvers.Implicit(upper, optax.sgd(0.5 / size), len(jax.tree.leaves(first.lower.data)[0]), solve)
+        moves = len(jax.tree.leaves(first.lower.data)[0])
+        return solvers.Implicit(upper, descent(0.5 / size, moves, noisy=True), moves, solve)
     if problem.project_lower is not identity:
         moves = int(np.clip(np.ceil(condition), 10, MOST_MOVES))
-        return solvers.Implicit(upper, optax.sgd(1 / size), moves, solve)
-    lower = optax.sgd(optax.cosine_decay_schedule(0.5 / size, 10 * steps, 0.1))
+        return solvers.Implicit(upper, descent(1 / size, moves, noisy=random), moves, solve)
     if isinstance(first.lower, PartAndWhole):
-        return solvers.SRBA(upper, lower, lower)
+        return solvers.SRBA(upper, descent(0.3 / size, 1), descent(0.3 / size, 1, linear=True))
     if isinstance(source, Blocks) and convex and not own_start:
-        return solvers.SABA(source.blocks, upper, optax.sgd(0.3 / size), optax.sgd(0.3 / size))
-    if not isinstance(source, Fixed) and convex and not own_start:
-        return solvers.AmIGO(upper, lower, lower, 10, 10)
+        return solvers.SABA(source.blocks, upper, descent(0.3 / size, 1), descent(0.3 / size, 1, linear=True))
+    if random and convex and not own_start:
+        lower, linear = (descent(0.5 / size, 10, noisy=True, linear=x) for x in (False, True))
+        return solvers.AmIGO(upper, lower, linear, 10, 10)
     moves = int(np.clip(np.ceil(2 * condition**0.5), 10, MOST_MOVES))
     momentum = min((condition**0.5 - 1) / (condition**0.5 + 1), 0.9)
-    return solvers.Implicit(upper, optax.sgd(0.5 / size, momentum=momentum, nesterov=True), moves, solve)
+    lower = descent(0.5 / size, moves, momentum=momentum, noisy=random)
+    return solvers.Implicit(upper, lower, moves, solve)
+
+
+def damped_descent(rate: Any, room: float, momentum: float | None = None) -> optax.GradientTransformation:
+    """Gradient descent whose rate falls as 1 / sqrt(1 + S / room), S being the sum of all squared gradient norms.
+
+    It stays stable where the curvature grows as u moves, such as with strengths exp(u): larger gradients shorten the
+    steps (AdaGrad-Norm; Ward, Wu and Bottou, "AdaGrad stepsizes", ICML 2019).
+
+    Args:
+        rate: number, or schedule of the number of moves.
+        room: S at which the rate has fallen by the square root of two; positive.
+        momentum: that of Nesterov; None for none.
+    """
+
+    def init(params: PyTree) -> tuple[Any, Any]:
+        return jnp.zeros_like(optax.tree.norm(params)), jnp.zeros((), jnp.int32)
+
+    def update(updates: PyTree, state: Any, params: PyTree = None) -> tuple[PyTree, tuple[Any, Any]]:
+        total, count = state
+        total += optax.tree.norm(updates, squared=True)
+        step = schedules.at(rate, count) / jnp.sqrt(1 + total / room)
+        return jax.tree.map(lambda x: (-step * x).astype(x.dtype), updates), (total, count + 1)
+
+    plain = optax.GradientTransformation(init, update)
+    return plain if momentum is None else optax.chain(plain, optax.trace(momentum, nesterov=True))
 
 
 def _candidates(source: Any) -> tuple[Any, ...]:

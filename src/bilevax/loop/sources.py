@@ -121,6 +121,13 @@ class Fixed:
         return self.batch
 
 
+def draws(source: Any) -> bool:
+    """Whether the batches of a source differ from step to step. A source of another class is taken to draw."""
+    if isinstance(source, _Drawn):
+        return not (source.upper_size is None and source.lower_size is None)
+    return draws(source.source) if isinstance(source, Stacked) else not isinstance(source, Fixed)
+
+
 def _gather(data: PyTree, index: Int[Array, " n"]) -> Samples:
     return Samples(jax.tree.map(lambda x: jnp.take(x, index, axis=0), data), index)
 
