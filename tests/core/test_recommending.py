@@ -48,8 +48,9 @@ def test_the_quadratic_without_a_setting_touched():
     np.testing.assert_allclose(result.u, solution(), atol=1e-3)
 
 
+@pytest.mark.slow
 def test_strengths_as_exponentials_without_a_setting_touched():
-    """As u moves, the curvature of g grows by more than the rates at the start would bear."""
+    """As u moves, the curvature of g grows by more than the rates at the start would bear: they gave a NaN."""
     rng = np.random.default_rng(0)
     x = rng.normal(size=(300, 6))
     sign = np.sign(x @ [3.0, -2, 1, 0, 0, 0] + rng.normal(size=300))
@@ -64,7 +65,7 @@ def test_strengths_as_exponentials_without_a_setting_touched():
     )
     start = jnp.full(6, -3.0), jnp.zeros(6)
     exact = Batch(bx.whole(upper), bx.whole(lower))
-    for source, least in ((exact, 1e-3), (Minibatches(upper, lower, 30, 30), 0.03)):
+    for source, least in ((exact, 0.005), (Minibatches(upper, lower, 30, 30), 0.015)):  # 0.047 at the start
         found = recommend(problem, *start, source, steps=400)
         result = solve(found.solver, problem, *start, source, steps=400, key=KEY, every=400)
         v = jnp.zeros(6)
