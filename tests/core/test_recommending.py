@@ -116,9 +116,9 @@ def test_defaults_for_whole_data_are_warned_of_on_minibatches(solver):
     else:
         sources = [Minibatches(data, data, size, size) for size in (4, None)]
     with pytest.warns(UserWarning, match=r"has its default lower_optimizer, .* Use bilevax.recommend"):
-        solve(solver, problem, *start, sources[0], steps=100, key=KEY)
-    solve(solver, problem, *start, sources[1], steps=100, key=KEY)  # whole data, and a trial
-    solve(solver, problem, *start, sources[0], steps=99, key=KEY)
+        solve(solver, problem, *start, sources[0], steps=500, key=KEY)
+    solve(solver, problem, *start, sources[1], steps=500, key=KEY)  # whole data, and a trial
+    solve(solver, problem, *start, sources[0], steps=499, key=KEY)
 
 
 @pytest.mark.slow

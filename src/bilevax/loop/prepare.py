@@ -20,7 +20,7 @@ from bilevax.problem import Problem
 from bilevax.solvers import base
 from bilevax.solvers.base import Info, State
 
-TRIAL = 100  # a solve of fewer steps is a trial, and not warned of
+TRIAL = 500  # a solve of fewer steps is a trial, and not warned of
 STRETCH_BYTES = 1 << 28  # for the Info of a stretch, which stays on the device until the stretch ends
 
 
