@@ -95,6 +95,10 @@ EXPERIMENTS: dict[str, Experiment] = {
     "gpu": Experiment(
         "The full-size cells of the papers, side by side on one accelerator, within --minutes", "experiments.gpu.run"
     ),
+    "bolib": Experiment(
+        "Bilevel problems of the literature with lower constraints, from their given starts",
+        "experiments.bolib.study",
+    ),
     "race": Experiment(
         "All stochastic methods against processor seconds: quadratics, logistic regression, hyper-cleaning",
         "experiments.race.race",

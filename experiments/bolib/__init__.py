@@ -1,0 +1,1 @@
+"""Bilevel problems of the literature with known solutions, solved from their given starts."""
