@@ -13,7 +13,7 @@ from experiments.bolib.example import onto_polygon
 from experiments.bolib.linear import LINEAR
 
 ALL = CONVEX | LINEAR
-QUICK = ("Bard1988Ex1", "Dempe1992b", "FalkLiu1995", "MuuQuy2003Ex1", "Outrata1990Ex2a", "Bard1984a")
+QUICK = ("ClarkWesterberg1990a", "FalkLiu1995", "MuuQuy2003Ex1", "LiuHart1994")
 FAR = 20.0  # how far the search goes where u has no bound
 FAVOUR = 1e-5  # the weight of the upper loss below: among several minimisers it decides
 
