@@ -35,7 +35,7 @@ RATES: dict[str, dict[str, tuple[float, float]]] = {
         "VPBGD": (0.1, 3.0),
     },
     # The grid was run for SABA, SRBA and SOBA; see the footnote for the others.
-    "cleaning": dict.fromkeys(METHODS, (0.03, 300.0)) | dict.fromkeys(("AmIGO", "StocBiO", "F2SA"), (0.03, 3000.0)),
+    "cleaning": {label: (0.03, 3000.0 if label in ("AmIGO", "StocBiO", "F2SA") else 300.0) for label in METHODS},
 }
 SCALE = {"quadratics": 0.1, "logistic": 0.2, "cleaning": 0.1}  # of the Neumann series of StocBiO
 NU = {"quadratics": 0.1, "logistic": 0.1, "cleaning": 0.01}  # of F2SA in the first step

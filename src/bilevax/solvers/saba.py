@@ -117,11 +117,11 @@ class SABA:
         places = batch.upper.place, batch.lower.place
         news, tables = (of_f, of_g), state.memory[2]
         olds = tuple(table.row(place) for table, place in zip(tables, places, strict=True))
-        found = [
+        for_f, for_g = (
             jax.tree.map(lambda x, y, m: x - y + m, new, old, table.mean)
             for new, old, table in zip(news, olds, tables, strict=True)
-        ]
-        after, info = single_loop.moved(self, problem, state, point, *found, losses)
+        )
+        after, info = single_loop.moved(self, problem, state, point, for_f, for_g, losses)
         alive = base.is_finite(after, info)
         tables = tuple(table.updated(*x, alive) for table, *x in zip(tables, places, olds, news, strict=True))
         return after._replace(memory=(*after.memory[:2], tables)), info
