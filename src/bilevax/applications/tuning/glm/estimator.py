@@ -44,6 +44,7 @@ from bilevax.applications.tuning.glm.tuner import Tuner, strength_codes
 
 KINDS = ("auto", "scalar", "group", "feature", "class")
 MOST_FEATURES = 2000  # for which "auto" considers a strength for each
+SEVERAL_THREADS = 20_000_000  # entries of X from which products are shared by threads
 TOLERANCE, LOOSE_TOLERANCE = 1e-8, 1e-6  # of the lower problems, the second for large ones
 LARGE = 5e6  # entries of X times outputs times folds
 AT_BOUND = 0.5  # log strengths this near a bound are at it
@@ -147,8 +148,9 @@ class TunedLinearModel(Picklable, BaseEstimator):
             target = np.zeros_like(target)
         loss = loss.settled(target[:, 0], weight)
         tuner = self._tuner(loss, penalty, design, target, shift, weight, folds, codes)
-        # Threads of small products wait for each other longer than they compute.
-        with threadpool_limits(1 if tuner.tolerance == TOLERANCE else None, "blas"):
+        # Threads of small products wait for each other longer than they compute; sparse products have none.
+        few = sparse.issparse(x) or x.size < SEVERAL_THREADS
+        with threadpool_limits(1 if few else None, "blas"):
             chosen = self._choose(tuner, codes, penalty)
             w, converged = tuner.fit(chosen.codes, chosen.u)
         self._record(tuner, chosen, design, w, centre)
