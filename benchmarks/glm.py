@@ -61,8 +61,9 @@ def drawn(size: Size) -> tuple[Any, np.ndarray]:
     if size.sparse:
         columns = np.minimum((rng.pareto(0.6, (size.n, WORDS)) * 40).astype(int), size.d - 1)
         rows = np.repeat(np.arange(size.n), WORDS)
-        X = sparse.csr_matrix((rng.random(rows.size), (rows, columns.ravel())), (size.n, size.d))
-        X, w = normalize(X), 3 * rng.normal(size=size.d)
+        counted = sparse.csr_matrix((rng.random(rows.size), (rows, columns.ravel())), (size.n, size.d))
+        X: Any = normalize(counted)
+        w = 3 * rng.normal(size=size.d)
     else:
         X = rng.standard_normal((size.n, size.d))
         w = 3 * rng.normal(size=size.d) * (rng.random(size.d) < 0.2) / size.d**0.5

@@ -358,6 +358,7 @@ def test_an_optimizer_that_needs_the_loss_runs_where_it_is_not_refused(solver):
         bx.StocBiO: 2,
         bx.PZOBO: 2,
         bx.SAMA: 1,
+        bx.BLOCC: 2,
     }
     assert sum(ran) == expected.get(type(solver), 0)
 
