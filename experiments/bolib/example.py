@@ -24,7 +24,7 @@ class Example:
         below: (u, v) -> the values of the lower constraints, each at most zero; None without.
         u, v: the given start.
         best: the upper value of the solution, to the digits of an independent search (tests/experiments/test_bolib.py).
-        box: the bounds of u. Where they are not those of the source, the lower set is empty outside them.
+        box: the bounds of u. Bounds that the source does not state are those outside which the lower set is empty.
         project: the projection of u onto a set that is not a box, which is within `box`.
         printed: the upper value that collections print, where it differs by more than 1e-3.
         note: in what the problem differs from what is printed elsewhere.

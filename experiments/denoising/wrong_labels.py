@@ -230,7 +230,7 @@ def described(cell: Cell) -> str:
 
 
 def against_cleanlab(found: Mapping[Cell, list[dict[str, Any]]]) -> list[Row]:
-    """Our processor seconds, relative to those of cleanlab, of cells in which one run measured both."""
+    """The ratio of our processor seconds to cleanlab's, for the cells in which one run measured both."""
     ratios = {
         cell: [
             trial[OURS]["processor"] / trial[CLEANLAB]["processor"]

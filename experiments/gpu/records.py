@@ -5,7 +5,7 @@ from typing import Any
 
 
 def merged(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """The record of a cell, from those of runs of one row each.
+    """Return the record of a cell, joined from the records of its rows.
 
     Tables, solvers and counts are joined; notes are taken once. Versions and the device are those of the runs.
 
