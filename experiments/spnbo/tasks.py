@@ -21,13 +21,8 @@ import optax
 from jaxtyping import PRNGKeyArray, PyTree
 
 from bilevax._checks import check_key
-from bilevax.applications._inputs import (
-    coded_samples,
-    on_one_scale,
-    require_alike,
-    require_batch,
-    require_classes,
-)
+from bilevax.applications._inputs import coded_samples, on_one_scale, require_alike, require_classes
+from bilevax.applications._settings import require_batch
 from bilevax.applications.denoising.importance import per_sample
 from bilevax.applications.fewshot.episodes import Adapt, Episode, Scores, class_means
 from bilevax.applications.fewshot.recipes import ADAPT_STEPS, HEAD_RATE

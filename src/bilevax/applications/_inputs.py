@@ -1,32 +1,29 @@
-"""Checks of what users pass to the applications: samples, labels, seeds, solvers.
+"""Checks of what users pass to the applications: samples and labels.
 
 The estimators of tables, `TunedGLM` and `TunedLasso`, use scikit-learn's `validate_data`. These checks are
 for what it does not accept: images, which may stay bytes, labels of any one type, and pairs of data sets with the same
 features.
 """
 
-import inspect
 import numbers
 import warnings
 from collections.abc import Sequence
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float, Float64, Int, PRNGKeyArray, Shaped
+from jaxtyping import Float, Float64, Int, Shaped
 from numpy.typing import ArrayLike
 from scipy import sparse
 from sklearn.base import BaseEstimator
 from sklearn.exceptions import DataConversionWarning
 from sklearn.utils.validation import validate_data
 
-from bilevax._checks import InputError, listed, require_count
+from bilevax._checks import InputError, listed
 from bilevax.applications._units import require_sizes
 from bilevax.nn.model import pixels
-from bilevax.nn.training import Training, require_finite
+from bilevax.nn.training import require_finite
 
-LARGEST_SEED = 2**32 - 1
 REAL = numbers.Real | np.bool_
 
 
@@ -368,46 +365,3 @@ def require_unit(name: str, x: np.ndarray, other_name: str) -> None:
             f"{name} holds floats from {x.min():g} to {x.max():g}, and {other_name} bytes, which are read as 0..1. "
             "Give both as bytes, or both as floats on one scale."
         )
-
-
-def seed_key(name: str, seed: Any) -> PRNGKeyArray:
-    """Return the jax.random key of a seed, an integer in 0..2^32-1."""
-    wrong = isinstance(seed, bool) or not isinstance(seed, int | np.integer)
-    if wrong or not 0 <= seed <= LARGEST_SEED:
-        raise InputError(f"{name} is {seed!r}, and must be a non-negative integer, at most 2^32 - 1.")
-    return jax.random.key(int(seed))
-
-
-def require_batch(owner: str, name: str, size: Any, data: str, n: int) -> int | None:
-    """Return the size of a minibatch as an int, or None for all samples.
-
-    Raises:
-        InputError: it is not a positive integer, or is larger than the number of samples.
-    """
-    if size is None:
-        return None
-    size = require_count(owner, name, size)
-    if n < size:
-        raise InputError(
-            f"{data} has {n} samples, fewer than one batch of {size}. "
-            f"Lower {name}, or pass None to use all of them at each step."
-        )
-    return size
-
-
-def require_solver(solver: Any) -> None:
-    """Refuse what is not a solver: a name, a class, a function that was not called."""
-    if isinstance(solver, type):
-        raise InputError(
-            f"solver is the class {solver.__name__}, which is not a solver. Pass an instance, "
-            f"{solver.__name__}{inspect.signature(solver)!s}."
-        )
-    if not all(callable(getattr(solver, name, None)) for name in ("check", "init", "step")):
-        hint = " Call it." if callable(solver) else ""
-        raise InputError(f"solver is {solver!r}, which is not a solver.{hint} Pass penalty_solver(100), for example.")
-
-
-def require_training(training: Any) -> None:
-    """Refuse what is not a Training."""
-    if not isinstance(training, Training):
-        raise InputError(f"training is {training!r}. Pass a bilevax.nn.Training.")

@@ -22,16 +22,13 @@ from bilevax.applications._inputs import (
     require_both,
     require_features,
     require_label_each,
-    require_training,
     require_unit,
     sample_shape,
     samples,
-    seed_key,
 )
-from bilevax.applications._inputs import (
-    labels as labels_of,
-)
+from bilevax.applications._inputs import labels as labels_of
 from bilevax.applications._pickling import Picklable
+from bilevax.applications._settings import require_training, seed_key
 from bilevax.applications.denoising.experts import TABLES, Expert, FittedStack, Folds
 from bilevax.applications.denoising.network import FittedNetwork, Network, require_logits
 from bilevax.applications.denoising.noise import sharpened

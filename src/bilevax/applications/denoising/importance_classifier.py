@@ -27,15 +27,12 @@ from bilevax.applications._inputs import (
     on_one_scale,
     places,
     require_alike,
-    require_batch,
-    require_solver,
-    require_training,
     require_unit,
     sample_shape,
     samples,
-    seed_key,
 )
 from bilevax.applications._pickling import Picklable
+from bilevax.applications._settings import require_batch, require_solver, require_training, seed_key
 from bilevax.applications.denoising.importance import weights
 from bilevax.applications.denoising.network import require_logits
 from bilevax.applications.denoising.recipes import penalty_solver

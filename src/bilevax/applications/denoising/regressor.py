@@ -18,10 +18,10 @@ from bilevax.applications._inputs import (
     require_both,
     require_features,
     require_label_each,
-    seed_key,
     table,
 )
 from bilevax.applications._pickling import Picklable
+from bilevax.applications._settings import seed_key
 from bilevax.applications.denoising.ranking import require_doubt
 from bilevax.applications.denoising.regressors import FittedRegressorStack, FoldRegressor, Regressor, defaults
 from bilevax.applications.denoising.targets import TargetRanking, rank_targets

@@ -11,17 +11,9 @@ from sklearn.base import BaseEstimator
 
 from bilevax._checks import InputError, require_count
 from bilevax._programs import compiled
-from bilevax.applications._inputs import (
-    classes_of,
-    labels,
-    numeric,
-    places,
-    require_label_each,
-    require_solver,
-    require_unit,
-    seed_key,
-)
+from bilevax.applications._inputs import classes_of, labels, numeric, places, require_label_each, require_unit
 from bilevax.applications._pickling import Picklable
+from bilevax.applications._settings import require_solver, seed_key
 from bilevax.applications.fewshot.episodes import (
     Adapt,
     Episode,

@@ -14,7 +14,8 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree, Shaped
 
 from bilevax._checks import InputError
-from bilevax.applications._inputs import floats, integer_samples, require_training
+from bilevax.applications._inputs import floats, integer_samples
+from bilevax.applications._settings import require_training
 from bilevax.applications.poisoning.points import (
     SOFTMAX_TRAINING,
     Clip,

@@ -19,15 +19,8 @@ from sklearn.model_selection import StratifiedShuffleSplit
 from sklearn.neighbors import NearestNeighbors
 
 from bilevax._checks import InputError, listed, require_count
-from bilevax.applications._inputs import (
-    classes_of,
-    on_one_scale,
-    places,
-    require_alike,
-    require_solver,
-    require_training,
-    samples,
-)
+from bilevax.applications._inputs import classes_of, on_one_scale, places, require_alike, samples
+from bilevax.applications._settings import require_solver, require_training
 from bilevax.applications.poisoning.added_points import untargeted_task, wrongly_labelled
 from bilevax.applications.poisoning.estimators import Estimator, estimator_of, is_estimator
 from bilevax.applications.poisoning.points import SOFTMAX_TRAINING, Points, retrained

@@ -19,14 +19,8 @@ from jaxtyping import Array, Float, PRNGKeyArray, PyTree, Shaped
 from numpy.typing import ArrayLike
 
 from bilevax._checks import InputError, check_key, listed, require_count
-from bilevax.applications._inputs import (
-    coded_samples,
-    on_one_scale,
-    require_alike,
-    require_batch,
-    require_classes,
-    require_solver,
-)
+from bilevax.applications._inputs import coded_samples, on_one_scale, require_alike, require_classes
+from bilevax.applications._settings import require_batch, require_solver
 from bilevax.applications.task import Task
 from bilevax.applications.tuning.folds import over_folds
 from bilevax.applications.tuning.hyperparameters import Hyperparameter
