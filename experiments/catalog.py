@@ -107,6 +107,9 @@ EXPERIMENTS: dict[str, Experiment] = {
         "Many strengths on public tables: TunedGLM, one strength, scikit-learn's CV classes and Optuna",
         "experiments.tuning.tables",
     ),
+    "tune-banded": Experiment(
+        "A strength for each band of features: TunedGLM beside himalaya", "experiments.tuning.banded"
+    ),
     "tune-scalar": Experiment(
         "One strength on public tables: TunedGLM, scikit-learn's CV classes and glum's", "experiments.tuning.scalar"
     ),

@@ -67,10 +67,12 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 MAPPINGS = Path("/proc/self/maps")
 
 
-# Docstring examples that take more than two seconds. What they show is tested in tests/.
+# Docstring examples that take more than a second. What they show is tested in tests/.
 LONG_EXAMPLES = {
     f"bilevax.{name}"
     for name in (
+        "applications.denoising.estimator.DenoisingClassifier",
+        "applications.denoising.importance.per_sample",
         "applications.denoising.importance_classifier.ImportanceClassifier",
         "applications.denoising.regressor.DenoisingRegressor",
         "applications.denoising.tasks.denoising_task",
@@ -81,18 +83,42 @@ LONG_EXAMPLES = {
         "applications.fewshot.tasks.fewshot_task",
         "applications.poisoning.added_points.untargeted_task",
         "applications.poisoning.audit.audit",
+        "applications.tuning.classifier.classifier_task",
         "applications.tuning.classifier.tune",
+        "applications.tuning.classifier.tuning_task",
         "applications.tuning.glm.faces.TunedGLM",
         "applications.tuning.glm.faces.TunedLogisticRegression",
         "applications.tuning.glm.faces.TunedSVC",
         "applications.tuning.optimizer.optimizer_task",
+        "argmin.Argmin",
+        "argmin.hypergradient",
+        "diagnostics.members.best_member",
+        "diagnostics.nonsmooth.nonsmooth_stationarity",
         "linear_solve.nystrom.Nystrom",
+        "loop.checkpoint.Checkpoint",
         "loop.layout.Layout",
+        "loop.sources.Epochs",
+        "nn.adapters.as_representation",
+        "nn.augmentation.crop_and_flip",
+        "nn.model.export",
+        "nn.networks.mlp",
+        "nn.representations.Representation",
         "plots.curves.convergence",
+        "projections.box_section",
         "recommending.recommend",
+        "saved.models.save_model",
+        "solvers.bicgaffa.BiCGAFFA",
+        "solvers.blocc.BLOCC",
+        "solvers.bvfim.BVFIM",
+        "solvers.f2sa.F2SA",
+        "solvers.learning_to_reweight.LearningToReweight",
+        "solvers.pzobo.PZOBO",
         "solvers.saba.SABA",
         "solvers.smnbp.SMNBP",
+        "solvers.sparse_ho.SparseHO",
+        "solvers.spnbo.SPNBO",
         "solvers.srba.SRBA",
+        "solvers.vpbgd.VPBGD",
     )
 }
 

@@ -21,7 +21,7 @@ def main() -> None:
     parser.add_argument("records", nargs="+", type=Path, help="results.json files, or directories that hold one")
     parser.add_argument("--benchmarks", type=Path, help="what `make bench` printed, taken over as it stands")
     parser.add_argument("--scale", type=Path, help="what `python -m benchmarks.scale` printed, copied in the same way")
-    parser.add_argument("--peers", type=Path, help="what `python -m benchmarks.peers --out` wrote")
+    parser.add_argument("--peers", type=Path, help="what `python -m benchmarks.peers --read` printed, the same")
     parser.add_argument("--out", type=Path, default=EXPERIMENTS / "RESULTS.md")
     options = parser.parse_args()
     parts = [HEAD]
@@ -34,9 +34,7 @@ def main() -> None:
         picture = "![time and memory against size](figures/scale.png)"
         parts.append(f"## `python -m benchmarks.scale`\n\n```\n{options.scale.read_text().strip()}\n```\n\n{picture}\n")
     if options.peers:
-        from benchmarks.peers.report import whole
-
-        parts.append(f"## Beside other libraries\n\n{whole(json.loads(options.peers.read_text()))}")
+        parts.append(f"## Beside other libraries\n\n{options.peers.read_text().strip()}\n")
     options.out.write_text("\n".join(parts))
 
 

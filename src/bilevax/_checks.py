@@ -1,6 +1,7 @@
 """Checks of arguments, each of which raises an InputError that says what was found and what is needed."""
 
 import difflib
+import importlib
 from collections.abc import Iterable
 from typing import Any
 
@@ -15,6 +16,18 @@ class InputError(ValueError):
     """An argument cannot be used; the message says what was found and what to do."""
 
     __module__ = "bilevax"  # where users import it from, as tracebacks show it
+
+
+def optional(module: str, owner: str, extra: str) -> Any:
+    """Import a package of an extra; raise InputError with the command that installs it if it is missing."""
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        package = module.partition(".")[0]
+        raise InputError(
+            f"{owner} needs the package {package}, which is not installed. Install it with the extra: "
+            f"pip install 'bilevax[{extra}]'."
+        ) from error
 
 
 def require_count(owner: str, name: str, value: Any, least: int = 1) -> int:

@@ -388,6 +388,7 @@ def test_damaged_files_are_said_and_kept(web, tmp_path, monkeypatch):
     assert web.log == []
 
 
+@pytest.mark.slow
 def test_no_damage_slips_through(tmp_path):
     """Whatever byte is changed or cut, the arrays come out right or a sentence does."""
     images = pictures((28, 28), train=2, test=1)

@@ -232,6 +232,7 @@ def test_pictures_of_bytes_are_read_as_0_to_1(small):
     np.testing.assert_allclose(mixed, both, rtol=1e-12)
 
 
+@pytest.mark.slow
 def test_a_table_of_bytes_holds_numbers(small):
     table = (9 * small.images).astype(np.uint8).reshape(200, 64)
     found, same = (PlainClassifier(softmax_regression, BRIEF).fit(x, small.y) for x in (table, table.astype(float)))
@@ -263,6 +264,7 @@ def test_more_suspects_than_half_are_warned_of(suspects):
     assert [str(w.message)[:31] for w in record] == ["101 of 200 samples are suspects"] * (suspects > 100)
 
 
+@pytest.mark.slow
 def test_callbacks_are_called(small):
     d, seen = small, []
     quick(callbacks=[lambda visit: seen.append(visit.step)]).fit(d.X, d.y, d.X_clean, d.y_clean)

@@ -147,6 +147,7 @@ def test_all_labels_in_doubt_are_of_one_class(model, small_forests):
     assert np.isfinite(found.probability_wrong_).all()
 
 
+@pytest.mark.slow
 def test_a_class_that_the_trusted_samples_lack(cheap):
     X, given, right = blobs(300)
     known = np.flatnonzero(right != 2)[:60]
@@ -159,6 +160,7 @@ def test_a_class_that_the_trusted_samples_lack(cheap):
 # --- trusted samples --------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_trusted_labels_have_probability_zero(cheap):
     X, given, right = blobs()
     trusted = np.zeros(150, bool)
@@ -170,6 +172,7 @@ def test_trusted_labels_have_probability_zero(cheap):
     np.testing.assert_array_equal(as_numbers.probability_wrong_, found.probability_wrong_)
 
 
+@pytest.mark.slow
 def test_repeated_samples_have_the_trusted_label(cheap):
     X, given, right = blobs()
     wrong, fine = np.flatnonzero(given != right)[:3], np.flatnonzero(given == right)[:20]
@@ -198,6 +201,7 @@ def test_trusted_repeats_that_disagree_settle_nothing():
     assert not known.contradicted.any()
 
 
+@pytest.mark.slow
 def test_a_review_of_files_uses_trusted_repeats(tmp_path):
     X, given, right = blobs(120)
     frame = pd.DataFrame(X, columns=list("abcd")).assign(label=given)
@@ -364,6 +368,7 @@ def predicted(n=200, seed=0):
     return np.stack([1 - p, p], 1), np.array(["no", "yes"])[right ^ wrong], wrong
 
 
+@pytest.mark.slow
 def test_given_probabilities():
     p, labels, wrong = predicted()
     found = review_probabilities(p, labels)

@@ -100,6 +100,7 @@ def test_trusted_targets(cheap, how):
     assert found.probability_wrong_.shape == (200,)
 
 
+@pytest.mark.slow
 def test_a_trusted_repeat_settles_a_target(cheap):
     X, given, right = line()
     some = np.flatnonzero(given != right)[:3].tolist() + np.flatnonzero(given == right)[:3].tolist()

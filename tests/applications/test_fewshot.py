@@ -113,6 +113,7 @@ def agree(a, b, rtol=1e-9):
 NAMED = jnp.asarray(np.broadcast_to((100 * np.arange(10)[:, None] + np.arange(8))[..., None, None], (10, 8, 3, 2)))
 
 
+@pytest.mark.slow
 def test_an_episode_holds_what_it_says(key):
     """Classes differ within a task, pictures within a class, and none is in both support and query sets."""
     source = Episodes(NAMED, way=4, shot=3, queries=5, tasks=6)
@@ -153,6 +154,7 @@ def test_the_same_key_and_step_give_the_same_bits(key):
     assert (first[2] != first[3]).any()  # keys for dropout
 
 
+@pytest.mark.slow
 def test_each_class_and_picture_is_drawn_as_often_as_any_in_every_place(key):
     source, steps, tasks = Episodes(NAMED, way=3, shot=2, queries=1, tasks=5), 400, 5
     batches = jax.jit(jax.vmap(lambda step: source.at(step, key)))(jnp.arange(steps))
@@ -202,6 +204,7 @@ def test_the_largest_episodes_that_fit_are_taken(key):
     assert len(set(np.asarray(draw(source, 0, key).lower.x[0, :, 0, 0]) // 100)) == 10
 
 
+@pytest.mark.slow
 def test_means_are_those_of_each_class(key):
     features, y = jax.random.normal(key, (2, 5, 3)), jnp.array([[0, 2, 0, 2, 2], [1, 0, 1, 1, 0]])
     means = class_means(features, y, 3)
@@ -242,6 +245,7 @@ def test_an_evaluation_is_recounted_by_numpy(key):
     assert 0.3 < found.mean < 1
 
 
+@pytest.mark.slow
 def test_who_is_evaluated_sees_no_dropout_and_the_given_statistics(key):
     seen = []
 
@@ -388,6 +392,7 @@ def test_a_zero_has_no_direction_and_no_infinite_derivative(dtype):
     assert np.isfinite(jacobian).all()
 
 
+@pytest.mark.slow
 def test_the_representation_sees_all_tasks_in_one_pass():
     """Once for each loss, and once for the start; it is given the key and the statistics."""
     calls = []
@@ -494,6 +499,7 @@ def test_a_new_task_is_learned_by_a_hundred_moves():
     np.testing.assert_allclose(scores(U, found, batch.upper), np.stack(expected), rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.slow
 def test_metrics_are_an_evaluation_on_the_given_classes():
     images = noise()
     method = fewshot_task(LINEAR, images, way=3, shot=2, queries=4, tasks=2, key=KEY)
@@ -723,6 +729,7 @@ def test_maml_learns_a_new_task_by_its_own_moves_and_normalises_tasks_apart():
     np.testing.assert_allclose(found, scores(u, v, batch.upper), rtol=1e-12)
 
 
+@pytest.mark.slow
 def test_maml_starts_undecided_and_refuses_another_number_of_classes():
     method, _, batch = maml()
     np.testing.assert_array_equal(method.use(3)[1](*method.task.start, batch.upper), 0)
@@ -780,6 +787,7 @@ def check_metric(method, u, score, loss):
         agree(found, gradient(at, batch), rtol=1e-8)
 
 
+@pytest.mark.slow
 def test_prototypical_networks_are_published_ones():
     def loss(scores, y):
         return -jnp.mean(jnp.take_along_axis(jax.nn.log_softmax(scores), y[:, None], 1))
@@ -944,6 +952,7 @@ def test_any_representation_sees_bytes_as_0_to_1():
     np.testing.assert_allclose(found, same, rtol=1e-12)
 
 
+@pytest.mark.slow
 def test_a_second_task_of_equal_shapes_compiles_nothing(caplog):
     images = clusters(60)[40:]
     given, asked, names = images[:3, :2].reshape(6, 4, 4), images[:3, 2:].reshape(30, 4, 4), np.repeat([3, 4, 5], 2)

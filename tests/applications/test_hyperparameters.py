@@ -81,6 +81,7 @@ class Loss:
         return float(lower(self.task.problem, u, self.v, data, jax.random.key(0) if key is None else key))
 
 
+@pytest.mark.slow
 def test_feature_l2_is_a_ridge_by_feature(rng):
     loss, u = Loss(FEATURE_L2), rng.normal(size=4)
     expected = loss.plain.mean() + (np.exp(u)[:, None] * loss.first**2).sum() / 2
@@ -313,6 +314,7 @@ def test_tune_finds_the_best_strength_of_a_fine_grid(few, key):
     assert len(tuned.result.history.upper_loss) == 200
 
 
+@pytest.mark.slow
 def test_the_loss_of_folds_is_the_mean_over_tasks_of_their_own(rng, key):
     """Folds of 4, 9 and 9 samples are filled to one shape; what fills them has no part in the losses."""
     X, y = blobs(5, 22)
@@ -350,6 +352,7 @@ def test_tune_by_folds_finds_the_best_strength_of_a_fine_grid(key):
     np.testing.assert_allclose(log_softmax(scores, axis=1), model.predict_log_proba(X), atol=1e-3)
 
 
+@pytest.mark.slow
 def test_the_number_and_sizes_of_folds_do_not_change_how_often_a_model_is_traced(key):
     X, y = blobs(0, 31)
     traces = []

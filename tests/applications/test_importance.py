@@ -89,6 +89,7 @@ def test_per_sample_is_one_adam_for_each_entry_over_its_visits():
     assert np.abs(plain[1:][idle] - plain[:-1][idle]).max() > 1e-2
 
 
+@pytest.mark.slow
 def test_per_sample_leaves_an_idle_entry_s_state_alone():
     optimizer = per_sample(optax.adam(0.1))
     x = jnp.zeros(3)
@@ -196,6 +197,7 @@ def test_v_does_not_learn_through_its_own_weights(three, key):
     np.testing.assert_allclose(gradient["bias"], residual.sum(0), rtol=1e-10, atol=1e-12)
 
 
+@pytest.mark.slow
 def test_upper_losses_and_metrics(three, key):
     ce = numpy_losses(CLEAN, Y_CLEAN)
     batch = bx.Samples((jnp.asarray(CLEAN[:3]), jnp.asarray(Y_CLEAN[:3])), jnp.arange(3))
@@ -233,6 +235,7 @@ def test_starts(three):
     jax.tree.map(lambda x: np.testing.assert_array_equal(x, 0), v)
 
 
+@pytest.mark.slow
 def test_the_start_without_warm_rounds_is_a_model_of_the_clean_set_alone(key):
     training = Training(steps=30, rate=0.05, l2=L2)
     model = softmax_regression(3)
@@ -245,6 +248,7 @@ def test_the_start_without_warm_rounds_is_a_model_of_the_clean_set_alone(key):
     assert 0 < agrees.sum() < 7
 
 
+@pytest.mark.slow
 def test_batches_hold_what_was_asked_for():
     for task in tasks(batch_size=3, clean_batch_size=2).values():
         batch = task.batches.at(0, jax.random.key(0))
@@ -377,6 +381,7 @@ def test_train_is_weighted_training_by_adam(batch_size, key):
     assert np.abs(matrix).max() > 0.3
 
 
+@pytest.mark.slow
 def test_train_draws_dropout_anew_at_each_step():
     """The model's only parameter adds up the coins it was shown."""
 
@@ -395,6 +400,7 @@ def test_train_draws_dropout_anew_at_each_step():
     assert len({round(x, 6) for x in long}) == 5
 
 
+@pytest.mark.slow
 def test_train_starts_where_the_model_does(key):
     model, training = mlp(3, (5,)), Training(steps=1, rate=1e-9, l2=0.0)
     v = train(model, training, jnp.asarray(X), jnp.asarray(Y), jnp.ones(7), key)
@@ -403,6 +409,7 @@ def test_train_starts_where_the_model_does(key):
     assert float(jnp.abs(v[0]["weight"]).max()) > 0.1
 
 
+@pytest.mark.slow
 def test_weightless_samples_do_not_count(key):
     training = Training(steps=10, l2=0.0)
     weight = np.array([1.0, 1, 0, 1, 0, 1, 1])

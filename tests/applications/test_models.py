@@ -84,6 +84,7 @@ def test_softmax_regression_is_affine(key, x):
     np.testing.assert_allclose(logits(model, params, x), x.sum(1)[:, None] + np.array([1.0, 0.0]), atol=1e-12)
 
 
+@pytest.mark.slow
 def test_mlp_flattens_images_and_draws_by_key(key):
     images = jnp.ones((5, 2, 3))
     first, second = mlp(3).init(key, images), mlp(3).init(jax.random.key(1), images)
@@ -102,6 +103,7 @@ def test_a_width_must_be_positive():
         mlp(3, (0,))
 
 
+@pytest.mark.slow
 def test_flax_module_with_dropout(key, x):
     model = from_flax(Net())
     params = model.init(key, x)
@@ -117,6 +119,7 @@ def test_flax_state_is_refused(key, x):
         from_flax(Counted()).init(key, x)
 
 
+@pytest.mark.slow
 def test_equinox_module_is_vmapped(key, x):
     net = eqx.nn.MLP(4, 3, 8, 1, key=key)
     model = from_equinox(net)
@@ -127,6 +130,7 @@ def test_equinox_module_is_vmapped(key, x):
     assert jax.tree.structure(gradient) == jax.tree.structure(params)
 
 
+@pytest.mark.slow
 def test_equinox_dropout_and_draws(key, x):
     model = from_equinox(lambda key: Dropped(key))
     params, others = model.init(key, x), model.init(jax.random.key(1), x)
@@ -369,6 +373,7 @@ def test_max_pooling_is_reduce_window_s(shape, key):
     agree(ours, derivatives(stacked))
 
 
+@pytest.mark.slow
 def test_of_equal_pixels_one_takes_the_derivative():
     """As with XLA's own pooling: half to each would make the second derivative of a tie wrong."""
     pads = [(0, 0), (0, 0)]
@@ -413,6 +418,7 @@ def test_networks_drop_out_in_training_alone(rates, key):
     assert float(masks.std(0).min()) > 1e-2
 
 
+@pytest.mark.slow
 def test_the_last_dropout_is_right_in_the_mean(key):
     """The last layer is linear in what is dropped: over many masks the mean of the logits is that in use."""
     model = small_image_network(dense_dropout=0.3)
@@ -444,6 +450,7 @@ def test_published_dropout_rates(network, rates, key, monkeypatch):
     assert not any(keyed for keyed, _ in asked)
 
 
+@pytest.mark.slow
 def test_group_normalisation(key):
     x = 5 * jax.random.normal(key, (3, 4, 5, 16)) + 2
     params = {"scale": jnp.linspace(0.5, 2, 16), "bias": jnp.linspace(-1, 1, 16)}
@@ -495,6 +502,7 @@ def test_wide_resnet_can_be_deeper_and_wider(key):
     assert shapes["dense"]["weight"].shape == (128, 10)
 
 
+@pytest.mark.slow
 def test_augmented_images_in_training_alone(key):
     model = small_image_network(dense_dropout=0.3)
     images = jax.random.uniform(key, (4, 8, 8, 3))
@@ -535,6 +543,7 @@ def test_crop_and_flip(dtype, key):
     assert np.abs(drawn - n / 18).max() < 4.5 * (n / 18 * 17 / 18) ** 0.5
 
 
+@pytest.mark.slow
 def test_no_padding_only_flips(key):
     x = jax.random.uniform(key, (20, 3, 4, 1))
     out = crop_and_flip(0)(key, x)

@@ -48,6 +48,7 @@ def test_the_noise_matrix_is_learned_with_the_network():
     assert accuracy(learned) > max(accuracy(fixed), 0.96)
 
 
+@pytest.mark.slow
 def test_one_program_serves_all_trainings():
     X, given, _, mask = pair_flips(60)
     samples = Labelled(jnp.asarray(X), jnp.asarray(given), jnp.asarray(mask))

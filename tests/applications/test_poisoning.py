@@ -99,6 +99,7 @@ def test_the_losses_are_those_of_equation_11():
     assert float(task.problem.upper(u, jnp.asarray(v), batch.upper, None)) == pytest.approx(upper, rel=1e-12)
 
 
+@pytest.mark.slow
 def test_the_targeted_aim_is_one_class_taken_for_another():
     task = targeted()
     v = np.random.default_rng(3).normal(size=(3, 4))
@@ -164,6 +165,7 @@ def test_penalty_reaches_what_exact_hypergradients_reach(key):
     assert ends[1] == pytest.approx(ends[0], abs=0.01)
 
 
+@pytest.mark.slow
 def test_retraining_is_the_minimiser(key):
     v = retrained(HEAD, Training(steps=3000, rate=0.05, l2=L2), X, Y, POINTS, key=key)
     np.testing.assert_allclose(v, trained(POINTS.x, POINTS.y), atol=2e-3)
@@ -223,6 +225,7 @@ def test_a_bound_without_a_projection_holds_too(key):
     assert 0.5 * 0.98 <= found["distance"] <= 0.5 * 1.001
 
 
+@pytest.mark.slow
 def test_distances_are_euclidean_and_flat_at_the_base():
     base = jnp.asarray(X[:2])
     np.testing.assert_allclose(euclidean(base + 0.1, base), [0.2, 0.2], rtol=1e-9)
@@ -230,6 +233,7 @@ def test_distances_are_euclidean_and_flat_at_the_base():
     np.testing.assert_array_equal(gradient, 0)
 
 
+@pytest.mark.slow
 def test_the_aims_that_are_left_are_named(key):
     v = clean_label().start[1]
     right = well_classified(HEAD, TANH, v, X_VAL, Y_VAL)

@@ -361,6 +361,7 @@ def text_samples(folder, n=30):
     return read_samples(folder / "train.csv")
 
 
+@pytest.mark.slow
 def test_texts_are_embedded_once(tmp_path, cache, monkeypatch):
     random_bert(tmp_path)
     samples = text_samples(tmp_path)

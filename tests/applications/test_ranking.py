@@ -72,6 +72,7 @@ def test_trusted_labels_recover_class_to_class_noise(trusted, rounds, within, mo
     np.testing.assert_allclose(found.sum(1), 1)
 
 
+@pytest.mark.slow
 def test_the_gradient_through_the_deconvolution_equals_finite_differences():
     q, true, _ = sample(PAIR, 60, 2)
     p, prior = jnp.asarray(noise.floored(q @ PAIR)), jnp.asarray(noise.uniform_prior(3))
@@ -203,6 +204,7 @@ def test_the_ranking_of_a_table(trusted, least):
         np.testing.assert_array_equal(found.probability_wrong, again.probability_wrong)
 
 
+@pytest.mark.slow
 def test_the_ranking_by_given_probabilities():
     q, true, given = sample(PAIR, 1_500, 6)
     trusted = np.arange(1_500) < 100
@@ -247,6 +249,7 @@ def test_corrections_do_little_harm_where_few_labels_are_wrong():
     assert right > (suggested == true).mean() + 0.02
 
 
+@pytest.mark.slow
 def test_many_trusted_labels_leave_no_bias_in_the_noise_matrix():
     """The first estimate, through few steps of a deconvolution, makes up for missing steps; the last one does not."""
     q, true, given = sample(PAIR, 6_000, 4)

@@ -96,6 +96,7 @@ def test_initialisation_is_he_s_and_differs_by_layer_and_key(key):
         assert np.abs(np.corrcoef(drawn) - np.eye(len(drawn))).max() < 0.55
 
 
+@pytest.mark.slow
 def test_a_block_by_numpy():
     """Convolution by its sums, normalisation, maxima of four; as the last block it has no ReLU."""
     network, x = omniglot_network(4), pictures(3, 16, 18, 2)
@@ -191,6 +192,7 @@ def test_the_mini_imagenet_network_is_that_of_xla_s_operations():
     np.testing.assert_allclose(run(network, params, x), hasty(by_hand)(params, x), rtol=1e-8, atol=1e-9)
 
 
+@pytest.mark.slow
 def test_a_weight_s_scale_does_not_matter():
     """Which is why normalisation has no scale of its own; what is left is its 1e-5."""
     network, x = omniglot_network(5), pictures(6, 16, 16)
@@ -203,6 +205,7 @@ def test_a_weight_s_scale_does_not_matter():
     assert float(features.std()) > 0.3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("network", ONE_QUICK, ids=IDS)
 def test_the_statistics_of_a_batch_are_those_it_is_normalised_by(network):
     x = pictures(4, 16, 16)
@@ -212,6 +215,7 @@ def test_the_statistics_of_a_batch_are_those_it_is_normalised_by(network):
     np.testing.assert_allclose(run(network, params, x, known), run(network, params, x), rtol=1e-9, atol=1e-10)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("network", ONE_QUICK, ids=IDS)
 def test_by_given_statistics_a_picture_knows_nothing_of_the_others(network):
     x, other = pictures(4, 16, 16), pictures(4, 16, 16, seed=1)
@@ -226,6 +230,7 @@ def test_by_given_statistics_a_picture_knows_nothing_of_the_others(network):
     assert float(jnp.abs(alone - run(network, params, jnp.concatenate([x[:1], 3 * other[1:]]))[:1]).max()) > 1e-2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("network", ONE_QUICK, ids=IDS)
 def test_bytes_are_pixels_and_floats_are_taken_as_they_are(network, key):
     images = np.random.default_rng(0).integers(0, 256, (4, 16, 16)).astype(np.uint8)
@@ -241,6 +246,7 @@ def test_bytes_are_pixels_and_floats_are_taken_as_they_are(network, key):
     assert jax.eval_shape(network.apply, single, images).dtype == jnp.float32
 
 
+@pytest.mark.slow
 def test_dropout_in_training_alone(key, monkeypatch):
     """A tenth, four times, by keys that differ; without a key nothing, and the other network has none."""
     asked, drop = [], layers.drop_out

@@ -99,6 +99,7 @@ def test_a_quantity_with_a_column_of_text(tmp_path, table):
     np.testing.assert_allclose(a - b, by_hand["town = Bad"] - by_hand["town = Alm"], rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_classes_with_a_rare_one(tmp_path, table):
     rng = np.random.default_rng(0)
     kind = np.array(["ash", "elm", "oak"])[np.arange(120) % 3]

@@ -36,6 +36,7 @@ def test_passes_are_shuffled_anew_and_look_random(key):
     assert 0.8 < counts.var() / (200 * 0.1 * 0.9) < 1.2
 
 
+@pytest.mark.slow
 def test_turns_far_out_neither_overflow_nor_repeat(key):
     n, size = 1_000_003, 999
     far = 2_000_000_000
@@ -77,6 +78,7 @@ def test_fresh_batches_per_move(kind, key):
     assert len({tuple(map(int, row)) for row in batch.lower.data.index}) == 3
 
 
+@pytest.mark.slow
 def test_stacked_gives_each_member_its_own(key):
     data = jnp.arange(30).reshape(3, 10)
     batch = jax.device_get(jax.jit(Stacked(Epochs(upper=data, lower=data, lower_size=4)).at)(0, key))

@@ -72,6 +72,7 @@ def test_a_log_tells_each_visit_as_the_history_does(tmp_path):
     assert seconds[0] > 0
 
 
+@pytest.mark.slow
 def test_a_log_of_members_holds_lists_and_nulls(tmp_path):
     run_members(callbacks=[JsonLines(tmp_path / "log.jsonl")])
     for line in records(tmp_path / "log.jsonl"):

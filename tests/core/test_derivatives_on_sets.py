@@ -460,6 +460,7 @@ def kink(project, proximal, u, v):
     return bool(fixed_points.degenerate(problem, u, v, g, proximal))
 
 
+@pytest.mark.slow
 def test_a_multiplier_of_zero_is_reported_and_warned_of():
     """v*(u) = max(u, 0): its derivative at u = 0 is 0 or 1. Also the edge of a ball, and of a soft threshold."""
 

@@ -110,6 +110,7 @@ def test_the_direction_of_a_solver_is_compared(solver, error, cosine):
     assert "cosine" in str(found)
 
 
+@pytest.mark.slow
 def test_a_given_state_brings_its_multipliers():
     u, v = np.array([0.75]), np.array([0.25])
     solver = bx.Penalty(lower_optimizer=KEEP, gamma=10.0)
@@ -122,6 +123,7 @@ def test_a_given_state_brings_its_multipliers():
     assert carried.direction_error == pytest.approx(0, abs=1e-15)
 
 
+@pytest.mark.slow
 def test_constraints_leave_the_direction_and_drop_the_comparison():
     problem = bx.Problem(PLANE.upper_loss, PLANE.lower_loss, (bx.Inequality(lambda u, v, _: 0.6 - u),))
     found = report(problem, np.array([0.5]), np.array([0.5]), solver=bx.Penalty())
@@ -149,6 +151,7 @@ def test_projections_count_as_distances():
     assert found.kkt_residual < 1e-15
 
 
+@pytest.mark.slow
 def test_the_hypergradient_is_shaped_like_u():
     problem = bx.Problem(
         lambda u, v, _: u["a"] ** 2 + jnp.sum(u["b"] * v) ** 2,
@@ -163,6 +166,7 @@ def test_the_hypergradient_is_shaped_like_u():
     np.testing.assert_allclose(found.hypergradient["b"], 4 * 6 * np.ones((2, 3)))
 
 
+@pytest.mark.slow
 def test_fresh_lower_batches_for_each_move_are_read_from_the_first():
     problem = bx.Problem(lambda u, v, _: jnp.sum(v**2), lambda u, v, c: jnp.sum((v - c * u) ** 2))
     batch = bx.Batch(None, bx.PerMove(jnp.arange(1.0, 11.0)))
@@ -231,6 +235,7 @@ def test_lanczos_without_an_answer_says_so():
     assert "not found" in text
 
 
+@pytest.mark.slow
 def test_an_eigenvalue_of_rounding_does_not_curve_down():
     """H = 2 A'A of rank 2, whose smallest eigenvalue comes out as some 1e-16 of either sign."""
     for seed in range(3):

@@ -112,6 +112,7 @@ def made(name):
     return module, samples()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "training"), IN_MODES)
 def test_values_and_derivatives_are_those_of_flax(name, training, key):
     module, x = made(name)
@@ -149,6 +150,7 @@ def test_values_and_derivatives_are_those_of_flax(name, training, key):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-7), curved, theirs)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_vmap_over_parameters_and_exports(name, key):
     module, x = made(name)
@@ -177,6 +179,7 @@ class Dropped(nnx.Module):
         return self.dense(self.drops[1](self.drops[0](x)))
 
 
+@pytest.mark.slow
 def test_dropout_follows_the_key(key):
     module, x = Dropped(nnx.Rngs(0)), normal(4)
     model = from_nnx(module)
@@ -213,6 +216,7 @@ class NormedLinen(linen.Module):
 NORMED = {"nnx": lambda: Normed(nnx.Rngs(0)), "linen": NormedLinen}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", [NORMED["nnx"], pytest.param(NORMED["linen"], marks=slow)], ids=NORMED)
 def test_statistics_are_those_of_the_whole_sample(make, key):
     x = np.random.default_rng(0).normal(size=(600, 4))
@@ -238,6 +242,7 @@ def test_statistics_are_those_of_the_whole_sample(make, key):
     np.testing.assert_allclose(own, jax.jit(lambda v: logits(model, v, x))(v), atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", [NORMED["nnx"], pytest.param(NORMED["linen"], marks=slow)], ids=NORMED)
 def test_training_and_predictions_by_batch_normalisation(make, key):
     x = np.random.default_rng(0).normal(size=(300, 4))
@@ -280,6 +285,7 @@ def test_a_problem_of_a_module_with_batch_normalisation(key):
     assert jax.tree.structure(params_of(v)) == jax.tree.structure(start)
 
 
+@pytest.mark.slow
 def test_frozen_layers_stay(key):
     module, x = Normed(nnx.Rngs(0)), normal(4)
     model = freeze(from_nnx(module), ["first", "norm"])
@@ -298,6 +304,7 @@ def test_frozen_layers_stay(key):
     export(partly, v).eval()
 
 
+@pytest.mark.slow
 def test_pretrained_functions_and_low_rank_updates(key):
     network, x = mlp(CLASSES, widths=(8,)), normal(4)
     whole = network.init(key, x)

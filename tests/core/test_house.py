@@ -2,6 +2,7 @@
 
 import ast
 import functools
+import graphlib
 import subprocess
 import sys
 from pathlib import Path
@@ -81,6 +82,22 @@ def test_arrows_point_one_way(path):
         assert parts[0] not in ("experiments", "benchmarks", "tests"), f"{path} imports {name}"
         if parts[0] == "bilevax" and len(parts) > 1 and parts[1] in ORDER:
             assert ORDER.index(parts[1]) <= ORDER.index(here), f"{path} imports {name}, which lies above it"
+
+
+def test_no_circles_of_files():
+    """Between files that are no `__init__.py`; imports inside functions count too."""
+    modules = {".".join(("bilevax", *path.relative_to(SOURCE).with_suffix("").parts)): path for path in FILES}
+    modules = {name: path for name, path in modules.items() if path.stem != "__init__"}
+    known = {
+        name: {module for found in imports(path) if (module := found.rpartition(".")[0]) in modules}
+        for name, path in modules.items()
+    }
+    graphlib.TopologicalSorter(known).prepare()  # raises CycleError, which names the circle
+
+
+def test_experiments_do_not_know_benchmarks():
+    for path in sorted((SOURCE.parents[1] / "experiments").rglob("*.py")):
+        assert not any(name.partition(".")[0] == "benchmarks" for name in imports(path)), path
 
 
 @pytest.mark.parametrize("path", sorted((SOURCE / "solvers").glob("*.py")), ids=lambda p: p.name)

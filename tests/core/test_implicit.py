@@ -62,6 +62,7 @@ def test_an_argmin_inside_of_a_network_has_the_derivative_of_the_closed_form():
         np.testing.assert_allclose(a, b, rtol=1e-7, atol=1e-10)
 
 
+@pytest.mark.slow
 def test_it_maps_over_many_lower_levels_and_takes_data():
     layer = Argmin(ridge, optax.sgd(0.1), 2000, Direct())
     us = jnp.asarray(RNG.normal(size=(3, 4)))
@@ -189,6 +190,7 @@ def test_what_is_no_projection_is_refused(project, reason):
             refused()
 
 
+@pytest.mark.slow
 def test_a_projection_is_tested_on_points_as_far_apart_as_v_is_long():
     def tested(project, v):
         fixed_points.require_projection("Ours", "project", Problem(outside, in_a_set, project_lower=project), v, v)
@@ -226,6 +228,7 @@ def test_a_softmax_with_an_intercept_has_the_derivative_of_the_pseudo_inverse():
         np.testing.assert_allclose(found.gradient, wanted, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_system_without_a_solution_is_warned_of():
     """H = diag(2, 0) and grad_v f = (2, 2): v*(u) is a line."""
     problem = Problem(lambda u, v, _: jnp.sum((v + 1) ** 2), lambda u, v, _: (v[0] - u[0]) ** 2)

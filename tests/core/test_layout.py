@@ -121,6 +121,7 @@ def test_u_and_v_may_lie_in_parts(alone):
     assert state.u.addressable_shards[0].data.shape == (SAMPLES // 2,)
 
 
+@pytest.mark.slow
 def test_a_stream_is_split_too():
     key = jax.random.split(jax.random.key(0))[0]
     stream = [SOURCE.at(i, key) for i in range(4)]

@@ -50,6 +50,7 @@ def test_a_loader_may_refill_its_arrays():
     same(run(batches()), run(plain()))
 
 
+@pytest.mark.slow
 def test_a_smaller_last_batch():
     """It is one more program where the losses take it, and a sentence where they do not."""
     result = run(plain(size=5, epochs=1), steps=9)

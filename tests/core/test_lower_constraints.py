@@ -70,6 +70,7 @@ def test_the_gap_function_method_finds_the_solution(problem, n, u):
     assert result.history.extra["violation"][-1] < 1e-2
 
 
+@pytest.mark.slow
 def test_blocc_finds_the_solution():
     """min (u / 2 - 1)^2 2 + 0.1 u^2: u = 2 / 1.2."""
     solver = BLOCC(optax.sgd(0.2), optax.sgd(0.15), 10, 5, gamma=200.0)
@@ -98,6 +99,7 @@ def test_a_lower_set_that_is_empty_or_has_no_inner_point_is_reported_and_stays_f
     assert problem is FLAT or extra["violation"][-1] > 0.9
 
 
+@pytest.mark.slow
 def test_a_multiplier_at_its_bound_and_a_member_are_named():
     bounded = BiCGAFFA(optax.sgd(0.0), 0.1, 0.1, 0.1, bound=0.25)
     with pytest.warns(UserWarning, match="a multiplier of the lower constraints is at its bound, 0.25"):
@@ -118,6 +120,7 @@ def test_a_map_that_is_no_projection_is_refused(name):
         getattr(bx, name)().check(halved, jnp.ones(1), jnp.ones(2), Batch())
 
 
+@pytest.mark.slow
 def test_blocc_takes_an_optimizer_that_searches_along_lines():
     search = optax.scale_by_backtracking_linesearch(20)
     lower = optax.chain(optax.scale_by_lbfgs(), optax.scale(-1.0), search)

@@ -83,6 +83,7 @@ def test_a_network_of_bfloat16(name):
     assert distinct > 10
 
 
+@pytest.mark.slow
 def test_losses_are_computed_in_float32():
     """A mean over many samples in bfloat16 would be off in the third digit."""
     params = init(jax.random.key(0), X)
@@ -97,6 +98,7 @@ def test_losses_are_computed_in_float32():
     np.testing.assert_allclose(loss, expected.mean(), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_training_in_bfloat16():
     training = Training(steps=60, rate=3e-2, l2=0.0)
     v = train(MODEL, training, X, Y, jnp.ones(N, jnp.float32), jax.random.key(0))

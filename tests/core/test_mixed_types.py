@@ -96,6 +96,7 @@ SOLVED = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("solver", "types"), SOLVED)
 def test_a_solve_keeps_types_and_moves(solver, types):
     problem, (u, v) = problem_for(solver), start(types)

@@ -72,6 +72,7 @@ def test_the_residuals_are_those_of_the_true_problem(kind):
     assert away.lower > 1e-2
 
 
+@pytest.mark.slow
 def test_it_treats_trees():
     problem = Problem(
         lambda u, v, _: (v["a"] - 1.0) ** 2 + u**2,

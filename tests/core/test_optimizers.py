@@ -363,6 +363,7 @@ def test_an_optimizer_that_needs_the_loss_runs_where_it_is_not_refused(solver):
     assert sum(ran) == expected.get(type(solver), 0)
 
 
+@pytest.mark.slow
 def test_line_searches_and_plateaus_reach_the_solution(key):
     """L-BFGS finds v*(u) in a few moves; the upper rate falls where f no longer does."""
     upper = optax.chain(optax.adam(0.1), contrib.reduce_on_plateau(factor=0.5, patience=20))

@@ -34,6 +34,7 @@ def size(path):
         return image.size
 
 
+@pytest.mark.slow
 def test_contact_sheet_shows_every_image_under_its_title(tmp_path, drawn):
     images = np.random.default_rng(0).random((13, 8, 8))
     flags = np.arange(13) < 9
@@ -65,6 +66,7 @@ def test_contact_sheet_refuses_what_does_not_fit(tmp_path):
     assert not (tmp_path / "a.png").exists()
 
 
+@pytest.mark.slow
 def test_weight_histogram_counts_every_sample(tmp_path, drawn):
     weights = np.concatenate([np.linspace(0, 0.3, 40), np.linspace(0.7, 1, 60)])
     plots.weight_histogram(weights, np.arange(100) < 40, tmp_path / "a.png")
@@ -87,6 +89,7 @@ def history(n, rate):
     return Info(falling, 2 * falling, 3 * falling, np.where(np.arange(n) < n - 1, falling, np.nan), {})
 
 
+@pytest.mark.slow
 def test_convergence_draws_each_solver_in_its_own_colour(tmp_path, drawn):
     plots.convergence({"Penalty": history(300, 0.01), "ApproxGrad": history(200, 0.02)}, tmp_path / "a.png")
     size(tmp_path / "a.png")
@@ -101,12 +104,14 @@ def test_convergence_draws_each_solver_in_its_own_colour(tmp_path, drawn):
     assert {text.get_text() for text in panels[0].get_legend().get_texts()} == {"Penalty", "ApproxGrad"}
 
 
+@pytest.mark.slow
 def test_convergence_of_losses_that_turn_negative(tmp_path, drawn):
     falling = np.linspace(2, -3, 50)
     plots.convergence({"Penalty": Info(falling, falling, falling, falling, {})}, tmp_path / "a.png")
     assert drawn[0].axes[0].get_yscale() == "symlog"
 
 
+@pytest.mark.slow
 def test_curve_panels_draw_the_mean_over_the_trials(tmp_path, drawn):
     x = np.arange(0, 40_001, 400)
     trials = np.exp(-x / np.array([[2000.0], [4000.0], [8000.0]]))
@@ -275,6 +280,7 @@ def draw_all(text, folder):
     plots.bars([text, "b"], {text: [1.0, 2.0]}, folder / "h.png", text, text)
 
 
+@pytest.mark.slow
 def test_texts_of_all_kinds(tmp_path, drawn):
     texts = [text for text, _ in NAUGHTY]
     plots.contact_sheet(np.zeros((len(texts), 2, 2)), texts, tmp_path / "a.png")
@@ -326,6 +332,7 @@ def test_many_names_leave_room_for_the_axes(tmp_path, drawn):
     assert (len(names), names[-1]) == (25, "and 6 more")
 
 
+@pytest.mark.slow
 def test_convergence_of_several_members(tmp_path, drawn):
     """The strong line is the median over the members that are left, the band their middle half."""
     steps, members = 40, 8

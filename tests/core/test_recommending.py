@@ -33,6 +33,7 @@ def test_every_reason_is_the_solvers_own_refusal():
     assert listed - {"Vectorized", "Solver", "GradientMatching"} == set(rows)
 
 
+@pytest.mark.slow
 def test_curvature_decides_on_methods_that_need_a_strongly_convex_g():
     flat = Problem(lambda u, v, _: jnp.sum(v**2), lambda u, v, _: (v[0] - u[0]) ** 2 - 0.1 * v[1] ** 2 + v[1] ** 4)
     found = recommend(flat, jnp.ones(1), jnp.zeros(2))
@@ -106,7 +107,14 @@ def test_hyper_cleaning_from_minibatches_without_a_setting_touched():
     assert errors["recommended"] < 0.1 < errors["plain"]
 
 
-@pytest.mark.parametrize("solver", [bx.Penalty(), bx.Implicit(), bx.Vectorized(bx.Penalty())])
+@pytest.mark.parametrize(
+    "solver",
+    [
+        pytest.param(bx.Penalty(), marks=pytest.mark.slow),
+        pytest.param(bx.Implicit(), marks=pytest.mark.slow),
+        bx.Vectorized(bx.Penalty()),
+    ],
+)
 def test_defaults_for_whole_data_are_warned_of_on_minibatches(solver):
     problem = Problem(lambda u, v, b: jnp.mean((v - b.data) ** 2), lambda u, v, b: jnp.mean((v - u - b.data) ** 2))
     data, start = jnp.arange(8.0), (jnp.zeros(()), jnp.zeros(()))

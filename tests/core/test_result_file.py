@@ -62,6 +62,7 @@ def test_a_result_comes_back_with_equal_bits(tmp_path):
     assert jax.tree.structure(Result.load(path).v) == jax.tree.structure(again.v)
 
 
+@pytest.mark.slow
 def test_containers_of_other_libraries(tmp_path):
     module = eqx.nn.Linear(2, 3, key=jax.random.key(0))
     params = eqx.filter(module, eqx.is_array)
@@ -155,6 +156,7 @@ def test_sixty_four_bits_need_x64(tmp_path):
         Result.load(tmp_path / "r")
 
 
+@pytest.mark.slow
 def test_the_file_before_stays_if_the_disk_is_full(tmp_path, monkeypatch):
     path = tmp_path / "r.npz"
     solved(1).save(path)

@@ -188,6 +188,7 @@ def test_time_limit(key):
     assert (result.steps, result.status) == (4, Status.STOPPED)
 
 
+@pytest.mark.slow
 def test_minibatches_reach_the_mean(key):
     data = jnp.linspace(-1.0, 1.0, 20)
     problem = Problem(

@@ -78,6 +78,7 @@ def test_a_low_f_in_a_valley_that_is_not_the_lowest_is_not_chosen():
         diagnostics.best_member(tilted, away, lower_optimizer=optax.sgd(0.01), tolerance=1e-2)
 
 
+@pytest.mark.slow
 def test_best_member_takes_data_and_refuses_other_results():
     shifted = Problem(
         lambda u, v, target: jnp.sum((v - target) ** 2), lambda u, v, weight: weight * jnp.sum((v - u) ** 2)

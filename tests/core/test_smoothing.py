@@ -162,6 +162,7 @@ def test_proximal_of_lp_against_a_scalar_search(p):
     assert (found[np.abs(w) < 0.5] == 0).all()
 
 
+@pytest.mark.slow
 def test_groups_by_leaf_by_row_and_given_agree_with_norms_by_hand():
     rng = np.random.default_rng(2)
     tree = {"a": rng.normal(size=(3, 4)), "b": rng.normal(size=5)}

@@ -47,6 +47,7 @@ def wandb(monkeypatch):
     return made
 
 
+@pytest.mark.slow
 def test_wandb_gets_each_visit(wandb):
     begun = []
     wandb.init = lambda: begun.append(FakeRun()) or begun[-1]
@@ -69,6 +70,7 @@ def test_wandb_leaves_runs_of_others_open(wandb):
     assert wandb.run.code is None
 
 
+@pytest.mark.slow
 def test_wandb_records_how_a_solve_failed(wandb):
     begun = []
     wandb.init = lambda: begun.append(FakeRun()) or begun[-1]
@@ -77,6 +79,7 @@ def test_wandb_records_how_a_solve_failed(wandb):
     assert (begun[0].code, begun[0].summary["status"]) == (1, "NON_FINITE")
 
 
+@pytest.mark.slow
 def test_means_over_the_members_that_are_finite(wandb):
     wandb.run = FakeRun()
     starts = jnp.array([[0.0], [1.0], [1e200]])

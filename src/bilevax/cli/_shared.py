@@ -21,8 +21,8 @@ from bilevax._checks import InputError, short_reason
 from bilevax._files import make_writable
 from bilevax.cli._printing import complain, failed
 from bilevax.loop.layout import Layout, over
-from bilevax.loop.processes import join
-from bilevax.loop.result import ProcessLostError, SolveError
+from bilevax.loop.processes import ProcessLostError, join
+from bilevax.loop.result import SolveError
 from bilevax.loop.signals import PREEMPTION, Asked, deferred
 
 ARGUMENTS = ("train", "data", "file")  # without a flag; all others are options

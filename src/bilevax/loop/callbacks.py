@@ -22,7 +22,7 @@ import numpy as np
 from jaxtyping import Shaped
 
 from bilevax import _files
-from bilevax._checks import InputError
+from bilevax._checks import InputError, optional
 from bilevax.loop.result import Result, Run, Visit
 from bilevax.loop.scalars import last, mean
 
@@ -352,15 +352,3 @@ def unwritable(owner: str, directory: Path, error: OSError) -> InputError:
         f"{owner}: directory is {str(directory)!r}, which cannot be written ({_files.reason(error)}). Name one that "
         "you can write to."
     )
-
-
-def optional(module: str, owner: str, extra: str) -> Any:
-    """Import a package of an extra; raise InputError with the command that installs it if it is missing."""
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        package = module.partition(".")[0]
-        raise InputError(
-            f"{owner} needs the package {package}, which is not installed. Install it with the extra: "
-            f"pip install 'bilevax[{extra}]'."
-        ) from error

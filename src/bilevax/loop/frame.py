@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from bilevax.loop.callbacks import optional
+from bilevax._checks import optional
 from bilevax.loop.scalars import named
 from bilevax.solvers.base import Info
 

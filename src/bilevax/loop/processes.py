@@ -15,7 +15,10 @@ from jax.experimental import multihost_utils
 from jaxtyping import PyTree
 
 from bilevax._checks import InputError
-from bilevax.loop.result import ProcessLostError
+
+
+class ProcessLostError(RuntimeError):
+    """Another process of the solve was lost; the iterates in this process cannot be used any more."""
 
 
 def join(devices: int) -> None:

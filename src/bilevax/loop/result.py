@@ -1,6 +1,5 @@
 """What `solve` returns, what it passes to callbacks, and how it can end."""
 
-import enum
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,25 +9,13 @@ import jax
 import numpy as np
 from jaxtyping import Array, Float, PyTree
 
+from bilevax.loop.frame import frame_of
+from bilevax.loop.result_file import load, save
+from bilevax.loop.status import Status
 from bilevax.solvers.base import Info, State
 
 if TYPE_CHECKING:
     import pandas as pd
-
-
-class Status(enum.Enum):
-    """How a solve ended."""
-
-    FINISHED = "all steps were taken"
-    STOPPED = "the stop rule was met before all steps were taken"
-    EXHAUSTED = "the host's batches ran out before all steps were taken"
-    INTERRUPTED = "the solve was interrupted from the keyboard; the state is that of the last finished step"
-    TERMINATED = "a signal asked the process to end; the state is that of the last finished step"
-    NON_FINITE = (
-        "a step gave a NaN or an infinity; the state is the last finite one. Likely causes: a step size too large for "
-        "the curvature of the losses (Penalty's: times gamma), an unbounded loss, or a loss with log or sqrt at zero. "
-        "Lower the step sizes first"
-    )
 
 
 class SolveError(RuntimeError):
@@ -37,10 +24,6 @@ class SolveError(RuntimeError):
     def __init__(self, message: str, result: "Result"):
         super().__init__(message)
         self.result = result
-
-
-class ProcessLostError(RuntimeError):
-    """Another process of the solve was lost; the iterates in this process cannot be used any more."""
 
 
 class SolveInterrupted(KeyboardInterrupt):
@@ -112,8 +95,6 @@ class Result:
         Raises:
             InputError: pandas is not installed.
         """
-        from bilevax.loop.frame import frame_of
-
         return frame_of(self.history)
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -128,9 +109,7 @@ class Result:
         Raises:
             InputError: path is not a local path, exists and is not a saved result, or cannot be written.
         """
-        from bilevax.loop.result_file import save
-
-        save(self, path)
+        save(path, u=self.u, v=self.v, status=self.status, steps=self.steps, history=self.history, state=self.state)
 
     @staticmethod
     def load(path: str | os.PathLike[str]) -> "Result":
@@ -148,9 +127,7 @@ class Result:
             InputError: there is no such file; it is damaged or not a saved result; it has 64-bit arrays, and
                 jax_enable_x64 is off.
         """
-        from bilevax.loop.result_file import load
-
-        return load(path)
+        return Result(**load(path))
 
 
 @dataclass(frozen=True)

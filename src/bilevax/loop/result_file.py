@@ -18,7 +18,7 @@ from bilevax import _files
 from bilevax._checks import InputError, short_reason
 from bilevax.loop.layout import is_key
 from bilevax.loop.processes import on_host
-from bilevax.loop.result import Result, Status
+from bilevax.loop.status import Status
 from bilevax.solvers.base import Info, State
 
 FORM = 1  # of the file
@@ -26,16 +26,15 @@ ABOUT = "about"
 DAMAGED = (OSError, ValueError, LookupError, TypeError, EOFError, zipfile.BadZipFile, NotImplementedError)
 
 
-def save(result: Result, path: Any) -> None:
-    """Write a Result; see `Result.save`."""
+def save(path: Any, *, status: Status, steps: int, **parts: PyTree) -> None:
+    """Write a Result by its fields; see `Result.save`."""
     where = _files.local_path("Result.save: path", path)
-    parts = {"u": result.u, "v": result.v, "history": result.history, "state": result.state}
     arrays: list[Any] = []
     structure = {name: _described(part, arrays) for name, part in parts.items()}
     arrays = on_host([jax.random.key_data(x) if is_key(x) else x for x in arrays])
     if jax.process_index() > 0:
         return
-    about = {"bilevax_result": FORM, "status": result.status.name, "steps": result.steps, "structure": structure}
+    about = {"bilevax_result": FORM, "status": status.name, "steps": steps, "structure": structure}
     files = {ABOUT: np.frombuffer(json.dumps(about).encode(), np.uint8)}
     files |= {str(i): _plain(np.asarray(x)) for i, x in enumerate(arrays)}
 
@@ -55,8 +54,8 @@ def save(result: Result, path: Any) -> None:
         ) from error
 
 
-def load(path: Any) -> Result:
-    """Read a Result; see `Result.load`."""
+def load(path: Any) -> dict[str, Any]:
+    """The fields of a Result, from its file; see `Result.load`."""
     where = _files.local_path("Result.load: path", path)
     if where.is_dir():
         raise InputError(f"Result.load: path is {str(where)!r}, which is a folder. Name the file of Result.save.")
@@ -83,7 +82,7 @@ def load(path: Any) -> Result:
                     'Call jax.config.update("jax_enable_x64", True) first.'
                 )
     u, v, state = jax.tree.map(jnp.asarray, (parts["u"], parts["v"], state))
-    return Result(u, v, status, steps, history, state)
+    return {"u": u, "v": v, "status": status, "steps": steps, "history": history, "state": state}
 
 
 def _require_ours(where: Path) -> None:

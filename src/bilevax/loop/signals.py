@@ -12,7 +12,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
-from bilevax.loop.result import Result, SolveInterrupted, SolveTerminated, Status
+from bilevax.loop.result import Result, SolveInterrupted, SolveTerminated
+from bilevax.loop.status import Status
 
 T = TypeVar("T")
 

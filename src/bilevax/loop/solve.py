@@ -12,9 +12,10 @@ from bilevax.loop import signals
 from bilevax.loop.arguments import Arguments, checked
 from bilevax.loop.layout import Layout
 from bilevax.loop.prepare import prepare
-from bilevax.loop.result import Callback, Result, Resumable, Run, SolveError, Status, Visit
+from bilevax.loop.result import Callback, Result, Resumable, Run, SolveError, Visit
 from bilevax.loop.signals import INTERRUPT, PREEMPTION, Asked
 from bilevax.loop.sources import Source
+from bilevax.loop.status import Status
 from bilevax.loop.stretch import Carry
 from bilevax.problem import Batch, Problem
 from bilevax.solvers.base import Solver

@@ -18,7 +18,8 @@ import numpy as np
 from bilevax import _files
 from bilevax._checks import InputError
 from bilevax.loop.checkpoint import Checkpoint, SaveError
-from bilevax.loop.result import Result, Run, Status, Visit
+from bilevax.loop.result import Result, Run, Visit
+from bilevax.loop.status import Status
 
 CONTENT = "content"
 REFERENCE = "array"

@@ -6,10 +6,11 @@ of a tracker does not end a solve: a warning names it once.
 
 from typing import Any
 
-from bilevax._checks import InputError, described, short_reason
-from bilevax.loop.callbacks import optional, warn
-from bilevax.loop.result import Result, Run, Status, Visit
+from bilevax._checks import InputError, described, optional, short_reason
+from bilevax.loop.callbacks import warn
+from bilevax.loop.result import Result, Run, Visit
 from bilevax.loop.scalars import last, mean
+from bilevax.loop.status import Status
 
 
 class WandB:

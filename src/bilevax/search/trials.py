@@ -14,8 +14,9 @@ from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 from bilevax._checks import InputError, check_finite, check_key, check_variable, require_count
 from bilevax._programs import compiled
 from bilevax.loop import signals
-from bilevax.loop.result import Result, SolveError, SolveInterrupted, Status
+from bilevax.loop.result import Result, SolveError, SolveInterrupted
 from bilevax.loop.sources import Source, resident
+from bilevax.loop.status import Status
 from bilevax.problem import Batch, Problem
 from bilevax.search.samplers import HUGE, Sampler
 from bilevax.search.training import check_trainer, trained

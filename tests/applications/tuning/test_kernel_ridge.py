@@ -44,6 +44,7 @@ def test_the_gradient_is_that_of_finite_differences(size):
     np.testing.assert_allclose(gradient, np.subtract(*np.transpose(values)) / (2 * step), rtol=1e-6, atol=1e-9)
 
 
+@pytest.mark.slow
 def test_length_scales_of_features_that_do_not_matter_are_long():
     X, y = samples(100, 6)
     units = np.array([1.0, 100.0, 1e-3, 1.0, 1.0, 1.0])
