@@ -192,9 +192,10 @@ def diverging(at):
     )
 
 
-def test_non_finite_keeps_the_last_finite_state():
-    u = v = jnp.zeros(2)
-    options = {"steps": 500, "every": 50, "key": jax.random.key(0)}
+@pytest.mark.parametrize(("size", "every"), [(2, 50), (2, 1), (300, 50)])  # a small state has blocks of steps
+def test_non_finite_keeps_the_last_finite_state(size, every):
+    u = v = jnp.zeros(size)
+    options = {"steps": 500, "every": every, "key": jax.random.key(0)}
     solver = bx.Implicit(ADAM, ADAM, 3)
     with pytest.raises(bx.SolveError, match=r"Step \d+ of 500: a step gave a NaN .* Lower the step sizes") as caught:
         bx.solve(solver, diverging(0.4), u, v, **options)
@@ -207,7 +208,11 @@ def test_non_finite_keeps_the_last_finite_state():
     quiet = bx.solve(solver, diverging(0.4), u, v, throw=False, **options)
     np.testing.assert_array_equal(quiet.u, result.u)
     clean = bx.solve(solver, diverging(1e9), u, v, **(options | {"steps": result.steps}))
-    np.testing.assert_allclose(clean.u, result.u, rtol=1e-12)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12),
+        (clean.state, clean.history),
+        (result.state, result.history),
+    )
 
 
 def test_one_member_may_fail_alone():
