@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import optax
 from jax.core import Tracer
 from jax.typing import DTypeLike
-from jaxtyping import Array, Bool, Float, PyTree
+from jaxtyping import Array, Bool, Float, PRNGKeyArray, PyTree
 
 from bilevax._checks import InputError, first_line
 from bilevax._programs import compiled
@@ -204,7 +204,26 @@ def require_projection(
         "differentiates the moves themselves."
     )
     again = _require_defects(owner, name, _Projection(problem), (u,), v, advice)
-    if not isinstance(again, Tracer) and not again <= PROJECTION_WITHIN:
+    _require_still(owner, name, again, advice, v)
+
+
+def require_idempotent(owner: str, problem: Problem, u: PyTree) -> None:
+    """Refuse a `project_upper` that changes a projected u: u would move even without a gradient.
+
+    It is tested at one random point near u; under jit it is not.
+
+    Raises:
+        InputError: projecting twice changes the result, or it is not finite.
+    """
+    if problem.project_upper is not identity:
+        advice = "u is projected after each move. Pass a projection onto a set, such as those of optax.projections."
+        _require_still(owner, "project_upper", _moved_again(problem.project_upper, u), advice, u)
+
+
+def _require_still(owner: str, name: str, again: Any, advice: str, x: PyTree) -> None:
+    """Refuse a projection of such an x that moves its results by this relative amount."""
+    rounding = 4 * max(float(jnp.finfo(leaf.dtype).eps) for leaf in jax.tree.leaves(x))
+    if not isinstance(again, Tracer) and not again <= max(PROJECTION_WITHIN, rounding):
         raise InputError(
             f"{owner}: {name} moves a point that is already projected, or returns one that is not finite. {advice}"
         )
@@ -243,20 +262,41 @@ def _defects(move: Callable[..., PyTree], given: tuple[PyTree, ...], v: PyTree) 
         return move(*given, v)
 
     dtype = jnp.result_type(jnp.float32, *jax.tree.leaves(v))
-    size = jnp.sqrt(_dot(v, v, dtype) / sum(jnp.size(x) for x in jax.tree.leaves(v)))
-    size = jnp.where(size > 0, size, 1)
     keys = jax.random.split(jax.random.key(0), 3)
-    noise, a, b = (optax.tree.random_like(key, v, jax.random.normal) for key in keys)
-    x = jax.tree.map(lambda x, d: (x + size * d).astype(x.dtype), v, noise)
+    a, b = (optax.tree.random_like(key, v, jax.random.normal) for key in keys[1:])
+    x = _near(v, keys[0])
     found, pull = jax.vjp(project, x)
-    again = optax.tree.sub(project(found), found)
-    moved = jnp.sqrt(_dot(again, again, dtype) / (_dot(x, x, dtype) + _dot(found, found, dtype)))
+    moved = _change(x, found, project(found))
     (of_a,), (of_b,) = pull(a), pull(b)
     skew = jnp.abs(_dot(a, of_b, dtype) - _dot(b, of_a, dtype))
     scale = jnp.sqrt(_dot(of_a, of_a, dtype) * _dot(b, b, dtype)) + jnp.sqrt(
         _dot(of_b, of_b, dtype) * _dot(a, a, dtype)
     )
     return moved, skew / jnp.where(scale > 0, scale, 1)
+
+
+@compiled("project")
+def _moved_again(project: Callable[[PyTree], PyTree], x: PyTree) -> Float[Array, ""]:
+    """Return the relative change by a second projection, of a random point near x."""
+    x = _near(x, jax.random.key(0))
+    found = project(x)
+    return _change(x, found, project(found))
+
+
+def _near(v: PyTree, key: PRNGKeyArray) -> PyTree:
+    """Return v plus noise of the size of its entries, or of size 1 if v is zero."""
+    dtype = jnp.result_type(jnp.float32, *jax.tree.leaves(v))
+    size = jnp.sqrt(_dot(v, v, dtype) / sum(jnp.size(x) for x in jax.tree.leaves(v)))
+    size = jnp.where(size > 0, size, 1)
+    noise = optax.tree.random_like(key, v, jax.random.normal)
+    return jax.tree.map(lambda x, d: (x + size * d).astype(x.dtype), v, noise)
+
+
+def _change(x: PyTree, once: PyTree, twice: PyTree) -> Float[Array, ""]:
+    """Return |twice - once| relative to the sizes of x and once."""
+    dtype = jnp.result_type(jnp.float32, *jax.tree.leaves(x))
+    again = optax.tree.sub(twice, once)
+    return jnp.sqrt(_dot(again, again, dtype) / (_dot(x, x, dtype) + _dot(once, once, dtype)))
 
 
 def _dot(a: PyTree, b: PyTree, dtype: DTypeLike) -> Float[Array, ""]:

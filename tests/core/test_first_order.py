@@ -96,6 +96,32 @@ def test_the_limit_of_nu_is_found():
         bx.F2SA(nu=0.26, order=4).check(problem, u, u, bx.Batch())
 
 
+@pytest.mark.parametrize(
+    ("upper", "lower"),
+    [
+        (lambda u, v, _: jnp.sum((v - 2) ** 2), lambda u, v, _: (v[0] - u[0]) ** 2),
+        (lambda u, v, _: jnp.sum((v - 2) ** 2), lambda u, v, _: (v[0] + 3 * v[1] - v[2] - u[0]) ** 2),
+        (lambda u, v, _: v[2] - v[0], lambda u, v, _: (v[0] - u[0]) ** 2),  # f is linear where g is flat
+        (lambda u, v, _: jax.nn.softplus(v[2]), lambda u, v, _: (v[0] - u[0]) ** 2),
+    ],
+)
+def test_f2sa_of_order_two_refuses_a_flat_g_below_which_f_has_no_bound(upper, lower):
+    problem = bx.Problem(upper, lower)
+    with pytest.raises(bx.InputError, match=r"has no minimum: .* on which g is flat and f grows. Use order=1"):
+        bx.F2SA().check(problem, jnp.ones(1), jnp.zeros(3), bx.Batch())
+    bx.F2SA(order=1).check(problem, jnp.ones(1), jnp.zeros(3), bx.Batch())
+
+
+@pytest.mark.parametrize(
+    "more",
+    [lambda v: v**4, lambda v: 0.25 * v**2],
+    ids=["flat at zero alone", "barely above"],
+)
+def test_f2sa_takes_a_g_that_rises_in_the_end(more):
+    problem = bx.Problem(lambda u, v, _: jnp.sum((v - 2) ** 2), lambda u, v, _: (v[0] - u[0]) ** 2 + more(v[1]))
+    bx.F2SA(nu=0.2).check(problem, jnp.ones(1), jnp.zeros(2), bx.Batch())
+
+
 @pytest.mark.usefixtures("annotations_unchecked")
 @pytest.mark.parametrize(
     ("make", "message"),

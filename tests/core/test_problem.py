@@ -177,6 +177,20 @@ def test_bad_input_is_told_in_a_sentence(changes, u, v, batch, message):
     assert str(caught.value)[0] != "\n"
 
 
+@pytest.mark.parametrize("solver", [bx.Penalty(), bx.Implicit(), bx.VPBGD()], ids=lambda s: type(s).__name__)
+def test_a_map_of_u_that_is_no_projection_is_refused_by_solvers(solver):
+    """As for v; a projection that is not orthogonal, and one of half precision, are taken."""
+    for shrinks in (lambda u: 0.9 * u, lambda u: u + 1, lambda u: u / 0.0):
+        problem = dataclasses.replace(GOOD, project_upper=shrinks)
+        name = type(solver).__name__
+        with pytest.raises(bx.InputError, match=f"^{name}: project_upper moves a point that is already projected, or"):
+            solver.check(problem, ONE, ONE, bx.Batch())
+    problem = dataclasses.replace(GOOD, project_upper=lambda u: u.at[0].set(u[1]))
+    solver.check(problem, ONE, ONE, bx.Batch())
+    unit = dataclasses.replace(GOOD, project_upper=lambda u: (u / jnp.linalg.norm(u)).astype(u.dtype))
+    solver.check(unit, ONE.astype(jnp.bfloat16), ONE, bx.Batch())
+
+
 @pytest.mark.parametrize(
     ("fields", "message"),
     [

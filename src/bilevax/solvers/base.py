@@ -246,10 +246,16 @@ def check(
         refuse_lower_sets(solver, problem)
     if not moving_sets:
         refuse_moving_sets(solver, problem)
-    problem.check(u, v, batch)
+    check_problem(solver, problem, u, v, batch)
     if lower_sets:
         fixed_points.require_projection(type(solver).__name__, "project_lower", problem, u, v, COMPARES)
     check_optimizers(solver, problem, u, v, batch, upper, lower)
+
+
+def check_problem(solver: Any, problem: Problem, u: PyTree, v: PyTree, batch: Batch) -> None:
+    """Refuse what no solver can treat, a `project_upper` that is no projection included."""
+    problem.check(u, v, batch)
+    fixed_points.require_idempotent(type(solver).__name__, problem, u)
 
 
 def start(solver: Any, u: PyTree, v: PyTree, memory: Any = ()) -> State:

@@ -54,7 +54,7 @@ class Implicit:
         """Refuse constraints, a `project_lower` that is not a projection, and problems that no solver handles."""
         base.refuse_constraints(self, problem)
         base.refuse_lower_constraints(self, problem)
-        problem.check(u, v, batch)
+        base.check_problem(self, problem, u, v, batch)
         base.check_optimizers(self, problem, u, v, batch, upper=base.Known.VALUE, lower=base.Known.FUNCTION)
         fixed_points.require_projection("Implicit", "project_lower", problem, u, v)
 

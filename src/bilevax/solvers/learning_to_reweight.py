@@ -101,7 +101,7 @@ class LearningToReweight:
                 "Give u one entry for each training sample."
             )
         base.refuse_lower_sets(self, problem)
-        problem.check(u, v, batch)
+        base.check_problem(self, problem, u, v, batch)
         base.check_optimizers(self, problem, u, v, batch, lower=base.Known.FUNCTION)
         self._check_losses(problem, u, v, batch)
 

@@ -79,7 +79,7 @@ class SparseHO:
         """Refuse constraints, a map that is not a proximal map, and a support that is and remains empty."""
         base.refuse_constraints(self, problem)
         base.refuse_lower_constraints(self, problem)
-        problem.check(u, v, batch)
+        base.check_problem(self, problem, u, v, batch)
         fixed_points.require_symmetric("SparseHO", "proximal", _Move(self, problem), u, v)
         base.check_optimizers(self, problem, u, v, batch, upper=base.Known.VALUE)
         key = jax.random.key(0)
