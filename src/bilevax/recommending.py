@@ -20,6 +20,7 @@ from bilevax.schedules import Geometric
 from bilevax.solvers import base
 
 UPPER_RATE = 0.1  # of Adam for u; it falls to zero over the steps
+GROWTH = 100.0  # of the curvature of g that the rates of v bear
 MOST_MOVES, MOST_PRODUCTS = 100, 50
 DENSE = 50  # up to this number of entries of v, the Hessian is formed
 
@@ -49,18 +50,20 @@ class Recommendation:
         solver: ready to use for this problem.
         rows: a Row for each solver: those that fit first.
         smallest_curvature, largest_curvature: the extreme eigenvalues of grad2_vv g at (u, v); NaN if not found.
+        bounds: what u needs as bounds, in a sentence; empty if it needs none.
     """
 
     solver: base.Solver
     rows: tuple[Row, ...]
     smallest_curvature: float
     largest_curvature: float
+    bounds: str
 
     def __str__(self) -> str:
         taken = type(self.solver).__name__
         head = f"take {taken}; curvature of g from {self.smallest_curvature:.3g} to {self.largest_curvature:.3g}"
         lines = [f"{'yes' if row.fits else 'no':<4}{row.solver:<20}{row.reason}".rstrip() for row in self.rows]
-        return "\n".join([head, *lines])
+        return "\n".join([head, *([self.bounds] if self.bounds else []), *lines])
 
 
 def recommend(problem: Problem, u: PyTree, v: PyTree, batch: Any = None, *, steps: int = 1000) -> Recommendation:
@@ -69,7 +72,9 @@ def recommend(problem: Problem, u: PyTree, v: PyTree, batch: Any = None, *, step
     Every solver's own `check` decides, and its error is the reason. In addition the extreme eigenvalues of grad2_vv g
     are measured at (u, v): a method that needs a strongly convex g does not fit if the smallest is not positive.
     The learning rates and the numbers of moves of the recommended solver follow from these eigenvalues; u moves by Adam
-    with a rate that falls from 0.1 to zero over `steps`. Rescale u if its entries are far from the size of one.
+    with a rate that falls from 0.1 to zero over `steps`. Rescale u if its entries are far from the size of one. If the
+    curvature of g grows more than a hundredfold as far as u may move in these steps, as with strengths exp(u), `bounds`
+    says how far from the start u may go: no rate of v would be right for all of them.
 
     Args:
         problem, u, v: as for `solve`.
@@ -105,7 +110,8 @@ def recommend(problem: Problem, u: PyTree, v: PyTree, batch: Any = None, *, step
     rows = [_row(problem, u, v, whole, drawn, convex, low, each) for each in _candidates(source)]
     base.check_moves(solver, first)
     solver.check(problem, u, v, whole)
-    return Recommendation(solver, tuple(sorted(rows, key=lambda row: not row.fits)), low, high)
+    bounds = _bounds(problem, u, v, whole, UPPER_RATE * steps / 2)
+    return Recommendation(solver, tuple(sorted(rows, key=lambda row: not row.fits)), low, high, bounds)
 
 
 def _curvatures(problem: Problem, u: PyTree, v: PyTree, batch: Batch) -> tuple[float, float]:
@@ -119,6 +125,33 @@ def _curvatures(problem: Problem, u: PyTree, v: PyTree, batch: Batch) -> tuple[f
     else:
         found = system.extreme_eigenvalues(free, u, v, data, key, flat.size, flat.dtype, 1e-3)
     return found
+
+
+def _bounds(problem: Problem, u: PyTree, v: PyTree, batch: Batch, reach: float) -> str:
+    """The bounds that u needs if the curvature of g grows too much as all entries of u move by `reach`; else ""."""
+    from bilevax.diagnostics import system
+
+    free, data = replace(problem, project_lower=identity), base.lower_data(batch, 0)
+    flat, key = ravel_pytree(v)[0], jax.random.key(0)
+    row = jax.random.normal(key, (1, flat.size), flat.dtype)
+
+    def curvature(far: float) -> float:
+        there = problem.project_upper(jax.tree.map(lambda x: (x + far).astype(x.dtype), u))
+        size = float(jnp.abs(system.products(free, there, v, data, key, row, 1e-3)[1]).max())
+        return size if np.isfinite(size) else np.inf
+
+    most = GROWTH * curvature(0.0)
+    if most == 0 or max(curvature(reach), curvature(-reach)) <= most:
+        return ""
+    radius = reach / 2
+    while radius > reach / 256 and max(curvature(radius), curvature(-radius)) > most:
+        radius /= 2
+    return (
+        f"the curvature of g grows more than {GROWTH:g}-fold where u moves by {reach:.3g}, as far as it may in these "
+        f"steps: unless f keeps u within about {radius:.2g} of the start, the solve may end at values that are not "
+        f"finite. Pass project_upper=lambda u: jnp.clip(u, start - {radius:.2g}, start + {radius:.2g}), or narrower "
+        "bounds than now"
+    )
 
 
 def _row(

@@ -1,5 +1,7 @@
 """`recommend`: what it says of five kinds of problems, and where its solvers end without a setting touched."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,9 +11,12 @@ import pytest
 import bilevax as bx
 from bilevax import Batch, Inequality, InputError, Minibatches, Problem, recommend, solve
 from bilevax.argmin import hypergradient
+from bilevax.recommending import _bounds
 from tests.core.solvers import BATCH, PROBLEM, SPARSE, START, solution
 
 KEY = jax.random.key(0)
+FLAT = jnp.zeros(2), jnp.ones(2)
+RIDGE = Problem(lambda u, v, _: jnp.sum((v - 1) ** 2), lambda u, v, _: jnp.sum((v - 1) ** 2) + jnp.exp(u) @ v**2)
 
 
 def shown(found):
@@ -45,6 +50,7 @@ def test_curvature_decides_on_methods_that_need_a_strongly_convex_g():
 
 def test_the_quadratic_without_a_setting_touched():
     found = recommend(PROBLEM, *START, BATCH, steps=500)
+    assert found.bounds == ""
     result = solve(found.solver, PROBLEM, *START, BATCH, steps=500, key=KEY)
     np.testing.assert_allclose(result.u, solution(), atol=1e-3)
 
@@ -75,6 +81,38 @@ def test_strengths_as_exponentials_without_a_setting_touched():
             v -= jnp.linalg.solve(jax.hessian(problem.lower_loss, 1)(result.u, v, exact.lower), slope)
         there = hypergradient(problem, result.u, v, exact).gradient
         assert jnp.linalg.norm(there) < least, type(found.solver)
+
+
+def test_bounds_of_u_that_keep_the_curvature_are_named():
+    """exp(u) grows a hundredfold at u = 4.6; u may move by 50 in 1000 steps, and half of that is tried first."""
+    found = recommend(RIDGE, *FLAT, steps=1000)
+    assert "more than 100-fold where u moves by 50" in found.bounds
+    assert "jnp.clip(u, start - 3.1, start + 3.1)" in str(found)
+    assert _bounds(dataclasses.replace(RIDGE, project_upper=lambda u: jnp.clip(u, -4, 4)), *FLAT, Batch(), 50.0) == ""
+
+
+@pytest.mark.slow
+def test_a_feature_without_use_needs_bounds_of_its_strength():
+    """Its best strength is infinite. Without the bounds that are named, u goes on to 85, where v is far from v*(u)."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(300, 6))
+    sign = np.sign(x @ [3.0, -2, 1, 0, 0, 0] + rng.normal(size=300))
+    batch = Batch((jnp.asarray(x[150:]), jnp.asarray(sign[150:])), (jnp.asarray(x[:150]), jnp.asarray(sign[:150])))
+
+    def loss(v, data):
+        return jnp.mean(jax.nn.softplus(-data[1] * (data[0] @ v)))
+
+    free = Problem(lambda u, v, d: loss(v, d), lambda u, v, d: loss(v, d) + jnp.exp(u) @ v**2 / 2)
+    start = jnp.full(6, -3.0), jnp.zeros(6)
+    found = recommend(free, *start, batch, steps=2000)
+    radius = float(found.bounds.split("about ")[1].split()[0])
+    assert 4 < radius < 7
+    problem = dataclasses.replace(free, project_upper=lambda u: jnp.clip(u, -3 - radius, -3 + radius))
+    found = recommend(problem, *start, batch, steps=2000)
+    assert found.bounds == ""
+    result = solve(found.solver, problem, *start, batch, steps=2000, key=KEY, every=2000)
+    assert jnp.linalg.norm(jax.grad(problem.lower_loss, 1)(result.u, result.v, batch.lower)) < 1e-3
+    assert problem.upper_loss(result.u, result.v, batch.upper) < 0.21
 
 
 @pytest.mark.slow
