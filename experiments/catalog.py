@@ -52,6 +52,10 @@ EXPERIMENTS: dict[str, Experiment] = {
         "D.1.1: denoising 5,000 MNIST samples, half the labels wrong, by softmax regression",
         "experiments.denoising.small",
     ),
+    "hyper-cleaning": Experiment(
+        "Hyper-cleaning of 5,000 MNIST samples, half the labels wrong, by first-order and single-loop methods",
+        "experiments.denoising.hyper_cleaning",
+    ),
     "table2": Experiment(
         "Table 2: data denoising by importance learning, test accuracy %", "experiments.denoising.table2"
     ),
