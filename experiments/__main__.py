@@ -55,9 +55,10 @@ def reproduce(
     # Imported here, because --list and --help need no JAX.
     from bilevax import InputError
     from bilevax.cli._shared import check_writable, in_plain_words
+    from bilevax.loop.signals import PREEMPTION, deferred
     from experiments.common.settings import Settings
 
-    with in_plain_words():
+    with in_plain_words(), deferred(*PREEMPTION):  # a solve that is running saves its state
         if quick and medium:
             raise InputError("--quick and --medium are both given. Choose one.")
         names = ", ".join(EXPERIMENTS)

@@ -24,7 +24,8 @@ import optax
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from bilevax._checks import InputError, check_key, require_count
+from bilevax._arrays import check_key
+from bilevax._checks import InputError, require_count
 from bilevax.applications._inputs import numeric
 from bilevax.applications.task import Task
 from bilevax.problem import Batch, Problem

@@ -20,7 +20,7 @@ import numpy as np
 import optax
 from jaxtyping import PRNGKeyArray, PyTree
 
-from bilevax._checks import check_key
+from bilevax._arrays import check_key
 from bilevax.applications._inputs import coded_samples, on_one_scale, require_alike, require_classes
 from bilevax.applications._settings import require_batch
 from bilevax.applications.denoising.importance import per_sample

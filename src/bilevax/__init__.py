@@ -1,64 +1,26 @@
 """bilevax: bilevel optimisation in JAX."""
 
-from bilevax._checks import InputError as InputError
-from bilevax.loop.blocks import Block as Block
-from bilevax.loop.blocks import Blocks as Blocks
-from bilevax.loop.blocks import WithWhole as WithWhole
-from bilevax.loop.callbacks import JsonLines as JsonLines
-from bilevax.loop.callbacks import Progress as Progress
-from bilevax.loop.callbacks import TensorBoard as TensorBoard
-from bilevax.loop.checkpoint import Checkpoint as Checkpoint
-from bilevax.loop.checkpoint import SaveError as SaveError
-from bilevax.loop.layout import Layout as Layout
-from bilevax.loop.processes import ProcessLostError as ProcessLostError
-from bilevax.loop.result import Result as Result
-from bilevax.loop.result import SolveError as SolveError
-from bilevax.loop.result import SolveInterrupted as SolveInterrupted
-from bilevax.loop.result import SolveTerminated as SolveTerminated
-from bilevax.loop.solve import solve as solve
-from bilevax.loop.sources import Epochs as Epochs
-from bilevax.loop.sources import Minibatches as Minibatches
-from bilevax.loop.sources import Samples as Samples
-from bilevax.loop.sources import Stacked as Stacked
-from bilevax.loop.sources import whole as whole
-from bilevax.loop.status import Status as Status
-from bilevax.loop.trackers import MLflow as MLflow
-from bilevax.loop.trackers import WandB as WandB
-from bilevax.problem import Batch as Batch
-from bilevax.problem import Equality as Equality
-from bilevax.problem import Inequality as Inequality
-from bilevax.problem import PartAndWhole as PartAndWhole
-from bilevax.problem import PerMove as PerMove
-from bilevax.problem import Problem as Problem
-from bilevax.recommending import Recommendation as Recommendation
-from bilevax.recommending import recommend as recommend
-from bilevax.solvers import BLOCC as BLOCC
-from bilevax.solvers import BOME as BOME
-from bilevax.solvers import BVFIM as BVFIM
-from bilevax.solvers import F2SA as F2SA
-from bilevax.solvers import MASOBA as MASOBA
-from bilevax.solvers import MEHA as MEHA
-from bilevax.solvers import PZOBO as PZOBO
-from bilevax.solvers import SABA as SABA
-from bilevax.solvers import SAMA as SAMA
-from bilevax.solvers import SMNBP as SMNBP
-from bilevax.solvers import SOBA as SOBA
-from bilevax.solvers import SPNBO as SPNBO
-from bilevax.solvers import SRBA as SRBA
-from bilevax.solvers import VPBGD as VPBGD
-from bilevax.solvers import Alternating as Alternating
-from bilevax.solvers import AmIGO as AmIGO
-from bilevax.solvers import BiCGAFFA as BiCGAFFA
-from bilevax.solvers import ForwardMode as ForwardMode
-from bilevax.solvers import GradientMatching as GradientMatching
-from bilevax.solvers import Implicit as Implicit
-from bilevax.solvers import Info as Info
-from bilevax.solvers import LearningToReweight as LearningToReweight
-from bilevax.solvers import LookAhead as LookAhead
-from bilevax.solvers import Penalty as Penalty
-from bilevax.solvers import ReverseMode as ReverseMode
-from bilevax.solvers import SparseHO as SparseHO
-from bilevax.solvers import StocBiO as StocBiO
-from bilevax.solvers import Vectorized as Vectorized
+import importlib
+import importlib.util
+from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from bilevax._api import *  # noqa: F403  public names are for everyone
+else:
+
+    def __getattr__(name: str) -> Any:
+        """A module of the package, or a public name, loaded at its first use: `bilevax --help` uses none."""
+        if name == "__all__" or not name.startswith("_"):
+            if importlib.util.find_spec(f"bilevax.{name}") is not None:
+                return importlib.import_module(f"bilevax.{name}")
+            api = vars(importlib.import_module("bilevax._api"))
+            public = [one for one in api if not one.startswith("_")]
+            globals().update({one: api[one] for one in public}, __all__=public)
+            if name in globals():
+                return globals()[name]
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+    def __dir__() -> list[str]:
+        return sorted({*globals(), *__getattr__("__all__")})

@@ -20,15 +20,8 @@ from jax.core import Tracer
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from bilevax import derivatives, fixed_points
-from bilevax._checks import (
-    InputError,
-    check_key,
-    check_variable,
-    described,
-    require_arrays,
-    require_function,
-    settle_counts,
-)
+from bilevax._arrays import check_key, check_variable, require_arrays
+from bilevax._checks import InputError, described, require_function, settle_counts
 from bilevax._optimizers import check_optimizer, learning_rate, require_optimizer
 from bilevax._programs import Compiled, compiled
 from bilevax.linear_solve import CG, LinearSolve

@@ -16,15 +16,8 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import PyTree
 
-from bilevax._checks import (
-    InputError,
-    check_finite,
-    check_variable,
-    described,
-    first_line,
-    require_arrays,
-    require_function,
-)
+from bilevax._arrays import check_finite, check_variable, require_arrays
+from bilevax._checks import InputError, described, first_line, require_function
 from bilevax._indices import first_outside
 
 

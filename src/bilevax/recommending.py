@@ -11,7 +11,8 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import PyTree
 
 from bilevax import derivatives, schedules, solvers
-from bilevax._checks import InputError, check_variable, described, require_count
+from bilevax._arrays import check_variable
+from bilevax._checks import InputError, described, require_count
 from bilevax.linear_solve import CG
 from bilevax.loop.blocks import Blocks
 from bilevax.loop.sources import draws, resident

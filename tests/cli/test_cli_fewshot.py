@@ -24,7 +24,7 @@ from bilevax.applications.fewshot.jobs import (
     ready_made_pictures,
     split_classes,
 )
-from bilevax.cli import fewshot
+from bilevax.cli import _learning
 from bilevax.data import DownloadError, class_folders, digits, omniglot
 
 TINY = ("--way", 3, "--shot", 2, "--steps", 25, "--tasks", 2, "--filters", 4, "--episodes", 20)
@@ -186,7 +186,7 @@ def test_what_is_drawn_of_a_task(tmp_path, monkeypatch):
     learned = SimpleNamespace(learner=Learner())
     parts = Parts(np.array([0, 2]), np.array([1, 3]))
     answered = comparison.one_task(learned, pictures, parts, comparison.Sizes(2, 2, 2), seed=0)
-    fewshot._draw(answered, tmp_path / "episode.png")
+    _learning._draw(answered, tmp_path / "episode.png")
     support, query, names, answers, right, path, heading = calls[0]
     values = np.rint(np.concatenate([support, query], 1)[..., 0, 0] * 255).astype(int)
     for name, row in zip(names, values, strict=True):
@@ -230,7 +230,7 @@ def test_digits_where_omniglot_is_not_at_hand(nothing_at_hand, monkeypatch, lear
     monkeypatch.setattr(comparison, "measure", lambda *arguments, **more: rows)
     monkeypatch.setattr(comparison, "one_task", lambda *arguments: None)
     monkeypatch.setattr(plots, "convergence", lambda histories, path: path.write_bytes(b""))
-    monkeypatch.setattr(fewshot, "_draw", lambda answered, path: path.write_bytes(b""))
+    monkeypatch.setattr(_learning, "_draw", lambda answered, path: path.write_bytes(b""))
     result = bilevax_command("--out", out)
     assert result.exit_code == 0, result.output
     assert "Omniglot is not downloaded; digits are used instead" in result.stdout

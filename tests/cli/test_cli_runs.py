@@ -23,7 +23,6 @@ from bilevax.cli._printing import as_table, complain, quoted, say, show, shown
 from bilevax.cli._runs import Run
 from bilevax.cli._shared import digest
 from bilevax.cli._writing import write_csv, write_json
-from bilevax.loop.signals import Asked
 from bilevax.loop.stages import Stages, pack, unpack
 
 
@@ -237,7 +236,7 @@ def interrupted(made, value=None):
 
 
 def run(out, names=("a.csv", "results.json", "a.png"), settings=None, inputs=None, **more) -> Run:
-    more = {"resume": False, "overwrite": False, "shared": out, "asked": Asked()} | more
+    more = {"resume": False, "overwrite": False, "shared": out} | more
     return Run("denoise", out, list(names), settings or {"seed": 0}, inputs or {}, **more)
 
 
@@ -406,9 +405,8 @@ def test_stages_with_other_fields_are_refused_and_kept(tmp_path):
 
 def test_what_ends_a_run_says_how_to_go_on(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["x", "denoise", "my file.csv", "--resume"])
-    asked = Asked()
-    with pytest.raises(SystemExit) as ended, run(tmp_path, asked=asked).stages() as stages:
-        stages.of("one", lambda keep: {"x": asked.ask(signal.SIGTERM)})
+    with pytest.raises(SystemExit) as ended, run(tmp_path).stages() as stages:
+        stages.of("one", lambda keep: {"x": signal.raise_signal(signal.SIGTERM)})
     assert ended.value.code == 143
     said = capsys.readouterr().err
     assert said.startswith("Ended by SIGTERM. What was computed is kept in ")
@@ -419,11 +417,16 @@ def test_what_ends_a_run_says_how_to_go_on(tmp_path, capsys, monkeypatch):
             assert stages.of("one", lambda keep: {}) == {"x": None}
             stages.of("two", lambda keep: 1 / 0)
 
+    def searches():
+        with run(tmp_path, resume=True).stages():
+            signal.raise_signal(signal.SIGTERM)
+            raise KeyboardInterrupt  # as a search does after a signal
+
     with pytest.raises(ZeroDivisionError):
         fails()
     assert "Ended by an error. What was computed is kept" in capsys.readouterr().err
-    with pytest.raises(SystemExit) as ended:  # as a search has it
-        interrupted(run(tmp_path, resume=True, asked=asked))
+    with pytest.raises(SystemExit) as ended:
+        searches()
     assert ended.value.code == 143
     assert "Ended by SIGTERM" in capsys.readouterr().err
 

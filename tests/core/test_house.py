@@ -3,16 +3,21 @@
 import ast
 import functools
 import graphlib
+import pickle
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+import bilevax
+
 SOURCE = Path(__file__).parents[2] / "src" / "bilevax"
 # From the ground up: a room may import rooms named before it, and files of its own room.
 ORDER = [
     "_checks",
+    "_arrays",
+    "_cache",
     "_hoisting",
     "_indices",
     "_files",
@@ -30,6 +35,7 @@ ORDER = [
     "diagnostics",
     "argmin",
     "recommending",
+    "_api",
     "search",
     "plots",
     "nn",
@@ -151,6 +157,7 @@ def test_import_is_light_and_changes_nothing():
 import jax, sys
 before = {k: getattr(jax.config, k) for k in ("jax_enable_x64", "jax_debug_nans", "jax_default_matmul_precision")}
 import bilevax
+bilevax.solve
 after = {k: getattr(jax.config, k) for k in before}
 assert before == after, (before, after)
 bilevax.Progress(), bilevax.Checkpoint("x"), bilevax.TensorBoard("y")  # import what they need when they are used
@@ -159,3 +166,31 @@ found = [m for m in heavy if m in sys.modules]
 assert not found, found
 """
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_the_root_is_empty_until_a_name_is_used():
+    code = """
+import sys
+import bilevax
+assert not {"jax", "numpy"} & set(sys.modules)
+assert bilevax.derivatives is sys.modules["bilevax.derivatives"]
+assert "bilevax._api" not in sys.modules
+bilevax.Penalty
+assert "bilevax.nn" not in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_the_names_of_the_root():
+    public: dict = {}
+    exec("from bilevax import *", public)
+    names = {name for name in public if not name.startswith("_")}
+    assert {"solve", "Problem", "InputError", "Penalty", "recommend"} <= names
+    assert names == set(bilevax.__all__)
+    assert names < set(dir(bilevax))
+    assert not names & {path.stem for path in SOURCE.iterdir()}  # a module would be found in its place
+    assert pickle.loads(pickle.dumps(bilevax.InputError("no."))).args == ("no.",)
+    with pytest.raises(AttributeError, match=r"^module 'bilevax' has no attribute 'Penalties'$"):
+        bilevax.Penalties  # noqa: B018
+    with pytest.raises(ImportError, match="cannot import name 'Penalties' from 'bilevax'"):
+        exec("from bilevax import Penalties")

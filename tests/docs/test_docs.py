@@ -153,7 +153,8 @@ def test_every_name_of_the_package_is_in_the_reference(site):
     listed = zlib.decompress(raw.split(b"\n", 4)[4]).decode()
     documented = {line.split()[0].rpartition(".")[2] for line in listed.splitlines()}
     for package in (bilevax, bilevax.data, bilevax.nn):
-        members = {name: value for name, value in vars(package).items() if not name.startswith("_")}
+        names = getattr(package, "__all__", None) or vars(package)  # the root has no names before their first use
+        members = {name: getattr(package, name) for name in names if not name.startswith("_")}
         public = {name for name, value in members.items() if type(value).__name__ != "module"}
         assert public - documented == set(), package.__name__
 

@@ -5,10 +5,8 @@ import os
 from contextlib import suppress
 from pathlib import Path
 
-import jax
-
+from bilevax._cache import cache_folder
 from bilevax._checks import InputError
-from bilevax.data.fetch import cache_folder
 
 MOST_KEPT = 1 << 30  # bytes; JAX removes the programs that were not used for longest, under a lock
 SHORTEST = 0.2  # seconds; programs that compile faster are not kept
@@ -18,10 +16,11 @@ ENTRY, STAMP = "-cache", "-atime"  # what JAX writes for each program
 def keep_programs() -> None:
     """Let JAX keep compiled programs in the user's cache.
 
-    Nothing is kept if JAX_COMPILATION_CACHE_DIR names another folder, the folder cannot be written, or the package
-    filelock is missing. Importing bilevax never sets this.
+    Call it before JAX is imported: it sets environment variables, for this process and those that it starts. Nothing is
+    kept if JAX_COMPILATION_CACHE_DIR names another folder, the folder cannot be written, or the package filelock is
+    missing. Importing bilevax never sets this.
     """
-    if jax.config.jax_compilation_cache_dir or importlib.util.find_spec("filelock") is None:  # pyright: ignore[reportAttributeAccessIssue]
+    if os.environ.get("JAX_COMPILATION_CACHE_DIR") or importlib.util.find_spec("filelock") is None:
         return
     try:
         folder = cache_folder() / "programs"
@@ -31,9 +30,9 @@ def keep_programs() -> None:
     if not os.access(folder, os.W_OK):
         return
     _remove_unfinished(folder)
-    jax.config.update("jax_compilation_cache_max_size", MOST_KEPT)
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", SHORTEST)
-    jax.config.update("jax_compilation_cache_dir", str(folder))
+    os.environ["JAX_COMPILATION_CACHE_MAX_SIZE"] = str(MOST_KEPT)
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = str(SHORTEST)
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = str(folder)
 
 
 def _remove_unfinished(folder: Path) -> None:

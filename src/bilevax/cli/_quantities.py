@@ -7,8 +7,9 @@ import numpy as np
 from rich.table import Table
 
 from bilevax.cli import _reviewing
-from bilevax.cli._reviewing import DIGITS, Inputs, require
+from bilevax.cli._reviewing import DIGITS, Inputs
 from bilevax.cli._runs import Run
+from bilevax.cli._shared import require
 from bilevax.loop.stages import Stages
 
 PREDICTED = "predicted"

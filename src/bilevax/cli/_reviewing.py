@@ -10,9 +10,9 @@ from jaxtyping import Bool
 from rich.table import Table
 from tqdm.auto import tqdm
 
-from bilevax._checks import InputError
 from bilevax.cli._printing import as_table, quoted
 from bilevax.cli._runs import Run
+from bilevax.cli._shared import CORRECTED
 from bilevax.loop.stages import Stages
 
 if TYPE_CHECKING:  # these pull in pandas and scikit-learn, which `--help` need not wait for
@@ -23,7 +23,7 @@ if TYPE_CHECKING:  # these pull in pandas and scikit-learn, which `--help` need 
     from bilevax.saved import FileModel
 
 SHOWN, ON_SHEET = 10, 50  # suspects: in the terminal, on the contact sheet
-DEMO, CORRECTED = "digits.npz", "corrected"
+DEMO = "digits.npz"
 LONGEST = 40  # characters of a cell in the terminal
 DIGITS = 6  # of probabilities in files
 MODEL = "model"
@@ -342,9 +342,3 @@ def shared_figures(
         "method": method,
         "expected_wrong": dict(zip(("number", "low", "high"), expected_wrong, strict=True)),
     }
-
-
-def require(condition: bool, sentence: str) -> None:
-    """Refuse options that do not fit."""
-    if not condition:
-        raise InputError(sentence)

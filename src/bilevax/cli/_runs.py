@@ -18,7 +18,7 @@ from bilevax.cli._writing import as_json, write_csv, write_json
 from bilevax.loop import processes
 from bilevax.loop.checkpoint import SaveError
 from bilevax.loop.result import SolveError
-from bilevax.loop.signals import Asked
+from bilevax.loop.signals import PREEMPTION, Asked, deferred
 from bilevax.loop.stages import Stages
 
 if TYPE_CHECKING:
@@ -46,7 +46,6 @@ class Run:
         resume: whether to continue an interrupted run.
         overwrite: whether files of the user may be overwritten.
         shared: --out as passed; all processes read the checkpoints of the first one there.
-        asked: whether a signal has requested the end.
 
     Raises:
         InputError: an output would overwrite an input or a file of the user; OUT/checkpoints holds files of the user,
@@ -65,11 +64,10 @@ class Run:
         resume: bool,
         overwrite: bool,
         shared: Path,
-        asked: Asked,
     ):
         self.out, self.written, self.elsewhere = out, [], None
         self.folder = shared / "checkpoints"
-        self._asked, self._first = asked, jax.process_index() == 0
+        self._first = jax.process_index() == 0
         self._settings = json.loads(json.dumps(as_json({"command": command, **settings, VERSION: bilevax.__version__})))
         if out.resolve() == Path(out.resolve().anchor):
             raise InputError(f"--out {out} is the root of the file system. Pass a folder of its own.")
@@ -117,7 +115,15 @@ class Run:
 
     @contextmanager
     def stages(self) -> Iterator[Stages]:
-        """Keep stages within the context and remove them at its end; print how to resume after an early end."""
+        """Keep stages within the context and remove them at its end; print how to resume after an early end.
+
+        Within the context SIGTERM and SIGUSR1 do not end the process: the run ends between its next two stages.
+        """
+        with deferred(*PREEMPTION) as asked, self._kept(asked) as stages:
+            yield stages
+
+    @contextmanager
+    def _kept(self, asked: Asked) -> Iterator[Stages]:
         if jax.process_count() > 1:
             processes.require_agreement(settings=json.dumps(self._settings))  # all have looked for an interrupted run
         unlock = _files.lock(self.folder, "--out") if self._first else None
@@ -126,7 +132,7 @@ class Run:
             inner.write(SETTINGS, lambda path: write_json(path, self._settings))
         if jax.process_count() > 1:
             processes.require_agreement(folder=str(self.folder))  # now it is there, for all to look into
-        stages = Stages(self.folder, writes=self._first, heed=self._heed, notice=complain)
+        stages = Stages(self.folder, writes=self._first, heed=lambda: _heed(asked), notice=complain)
         try:
             yield stages
         except BaseException as error:
@@ -138,8 +144,8 @@ class Run:
             if not kept:
                 self._clear()
             if isinstance(error, KeyboardInterrupt) or (isinstance(error, SystemExit) and error.code == 143):
-                preempted = bool(self._asked) and not self._asked.interrupted
-                how = f"Ended by {self._asked.name}" if preempted else "Interrupted"
+                preempted = bool(asked) and not asked.interrupted
+                how = f"Ended by {asked.name}" if preempted else "Interrupted"
                 complain(self._how_to_resume(how) if kept else f"{how} before there was anything to keep.")
                 if preempted:  # a search ends by a KeyboardInterrupt, whichever signal it was
                     raise Ended from error
@@ -149,13 +155,6 @@ class Run:
         if unlock is not None:
             unlock()
         self._clear()
-
-    def _heed(self) -> None:
-        asked = bool(self._asked)
-        if jax.process_count() > 1:
-            (asked,) = processes.any_process(asked)
-        if asked:
-            raise Ended
 
     def _clear(self) -> None:
         if not self._first:
@@ -213,3 +212,12 @@ class Run:
         say(f"Wrote {', '.join(self.written)} to {where} in {seconds:.1f} s.")
         if self.elsewhere is not None:
             raise SystemExit(1)
+
+
+def _heed(asked: Asked) -> None:
+    """End the run if a signal has requested that, of this process or another."""
+    ended = bool(asked)
+    if jax.process_count() > 1:
+        (ended,) = processes.any_process(ended)
+    if ended:
+        raise Ended

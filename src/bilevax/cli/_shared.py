@@ -1,69 +1,71 @@
 """What the commands share: options, exit codes, messages instead of tracebacks, and versions for reports."""
 
-import hashlib
 import math
 import os
-import platform
 import stat
 import sys
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib.metadata import version as version_of
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-import jax
 import typer
 
 import bilevax
 from bilevax._checks import InputError, short_reason
-from bilevax._files import make_writable
 from bilevax.cli._printing import complain, failed
-from bilevax.loop.layout import Layout, over
-from bilevax.loop.processes import ProcessLostError, join
-from bilevax.loop.result import SolveError
-from bilevax.loop.signals import PREEMPTION, Asked, deferred
+
+# What takes long to import is imported in functions, so that `--help` and a refused option do not wait for it.
+if TYPE_CHECKING:
+    from bilevax.loop.layout import Layout
 
 ARGUMENTS = ("train", "data", "file")  # without a flag; all others are options
 SOLVE_FAILED, INPUT_REFUSED, INTERRUPTED, PREEMPTED = 1, 2, 130, 143
 MOST = 2**31 - 1  # of what a loop counts in 32 bits
+CORRECTED = "corrected"  # data, by `denoise --apply`
 
 
 @contextmanager
-def in_plain_words() -> Iterator[Asked]:
-    """Print errors that a user can correct as a sentence on stderr and exit with a code, without a traceback.
-
-    Within the context, SIGTERM and SIGUSR1 do not end the process: they are recorded in the yielded object, and the run
-    ends between its next two stages.
-    """
+def in_plain_words() -> Iterator[None]:
+    """Print errors that a user can correct as a sentence on stderr and exit with a code, without a traceback."""
     try:
-        with deferred(*PREEMPTION) as asked:
-            yield asked
+        yield
         if failed():
             raise typer.Exit(SOLVE_FAILED)
+    except typer.Exit:
+        raise
     except InputError as error:
         complain(str(error))
         raise typer.Exit(INPUT_REFUSED) from error
-    except ProcessLostError as error:
-        complain(str(error))
-        sys.stderr.flush()
-        os._exit(SOLVE_FAILED)  # JAX's own exit would wait for the lost process
-    except SolveError as error:
-        complain(f"The solve failed. {error}")
-        raise typer.Exit(SOLVE_FAILED) from error
     except OSError as error:  # such as a full disk
         complain(str(error))
         raise typer.Exit(SOLVE_FAILED) from error
-    except (MemoryError, jax.errors.JaxRuntimeError) as error:
-        if isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" not in str(error):
-            raise
-        complain(
-            f"There is not enough memory ({short_reason(error)}). Lower the sizes, or take fewer samples or features."
-        )
+    except (MemoryError, RuntimeError) as error:
+        _explain(error)
         raise typer.Exit(SOLVE_FAILED) from error
     except KeyboardInterrupt as error:
         raise typer.Exit(INTERRUPTED) from error
+
+
+def _explain(error: MemoryError | RuntimeError) -> None:
+    """Print why a solve failed, or that there is not enough memory; raise any other error again."""
+    from jax.errors import JaxRuntimeError
+
+    from bilevax.loop.processes import ProcessLostError
+    from bilevax.loop.result import SolveError
+
+    if isinstance(error, ProcessLostError):
+        complain(str(error))
+        sys.stderr.flush()
+        os._exit(SOLVE_FAILED)  # JAX's own exit would wait for the lost process
+    if isinstance(error, SolveError):
+        complain(f"The solve failed. {error}")
+    elif isinstance(error, MemoryError) or (isinstance(error, JaxRuntimeError) and "RESOURCE_EXHAUSTED" in str(error)):
+        complain(
+            f"There is not enough memory ({short_reason(error)}). Lower the sizes, or take fewer samples or features."
+        )
+    else:
+        raise error
 
 
 def finite(value: float) -> float:
@@ -98,13 +100,20 @@ Devices = Annotated[
 ]
 
 
-def laid_out(devices: int | None, out: Path) -> tuple[Layout | None, Path]:
+def laid_out(devices: int | None, out: Path) -> "tuple[Layout | None, Path]":
     """The layout for --devices, and where this process writes: only the first process writes to --out and prints.
 
     Call it before JAX is used.
     """
     if devices is None:
         return None, out
+    import tempfile
+
+    import jax
+
+    from bilevax.loop.layout import over
+    from bilevax.loop.processes import join
+
     join(devices)
     layout = over(devices)
     if jax.process_index() > 0:
@@ -113,8 +122,16 @@ def laid_out(devices: int | None, out: Path) -> tuple[Layout | None, Path]:
     return layout, out
 
 
+def require(condition: bool, sentence: str) -> None:
+    """Refuse options that do not fit."""
+    if not condition:
+        raise InputError(sentence)
+
+
 def check_writable(out: Path) -> None:
     """Make the directory, or refuse it before anything is computed."""
+    from bilevax._files import make_writable
+
     try:
         make_writable(out)
     except OSError as error:
@@ -125,6 +142,8 @@ def check_writable(out: Path) -> None:
 
 def digest(name: str, path: Path) -> dict[str, str]:
     """The name and hash of a file, to recognise the same run when it is resumed."""
+    import hashlib
+
     name = name.upper() if name in ARGUMENTS else f"--{name}"
     try:
         # Before it is opened: a FIFO waits for its writer, and a device may be endless.
@@ -147,6 +166,11 @@ def figure(value: float | None, form: str) -> str:
 
 def surroundings(*packages: str) -> dict[str, Any]:
     """Versions and device, for results.json."""
+    import platform
+    from importlib.metadata import version as version_of
+
+    import jax
+
     return {
         "versions": {"python": platform.python_version(), "bilevax": bilevax.__version__}
         | {name: version_of(name) for name in packages},

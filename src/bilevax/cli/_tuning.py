@@ -16,12 +16,13 @@ if TYPE_CHECKING:  # these pull in pandas and scikit-learn, which `--help` need 
 
     from bilevax.applications.tuning import TunedGLM
     from bilevax.applications.tuning.table import Job, Nested
-    from bilevax.data.samples.types import Samples
+    from bilevax.data.samples.types import Options, Samples
 
 READY_MADE = ("diabetes", "breast_cancer")
 DATA, MODEL = "data.csv", "model"
 MODEL_FILES = tuple(f"{MODEL}/{name}" for name in ("arrays.npz", "estimators.skops", "model.json"))
 SHOWN = 15  # columns in the terminal and in the picture
+AUTO = "auto"  # of the loss: by the kind of target
 WORDS = {"classes": "classes", "quantity": "a quantity", "counts": "counts"}
 SCORES = {True: "accuracy", False: "explained part of the deviance"}
 
@@ -67,6 +68,44 @@ def ready_made(folder: Path) -> dict[str, Path]:
         found[name] = folder / f"{name}.csv"
         frame.to_csv(found[name], index=False)
     return found
+
+
+def read_and_tune(prefix: str, path: Path, options: "Options", settings: dict[str, Any], stages: Stages) -> Tuned:
+    """Read a table, fit its model, and score it."""
+    from bilevax.applications.tuning.glm.losses import Quantile
+    from bilevax.applications.tuning.glm.penalties import penalty_of
+    from bilevax.applications.tuning.table import LOSSES, USUAL, job_of
+    from bilevax.data.samples.read import read_targets
+
+    if prefix:
+        options = options._replace(target="progression" if prefix.startswith("diabetes") else "diagnosis")
+    name = settings["loss"]
+    samples, kind, why = read_targets(path, None if name == AUTO else LOSSES[name][1], options)
+    for note in samples.notes:
+        say(note)
+    if name == AUTO:
+        name = USUAL[kind]
+        say(
+            f"The target {samples.source.target!r} is taken for {WORDS[kind]} ({why}): {name} loss. Pass "
+            "--loss to say otherwise."
+        )
+    loss = LOSSES[name][0] if settings["quantile"] is None else Quantile(settings["quantile"])
+    job = job_of(
+        samples,
+        kind,
+        loss,
+        penalty_of(settings["penalty"]),
+        strengths=settings["strengths"],
+        folds=settings["folds"],
+        weight=settings["weight"],
+        exposure=settings["exposure"],
+        seed=settings["seed"],
+    )
+    for note in job.notes:
+        say(note)
+    trials = (settings["trials"] or 0) if settings["compare"] else None
+    title = prefix.strip("/").replace("_", " ") if prefix else path.name
+    return tuned(prefix, title, samples, job, trials, settings["seed"], stages)
 
 
 def tuned(

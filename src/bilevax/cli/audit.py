@@ -2,16 +2,12 @@
 
 import enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
-import numpy as np
 import typer
-from rich.console import Console
-from rich.table import Table
 
 from bilevax._checks import InputError
-from bilevax.cli._printing import as_table, say, show
-from bilevax.cli._runs import Run
+from bilevax.cli._printing import say, show
 from bilevax.cli._shared import (
     MOST,
     Devices,
@@ -23,18 +19,9 @@ from bilevax.cli._shared import (
     finite,
     in_plain_words,
     laid_out,
-    surroundings,
 )
-from bilevax.loop.layout import Layout
 
-if TYPE_CHECKING:  # these import scikit-learn, which `--help` does not need
-    from bilevax.applications.poisoning.jobs import Job
-    from bilevax.applications.poisoning.report import Report
-    from bilevax.loop.stages import Stages
-
-SHOWN_POINTS = 10
 HIDDEN = 64  # units
-TREES = 100
 
 
 class Model(enum.Enum):
@@ -99,7 +86,7 @@ def audit(
 
     Writes report.json, curve.png and, if the samples are images, points.png.
     """
-    with in_plain_words() as asked:
+    with in_plain_words():
         if data is None and (validation is not None or target is not None):
             raise InputError("--validation or --target is given without DATA. Also name the file of training samples.")
         if hidden is not None and model is not Model.mlp:
@@ -111,6 +98,10 @@ def audit(
         settings |= {"target": target, "budget": budget, "levels": levels, "model": model.value}
         settings |= {"hidden": HIDDEN if hidden is None and model is Model.mlp else hidden}
         settings |= {"seeds": seeds, "steps": steps, "seed": seed}
+
+        from bilevax.cli import _auditing
+        from bilevax.cli._runs import Run
+
         names = ["report.json", "curve.png", "points.png"]
         run = Run(
             "audit",
@@ -121,100 +112,13 @@ def audit(
             resume=resume,
             overwrite=overwrite,
             shared=shared,
-            asked=asked,
         )
         with run.stages() as stages:
             from bilevax.applications.poisoning.jobs import digits_job, job_from_files
 
             job = digits_job() if data is None else job_from_files(data, validation, target, seed)
-            report = _audit(job, settings, stages, layout)
-            _write(report, job, settings, run)
-        show(_table(report))
+            report = _auditing.audited(job, settings, stages, layout)
+            _auditing.write(report, job, settings, run)
+        show(_auditing.table(report))
         say(report.in_words())
         run.end(report.seconds)
-
-
-def _audit(job: "Job", settings: dict[str, Any], stages: "Stages", layout: Layout | None) -> "Report":
-    import jax
-
-    from bilevax.applications.poisoning.audit import audit
-
-    with Console(stderr=True).status("auditing") as status:
-        return audit(
-            job.X,
-            job.y,
-            job.X_val,
-            job.y_val,
-            model=_model(Model(settings["model"]), settings["hidden"]),
-            budget=settings["budget"],
-            levels=settings["levels"],
-            seeds=settings["seeds"],
-            steps=settings["steps"],
-            key=jax.random.key(settings["seed"]),
-            progress=status.update,
-            mesh=layout,
-            stages=stages,
-        )
-
-
-def _model(model: Model, hidden: int) -> Any:
-    from sklearn.ensemble import RandomForestClassifier
-
-    from bilevax.nn.networks import mlp, softmax_head
-
-    if model is Model.trees:
-        return RandomForestClassifier(TREES)
-    return softmax_head if model is Model.linear else lambda classes: mlp(classes, (hidden,))
-
-
-def _table(report: "Report") -> Table:
-    columns = [report.lost(accuracies) for accuracies in (report.flipped, report.attacked)]
-    rows = [
-        (
-            f"{100 * fraction:.1f}%",
-            *(
-                f"{100 * mean[i]:.1f}" + ("" if np.isnan(width[i]) else f" ± {100 * width[i]:.1f}")
-                for mean, width in columns
-            ),
-        )
-        for i, fraction in enumerate(report.fractions)
-    ]
-    names = ("samples added", "random wrong labels", "attack by Penalty")
-    return as_table("Loss of accuracy, percentage points", names, rows)
-
-
-def _write(report: "Report", job: "Job", settings: dict[str, Any], run: Run) -> None:
-    """Write the report, then the figures: if a figure fails, the report is already on disk."""
-    from bilevax import plots
-
-    content = {
-        "data": {"title": job.title, "train": len(job.y), "held_out": report.held_out},
-        "settings": settings,
-        **surroundings("jax", "optax", "numpy", "scikit-learn"),
-        "wall_seconds": report.seconds,
-        **report.as_dict(),
-    }
-    run.json("report.json", content, indent=None)
-    percents = 100 * np.concatenate([[0], report.fractions])
-    lines = {
-        name: plots.Line(percents, 100 * np.concatenate([report.clean[None], accuracies]).T)
-        for name, accuracies in (("random wrong labels", report.flipped), ("attack by Penalty", report.attacked))
-    }
-    levels = {"no added samples": 100 * float(report.clean.mean())}
-    panel = plots.LinePanel(job.title, "added samples, % of the training set", "held-out accuracy %", lines, levels)
-    run.picture("curve.png", lambda path: plots.line_panels([panel], path))
-    if job.pictures:
-        chosen = np.argsort(-report.l2, kind="stable")[:SHOWN_POINTS]
-        low = min(job.X.min(), job.X_val.min())
-        scale = max(job.X.max(), job.X_val.max()) - low
-        run.picture(
-            "points.png",
-            lambda path: plots.change_sheet(
-                (report.base[chosen] - low) / scale,
-                (report.points.x[chosen] - low) / scale,
-                [str(label)[:9] for label in report.base_labels[chosen]],
-                [f"as {str(report.points.y[i])[:6]}\nl2 {report.l2[i]:.2f}" for i in chosen],
-                path,
-                f"The {len(chosen)} added samples of {len(report.l2)} that moved furthest",
-            ),
-        )

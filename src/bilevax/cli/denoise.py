@@ -11,11 +11,9 @@ from typing import Annotated, Any
 
 import typer
 
-from bilevax.cli import _comparing, _quantities, _reviewing
 from bilevax.cli._printing import say, show
-from bilevax.cli._reviewing import require
-from bilevax.cli._runs import Run
 from bilevax.cli._shared import (
+    CORRECTED,
     MOST,
     Devices,
     Overwrite,
@@ -25,6 +23,7 @@ from bilevax.cli._shared import (
     finite,
     in_plain_words,
     laid_out,
+    require,
     surroundings,
 )
 
@@ -194,13 +193,13 @@ def denoise(
 
     A target that is a quantity, such as a price, is reviewed in the same way, without a noise matrix.
     """
-    with in_plain_words() as asked, tempfile.TemporaryDirectory(prefix="bilevax-") as folder:
+    with in_plain_words(), tempfile.TemporaryDirectory(prefix="bilevax-") as folder:
         began = time.perf_counter()
-        settings = _comparing.Settings(test, hold_out, steps, batch_size)
+        compared_by = {"test": test, "hold_out": hold_out, "steps": steps, "batch_size": batch_size}
         by_file = apply is not None and apply != "auto"
         alone = {"--trusted": trusted, "--target": target, "--pred-probs": pred_probs, "--embeddings": embeddings}
         alone |= {"--test": test, "--trusted-column": trusted_column, "--apply": apply}
-        _check(train, trusted, compare, settings, devices, alone)
+        _check(train, trusted, compare, {**compared_by, "devices": devices}, alone)
         _check_apply(train, apply, above, compare, out)
         _check_kind(kind, pred_probs, compare)
         require(
@@ -228,7 +227,12 @@ def denoise(
             "encoder": None if encoder is None else str(encoder),
             "kind": kind.value,
         }
-        known |= {"apply": apply, "compare": compare, "seed": seed, **settings._replace(test=None)._asdict()}
+        known |= {"apply": apply, "compare": compare, "seed": seed, **compared_by, "test": None}
+
+        from bilevax.cli import _comparing, _quantities, _reviewing
+        from bilevax.cli._runs import Run
+
+        settings = _comparing.Settings(**compared_by)
         names = _reviewing.files(train, _comparing.FILES if compare else (), apply)
         run = Run(
             "denoise",
@@ -239,7 +243,6 @@ def denoise(
             resume=resume,
             overwrite=overwrite,
             shared=shared,
-            asked=asked,
         )
         title = "scikit-learn's handwritten digits" if train is None else train.name
         with run.stages() as stages:
@@ -303,14 +306,14 @@ def _check(
     train: Path | None,
     trusted: Path | None,
     compare: bool,
-    settings: _comparing.Settings,
-    devices: int | None,
+    comparison: Mapping[str, Any],
     alone: Mapping[str, Any],
 ) -> None:
     """Refuse options that do not fit.
 
     Args:
-        train, trusted, compare, settings, devices: of the command.
+        train, trusted, compare: of the command.
+        comparison: options that need --compare.
         alone: options that need TRAIN.
     """
     if train is None:
@@ -322,7 +325,7 @@ def _check(
             "--compare learns weights by trusted samples. Pass a file of them by --trusted.",
         )
         return
-    for name, value in {**settings._asdict(), "devices": devices}.items():
+    for name, value in comparison.items():
         flag = f"--{name.replace('_', '-')}"
         require(not value, f"{flag} is an option of the comparison. Add --compare, or leave {flag} out.")
 
@@ -346,7 +349,7 @@ def _check_apply(train: Path | None, apply: str | None, above: float | None, com
     require(
         not compare or apply == "auto", "--apply FILE does not review anything. Leave --compare out, or run it before."
     )
-    corrected = out / _reviewing.CORRECTED
+    corrected = out / CORRECTED
     require(
         train is None or not train.is_dir() or not corrected.exists(),
         f"{corrected} exists, and is not overwritten. Remove it, or pass another --out.",

@@ -6,11 +6,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from bilevax import _files
 from bilevax._checks import InputError
 from bilevax.cli._printing import as_table, say, show
 from bilevax.cli._shared import Overwrite, in_plain_words
-from bilevax.cli._writing import write_csv
 
 if TYPE_CHECKING:  # these pull in pandas and scikit-learn, which `--help` need not wait for
     import pandas as pd
@@ -52,7 +50,10 @@ def predict(
     """
     with in_plain_words():
         began = time.perf_counter()
+        from bilevax import _files
+
         outputs = _files.Outputs(out.parent, [out.name], inputs={"FILE": file}, overwrite=overwrite, where="--out")
+        from bilevax.cli._writing import write_csv
         from bilevax.saved import FileModel, load_model
 
         loaded = load_model(model)

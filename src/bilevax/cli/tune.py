@@ -4,19 +4,13 @@ import tempfile
 import time
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from bilevax._checks import InputError
-from bilevax.cli import _tuning
 from bilevax.cli._printing import say
-from bilevax.cli._runs import Run
 from bilevax.cli._shared import MOST, Overwrite, Resume, Seed, digest, finite, in_plain_words, surroundings
-from bilevax.loop.stages import Stages
-
-if TYPE_CHECKING:
-    from bilevax.data.samples.types import Options
 
 COMPARISON, READING = "With --compare", "How the data is read"
 
@@ -140,7 +134,7 @@ def tune(
     path.png, importance.png, results.json with scores on samples that the tuning has not seen, and the folder model,
     which `bilevax predict` takes.
     """
-    with in_plain_words() as asked, tempfile.TemporaryDirectory(prefix="bilevax-") as folder:
+    with in_plain_words(), tempfile.TemporaryDirectory(prefix="bilevax-") as folder:
         began = time.perf_counter()
         alone = {"--target": target, "--exposure": exposure, "--weight": weight, "--drop": drop, "--keep": keep}
         _check(file, loss, quantile, trials, compare, alone)
@@ -149,10 +143,12 @@ def tune(
         settings |= {"exposure": exposure, "weight": weight, "folds": folds, "drop": drop, "keep": keep}
         settings |= {"separator": separator, "encoding": encoding, "strict": strict, "compare": compare}
         settings |= {"trials": trials, "seed": seed}
+
+        from bilevax.cli import _tuning
+        from bilevax.cli._runs import Run
+
         names = _tuning.files(file is None)
-        run = Run(
-            "tune", out, names, settings, {"FILE": file}, resume=resume, overwrite=overwrite, shared=out, asked=asked
-        )
+        run = Run("tune", out, names, settings, {"FILE": file}, resume=resume, overwrite=overwrite, shared=out)
         with run.stages() as stages:
             from bilevax.data.samples.types import Options
 
@@ -170,7 +166,7 @@ def tune(
                 jobs = {f"{name}/": path for name, path in _tuning.ready_made(Path(folder)).items()}
             else:
                 jobs = {"": file}
-            found = [_tuned(prefix, path, options, settings, stages) for prefix, path in jobs.items()]
+            found = [_tuning.read_and_tune(prefix, path, options, settings, stages) for prefix, path in jobs.items()]
             report = {
                 "settings": settings,
                 "resumed": stages.resumed,
@@ -187,44 +183,6 @@ def tune(
             _tuning.tell(one)
         run.end(time.perf_counter() - began)
         say(_tuning.next_step(found[0], run))
-
-
-def _tuned(prefix: str, path: Path, options: "Options", settings: dict[str, Any], stages: Stages) -> _tuning.Tuned:
-    """Read a table, fit its model, and score it."""
-    from bilevax.applications.tuning.glm.losses import Quantile
-    from bilevax.applications.tuning.glm.penalties import penalty_of
-    from bilevax.applications.tuning.table import LOSSES, USUAL, job_of
-    from bilevax.data.samples.read import read_targets
-
-    if prefix:
-        options = options._replace(target="progression" if prefix.startswith("diabetes") else "diagnosis")
-    name = settings["loss"]
-    samples, kind, why = read_targets(path, None if name == LossName.auto else LOSSES[name][1], options)
-    for note in samples.notes:
-        say(note)
-    if name == LossName.auto:
-        name = USUAL[kind]
-        say(
-            f"The target {samples.source.target!r} is taken for {_tuning.WORDS[kind]} ({why}): {name} loss. Pass "
-            "--loss to say otherwise."
-        )
-    loss = LOSSES[name][0] if settings["quantile"] is None else Quantile(settings["quantile"])
-    job = job_of(
-        samples,
-        kind,
-        loss,
-        penalty_of(settings["penalty"]),
-        strengths=settings["strengths"],
-        folds=settings["folds"],
-        weight=settings["weight"],
-        exposure=settings["exposure"],
-        seed=settings["seed"],
-    )
-    for note in job.notes:
-        say(note)
-    trials = (settings["trials"] or 0) if settings["compare"] else None
-    title = prefix.strip("/").replace("_", " ") if prefix else path.name
-    return _tuning.tuned(prefix, title, samples, job, trials, settings["seed"], stages)
 
 
 def _check(

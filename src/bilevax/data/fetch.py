@@ -23,6 +23,7 @@ from typing import Any, Generic, TypeVar
 
 import numpy as np
 
+from bilevax._cache import cache_folder
 from bilevax._checks import InputError, listed
 from bilevax.data.archives import UnreadableError, read_npz
 from bilevax.data.types import ClassImages, Images
@@ -101,17 +102,6 @@ def load(source: Origin[Kind], download: bool = True) -> Kind:
         raise DownloadError(
             f"{source.name} is not in {' nor in '.join(looked_at)}, and its download failed. {error} Or put {file} "
             f"(arrays {wanted}, all uint8) in a directory and set BILEVAX_DATA to it."
-        ) from error
-
-
-def cache_folder() -> Path:
-    """The user's cache: $XDG_CACHE_HOME/bilevax, or ~/.cache/bilevax."""
-    base = os.environ.get("XDG_CACHE_HOME", "")
-    try:
-        return (Path(base) if os.path.isabs(base) else Path("~/.cache").expanduser()) / "bilevax"
-    except RuntimeError as error:
-        raise InputError(
-            "There is no home directory to look for a cache in. Set XDG_CACHE_HOME or BILEVAX_DATA to a directory."
         ) from error
 
 

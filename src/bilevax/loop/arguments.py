@@ -7,7 +7,8 @@ from typing import Any
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
-from bilevax._checks import InputError, check_key, check_variable, described, require_count, require_function
+from bilevax._arrays import check_key, check_variable
+from bilevax._checks import InputError, described, require_count, require_function
 from bilevax.loop.layout import Layout
 from bilevax.loop.placement import OneDevice, OnMesh
 from bilevax.loop.result import Callback, Result, Resumable, Run, Visit

@@ -8,7 +8,8 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array, Int, PRNGKeyArray, PyTree
 
-from bilevax._checks import InputError, check_finite, described, require_arrays, settle_counts
+from bilevax._arrays import check_finite, require_arrays
+from bilevax._checks import InputError, described, settle_counts
 from bilevax.loop.sources import leading_size, whole
 from bilevax.problem import Batch, PartAndWhole
 

@@ -16,7 +16,8 @@ import jax
 import numpy as np
 from jaxtyping import PRNGKeyArray
 
-from bilevax._checks import InputError, check_finite, described, require_arrays, short_reason
+from bilevax._arrays import check_finite, require_arrays
+from bilevax._checks import InputError, described, short_reason
 from bilevax.loop import signals
 from bilevax.loop.placement import Placement
 from bilevax.loop.signals import POLL_SECONDS, Asked

@@ -14,7 +14,8 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Int, PRNGKeyArray, PyTree, UInt32
 
-from bilevax._checks import InputError, check_finite, described, require_arrays, settle_counts
+from bilevax._arrays import check_finite, require_arrays
+from bilevax._checks import InputError, described, settle_counts
 from bilevax.problem import Batch, PerMove
 
 FEISTEL_ROUNDS = 6

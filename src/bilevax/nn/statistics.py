@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int, PRNGKeyArray, PyTree, Shaped
 
-from bilevax._checks import InputError, check_key, require_count
+from bilevax._arrays import check_key
+from bilevax._checks import InputError, require_count
 from bilevax._programs import compiled
 from bilevax.nn.model import Model, Moments, Settled, measures, params_of, pixels
 

@@ -11,7 +11,8 @@ import optax
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
-from bilevax._checks import InputError, check_finite, check_key, check_variable, require_count
+from bilevax._arrays import check_finite, check_key, check_variable
+from bilevax._checks import InputError, require_count
 from bilevax._programs import compiled
 from bilevax.loop import signals
 from bilevax.loop.result import Result, SolveError, SolveInterrupted

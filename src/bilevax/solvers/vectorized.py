@@ -10,7 +10,8 @@ import numpy as np
 import optax
 from jaxtyping import Array, Bool, PRNGKeyArray, PyTree
 
-from bilevax._checks import InputError, check_finite, check_variable, require_arrays
+from bilevax._arrays import check_finite, check_variable, require_arrays
+from bilevax._checks import InputError
 from bilevax.problem import Batch, Problem
 from bilevax.solvers import base
 

@@ -18,7 +18,8 @@ import optax
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree, Shaped
 from numpy.typing import ArrayLike
 
-from bilevax._checks import InputError, check_key, listed, require_count
+from bilevax._arrays import check_key
+from bilevax._checks import InputError, listed, require_count
 from bilevax.applications._inputs import coded_samples, on_one_scale, require_alike, require_classes
 from bilevax.applications._settings import require_batch, require_solver
 from bilevax.applications.task import Task

@@ -10,10 +10,10 @@ from typing import Any, Protocol
 import numpy as np
 from jaxtyping import Float32, UInt8
 
+from bilevax._cache import cache_folder
 from bilevax._checks import InputError
 from bilevax._files import replace
 from bilevax.data.archives import UnreadableError, read_single
-from bilevax.data.fetch import cache_folder
 
 SIDE = 128  # pixels that pictures are enlarged to before they are encoded
 PART = 512  # samples between two reports of progress
