@@ -5,9 +5,8 @@ from jaxtyping import Float
 from sklearn.metrics import average_precision_score
 
 from bilevax.applications.denoising import noise
-from bilevax.applications.denoising.calibration import calibrated
-from bilevax.applications.denoising.experts import TABLES, FittedStack, stack
-from bilevax.applications.denoising.ranking import REFITS, REFITS_ALONE
+from bilevax.applications.denoising.experts import TABLES, stack
+from bilevax.applications.denoising.ranking import Refitted, refitted
 from experiments.denoising.public_tables import Draw
 
 PARTS = (
@@ -24,57 +23,35 @@ PARTS = (
 def precisions_of_parts(drawn: Draw, seed: int) -> dict[str, float]:
     """The average precision of each of `PARTS`.
 
-    Classifiers and T are those of the labels in doubt, except in the third row, whose classifiers also learn trusted
-    rows; `rank` leaves these out of the first fit, since they are what T is tuned on. Each row from the fourth on has
-    T by the trusted loss; the last has all but that. Without trusted rows, rows two to four are the same ranking.
+    T is always estimated from classifiers that have not learned the trusted rows, as in `rank`: by EM up to the third
+    row, from the fourth on by the trusted loss. The last row is the whole ranking with T by EM. Without trusted rows,
+    rows two to four are the same ranking.
     """
-    doubted, labels = ~drawn.trusted, drawn.labels
+    doubted, labels, trusted = ~drawn.trusted, drawn.labels, drawn.trusted
     one_hot = np.eye(drawn.classes)[labels]
     first = stack(TABLES, drawn.X[doubted], one_hot[doubted], seed)
     p = np.zeros(one_hot.shape)
     p[doubted] = first.out_of_sample
-    by_em = noise.from_given_labels(p[doubted], labels[doubted])
+    by_em = tuned = noise.from_given_labels(p[doubted], labels[doubted])
     parts = {"classifiers alone": p, "+ T by EM": noise.posterior(p, by_em, labels)}
-    if drawn.trusted.any():
-        with_trusted = stack(TABLES, drawn.X, one_hot, seed).out_of_sample
-        matrix = noise.from_given_labels(with_trusted[doubted], labels[doubted])
-        parts["+ trusted rows as labels"] = noise.posterior(with_trusted, matrix, labels)
-        p[drawn.trusted] = first.predict(drawn.X[drawn.trusted])
-        tuned = noise.from_trusted_labels(p[drawn.trusted], labels[drawn.trusted], by_em)
-    else:
-        parts["+ trusted rows as labels"], tuned = parts["+ T by EM"], by_em
-    parts["+ T by the trusted loss"] = noise.posterior(p, tuned, labels)
-    parts["+ refits"], whole = _refitted(drawn, first, p, tuned, seed)
-    parts["+ calibration (all)"] = whole
-    parts["all, T by EM"] = _refitted(drawn, first, p, by_em, seed)[1] if drawn.trusted.any() else whole
+    if trusted.any():
+        p[trusted] = first.predict(drawn.X[trusted])
+        tuned = noise.from_trusted_labels(p[trusted], labels[trusted], by_em)
+        first = stack(TABLES, drawn.X, one_hot, seed)
+    parts["+ trusted rows as labels"] = noise.posterior(first.out_of_sample, by_em, labels)
+    parts["+ T by the trusted loss"] = noise.posterior(first.out_of_sample, tuned, labels)
+    found = refitted(TABLES, drawn.X, labels, trusted, first, tuned, seed)
+    parts["+ refits"], parts["+ calibration (all)"] = found.posterior, _whole(drawn, found)
+    alone = refitted(TABLES, drawn.X, labels, trusted, first, by_em, seed) if trusted.any() else found
+    parts["all, T by EM"] = _whole(drawn, alone)
     return {part: precision(drawn, parts[part]) for part in PARTS}
 
 
-def _refitted(
-    drawn: Draw,
-    first: FittedStack,
-    p: Float[np.ndarray, "n classes"],
-    matrix: Float[np.ndarray, "classes classes"],
-    seed: int,
-) -> tuple[Float[np.ndarray, "n classes"], Float[np.ndarray, "n classes"]]:
-    """The posterior after the refits of `rank`, and the one that it returns, for a first estimate of T."""
-
-    def soft_labels(
-        q: Float[np.ndarray, "n classes"], noise_matrix: Float[np.ndarray, "classes classes"]
-    ) -> Float[np.ndarray, "n classes"]:
-        found = noise.posterior(q, noise_matrix, drawn.labels)
-        return np.where(drawn.trusted[:, None], np.eye(drawn.classes)[drawn.labels], found)
-
-    q, found = p, soft_labels(p, matrix)
-    start = soft = found
-    for _ in range(REFITS if drawn.trusted.any() else REFITS_ALONE):
-        soft = found
-        q = stack(TABLES, drawn.X, soft, seed, first.weights).out_of_sample
-        found = soft_labels(q, matrix)
-    last = calibrated(q, drawn.labels, drawn.trusted, matrix, soft)
-    whole = found.copy()
-    whole[~drawn.trusted] = ((start + found)[~drawn.trusted] + 2 * last.evidence) / 4
-    return found, whole
+def _whole(drawn: Draw, found: Refitted) -> Float[np.ndarray, "n classes"]:
+    """The posterior by which `rank` orders rows in doubt."""
+    whole = found.posterior.copy()
+    whole[~drawn.trusted] = found.evidence / found.evidence.sum(1, keepdims=True)
+    return whole
 
 
 def precision(drawn: Draw, posterior: Float[np.ndarray, "n classes"]) -> float:

@@ -229,8 +229,8 @@ def footnotes(settings: Settings, found: Found, methods: Sequence[str]) -> list[
     ]
     if any(ABLATION in rows[0] for rows in found.values()):
         notes.append(
-            "All of 'parts' is the ranking. Each row before it lacks the later parts; the first fit of the ranking "
-            "does not learn trusted rows, except in the third row."
+            "All of 'parts' is the ranking. Each row before it lacks the later parts. T is estimated from classifiers "
+            "that have not learned the trusted rows."
         )
     if OURS in methods:
         lead = leads(found, methods)

@@ -204,6 +204,38 @@ def test_the_ranking_of_a_table(trusted, least):
         np.testing.assert_array_equal(found.probability_wrong, again.probability_wrong)
 
 
+@pytest.mark.parametrize(
+    ("matrix", "trusted", "others", "fits"),
+    [(PAIR, 0, 0, 2), (0.7 * np.eye(3) + 0.1, 150, 1, 3), (PAIR, 150, 1, 4)],
+    ids=["alone", "uniform", "class to class"],
+)
+def test_the_experts_learn_trusted_samples_and_refits_only_a_structure(matrix, trusted, others, fits):
+    """T comes from a fit without the trusted samples; all later fits have them."""
+    rng = np.random.default_rng(0)
+    true, seen = rng.integers(0, 3, 600), []
+    X = 2.5 * np.eye(3)[true] + rng.standard_normal((600, 3))
+    known = np.arange(600) < trusted
+    labels = np.where(known, true, drawn(matrix[true], rng))
+
+    class Seen(Linear):
+        def fit(self, X, targets, seed):
+            seen.append(len(X))
+            return super().fit(X, targets, seed)
+
+    found = rank(X, labels, known, 3, experts=(Seen(),))
+    assert seen == [600 - trusted] * others + [600] * (fits - others)
+    wrong, doubted = labels != true, ~known
+    assert average_precision_score(wrong[doubted], found.probability_wrong[doubted]) > 0.8
+
+
+def test_the_spread_of_wrong_labels():
+    assert noise.spread(np.full((4, 4), 0.25)) == pytest.approx(1)
+    assert noise.spread(PAIR) == pytest.approx(1 / 2)
+    assert noise.spread(np.array([[0.6, 0.4], [0.2, 0.8]])) == pytest.approx(
+        np.exp(-np.log([2 / 3, 1 / 3]) @ [2, 1] / 3) / 2
+    )
+
+
 @pytest.mark.slow
 def test_the_ranking_by_given_probabilities():
     q, true, given = sample(PAIR, 1_500, 6)

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
-from scipy import optimize
+from scipy import optimize, special
 
 # Chosen on tables other than those reported (experiments/denoising/tables.py, DEVELOPMENT).
 FLOOR = 2e-3  # of a probability, before they are normalised again
@@ -162,6 +162,28 @@ def from_trusted_labels(
     logits = found.x.reshape(classes, classes)
     odds = np.exp(logits - logits.max(1, keepdims=True))
     return odds / odds.sum(1, keepdims=True)
+
+
+def spread(noise: Float[np.ndarray, "classes classes"]) -> float:
+    """The effective number of pairs (true class, wrong label), as a part of all K (K - 1) of them.
+
+    It is the exponential of the entropy of the entries of T outside the diagonal, over their number: 1 where wrong
+    labels are uniform, 1 / (K - 1) where each class has a single wrong label.
+
+    Args:
+        noise: the noise matrix.
+
+    Example:
+        >>> import numpy as np
+        >>> from bilevax.applications.denoising.noise import spread
+        >>> round(spread(np.array([[0.8, 0.1, 0.1], [0.1, 0.8, 0.1], [0.1, 0.1, 0.8]])), 3)
+        1.0
+        >>> round(spread(np.array([[0.65, 0.35], [0.0, 1.0]])), 3)
+        0.5
+    """
+    wrong = noise[~np.eye(len(noise), dtype=bool)]
+    share = wrong / wrong.sum()
+    return float(np.exp(special.entr(share).sum()) / len(share))
 
 
 def own(p: Float[np.ndarray, "n classes"], labels: Int[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:

@@ -12,8 +12,7 @@ from bilevax.applications.denoising.calibration import Calibrated, calibrated
 from bilevax.applications.denoising.experts import TABLES, Expert, FittedStack, stack
 
 LEAST_IN_DOUBT = 10
-# On the soft labels that the noise matrix gives. Without trusted samples a second one loses as often as it gains.
-REFITS, REFITS_ALONE = 2, 1
+UNIFORM = 0.92  # a larger `noise.spread` of wrong labels is no structure
 
 
 def require_doubt(kind: str, certain: Bool[np.ndarray, " n"], name: str | None = None) -> None:
@@ -70,11 +69,14 @@ def rank(
 
     1. A stack of experts learns the given labels of the samples in doubt; out of sample, it estimates p = q T.
     2. T comes from p and the given labels, then from the trusted samples if there are some (see `noise`).
-    3. The posterior of the true class is a soft label; the experts are fitted again, on all samples. This is repeated.
-    4. The predictions of the last fit are calibrated, and T is estimated once more (see `calibration.calibrated`).
-    The calibrated posterior gives the probabilities. Their order is that of the mean of the posteriors of the first
-    fit, of the last fit, and twice the calibrated one: the first is better where wrong labels have no structure, the
-    last where they have.
+    3. With trusted samples, the experts are fitted again, to these too. T is from the fit without them, because their
+       right labels make p a mixture of q T and q.
+    4. The posterior of the true class is a soft label; the experts are fitted to it, on all samples. Where trusted
+       samples show that wrong labels have a structure (`noise.spread`), this is repeated with the new posterior.
+    5. The predictions of the last fit are calibrated, and T is estimated once more (see `calibration.calibrated`).
+    The calibrated posterior gives the probabilities. Their order is that of a weighted mean of three posteriors: before
+    step 4, after it, and calibrated. The first is better where wrong labels have no structure, the last where they
+    have.
 
     Args:
         X: samples.
@@ -92,16 +94,56 @@ def rank(
     if trusted.any():
         p[trusted] = first.predict(X[trusted])
     matrix = noise_matrix(p, labels, trusted)
-    start = found = settled_posterior(p, matrix, labels, trusted)
-    model = first
-    soft = start
-    for _ in range(REFITS if trusted.any() else REFITS_ALONE):
+    if trusted.any():
+        first = stack(experts, X, one_hot, seed)
+    found = refitted(experts, X, labels, trusted, first, matrix, seed)
+    q = found.model.out_of_sample
+    return ordered(found.evidence, found.last, q, labels, trusted, found.model)
+
+
+class Refitted(NamedTuple):
+    """The result of `refitted`.
+
+    Attributes:
+        model: the last fit.
+        posterior: of the true class by the last fit, before the calibration.
+        last: after it.
+        evidence: of the samples in doubt, for their order; not normalised.
+    """
+
+    model: FittedStack
+    posterior: Float[np.ndarray, "n classes"]
+    last: Calibrated
+    evidence: Float[np.ndarray, "doubted classes"]
+
+
+def refitted(
+    experts: Sequence[Expert],
+    X: Shaped[np.ndarray, "n ..."],
+    labels: Int[np.ndarray, " n"],
+    trusted: Bool[np.ndarray, " n"],
+    first: FittedStack,
+    matrix: Float[np.ndarray, "classes classes"],
+    seed: int,
+) -> Refitted:
+    """Steps 4 and 5 of `rank`.
+
+    Args:
+        experts, X, labels, trusted, seed: as for `rank`.
+        first: the fit of given labels on all samples.
+        matrix: T.
+    """
+    uniform = trusted.any() and noise.spread(matrix) > UNIFORM
+    start = found = settled_posterior(first.out_of_sample, matrix, labels, trusted)
+    model, soft = first, start
+    for _ in range(2 if trusted.any() and not uniform else 1):
         soft = found
         model = stack(experts, X, soft, seed, first.weights)
         found = settled_posterior(model.out_of_sample, matrix, labels, trusted)
-    q = model.out_of_sample
-    last = calibrated(q, labels, trusted, matrix, soft)
-    return ordered((start + found)[doubted] + 2 * last.evidence, last, q, labels, trusted, model)
+    last = calibrated(model.out_of_sample, labels, trusted, matrix, soft)
+    before, after = (2, 1) if uniform else (1, 2)
+    evidence = (before * start + found)[~trusted] + after * last.evidence
+    return Refitted(model, found, last, evidence)
 
 
 def rank_probabilities(
