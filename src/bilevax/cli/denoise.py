@@ -1,8 +1,6 @@
 """`bilevax denoise`: the wrong labels in a user's data, a page to review them, and the corrected data."""
 
 import os
-import shutil
-import tempfile
 import time
 from collections.abc import Mapping
 from enum import StrEnum
@@ -11,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from bilevax.cli._printing import say, show
+from bilevax.cli._printing import say
 from bilevax.cli._shared import (
     CORRECTED,
     MOST,
@@ -24,7 +22,6 @@ from bilevax.cli._shared import (
     in_plain_words,
     laid_out,
     require,
-    surroundings,
 )
 
 COMPARISON = "With --compare"
@@ -193,7 +190,7 @@ def denoise(
 
     A target that is a quantity, such as a price, is reviewed in the same way, without a noise matrix.
     """
-    with in_plain_words(), tempfile.TemporaryDirectory(prefix="bilevax-") as folder:
+    with in_plain_words():
         began = time.perf_counter()
         compared_by = {"test": test, "hold_out": hold_out, "steps": steps, "batch_size": batch_size}
         by_file = apply is not None and apply != "auto"
@@ -206,100 +203,50 @@ def denoise(
             pred_probs is None or model is Model.auto,
             "--model is not used where --pred-probs gives the predictions. Leave one of them out.",
         )
-        shared = out
-        layout, out = laid_out(devices, out)
-        given = {"train": train, "trusted": trusted, "pred-probs": pred_probs, "embeddings": embeddings}
-        given |= {"labels": labels, "test": test, "apply": Path(str(apply)) if by_file else None}
-        known: dict[str, Any] = {
-            name.replace("-", "_"): None
-            if path is None
-            else str(path)
-            if _is_folder(name, path)
-            else digest(name, path)
-            for name, path in given.items()
-        }
-        known |= {"target": target, "trusted_column": trusted_column, "drop": drop, "keep": keep, "strict": strict}
-        known |= {
-            "separator": separator,
-            "encoding": encoding,
-            "model": model.value,
-            "above": above,
-            "encoder": None if encoder is None else str(encoder),
-            "kind": kind.value,
-        }
-        known |= {"apply": apply, "compare": compare, "seed": seed, **compared_by, "test": None}
+        layout, own = laid_out(devices, out)
+        files = {"train": train, "trusted": trusted, "pred-probs": pred_probs, "embeddings": embeddings}
+        files |= {"labels": labels, "test": test, "apply": Path(str(apply)) if by_file else None}
+        reading = {"target": target, "trusted_column": trusted_column, "drop": drop, "keep": keep, "strict": strict}
+        reading |= {"separator": separator, "encoding": encoding}
+        known = {name.replace("-", "_"): _digest(name, path) for name, path in files.items()} | reading
+        known |= {"model": model.value, "above": above, "encoder": None if encoder is None else str(encoder)}
+        known |= {"kind": kind.value, "apply": apply, "compare": compare, "seed": seed, **compared_by, "test": None}
 
-        from bilevax.cli import _comparing, _quantities, _reviewing
+        from bilevax.cli import _denoising
         from bilevax.cli._runs import Run
+        from bilevax.data.samples.types import Options
 
-        settings = _comparing.Settings(**compared_by)
-        names = _reviewing.files(train, _comparing.FILES if compare else (), apply)
+        reading |= {"drop": tuple(drop or ()), "keep": tuple(keep or ()), "labels": labels}
+        options = Options(**reading)
+        if train is not None and pred_probs is None and not compare:
+            options = options._replace(quantity=WANTED[kind])
+        request = _denoising.Request(
+            train, trusted, pred_probs, embeddings, options, kind.value, model.value, encoder, apply, above, seed
+        )
         run = Run(
             "denoise",
-            out,
-            names,
+            own,
+            _denoising.names(request, compare),
             known,
-            {name.upper() if name == "train" else f"--{name}": path for name, path in given.items()},
+            {name.upper() if name == "train" else f"--{name}": path for name, path in files.items()},
             resume=resume,
             overwrite=overwrite,
-            shared=shared,
+            shared=out,
         )
-        title = "scikit-learn's handwritten digits" if train is None else train.name
-        with run.stages() as stages:
-            from bilevax.data.samples.types import Options
-
-            options = Options(
-                target, labels, trusted_column, tuple(drop or ()), tuple(keep or ()), encoding, separator, strict=strict
-            )
-            if train is not None and pred_probs is None and not compare:
-                options = options._replace(quantity=WANTED[kind])
-            inputs = _reviewing.read(train, trusted, options, pred_probs, embeddings, seed, Path(folder))
-            if by_file:
-                from bilevax.applications.denoising.review import read_decisions
-
-                changes = _reviewing.apply(inputs.samples, read_decisions(Path(str(apply))), run)
-                say(_reviewing.changed(changes, inputs.samples))
-                run.end(time.perf_counter() - began)
-                return
-            for note in inputs.notes:
-                say(note)
-            from bilevax.applications.denoising import reviewing
-
-            tool: Any = _reviewing if inputs.samples.source.numbers is None else _quantities
-            found, model_files = tool.review(inputs, reviewing.Model(model.value), encoder, seed, stages)
-            compared = None
-            if compare:
-                compared = _comparing.compare(train, trusted, target, settings, seed, stages, layout)
-            report = {
-                "settings": known,
-                "seed": seed,
-                "resumed": stages.resumed,
-                **surroundings("jax", "optax", "numpy", "scikit-learn"),
-                **tool.figures(inputs, found, title),
-                "comparison": None if compared is None else compared.report(),
-                "wall_seconds": time.perf_counter() - began,
-            }
-            tool.write(inputs, found, title, report, run)
-            _reviewing.write_model(model_files, run)
-            if train is None:
-                run.file(_reviewing.DEMO, lambda path: shutil.copyfile(inputs.samples.source.path, path))
-            if compared is not None:
-                _comparing.write(compared, run)
-            changes = None
-            if apply is not None:
-                changes = tool.apply_suggestions(inputs, found, above, run)
-        say(tool.headline(report))
-        show(tool.summary(inputs, found))
-        if changes is not None:
-            say(_reviewing.changed(changes, inputs.samples))
-        if compared is not None:
-            show(_comparing.table(compared.job, compared.found.rows, hold_out))
+        if by_file:
+            _denoising.correct(request, run)
+            run.end(time.perf_counter() - began)
+            return
+        next_step = _denoising.review(request, run, known, compared_by if compare else None, layout, began)
         run.end(time.perf_counter() - began)
-        say(_reviewing.next_step(train, options, kind.value, bool(model_files), run))
+        say(next_step)
 
 
-def _is_folder(name: str, path: Path) -> bool:
-    return name in ("train", "trusted") and os.path.isdir(path)
+def _digest(name: str, path: Path | None) -> Any:
+    """The digest of a file; of a folder with samples its name."""
+    if path is None:
+        return None
+    return str(path) if name in ("train", "trusted") and os.path.isdir(path) else digest(name, path)
 
 
 def _check(
