@@ -87,7 +87,7 @@ def _tested(
 
     d, size = _lowest(penalised, _unit(optax.tree.random_like(key, v)))
     of_f, of_g = along(d)
-    flat = _flat_part(lambda d: along(d)[1], size, jax.grad(f, 1)(u, v))
+    flat = _flat_part(lambda d: along(d)[1], size, derivatives.finite_difference(f, u, v).grad_v)
 
     def both(t: Any, d: PyTree) -> Any:
         there = problem.lower_set(u)(jax.tree.map(lambda x, y: (x + t * y).astype(x.dtype), v, d))
