@@ -35,12 +35,11 @@ LABELS = (*OURS, RANDOM, HYPER)
 BANDS = 50  # features of a simulated band
 # The part of the target's variance that each simulated band explains.
 SIMULATED = {"3 bands": (0.6, 0.2, 0.0), "12 bands": (0.5, 0.2, 0.1, *(0.0,) * 9)}
-REAL = ("ames", "boston", "diabetes")
+REAL = ("boston", "diabetes")  # not ames: there the SVD of himalaya's random search does not converge
 SEEDS = 5
 SCALES = np.logspace(-3, 6, 25)
 NOTES = [
     "The loss is the mean squared error on rows that were not trained on, over that of predicting the training mean.",
-    "nan: the method failed, since a singular value decomposition did not converge.",
     "himalaya's hypergradient takes at most 100 updates from the scales of a ridge; its default is 10 from 0.",
 ]
 
@@ -111,10 +110,7 @@ def _measured(data: Split, fit: Callable[[], Float[np.ndarray, " m"]]) -> dict[s
     began = time.process_time()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        try:
-            predicted = fit()
-        except np.linalg.LinAlgError:  # himalaya's SVD does not converge on some tables of indicators
-            predicted = np.full(len(data.y_test), np.nan)
+        predicted = fit()
     seconds = time.process_time() - began
     return {"loss": float(((predicted - data.y_test) ** 2).mean() / (data.y_test**2).mean()), "seconds": seconds}
 
