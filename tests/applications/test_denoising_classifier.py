@@ -20,7 +20,7 @@ from sklearn.preprocessing import OneHotEncoder, StandardScaler
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from bilevax import InputError
-from bilevax.applications.denoising import DenoisingClassifier, calibration, experts, ranking, review_probabilities
+from bilevax.applications.denoising import DenoisingClassifier, calibration, experts, review_probabilities
 from bilevax.applications.denoising.repeats import settle
 from bilevax.applications.denoising.reviewing import Model, review
 from bilevax.data.samples.read import read_samples
@@ -34,8 +34,7 @@ IMPOSSIBLE = {
 
 @parametrize_with_checks([DenoisingClassifier(GaussianNB())], expected_failed_checks=lambda _: IMPOSSIBLE)
 def test_scikit_learns_checks(estimator, check, monkeypatch):
-    # The checks are of the interface: fewer rounds of the ranking are enough for them.
-    monkeypatch.setattr(ranking, "REFITS", 1)
+    # The checks are of the interface: fewer draws are enough for them.
     monkeypatch.setattr(calibration, "NOISE_DRAWS", 101)
     check(estimator)
 
