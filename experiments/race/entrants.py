@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import jax.numpy as jnp
 import optax
 
 from bilevax import F2SA, MASOBA, SABA, SOBA, SRBA, VPBGD, AmIGO, Blocks, Minibatches, StocBiO, WithWhole
@@ -25,7 +26,7 @@ RATES: dict[str, dict[str, tuple[float, float]]] = {
         "VPBGD": (0.03, 0.01),
     },
     "logistic": {
-        "SABA": (0.1, 1.0),
+        "SABA": (0.05, 1.0),
         "SRBA": (0.1, 1.0),
         "SOBA": (0.2, 1.0),
         "MASOBA": (0.2, 1.0),
@@ -62,6 +63,10 @@ def entrant(label: str, name: str, field: Field, rates: tuple[Any, Any] | None =
 
     down = falling(upper), falling(lower), falling(lower)
     match label:
+        case "SABA" if name == "logistic":
+            # The best strengths of some features are zero or infinite: at a constant rate the gradient falls as 1 / k.
+            rising = optax.sgd(lambda k: upper * jnp.minimum(1 + k / 3000, 8.0))
+            return SABA(blocks.blocks, rising, *steady[1:]), blocks
         case "SABA":
             return SABA(blocks.blocks, *steady), blocks
         case "SRBA":
