@@ -102,12 +102,14 @@ COMPETITORS = (
     _betty("neumann", "neumann"),
     _ours("one-step", "Implicit(I)"),
     _betty("one-step", "darts", tolerance=BY_DIFFERENCES),
+    _ours("sama", "SAMA"),
+    _betty("sama", "sama", tolerance=BY_DIFFERENCES),
 )
 
 
 def reference(method: str) -> Competitor:
-    """The side of bilevax in --check; some methods have no row of it, and for three it is what others compute."""
-    variants = {"cg": "plain", "neumann": "plain", "one-step": "differences"}
+    """The side of bilevax in --check; some methods have no row of it, and for four it is what others compute."""
+    variants = {"cg": "plain", "neumann": "plain", "one-step": "differences", "sama": "differences"}
     return dataclasses.replace(_ours(method, method), variant=variants.get(method, ""))
 
 

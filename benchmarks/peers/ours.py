@@ -83,14 +83,14 @@ class PlainSeries:
         return LinearSolution(q, second_products(q)[0], jnp.zeros(()))
 
 
-def by_differences(g: Any, u: PyTree, v: PyTree) -> derivatives.Lower:
-    """The curvature of Betty 0.2.1's "darts": a central difference whose step has length 0.01 for every v.
+def by_differences(g: Any, u: PyTree, v: PyTree, length: float = 0.01) -> derivatives.Lower:
+    """The curvature of Betty 0.2.1's "darts": a central difference whose step has this length for every v.
 
-    Used to check Betty, as `PlainCG` is.
+    Used to check Betty, as `PlainCG` is. Its "sama" takes steps of length 1.
     """
 
     def second_products(p: Any) -> Any:
-        t = 0.01 / optax.tree.norm(p)
+        t = length / optax.tree.norm(p)
         ahead, back = (jax.grad(g, (0, 1))(u, optax.tree.add_scale(v, sign * t, p)) for sign in (1, -1))
         return jax.tree.map(lambda a, b: (a - b) / (2 * t), ahead, back)
 
@@ -132,6 +132,10 @@ def solver(
         case "one-step":
             curvature = by_differences if settings.get("variant") == "differences" else derivatives.exact
             return bx.Implicit(upper, lower, moves, Itself(), curvature)
+        case "sama" if settings.get("variant") == "differences":
+            return bx.Implicit(upper, lower, moves, Itself(), functools.partial(by_differences, length=1.0))
+        case "sama":
+            return bx.SAMA(upper, lower, moves)
     raise ValueError(f"bilevax has no method {method!r} here")
 
 

@@ -80,7 +80,7 @@ OWN: dict[str, dict[str, tuple[str, tuple[Any, ...]]]] = {
         "fewshot": ("scale", (0.03, 0.1, 0.3)),
     },
 }
-METHODS = ("penalty", "unrolled", "cg", "plain-cg", "late-cg", "neumann", "one-step")
+METHODS = ("penalty", "unrolled", "cg", "plain-cg", "late-cg", "neumann", "one-step", "sama")
 PATIENCE = {"mlp": 30, "mnist": 20, "fewshot": 40, "poisoning": 80, "synthetic": 300}
 
 

@@ -52,8 +52,8 @@ class UpperLevel(ImplicitProblem):
 class LowerLevel(ImplicitProblem):
     """g. What depends on u alone is computed once for all moves of v.
 
-    With `once`, it is kept with its history, also for the derivatives in u. "darts" uses that history twice, so there
-    it is recomputed.
+    With `once`, it is kept with its history, also for the derivatives in u. "darts" and "sama" use that history twice,
+    so there it is recomputed.
     """
 
     work: torch_problems.Problem
@@ -103,6 +103,7 @@ class Runner:
                 "neumann_alpha": settings.get("scale", 1.0),
             },
             "one-step": {"type": "darts"},
+            "sama": {"type": "sama"},
         }[self.method]
         lower, upper = torch_problems.Lower(self.problem), torch_problems.Upper(self.problem)
         self.lower = LowerLevel(
@@ -115,7 +116,7 @@ class Runner:
             "upper", Config(retain_graph=True), upper, adam(upper.parameters(), settings["upper_rate"])
         )
         self.lower.work = self.upper_level.work = self.problem
-        self.lower.once = self.method != "one-step"
+        self.lower.once = self.method not in ("one-step", "sama")
         self.engine = Engine(
             [self.upper_level, self.lower],
             EngineConfig(valid_step=NEVER),

@@ -183,6 +183,7 @@ def test_directions_of_the_synthetic_example_in_closed_form():
         "unrolled": 2 * u - 2 * w * (1 - (1 - 2 * r) ** moves),
         "cg": 2 * u - 2 * w,
         "one-step": 2 * u - 2 * (2 * w),
+        "sama": 2 * u - r * 2 * (2 * w),
         "neumann": 2 * u - 2 * 0.2 * sum((1 - 0.2 * 2) ** j for j in range(4)) * 2 * w,
     }
     given = {"upper_rate": 0.1, "lower_rate": r, "solve_steps": 1, "damping": 0.0}
