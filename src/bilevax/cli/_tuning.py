@@ -112,14 +112,10 @@ def tuned(
     prefix: str, title: str, samples: "Samples", job: "Job", trials: int | None, seed: int, stages: Stages
 ) -> Tuned:
     """Fit the model, and score it on outer folds; `trials` of each search, None without a comparison."""
-    import pandas as pd
-
     from bilevax.applications.tuning.comparison import rivals
     from bilevax.applications.tuning.table import Nested, nested
 
-    part = job.part(np.arange(len(job.y)))
-    model: Any = job.model().fit(**part | {"X": pd.DataFrame(part["X"], columns=job.names)})  # names for warnings
-    del model.feature_names_in_  # the saved model gets arrays
+    model: Any = job.model().fit(**job.part(np.arange(len(job.y))), column_names=job.names)
 
     def stage(name: str, compute: Any) -> "Nested":
         stored = stages.of(f"{prefix.replace('/', '-')}{name}", lambda keep: compute()._asdict())

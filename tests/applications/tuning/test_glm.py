@@ -351,6 +351,12 @@ def test_bad_input():
     refused(model=TunedGLM(cv=[(np.arange(40), [40])]), match="pairs of arrays of indices from 0 to 39")
     refused(model=TunedGLM(cv=[]), match="cv holds no folds")
     refused(model=TunedGLM(fit_intercept="no"), match="fit_intercept is 'no'")
+    refused(y=np.where(Y10 > 0, "a", "b"), match=r"y holds the text '[ab]'.*TunedLogisticRegression")
+    refused(y=pd.date_range("2020", periods=40), match="y holds dates or durations, and a regressor needs numbers")
+    refused(model=TunedGLM(scoring="r_2"), match="scoring is 'r_2', and must be .* Did you mean 'r2'")
+    refused(model=TunedGLM(scoring=["r2"]), match=r"scoring is \['r2'\], and must be a function")
+    refused(model=TunedGLM(scoring="accuracy"), match="scoring is 'accuracy', which cannot score .* for quantities")
+    refused(column_names=["a"], match="column_names holds 1 names, and X 5 columns")
     refused(sample_weight=np.zeros(40), match="zero for all samples")
     refused(sample_weight=-np.ones(40), match="40 negative values")
     refused(sample_weight=np.arange(40) == 7, match="zero but for sample 7")
@@ -386,6 +392,9 @@ def test_constant_columns_are_named_and_get_zero():
     assert model.coef_[2] == 0
     with pytest.warns(UserWarning, match="1 constant column"):
         TunedRidge().fit(sparse.csr_matrix(X.to_numpy()), X["a"] + Y10)
+    with pytest.warns(UserWarning, match=r"1 constant column \('c'\)"):
+        model = TunedRidge().fit(X.to_numpy(), X["a"] + Y10, column_names=list(X))
+    assert not hasattr(model, "feature_names_in_")  # it predicts arrays
 
 
 def test_equal_columns_are_named():

@@ -17,7 +17,7 @@ from jaxtyping import Array, Bool, Float, PRNGKeyArray, PyTree
 
 from bilevax._checks import InputError, described
 from bilevax.applications.task import Task
-from bilevax.applications.tuning.glm.folds import checked_folds
+from bilevax.applications.tuning.glm.folds import ToSplit, checked_folds
 from bilevax.loop.sources import Epochs, Samples, whole
 from bilevax.problem import Problem
 
@@ -69,7 +69,8 @@ def over_folds(task: Task, folds: Any, batch_size: int | None) -> Task:
             "X_validation and y_validation."
         )
     labels = np.asarray(y)
-    found = checked_folds(folds, np.zeros((len(labels), 1)), labels, None, True, np.arange(len(labels)), "folds")
+    n = len(labels)
+    found = checked_folds(folds, ToSplit(np.zeros((n, 1)), labels, None, True, np.arange(n), n), "folds")
     fewest = int(found.train.sum(0).min())
     if batch_size is not None and fewest < batch_size:
         raise InputError(

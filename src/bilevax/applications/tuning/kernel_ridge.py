@@ -20,6 +20,7 @@ from bilevax._checks import InputError
 from bilevax.applications._inputs import validated
 from bilevax.applications._pickling import Picklable
 from bilevax.applications._units import require_sizes
+from bilevax.applications.tuning.glm.inputs import require_numbers
 
 CONSTANT = 100.0  # variance of the unknown mean, in units of that of y
 SHORTEST, LONGEST = np.log(1e-2), np.log(1e4)  # log length-scales, in standard deviations of the columns
@@ -136,11 +137,13 @@ class TunedKernelRidge(RegressorMixin, Picklable, BaseEstimator):
         """Tune by cross-validation, then fit all samples.
 
         Raises:
-            InputError: an unknown kind of length-scales; more than 5,000 samples; folds that overlap.
+            InputError: an unknown kind of length-scales; targets that are texts or dates; more than 5,000 samples;
+                folds that overlap.
             ValueError: as scikit-learn's `validate_data`.
         """
         if self.length_scales not in KINDS:
             raise InputError(f"length_scales is {self.length_scales!r}. Pass 'feature' or 'scalar'.")
+        require_numbers(y)
         features, targets = validated(self, X, y, y_numeric=True, ensure_min_samples=3)
         if len(targets) > MOST_SAMPLES:
             raise InputError(

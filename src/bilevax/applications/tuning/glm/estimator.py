@@ -1,6 +1,7 @@
 """The estimator of generalised linear models with tuned strengths."""
 
 import warnings
+from collections.abc import Sequence
 from typing import Any, NamedTuple, Self
 
 import numpy as np
@@ -16,17 +17,20 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, column_or_1d
 from threadpoolctl import threadpool_limits
 
-from bilevax._checks import InputError, listed, require_count
+from bilevax._checks import InputError, listed, require_count, short_reason
 from bilevax.applications._inputs import classes_of, places, validated
 from bilevax.applications._pickling import Picklable
 from bilevax.applications._units import require_sizes
 from bilevax.applications.tuning.glm.choice import Chosen, choose
-from bilevax.applications.tuning.glm.folds import Folds, folds_of
+from bilevax.applications.tuning.glm.folds import Folds, ToSplit, folds_of
 from bilevax.applications.tuning.glm.inputs import (
     Design,
     group_codes,
+    named_columns,
     offsets,
     remarks,
+    require_numbers,
+    require_scoring,
     sample_labels,
     sample_weights,
     standardised,
@@ -110,6 +114,7 @@ class TunedLinearModel(Picklable, BaseEstimator):
         exposure: ArrayLike | None = None,
         offset: ArrayLike | None = None,
         groups: ArrayLike | None = None,
+        column_names: Sequence[str] | None = None,
     ) -> Self:
         """Tune the strengths by cross-validation, then fit all samples.
 
@@ -120,13 +125,18 @@ class TunedLinearModel(Picklable, BaseEstimator):
             exposure: (n,), positive; the mean is proportional to it (losses with a log link).
             offset: (n,), added to the linear predictor.
             groups: (n,) of the samples, for splitters such as GroupKFold.
+            column_names: of the d columns, for `groups` of the model and for messages, where X is an array; by default
+                those of a DataFrame, or the places.
 
         Raises:
-            InputError: targets outside the domain of the loss, weights, exposures, groups or folds that cannot be used.
+            InputError: targets that are texts, or outside the domain of the loss; weights, exposures, groups, folds,
+                names or a score that cannot be used.
             ValueError: as scikit-learn's `validate_data`, for example for features that are not finite numbers.
         """
         self._check_settings()
         loss, penalty = self._problem()
+        if not loss.classifies:
+            require_numbers(y)
         x, given = validated(self, X, y, accept_sparse="csr", y_numeric=not loss.classifies)
         n = x.shape[0]
         weight = sample_weights(sample_weight, n)
@@ -135,10 +145,11 @@ class TunedLinearModel(Picklable, BaseEstimator):
         target, loss = self._target(loss, labels, weight)
         shift = offsets(loss, exposure, offset, n)[rows]
         require_sizes("X", x.data if sparse.issparse(x) else x)
-        names = np.array(np.asarray(getattr(self, "feature_names_in_", np.arange(x.shape[1]))).tolist(), object)
+        own = getattr(self, "feature_names_in_", None) if column_names is None else column_names
+        names = named_columns(own, x.shape[1])
         codes = group_codes(self.groups, x, names)
         sample_groups = None if groups is None else sample_labels(groups, n)[rows]
-        folds = folds_of(self.cv, x, labels, sample_groups, loss.classifies, rows, n)
+        folds = folds_of(self.cv, ToSplit(x, labels, sample_groups, loss.classifies, rows, n))
         design = standardised(x, weight, self.standardize, self.fit_intercept)
         for sentence in remarks(design, names):
             warnings.warn(sentence, UserWarning, stacklevel=2)
@@ -166,6 +177,7 @@ class TunedLinearModel(Picklable, BaseEstimator):
         for setting in ("fit_intercept", "standardize", "warm_start"):
             if not isinstance(getattr(self, setting), bool | np.bool_):
                 raise InputError(f"{name}: {setting} is {getattr(self, setting)!r}, and must be True or False.")
+        require_scoring(name, self.scoring)
         self._problem()
 
     def _centres(self, loss: Loss) -> bool:
@@ -330,11 +342,20 @@ class TunedLinearModel(Picklable, BaseEstimator):
         scorer: Any = check_scoring(self, self.scoring)
         whole = self.coef_, self.intercept_
         found = []
-        for k in range(tuner.held.shape[1]):
-            self._coefficients(design, chosen.start[:, :, k], centre)
-            held = tuner.held[:, k]
-            found.append(scorer(self, self._named(X[held]), labels[held]))
-        self.coef_, self.intercept_ = whole
+        try:
+            for k in range(tuner.held.shape[1]):
+                self._coefficients(design, chosen.start[:, :, k], centre)
+                held = tuner.held[:, k]
+                found.append(scorer(self, self._named(X[held]), labels[held]))
+        except (AttributeError, TypeError, ValueError) as error:
+            if callable(self.scoring):
+                raise
+            raise InputError(
+                f"{type(self).__name__}: scoring is {self.scoring!r}, which cannot score this model "
+                f"({short_reason(error)}). Choose a score for {'classes' if tuner.loss.classifies else 'quantities'}."
+            ) from error
+        finally:
+            self.coef_, self.intercept_ = whole
         self.cv_scores_ = np.array(found)
 
     def _named(self, X: Any) -> Any:

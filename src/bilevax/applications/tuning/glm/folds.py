@@ -19,51 +19,55 @@ class Folds(NamedTuple):
     held: Bool[np.ndarray, "n folds"]
 
 
-def folds_of(
-    cv: Any, x: Any, y: Shaped[np.ndarray, " n"], groups: Any, classifies: bool, rows: Int[np.ndarray, " m"], n: int
-) -> Folds:
+class ToSplit(NamedTuple):
+    """The m samples that have a positive weight.
+
+    Attributes:
+        x, y: their features and targets.
+        groups: of the samples, for splitters that keep them together; or None.
+        classifies: whether y holds classes.
+        rows: their places among all samples, which an iterable of pairs refers to.
+        n: number of all samples.
+    """
+
+    x: Any
+    y: Shaped[np.ndarray, " m"]
+    groups: Any
+    classifies: bool
+    rows: Int[np.ndarray, " m"]
+    n: int
+
+
+def folds_of(cv: Any, samples: ToSplit) -> Folds:
     """The folds of an integer, a splitter, an iterable of pairs, or a part that is held out once.
 
     Args:
         cv: as in scikit-learn; a number between 0 and 1 for one hold-out set of that part.
-        x, y: the samples that have a positive weight.
-        groups: of the samples, for splitters that keep them together.
-        classifies: whether y holds classes.
-        rows: the places of those samples among all, which an iterable of pairs refers to.
-        n: number of all samples.
+        samples: the samples that are split.
 
     Raises:
         InputError: fewer samples than folds; a fold without samples to train on or to hold out; a fold that trains
             without one of the classes.
     """
-    found = checked_folds(cv, x, y, groups, classifies, rows, "cv", n)
+    found = checked_folds(cv, samples, "cv")
     if found.train.shape[1] > 1:
         return found
     places = np.flatnonzero(found.held[:, 0])
     if len(places) < 2 * PARTS:
         return found
     part = np.random.default_rng(0).permutation(len(places)) % PARTS
-    held = np.zeros((len(y), PARTS), bool)
+    held = np.zeros((len(samples.y), PARTS), bool)
     held[places, part] = True
     return Folds(np.repeat(found.train, PARTS, axis=1), held)
 
 
-def checked_folds(
-    cv: Any,
-    x: Any,
-    y: Shaped[np.ndarray, " n"],
-    groups: Any,
-    classifies: bool,
-    rows: Int[np.ndarray, " m"],
-    name: str,
-    n: int | None = None,
-) -> Folds:
+def checked_folds(cv: Any, samples: ToSplit, name: str) -> Folds:
     """`folds_of`, with one hold-out set as one fold; `name` is that of the argument in messages."""
-    n = len(y) if n is None else n
+    y = samples.y
     if isinstance(cv, float) and 0 < cv < 1:
-        pairs = [_hold_out(cv, y, classifies)]
+        pairs = [_hold_out(cv, y, samples.classifies)]
     else:
-        pairs = _pairs(cv, x, y, groups, classifies, rows, n, name)
+        pairs = _pairs(cv, samples, name)
     train, held = np.zeros((len(y), len(pairs)), bool), np.zeros((len(y), len(pairs)), bool)
     for k, (inner, outer) in enumerate(pairs):
         train[inner, k], held[outer, k] = True, True
@@ -72,7 +76,7 @@ def checked_folds(
                 f"Fold {k} of {name} trains on {len(inner)} samples and holds out {len(outer)} that have a positive "
                 "weight. At least one of each is needed: choose other folds."
             )
-        if classifies:
+        if samples.classifies:
             missing = np.setdiff1d(np.unique(y), np.unique(y[inner]))
             if len(missing):
                 raise InputError(
@@ -92,24 +96,15 @@ def _hold_out(cv: float, y: Shaped[np.ndarray, " n"], classifies: bool) -> tuple
     return np.asarray(inner), np.asarray(outer)
 
 
-def _split(splitter: Any, x: Any, y: Any, groups: Any, name: str) -> list[tuple[np.ndarray, np.ndarray]]:
+def _split(splitter: Any, samples: ToSplit, name: str) -> list[tuple[np.ndarray, np.ndarray]]:
     try:
-        return list(splitter.split(x, y, groups))
+        return list(splitter.split(samples.x, samples.y, samples.groups))
     except ValueError as error:
-        raise InputError(f"{name} cannot split the {len(y)} samples with a positive weight: {error}") from error
+        raise InputError(f"{name} cannot split the {len(samples.y)} samples with a positive weight: {error}") from error
 
 
-def _pairs(
-    cv: Any,
-    x: Any,
-    y: Shaped[np.ndarray, " n"],
-    groups: Any,
-    classifies: bool,
-    rows: Int[np.ndarray, " m"],
-    n: int,
-    name: str,
-) -> list[tuple[np.ndarray, np.ndarray]]:
-    m = len(y)
+def _pairs(cv: Any, samples: ToSplit, name: str) -> list[tuple[np.ndarray, np.ndarray]]:
+    y, n, m = samples.y, samples.n, len(samples.y)
     if cv is None or (isinstance(cv, int | np.integer) and not isinstance(cv, bool)):
         count = 5 if cv is None else int(cv)
         if count < 2:
@@ -119,7 +114,7 @@ def _pairs(
             raise InputError(
                 f"{name} is {count} folds, and there are n_samples={m} samples with a positive weight. {remedy}."
             )
-        if classifies:
+        if samples.classifies:
             rarest = int(np.unique(y, return_counts=True)[1].min())
             if rarest < 2:
                 raise InputError("A class of y has one sample, so a fold would lack it. Leave rare classes out.")
@@ -130,17 +125,17 @@ def _pairs(
                     stacklevel=2,
                 )
                 count = rarest
-        splitter = StratifiedKFold(count) if classifies else KFold(count)
-        return list(splitter.split(x, y))
+        splitter = StratifiedKFold(count) if samples.classifies else KFold(count)
+        return list(splitter.split(samples.x, y))
     if not isinstance(cv, str | type) and (hasattr(cv, "split") or np.iterable(cv)):
         given: Any = cv
-        splitter: Any = check_cv(given, y, classifier=classifies)
+        splitter: Any = check_cv(given, y, classifier=samples.classifies)
         if hasattr(cv, "split"):
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", UserWarning)  # of classes with few members, which is checked here
-                return _split(splitter, x, y, groups, name)
+                return _split(splitter, samples, name)
         place = np.full(n, -1)
-        place[rows] = np.arange(m)
+        place[samples.rows] = np.arange(m)
         try:
             pairs = [(place[np.arange(n)[a]], place[np.arange(n)[b]]) for a, b in splitter.split()]
         except (IndexError, TypeError, ValueError) as error:

@@ -6,8 +6,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float, Int, Shaped
 from scipy import sparse
+from sklearn.metrics import get_scorer_names
 
-from bilevax._checks import InputError, described, listed
+from bilevax._checks import InputError, described, listed, suggestion
 from bilevax.applications.tuning.glm.losses import LogLink, Loss
 
 ALONE = 1e-8  # part of the weights beside one sample, below which it is alone
@@ -144,6 +145,62 @@ def _column(name: str, values: Any, n: int) -> Float[np.ndarray, " n"]:
         raise InputError(f"{name} has shape {found.shape}, and X {n} samples. One number for each sample is needed.")
     if not np.isfinite(found).all():
         raise InputError(f"{name} holds NaN or infinite values. Fill them, or leave those samples out.")
+    return found
+
+
+def require_numbers(y: Any) -> None:
+    """Refuse targets of a regressor that are texts or dates, with a sentence; `validate_data` refuses the rest.
+
+    Raises:
+        InputError: a text that is no number; dates or durations.
+    """
+    found = np.asarray(y)
+    wanted = "and a regressor needs numbers"
+    if found.dtype.kind in "mM":
+        raise InputError(f"y holds dates or durations, {wanted}. Convert them, for example to days since the first.")
+    for value in found.flat if found.dtype.kind in "OUS" else ():
+        if isinstance(value, str | bytes) and not _is_number(value):
+            raise InputError(
+                f"y holds the text {str(value)!r}, {wanted}. Convert y, or for classes use TunedLogisticRegression, or "
+                'TunedGLM with loss="logistic".'
+            )
+
+
+def require_scoring(owner: str, scoring: Any) -> None:
+    """Refuse a score that is neither a function nor one of scikit-learn's names; None is no score.
+
+    Raises:
+        InputError: as above.
+    """
+    if scoring is None or callable(scoring):
+        return
+    text, known = isinstance(scoring, str), get_scorer_names()
+    if not text or scoring not in known:
+        raise InputError(
+            f"{owner}: scoring is {described(scoring)}, and must be a function of (estimator, X, y), or one of "
+            f"sklearn.metrics.get_scorer_names().{suggestion(scoring, known) if text else ''}"
+        )
+
+
+def _is_number(text: str | bytes) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def named_columns(given: Any, d: int) -> Shaped[np.ndarray, " d"]:
+    """The names of the columns of X, or their places.
+
+    Raises:
+        InputError: there is not one name for each column.
+    """
+    names = list(range(d) if given is None else given)
+    if len(names) != d:
+        raise InputError(f"column_names holds {len(names)} names, and X {d} columns. Pass one for each column.")
+    found = np.empty(d, object)
+    found[:] = names
     return found
 
 
