@@ -8,18 +8,13 @@ import numpy as np
 from jaxtyping import Float, Int, Shaped
 from numpy.typing import ArrayLike
 from scipy import sparse
-from sklearn.base import BaseEstimator
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.metrics import check_scoring
-from sklearn.utils import ClassifierTags, RegressorTags, Tags
-from sklearn.utils.metaestimators import available_if
 from sklearn.utils.multiclass import check_classification_targets
-from sklearn.utils.validation import check_is_fitted, column_or_1d
 from threadpoolctl import threadpool_limits
 
 from bilevax._checks import InputError, listed, require_count, short_reason
 from bilevax.applications._inputs import classes_of, places, validated
-from bilevax.applications._pickling import Picklable
 from bilevax.applications._units import require_sizes
 from bilevax.applications.tuning.glm.choice import Chosen, choose
 from bilevax.applications.tuning.glm.folds import Folds, ToSplit, folds_of
@@ -44,6 +39,7 @@ from bilevax.applications.tuning.glm.losses import (
     SquaredHinge,
 )
 from bilevax.applications.tuning.glm.penalties import L2, GroupLasso, Penalty, term_of
+from bilevax.applications.tuning.glm.predictions import LinearPredictions
 from bilevax.applications.tuning.glm.tuner import Tuner, strength_codes
 
 KINDS = ("auto", "scalar", "group", "feature", "class")
@@ -66,21 +62,8 @@ class History(NamedTuple):
     held_out_loss: Float[np.ndarray, " evaluations"]
 
 
-def _classifies(estimator: Any) -> bool:
-    if estimator._problem()[0].classifies:
-        return True
-    raise AttributeError(f"{type(estimator).__name__} with this loss predicts numbers, not classes.")
-
-
-def _has_probabilities(estimator: Any) -> bool:
-    loss = estimator._problem()[0]
-    if loss.classifies and not isinstance(loss, SquaredHinge):
-        return True
-    raise AttributeError(f"{type(estimator).__name__} with this loss predicts no probabilities.")
-
-
-class TunedLinearModel(Picklable, BaseEstimator):
-    """What the tuned linear models share: `fit`, predictions and scores. Subclasses say which loss and penalty."""
+class TunedLinearModel(LinearPredictions):
+    """What the tuned linear models share. Subclasses say which loss and penalty."""
 
     strengths: Any
     groups: Any
@@ -90,21 +73,6 @@ class TunedLinearModel(Picklable, BaseEstimator):
     standardize: bool
     max_iter: int
     warm_start: bool
-
-    def _problem(self) -> tuple[Loss, Penalty]:
-        raise NotImplementedError
-
-    def __sklearn_tags__(self) -> Tags:
-        tags = super().__sklearn_tags__()
-        loss = self._problem()[0]
-        tags.input_tags.sparse = True
-        tags.target_tags.required = True
-        if loss.classifies:
-            tags.estimator_type, tags.classifier_tags, tags.regressor_tags = "classifier", ClassifierTags(), None
-        else:
-            tags.estimator_type, tags.regressor_tags, tags.classifier_tags = "regressor", RegressorTags(), None
-            tags.target_tags.positive_only = isinstance(loss, LogLink)
-        return tags
 
     def fit(
         self,
@@ -365,74 +333,6 @@ class TunedLinearModel(Picklable, BaseEstimator):
         import pandas as pd
 
         return pd.DataFrame(X, columns=names)
-
-    def _linear(self, X: ArrayLike, exposure: Any = None, offset: Any = None) -> Float[np.ndarray, "n outputs"]:
-        check_is_fitted(self)
-        x = validated(self, X, accept_sparse="csr", reset=False)
-        eta = np.asarray(x @ np.atleast_2d(self.coef_).T) + self.intercept_
-        return eta + offsets(self._loss, exposure, offset, x.shape[0])[:, None]
-
-    def predict(
-        self, X: ArrayLike, exposure: ArrayLike | None = None, offset: ArrayLike | None = None
-    ) -> Shaped[np.ndarray, " n"]:
-        """The predicted mean (or quantile) of each sample of X (n, d); for classes the most likely one."""
-        eta = self._linear(X, exposure, offset)
-        if not self._loss.classifies:
-            return self._loss.mean(eta)[:, 0]
-        return self.classes_[(eta[:, 0] > 0).astype(int) if eta.shape[1] == 1 else eta.argmax(axis=1)]
-
-    @available_if(_classifies)
-    def decision_function(self, X: ArrayLike) -> Float[np.ndarray, "n classes"] | Float[np.ndarray, " n"]:
-        """Scores of samples X (n, d); for two classes one score, positive for `classes_[1]`, (n,)."""
-        eta = self._linear(X)
-        return eta[:, 0] if eta.shape[1] == 1 else eta
-
-    @available_if(_has_probabilities)
-    def predict_proba(self, X: ArrayLike) -> Float[np.ndarray, "n classes"]:
-        """The probability of each class, in the order of `classes_`, for samples X (n, d)."""
-        eta = self._linear(X)
-        mean = self._loss.mean(eta)
-        return np.concatenate([1 - mean, mean], axis=1) if mean.shape[1] == 1 else mean
-
-    @available_if(_has_probabilities)
-    def predict_log_proba(self, X: ArrayLike) -> Float[np.ndarray, "n classes"]:
-        """The logarithm of `predict_proba`."""
-        return np.log(self.predict_proba(X))
-
-    def score(
-        self,
-        X: ArrayLike,
-        y: ArrayLike,
-        sample_weight: ArrayLike | None = None,
-        exposure: ArrayLike | None = None,
-        offset: ArrayLike | None = None,
-    ) -> float:
-        """The accuracy of classes; else D^2, the part of the deviance that is explained (R^2 for the squared loss)."""
-        found = column_or_1d(y)
-        weight = sample_weights(sample_weight, len(found))
-        weight = weight / weight.sum()
-        if self._problem()[0].classifies:
-            return float(weight @ (self.predict(X) == found))
-        eta = self._linear(X, exposure, offset)
-        target = np.asarray(found, np.float64)[:, None]
-        loss = self._loss
-        shift = offsets(loss, exposure, offset, len(found))
-        constant = _constant_fit(loss, target, shift, weight)
-        model = weight @ loss.value(eta[:, :, None], target[:, :, None])[:, 0]
-        null = weight @ loss.value((constant + shift)[:, None, None], target[:, :, None])[:, 0]
-        return float(1 - model / null) if null > 0 else float(model == 0)
-
-
-def _constant_fit(loss: Loss, y: np.ndarray, shift: np.ndarray, weight: np.ndarray) -> float:
-    """The constant linear predictor of the least loss, by halving its derivative."""
-    low, high = -60.0, 60.0
-    if not isinstance(loss, LogLink):
-        low, high = float((y[:, 0] - shift).min()), float((y[:, 0] - shift).max())
-    for _ in range(100):
-        middle = (low + high) / 2
-        slope = weight @ loss.slope((middle + shift)[:, None, None], y[:, :, None])[:, 0, 0]
-        low, high = (middle, high) if slope < 0 else (low, middle)
-    return (low + high) / 2
 
 
 def _is_total(loss: Loss, penalty: Penalty) -> bool:
