@@ -91,15 +91,17 @@ def _tested(
 
     def both(t: Any, d: PyTree) -> Any:
         there = problem.lower_set(u)(jax.tree.map(lambda x, y: (x + t * y).astype(x.dtype), v, d))
-        return jnp.stack([weight * f(u, there), g(u, there)]).astype(jnp.result_type(float))
+        away = optax.tree.norm(optax.tree.sub(there, v))
+        return jnp.stack([weight * f(u, there), g(u, there), away]).astype(jnp.result_type(float))
 
     here = both(0.0, d)
     far = jnp.maximum(optax.tree.norm(v), 1) * jnp.array([1.0, 100.0, 10_000.0])
 
     def falls(d: PyTree, sign: float) -> Any:
-        rise, change = (jax.vmap(lambda t: both(sign * t, d))(far) - here).T
+        rise, change, away = (jax.vmap(lambda t: both(sign * t, d))(far) - here).T
         steady = (rise[0] > 0) & jnp.all(rise[1:] > 30 * rise[:-1]) & jnp.all(jnp.isfinite(rise))
-        return steady & jnp.all(jnp.abs(change) <= FLAT * rise)
+        free = jnp.all(away > far / 2)  # not held back by the lower set
+        return steady & free & jnp.all(jnp.abs(change) <= FLAT * rise)
 
     ends = [falls(line, sign) for line in (d, flat) for sign in (1.0, -1.0)]
     return jnp.asarray(optax.tree.vdot(d, of_f)), jnp.asarray(optax.tree.vdot(d, of_g)), size, jnp.any(jnp.stack(ends))
