@@ -10,6 +10,7 @@ draws 100 points of the simplex, its default, with 25 scales each. Its hypergrad
 scales of a ridge, where the default is 10 from 0.
 """
 
+import importlib
 import time
 import warnings
 from collections.abc import Callable
@@ -96,7 +97,7 @@ def split(name: str, seed: int) -> Split:
         table = load(name, seed)
         X, y, bands, n = table.X, np.asarray(table.y, float), table.groups, 2 * len(table.X) // 3
     kept = np.ptp(X[:n], axis=0) > 0
-    X = StandardScaler().fit(X[:n, kept]).transform(X[:, kept])
+    X = np.asarray(StandardScaler().fit(X[:n, kept]).transform(X[:, kept]))
     y = (y - y[:n].mean()) / y[:n].std()
     return Split(X[:n], y[:n], X[n:], y[n:], np.unique(bands[kept], return_inverse=True)[1])
 
@@ -121,8 +122,8 @@ def _method(label: str, data: Split, seed: int) -> Callable[[], Float[np.ndarray
         model = TunedGLM("squared", strengths=OURS[label], groups=data.bands, standardize=False)
         return lambda: model.fit(data.X, data.y).predict(data.X_test)
     try:
-        from himalaya.kernel_ridge import ColumnKernelizer, Kernelizer, MultipleKernelRidgeCV
-        from himalaya.ridge import GroupRidgeCV
+        kernel: Any = importlib.import_module("himalaya.kernel_ridge")
+        linear: Any = importlib.import_module("himalaya.ridge")
     except ImportError as error:
         raise InputError(
             "tune-banded needs himalaya, which is not installed. Install it by pip install --no-deps himalaya, or "
@@ -130,12 +131,14 @@ def _method(label: str, data: Split, seed: int) -> Callable[[], Float[np.ndarray
         ) from error
     if label == RANDOM:
         search = {"n_iter": 100, "alphas": SCALES, "progress_bar": False, "warn": False}
-        ridge = GroupRidgeCV(groups=data.bands, solver_params=search, random_state=seed)
+        ridge = linear.GroupRidgeCV(groups=data.bands, solver_params=search, random_state=seed)
         return lambda: ridge.fit(data.X, data.y).predict(data.X_test)
     bands = [np.flatnonzero(data.bands == band) for band in np.unique(data.bands)]
-    kernels = ColumnKernelizer([(str(i), Kernelizer(kernel="linear"), band) for i, band in enumerate(bands)])
+    kernels = kernel.ColumnKernelizer(
+        [(str(i), kernel.Kernelizer(kernel="linear"), band) for i, band in enumerate(bands)]
+    )
     descent = {"max_iter": 100, "initial_deltas": "ridgecv", "progress_bar": False}
-    kernel_ridge = MultipleKernelRidgeCV(
+    kernel_ridge = kernel.MultipleKernelRidgeCV(
         "precomputed", solver="hyper_gradient", solver_params=descent, random_state=seed
     )
 
