@@ -292,6 +292,7 @@ def test_a_checkpoint_of_other_data_is_not_continued(small, tmp_path):
     again.fit(d.X, d.y, d.X_clean, d.y_clean)
 
 
+@pytest.mark.slow
 def test_task_runs_on_solvers_and_tells(small, key):
     d = small
     task = denoising_task(softmax_regression(10), d.X, d.y, d.X_clean, d.y_clean, key=key)

@@ -962,6 +962,7 @@ def test_a_second_task_of_equal_shapes_compiles_nothing(caplog):
     assert not [record for record in caplog.records if "Compiling" in record.getMessage()]
 
 
+@pytest.mark.slow
 def test_a_learner_and_its_classifiers_are_pickled_copied_and_cloned(tmp_path):
     images = clusters(60)[40:]
     given, asked = images[:3, :2].reshape(6, 4, 4), images[:3, 2:].reshape(30, 4, 4)

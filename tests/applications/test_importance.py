@@ -360,9 +360,7 @@ def by_hand(x, y, weight, rows, training):
     return matrix, bias
 
 
-@pytest.mark.parametrize(
-    "batch_size", [None, pytest.param(7, marks=pytest.mark.slow), pytest.param(50, marks=pytest.mark.slow), 3]
-)
+@pytest.mark.parametrize("batch_size", [None, *(pytest.param(n, marks=pytest.mark.slow) for n in (3, 7, 50))])
 def test_train_is_weighted_training_by_adam(batch_size, key):
     training = Training(steps=20, rate=0.1, batch_size=batch_size, l2=0.05)
     weight = RNG.random(7) + 0.1

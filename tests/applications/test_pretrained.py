@@ -396,6 +396,7 @@ def test_the_cache_is_bounded_and_may_fail(tmp_path, cache, monkeypatch):
     assert embedding.embedded(samples, tmp_path).shape == (30, 24)
 
 
+@pytest.mark.slow
 def test_pictures_are_embedded(tmp_path, cache, monkeypatch):
     write_safetensors(tmp_path / "w.safetensors", random_efficientnet())
     images = np.random.default_rng(1).integers(0, 256, (3, 32, 32, 3), np.uint8)

@@ -280,6 +280,7 @@ def test_decisions_on_rows_that_are_no_longer_listed_are_kept(page, tmp_path):
     assert page.one("#decided").text == "4 of 8"
 
 
+@pytest.mark.slow
 def test_filters_search_and_sorting(page):
     page.choose("given", "cow (2)")
     assert page.rows == [2, 5]
@@ -395,6 +396,7 @@ def test_light_and_dark(page, system):
     page.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
 
 
+@pytest.mark.slow
 def test_every_control_has_a_name_and_the_keyboard_reaches_it(page):
     nodes = page.driver.execute_cdp_cmd("Accessibility.getFullAXTree", {})["nodes"]
     controls = [
@@ -442,6 +444,7 @@ def test_pictures_stand_side_by_side(page):
     assert page.current == across + 2
 
 
+@pytest.mark.slow
 def test_of_many_classes_one_is_typed(page):
     names = [f"intent {i}" for i in range(77)]
     found = [Suspect(i, names[i], names[i + 1], 0.9, "a text", i + 2) for i in range(5)]
@@ -478,6 +481,7 @@ def test_a_browser_that_keeps_nothing(page):
     page.press("u", "u")
 
 
+@pytest.mark.slow
 def test_two_thousand_suspects_are_quick(page):
     found = []
     for i in range(2000):

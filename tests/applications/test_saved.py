@@ -52,8 +52,8 @@ def again(model, tmp_path: Path, **given):
 @pytest.mark.parametrize(
     "model",
     [
-        None,
-        make_pipeline(SelectKBest(k=2), GaussianNB()),
+        pytest.param(None, marks=pytest.mark.slow),
+        pytest.param(make_pipeline(SelectKBest(k=2), GaussianNB()), marks=pytest.mark.slow),
         HistGradientBoostingClassifier(max_iter=3),
         mlp,
     ],

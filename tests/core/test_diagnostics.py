@@ -58,6 +58,7 @@ def test_curvature_is_told_by_its_sign(dense_limit):
         assert ("curves down" in str(found)) == (low < 0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [jnp.float64, pytest.param(jnp.float32, marks=pytest.mark.slow)])
 def test_the_iterative_route_agrees_with_the_dense_one(dtype):
     rng = np.random.default_rng(0)
@@ -247,6 +248,7 @@ def test_an_eigenvalue_of_rounding_does_not_curve_down():
         assert "v*(u) is not unique" in str(found)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dense_limit", [pytest.param(1000, marks=pytest.mark.slow), 0], ids=["dense", "iterative"])
 def test_the_hypergradient_at_an_active_bound(dense_limit):
     """v*(u) = max(u, 0): of f = sum (v + 3)^2 + u the derivative is 2 (u + 3) + 1 where u > 0, and 1 elsewhere."""

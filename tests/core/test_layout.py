@@ -205,6 +205,7 @@ def entries(line):
     return sum(int(np.prod([int(n) for n in shape.split(",") if n], initial=1)) for shape in shapes)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "reductions"),
     [*(pytest.param(name, 1, marks=pytest.mark.slow) for name in ("Implicit", "ReverseMode")), ("Penalty", 2)],

@@ -83,6 +83,7 @@ def test_strengths_as_exponentials_without_a_setting_touched():
         assert jnp.linalg.norm(there) < least, type(found.solver)
 
 
+@pytest.mark.slow
 def test_bounds_of_u_that_keep_the_curvature_are_named():
     """exp(u) grows a hundredfold at u = 4.6; u may move by 50 in 1000 steps, and half of that is tried first."""
     found = recommend(RIDGE, *FLAT, steps=1000)

@@ -192,7 +192,9 @@ def diverging(at):
     )
 
 
-@pytest.mark.parametrize(("size", "every"), [(2, 50), (2, 1), (300, 50)])  # a small state has blocks of steps
+@pytest.mark.parametrize(
+    ("size", "every"), [(2, 50), pytest.param(2, 1, marks=pytest.mark.slow), (300, 50)]
+)  # a small state has blocks of steps
 def test_non_finite_keeps_the_last_finite_state(size, every):
     u = v = jnp.zeros(size)
     options = {"steps": 500, "every": every, "key": jax.random.key(0)}

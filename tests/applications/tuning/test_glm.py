@@ -70,6 +70,7 @@ def test_lasso_finds_the_strength_of_lasso_cv():
     assert ((model.coef_ == 0) == (reference.coef_ == 0)).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("load", [pytest.param(load_breast_cancer, marks=pytest.mark.slow), load_wine])
 def test_logistic_regression_finds_the_strength_of_logistic_regression_cv(load):
     X, y = scaled(load)
