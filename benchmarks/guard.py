@@ -5,7 +5,7 @@
 `solve` runs a compiled loop (`bilevax.loop.stretch`) of steps, of the guard, which ends the loop before a step that is
 not finite, and of what is recorded of each step. Here the same loop is timed with and without them, in turn, in
 processor seconds. Without records XLA also leaves out what is computed for them alone, such as norms of gradients.
-The works are those of `benchmarks.peers`.
+It runs the works of `benchmarks.peers`.
 """
 
 import argparse

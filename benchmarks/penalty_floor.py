@@ -5,7 +5,7 @@
 By hand, one `lax.scan` makes T moves of v, then u moves. A move is: the gradient of f, the gradient of g, one reverse
 pass through the latter along gamma grad_v g + nu, their sum, and a step of the same optimizer. The move of u has the
 test that ends a stage, which needs the gradients in u and in v. Nothing is recorded, guarded or projected. Both are
-compiled with the same flags and run in turn; times are processor seconds. The works are those of `benchmarks.peers`.
+compiled with the same flags and run in turn; times are processor seconds. It runs the works of `benchmarks.peers`.
 """
 
 import argparse

@@ -274,7 +274,7 @@ def entrant(label: str, name: str, plan: Plan, sizes: tuple[int, int], batch: in
     bound = 100.0
     match label:
         case "V-PBGD":
-            slow = optax.sgd(0.1 * plan.lower)  # a z that does not fit drawn labels tells them from the others
+            slow = optax.sgd(0.1 * plan.lower)  # slow, so that z does not fit the wrong labels
             return VPBGD(upper, lower, slow, gamma=lambda k: jnp.clip(0.2 * (k + 1) / (0.75 * steps), 1e-3, 0.2))
         case "Penalty":
             return Penalty(upper, lower, INNER, gamma=0.1, lam=1.0, step_scale=1.0, stage_steps=1)

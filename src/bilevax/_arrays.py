@@ -39,7 +39,7 @@ def require_arrays(name: str, tree: PyTree) -> None:
 
     Raises:
         InputError: a leaf is not an array of numbers, is masked, or holds numbers that do not fit the type it gets:
-            without jax_enable_x64 those of 64 bits become ones of 32.
+            without jax_enable_x64, 64-bit numbers become 32-bit numbers.
     """
     try:
         leaves = jax.tree_util.tree_leaves_with_path(tree)

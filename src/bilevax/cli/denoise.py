@@ -221,7 +221,17 @@ def denoise(
         if train is not None and pred_probs is None and not compare:
             options = options._replace(quantity=WANTED[kind])
         request = _denoising.Request(
-            train, trusted, pred_probs, embeddings, options, kind.value, model.value, encoder, apply, above, seed
+            train=train,
+            trusted=trusted,
+            pred_probs=pred_probs,
+            embeddings=embeddings,
+            options=options,
+            kind=kind.value,
+            model=model.value,
+            encoder=encoder,
+            apply=apply,
+            above=above,
+            seed=seed,
         )
         run = Run(
             "denoise",
