@@ -36,7 +36,7 @@ STEPS, SINGLE_STEPS, PENALTY_STEPS, STAGE = 1000, 40_000, 20_000, 200
 SEARCH = optax.chain(optax.scale_by_lbfgs(), optax.scale(-1.0), optax.scale_by_backtracking_linesearch(20))
 FOOTNOTES = (
     "Solved: the upper loss within 1e-3 of the best, relative to the larger of 1 and its size, from the given start. "
-    "Best values are those of an independent search (tests/experiments/test_bolib.py). If a collection "
+    "Best values come from an independent search (tests/experiments/test_bolib.py). If a collection "
     "prints another value, the problem records it as `printed`.",
     "One setting for all problems, in float64. Where the lower set is empty for some u, u is projected onto the rest, "
     "which the sources leave implicit.",

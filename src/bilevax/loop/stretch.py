@@ -74,7 +74,7 @@ def stretch(
 
     shapes = jax.eval_shape(one, 0, carry.state)[1]
     # A single step keeps the state before it by a choice between the two: a copy for a replay would cost more.
-    if capacity == 1 or hasattr(solver, "keep_finite"):
+    if capacity == 1 or base.own_keep_finite(solver) is not None:
 
         def chosen(i: Int[ArrayLike, ""], carry: Carry) -> tuple[Carry, Info]:
             after, info = one(i, carry.state)

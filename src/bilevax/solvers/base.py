@@ -275,11 +275,16 @@ def keep_finite(solver: Solver, before: State, after: State, info: Info) -> tupl
     These are `after` and True if the iterates and losses are finite, otherwise `before` and False. A solver for many
     problems at once decides for each problem, by its own method `keep_finite(before, after, info)`.
     """
-    of_its_own = getattr(solver, "keep_finite", None)
+    of_its_own = own_keep_finite(solver)
     if of_its_own is not None:
         return of_its_own(before, after, info)
     alive = is_finite(after, info)
     return optax.tree.where(alive, after, before), alive
+
+
+def own_keep_finite(solver: Solver) -> Callable[[State, State, Info], tuple[State, Bool[Array, ""]]] | None:
+    """Return the solver's own method `keep_finite`, or None if it has none."""
+    return getattr(solver, "keep_finite", None)
 
 
 def over_members(solver: Solver, function: Callable[..., Any], state: State, *rest: Any) -> Any:
