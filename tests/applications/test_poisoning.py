@@ -99,6 +99,25 @@ def test_the_losses_are_those_of_equation_11():
     assert float(task.problem.upper(u, jnp.asarray(v), batch.upper, None)) == pytest.approx(upper, rel=1e-12)
 
 
+def test_rows_beyond_the_points_have_no_part_in_the_losses(key):
+    plain, roomy = untargeted(), untargeted(room=7)
+    u, v = roomy.start[0], np.random.default_rng(3).normal(size=(3, 4))
+    u = u.at[4:].set(0.3)
+    assert u.shape == (7, 4)
+    batches = [task.batches.at(0, key).lower for task in (plain, roomy)]
+    value, of_u = jax.value_and_grad(roomy.problem.lower)(u, jnp.asarray(v), batches[1], None)
+    expected, expected_of_u = jax.value_and_grad(plain.problem.lower)(u[:4], jnp.asarray(v), batches[0], None)
+    assert float(value) == pytest.approx(float(expected), rel=1e-12)
+    np.testing.assert_allclose(of_u, np.concatenate([expected_of_u, np.zeros((3, 4))]), rtol=1e-10, atol=1e-14)
+    assert roomy.metrics(u, jnp.asarray(v))["moved"] == pytest.approx(0, abs=1e-12)
+
+
+def test_retraining_with_room_is_retraining(key):
+    training = Training(steps=20, rate=0.05, l2=L2)
+    plain, roomy = (retrained(HEAD, training, X, Y, POINTS, key=key, room=room) for room in (0, 9))
+    np.testing.assert_allclose(plain, roomy, rtol=1e-9)
+
+
 @pytest.mark.slow
 def test_the_targeted_aim_is_one_class_taken_for_another():
     task = targeted()

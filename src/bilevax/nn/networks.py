@@ -84,7 +84,9 @@ class _Head:
         return jnp.zeros((self.classes, math.prod(jnp.shape(x)[1:])))
 
     def apply(self, params: Float[Array, "classes d"], x: Shaped[ArrayLike, "n ..."]) -> Float[Array, "n classes"]:
-        return flattened(x) @ params.T
+        # XLA on CPUs computes the logits and their softmax with the samples in the rows of memory faster, and would not
+        # choose that layout without the barrier: 0.6 to 0.8 of the time for 1,200 x 64 samples, the same for 784.
+        return jax.lax.optimization_barrier(jnp.einsum("kd,nd->kn", params, flattened(x))).T
 
 
 def lenet5(classes: int = 10) -> Model:

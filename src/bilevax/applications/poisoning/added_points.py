@@ -25,6 +25,7 @@ from bilevax.applications.poisoning.points import (
     check_class_pair,
     check_samples,
     distances,
+    filled,
     logit_count,
     one_hot_of,
     trained,
@@ -156,6 +157,7 @@ def untargeted_task(
     batch_size: int | None = None,
     val_batch_size: int | None = None,
     start: PyTree | None = None,
+    room: int = 0,
 ) -> Task:
     """Return the task of the untargeted attack: points that maximise the trained model's validation loss (eq. 11).
 
@@ -173,6 +175,8 @@ def untargeted_task(
         low, high: the range of the entries of all samples.
         batch_size, val_batch_size: samples of X and of X_val per step; None for all. Every batch has all points.
         start: parameters of a model that is already trained on X.
+        room: the least number of rows of u. Rows after those of the points are zero, and have no part in the losses.
+            Attacks with equal room share their compiled programs.
 
     Raises:
         InputError: entries outside low..high; samples of different shapes; more points than samples; labels without a
@@ -196,7 +200,7 @@ def untargeted_task(
     """
     X_val, y_val = integer_samples("X_val", X_val, "y_val", y_val)
     sizes = batch_size, val_batch_size
-    return _added_points_task(model, X, y, X_val, y_val, points, -1.0, key, training, (low, high), sizes, start)
+    return _added_points_task(model, X, y, X_val, y_val, points, -1.0, key, training, (low, high), sizes, start, room)
 
 
 def targeted_task(
@@ -261,6 +265,7 @@ def _added_points_task(
     limits: tuple[float, float],
     sizes: tuple[int | None, int | None],
     start: PyTree | None,
+    room: int = 0,
 ) -> Task:
     X, y = integer_samples("X", X, "y", y)
     low, high = limits
@@ -280,6 +285,9 @@ def _added_points_task(
     clean, validation = (jnp.asarray(x), y), (jnp.asarray(x_val), y_val)
     source = Epochs(validation, clean, upper_size=sizes[1], lower_size=sizes[0])
     share = jnp.asarray(len(base) / (len(base) + len(x)), x.dtype)
+    # The mean over all rows of u of these labels' losses is the mean over the points.
+    spare = max(room - len(base), 0)
+    labels = jnp.asarray(filled(np.asarray(labels), spare) * ((len(base) + spare) / len(base)))
     upper, lower = _ValidationLoss(model, sign), _PoisonedLoss(model, training.l2)
     problem = Problem(upper, lower, project_upper=Clip(float(low), float(high)), random_lower=True)
     truth = np.asarray(y_val).argmax(1)
@@ -289,7 +297,7 @@ def _added_points_task(
         return {
             "val_loss": float(one_hot_cross_entropy(model, v, *map(jnp.asarray, validation))),
             "val_accuracy": float((p.argmax(1) == truth).mean()),
-            "moved": float(distances(u, base).mean()),
+            "moved": float(distances(u[: len(base)], base).mean()),
         }
 
-    return Task(problem, (jnp.asarray(base), v), _WithPoints(source, labels, share), metrics)
+    return Task(problem, (jnp.asarray(filled(base, spare)), v), _WithPoints(source, labels, share), metrics)

@@ -261,6 +261,7 @@ def _trial(
     x, y, x_val, y_val = data[:4]
     halves = StratifiedShuffleSplit(1, test_size=0.5, random_state=int(jax.random.bits(split_key, (), np.uint32) >> 1))
     seen, unseen = next(halves.split(x_val, y_val))
+    room = int(counts[-1])  # of all attacks, so that they share their programs
 
     def accuracy(v: PyTree) -> float:
         return float((probabilities(model, v, x_val[unseen]).argmax(1) == y_val[unseen]).mean())
@@ -270,12 +271,12 @@ def _trial(
 
     @functools.cache
     def start() -> PyTree:
-        return retrained(model, training, x, y, None, key=model_key)
+        return retrained(model, training, x, y, None, key=model_key, room=room)
 
     def after(points: Points) -> float:
         """The accuracy of the user's model after training with the points."""
         if victim is None:
-            return accuracy(retrained(model, training, x, y, points, key=model_key))
+            return accuracy(retrained(model, training, x, y, points, key=model_key, room=room))
         return victim.accuracy(data.in_units(points), unseen, seed)
 
     def harm(points: Points) -> float:
@@ -298,7 +299,16 @@ def _trial(
 
         def attack(keep: Any, first: Points = first) -> dict[str, Any]:
             task = untargeted_task(
-                model, x, y, x_val[seen], y_val[seen], first, key=model_key, training=training, start=start()
+                model,
+                x,
+                y,
+                x_val[seen],
+                y_val[seen],
+                first,
+                key=model_key,
+                training=training,
+                start=start(),
+                room=room,
             )
             callbacks = () if keep is None else (keep,)
             u = solve(
@@ -312,7 +322,7 @@ def _trial(
                 resume=keep,
                 mesh=mesh,
             ).u
-            found = Points(data.valid(np.asarray(u)), first.y)
+            found = Points(data.valid(np.asarray(u)[: len(first.y)]), first.y)
             # Through a surrogate the points may harm the user's model less than those that they started from.
             if victim is not None and harm(first) > harm(found):
                 found = first

@@ -60,6 +60,7 @@ def retrained(
     points: Points | None,
     *,
     key: PRNGKeyArray,
+    room: int = 0,
 ) -> PyTree:
     """Return the parameters of a new model trained on clean samples and points, to measure the effect of an attack.
 
@@ -67,12 +68,22 @@ def retrained(
         model, training, X, y: as for `untargeted_task`.
         points: the added samples; None for none.
         key: a jax.random key, for the model's initialisation, its dropout and the order of the samples.
+        room: the least number of rows for points, filled up by samples of weight 0. Trainings with equal room share a
+            compiled program.
     """
     X, y = integer_samples("X", X, "y", y)
     x = floats(X)
+    added = 0 if points is None else len(points.y)
     if points is not None:
         x, y = np.concatenate([x, np.asarray(points.x, x.dtype)]), np.concatenate([y, np.asarray(points.y)])
-    return train(model, training, jnp.asarray(x), jnp.asarray(y, jnp.int32), jnp.ones(len(y)), key)
+    spare = max(room - added, 0)
+    x, y, weight = filled(x, spare), filled(y, spare), filled(np.ones(len(y), x.dtype), spare)
+    return train(model, training, jnp.asarray(x), jnp.asarray(y, jnp.int32), jnp.asarray(weight), key)
+
+
+def filled(rows: Shaped[np.ndarray, "n ..."], spare: int) -> Shaped[np.ndarray, "m ..."]:
+    """Return an array with `spare` rows of zeros after its own."""
+    return np.concatenate([rows, np.zeros((spare, *rows.shape[1:]), rows.dtype)])
 
 
 def distances(x: Float[ArrayLike, "m ..."], base: Float[ArrayLike, "m ..."]) -> Float[np.ndarray, " m"]:
