@@ -9,6 +9,7 @@ problem of the other blocks is solved by Newton's method, which makes the conver
 import numpy as np
 from jaxtyping import Float
 
+from bilevax.applications.tuning.glm.absolute import absolute_minimum
 from bilevax.applications.tuning.glm.curvature import factorised, solved
 from bilevax.applications.tuning.glm.penalties import Blocks
 
@@ -33,17 +34,17 @@ def quadratic_minimum(
         start: where to start from.
         tolerance: of the largest violation of the optimality conditions.
     """
-    single = all(len(b) == 1 for b in blocks)
+    if all(len(b) == 1 for b in blocks):
+        order = np.array([b[0] for b in blocks], int)
+        by_entry = np.empty(len(order))
+        by_entry[order] = weight
+        return absolute_minimum(hessian, target, by_entry, start, tolerance)
     x = start.copy()
     r = target - hessian @ x  # minus the gradient of the smooth part
     sizes = [_largest(hessian[np.ix_(b, b)]) for b in blocks]
-    order = np.array([b[0] for b in blocks]) if single else None
     for _ in range(MOST_SWEEPS):
-        if order is not None:
-            _sweep_single(hessian, r, x, order, weight, sizes)
-        else:
-            for b, w, size in zip(blocks, weight, sizes, strict=True):
-                _block_step(hessian, r, x, b, w, size)
+        for b, w, size in zip(blocks, weight, sizes, strict=True):
+            _block_step(hessian, r, x, b, w, size)
         _newton_step(hessian, target, blocks, weight, x)
         r = target - hessian @ x
         if violation(r, x, blocks, weight) <= tolerance:
@@ -53,18 +54,6 @@ def quadratic_minimum(
 
 def _largest(matrix: Float[np.ndarray, "m m"]) -> float:
     return max(float(matrix[0, 0] if len(matrix) == 1 else np.linalg.eigvalsh(matrix)[-1]), 1e-300)
-
-
-def _sweep_single(
-    hessian: np.ndarray, r: np.ndarray, x: np.ndarray, order: np.ndarray, weight: np.ndarray, sizes: list[float]
-) -> None:
-    for j, w, size in zip(order.tolist(), weight.tolist(), sizes, strict=True):
-        old = x[j]
-        z = r[j] + size * old
-        new = (z - w if z > w else z + w if z < -w else 0.0) / size
-        if new != old:
-            x[j] = new
-            r -= hessian[j] * (new - old)
 
 
 def _block_step(hessian: np.ndarray, r: np.ndarray, x: np.ndarray, b: np.ndarray, w: float, size: float) -> None:
@@ -106,10 +95,7 @@ def norm_curvature(x: np.ndarray, blocks: Blocks, weight: np.ndarray) -> Float[n
 
 
 def _value(hessian: np.ndarray, target: np.ndarray, blocks: Blocks, weight: np.ndarray, x: np.ndarray) -> float:
-    if len(blocks) == len(x):
-        norms = weight @ np.abs(x[np.concatenate(blocks)])
-    else:
-        norms = sum(w * np.linalg.norm(x[b]) for b, w in zip(blocks, weight, strict=True) if w > 0)
+    norms = sum(w * np.linalg.norm(x[b]) for b, w in zip(blocks, weight, strict=True) if w > 0)
     return float(x @ (hessian @ x) / 2 - target @ x + norms)
 
 
