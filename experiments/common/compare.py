@@ -146,7 +146,7 @@ def write_results(
     """
     record = {
         "experiment": name,
-        "settings": {k: str(x) if isinstance(x, Path) else x for k, x in vars(settings).items()},
+        "settings": {k: str(x) if isinstance(x, Path) else x for k, x in vars(settings).items() if k != "out"},
         **surroundings(*VERSIONS_OF),
         "seeds": list(seeds),
         "wall_seconds": seconds,
