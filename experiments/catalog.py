@@ -117,4 +117,8 @@ EXPERIMENTS: dict[str, Experiment] = {
     "tune-scalar": Experiment(
         "One strength on public tables: TunedGLM, scikit-learn's CV classes and glum's", "experiments.tuning.scalar"
     ),
+    "tune-svm": Experiment(
+        "The strengths of a support vector machine: BLOCC, the dual on its box, and grid search",
+        "experiments.tuning.svm",
+    ),
 }
