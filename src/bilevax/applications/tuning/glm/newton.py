@@ -19,6 +19,7 @@ MOST_HALVINGS = 40
 MOST_ITERATIONS = 500  # of conjugate gradients
 STALE = 8  # conjugate gradients above which the Hessian is formed anew
 CHEAP = 40.0  # a Hessian is formed at each step where that costs fewer passes over the samples
+SLOW = 0.1  # of the gradient left by a step with an earlier Hessian, above which the Hessian is formed anew
 SUFFICIENT = 1e-4
 # Of large problems, whose strengths are not needed to more digits, the derivative has fewer.
 LARGE_TOLERANCE, ROUGH_ADJOINT = 5e-7, 1e-4
@@ -56,7 +57,7 @@ class Newton:
         entries = data.x.nnz if hasattr(data.x, "nnz") else data.x.size
         self.cheap = self.curvature.flops <= CHEAP * 4.0 * entries * outputs * folds or self.curvature.flops < 2e7
         self.direct = self.curvature.exact and (self.cheap or loss.quadratic)
-        self.fresh = False
+        self.at: Coefficients | None = None  # the coefficients at which the Hessian was formed
         self.factored: Coefficients | None = None  # the strengths of the factors
         null = np.abs(self.gradient(data.times(null) + data.offset, np.zeros_like(null), null)).max((0, 1))
         self.scale = np.maximum(null, 1e-12 * max(null.max(), 1e-300))
@@ -72,10 +73,10 @@ class Newton:
         data = self.data
         return data.transposed(self.loss.slope(eta, data.y) * data.train[:, None, :]) + strength * w
 
-    def _form(self, eta: Coefficients, strength: Coefficients, anew: bool) -> None:
-        if not self.fresh or (anew and not self.loss.quadratic):
+    def _form(self, w: Coefficients, eta: Coefficients, strength: Coefficients, anew: bool) -> None:
+        if self.at is None or (anew and self.at is not w and not self.loss.quadratic):
             self.curvature.refresh(eta)
-            self.fresh, self.factored = True, None
+            self.at, self.factored = w, None
         if self.factored is None or not np.array_equal(self.factored, strength):
             self.curvature.factor(strength)
             self.factored = strength
@@ -112,22 +113,27 @@ class Newton:
         """Minimise from a start."""
         w = start
         eta = self.data.times(w) + self.data.offset
-        stale = False
+        stale, last = self.cheap and not self.direct, np.full(start.shape[2], np.inf)
         for steps in range(MOST_STEPS):
             g = self.gradient(eta, strength, w)
             size = np.abs(g).max((0, 1)) / self.scale
             active = size > self.tolerance
             if not active.any():
                 return Fit(w, eta, steps, True)
-            self._form(eta, strength, self.cheap or stale)
-            forcing = np.minimum(0.1, np.sqrt(size))
             if self.direct:
-                p, iterations = np.where(active, self.curvature.solve(-g), 0.0), 1
+                # The search moves by small steps, so the Hessian of the last solution often serves until the next.
+                stale, last = bool((active & (size > SLOW * last)).any()), size
+            self._form(w, eta, strength, stale)
+            if self.direct:
+                p = np.where(active, self.curvature.solve(-g), 0.0)
             else:
-                p, iterations = self.conjugate_gradients(eta, strength, -g, forcing, active)
-            stale = iterations > STALE
+                p, iterations = self.conjugate_gradients(eta, strength, -g, np.minimum(0.1, np.sqrt(size)), active)
+                stale = self.cheap or iterations > STALE
+            exact = not self.direct or self.loss.quadratic or self.at is w
             w, eta, moved = self._searched(w, eta, p, g, strength)
-            if not moved:
+            if not moved and not exact:
+                last = np.zeros_like(last)  # so that the Hessian is formed here
+            elif not moved:
                 return Fit(w, eta, steps + 1, bool((size <= 1e3 * self.tolerance).all()))
         return Fit(w, eta, MOST_STEPS, False)
 
@@ -157,7 +163,7 @@ class Newton:
 
     def adjoint(self, fit: Fit, strength: Coefficients, r: Coefficients) -> Coefficients:
         """H^-1 r at the solution, one linear system for each fold."""
-        self._form(fit.eta, strength, self.cheap)
+        self._form(fit.w, fit.eta, strength, self.cheap)
         if self.direct:
             return self.curvature.solve(r)
         active = np.ones(r.shape[2], bool)
