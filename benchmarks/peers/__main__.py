@@ -1,6 +1,6 @@
 """The same bilevel work in bilevax and in other libraries: time, memory against T, seconds to a stated accuracy.
 
-    python -m benchmarks.peers [--work NAMES] [--rows PATTERNS] [--runs 5] [--quick] [--check] [--out FILE]
+    python -m benchmarks.peers [--work NAMES] [--rows PATTERNS] [--runs 5] [--readme] [--check] [--out FILE]
 
 Each competitor is a separate process with its threads pinned; all competitors of a work run in turn. docs/peers.md
 describes what is compared, with which settings, and how to read the tables. PyTorch's libraries and JAXopt are
@@ -46,7 +46,7 @@ def arrays_of(work: works.Work) -> works.Arrays:
 
 def check(work: works.Work, rows: list[Competitor], options: Options) -> bool:
     """Print how far each direction is from bilevax's of the same method, at the same point; whether all agree."""
-    peers = [row for row in rows if not row.key.startswith("bilevax:") and row.method != FLOOR]
+    peers = [row for row in rows if not row.key.startswith("bilevax:") and row.method != FLOOR and row.has(work.name)]
     ours = [reference(method) for method in dict.fromkeys(row.method for row in peers)]
     good = True
     import numpy as np
@@ -83,9 +83,10 @@ def main() -> None:
     parser.add_argument("--limit", type=float, default=240.0, help="seconds for one answer of a competitor")
     parser.add_argument("--environments", type=Path, default=default_folder(), help="where other libraries are kept")
     parser.add_argument("--out", type=Path, help="a JSON file for all figures")
+    parser.add_argument("--readme", action="store_true", help="only README's table: T of 10, three runs, no targets")
     parser.add_argument("--quick", action="store_true", help="a smoke run: T of 1 and 2, two runs, no targets")
     parser.add_argument("--check", action="store_true", help="no times: compare directions with those of bilevax")
-    parser.add_argument("--tune", action="store_true", help="no times: choose the settings again; see tuning.py")
+    parser.add_argument("--tune", action="store_true", help="no times: tune the settings of --rows; see tuning.py")
     parser.add_argument("--read", type=Path, help="no times: the tables of a file that --out wrote, and their summary")
     parser.add_argument("--list", action="store_true", help="the rows' keys")
     given = parser.parse_args()
@@ -109,6 +110,8 @@ def main() -> None:
     moves = tuple(sorted({int(x) for x in given.moves.split(",")}))
     reach = None if given.quick or 10 not in moves else 10
     options = Options(given.environments, given.threads, given.runs, moves, limit=given.limit, reach=reach)
+    if given.readme:
+        options = Options(given.environments, given.threads, 3, (CHECK_MOVES,), limit=given.limit, reach=None)
     if given.quick:
         options = Options(given.environments, given.threads, 2, QUICK_MOVES, 0.0, given.limit, None)
     if given.check:
@@ -117,7 +120,7 @@ def main() -> None:
     if given.tune:
         from benchmarks.peers import tuning
 
-        tuning.tune(asked)
+        tuning.tune(asked, tuple(dict.fromkeys(row.method for row in rows if row.method != FLOOR)))
         return
     run(asked, rows, options, given.out)
 

@@ -10,10 +10,11 @@ from typing import Any
 from benchmarks.peers.environments import JAXOPT, OWN, TORCH, Environment
 
 SETTINGS = Path(__file__).with_name("settings.json")
-FLOOR = "floor"
+FLOOR, FLOORS = "floor", ("poisoning", "mlp", "mnist", "fewshot")
 HERE = "benchmarks.peers."
 TOLERANCE = 1e-4  # relative, of directions in float32
 BY_DIFFERENCES = 1e-3  # the same of differences of two gradients, which round more
+OF_NEAR = 5e-3  # the same of differences of grad_u g at two values of v so near that most digits cancel
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,8 +52,8 @@ class Competitor:
         return settings()[work][self.method] | ({"variant": self.variant} if self.variant else {})
 
     def has(self, work: str) -> bool:
-        """Whether it has a row for a work: the synthetic example has no matrix products, and so no floor."""
-        return self.method != FLOOR or work != "synthetic"
+        """Whether it has a row for a work: its method has settings there, or the work a floor."""
+        return work in FLOORS if self.method == FLOOR else self.method in settings()[work]
 
 
 def settings() -> dict[str, dict[str, dict[str, Any]]]:
@@ -62,6 +63,10 @@ def settings() -> dict[str, dict[str, dict[str, Any]]]:
 
 def _ours(method: str, name: str) -> Competitor:
     return Competitor(f"bilevax:{method}", f"bilevax, `{name}`", HERE + "ours", method)
+
+
+def _boat(method: str, name: str, **more: Any) -> Competitor:
+    return Competitor(f"boat:{method}", f"BOAT, {name}", HERE + "with_boat", method, TORCH, ("boat-torch",), **more)
 
 
 def _betty(method: str, name: str, **more: Any) -> Competitor:
@@ -91,12 +96,12 @@ COMPETITORS = (
     _ours("unrolled", "ReverseMode"),
     Competitor("torchopt:unrolled", "TorchOpt, `MetaSGD`", HERE + "with_torchopt", "unrolled", TORCH, ("torchopt",)),
     Competitor("higher:unrolled", "higher, `innerloop_ctx`", HERE + "with_higher", "unrolled", TORCH, ("higher",)),
-    Competitor("boat:unrolled", "BOAT, NGD + RAD", HERE + "with_boat", "unrolled", TORCH, ("boat-torch",)),
+    _boat("unrolled", "NGD + RAD"),
     Competitor("jaxopt:unrolled", "JAXopt, unrolled", HERE + "with_jaxopt", "unrolled", JAXOPT),
     _ours("cg", "Implicit(CG)"),
     Competitor("torchopt:cg", "TorchOpt, `custom_root`", HERE + "with_torchopt", "cg", TORCH, ("torchopt",)),
     Competitor("jaxopt:cg", "JAXopt, implicit", HERE + "with_jaxopt", "cg", JAXOPT),
-    Competitor("boat:cg", "BOAT, NGD + CG", HERE + "with_boat", "plain-cg", TORCH, ("boat-torch",), beside="cg"),
+    dataclasses.replace(_boat("cg", "NGD + CG"), method="plain-cg", beside="cg"),
     _betty("late-cg", "cg", beside="cg"),
     _ours("neumann", "Implicit(Neumann)"),
     _betty("neumann", "neumann"),
@@ -104,12 +109,17 @@ COMPETITORS = (
     _betty("one-step", "darts", tolerance=BY_DIFFERENCES),
     _ours("sama", "SAMA"),
     _betty("sama", "sama", tolerance=BY_DIFFERENCES),
+    _ours("value-penalty", "VPBGD"),
+    _boat("value-penalty", "PGDO", tolerance=OF_NEAR),
+    _ours("moreau", "MEHA"),
+    _boat("moreau", "MESO", tolerance=OF_NEAR),
 )
 
 
 def reference(method: str) -> Competitor:
-    """The side of bilevax in --check; some methods have no row of it, and for four it is what others compute."""
+    """The side of bilevax in --check; some methods have no row of it, and for six it is what others compute."""
     variants = {"cg": "plain", "neumann": "plain", "one-step": "differences", "sama": "differences"}
+    variants |= {"value-penalty": "together", "moreau": "lower first"}
     return dataclasses.replace(_ours(method, method), variant=variants.get(method, ""))
 
 

@@ -33,11 +33,19 @@ class Environment:
 
 OWN = Environment("")
 TORCH = Environment("torch", ("torch", "numpy"))
-# The jax that runs here, so that both have the same compiler; scikit-learn is needed by the modules of the works.
-# The works use bilevax's losses, so its source is importable there.
+
+
+def _needed_by_works() -> tuple[str, ...]:
+    """What bilevax and its applications require: the works use their losses."""
+    lines = importlib.metadata.requires("bilevax") or []
+    split = [line.split(";") for line in lines]
+    return tuple(name.strip() for name, *marks in split if not marks or "apps" in marks[0])
+
+
+# The jax that runs here, so that both have the same compiler. The source of bilevax is importable there.
 JAXOPT = Environment(
     "jaxopt",
-    (f"jax=={importlib.metadata.version('jax')}", "jaxopt", "optax", "scikit-learn"),
+    (f"jax=={importlib.metadata.version('jax')}", "jaxopt", *_needed_by_works()),
     (str(ROOT / "src"),),
 )
 

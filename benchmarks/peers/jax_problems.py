@@ -11,7 +11,21 @@ import optax
 from jaxtyping import PRNGKeyArray, PyTree
 
 import bilevax as bx
-from benchmarks.peers.works import FILTERS, HIDDEN, L2, QUERIES, SHOT, TASKS, WAY, Arrays, leaves
+from benchmarks.peers.works import (
+    CLASSES,
+    DENOISING,
+    FEATURES,
+    FILTERS,
+    HEADS,
+    HIDDEN,
+    L2,
+    QUERIES,
+    SHOT,
+    TASKS,
+    WAY,
+    Arrays,
+    leaves,
+)
 from bilevax.applications.denoising import denoising_task
 from bilevax.applications.fewshot import episodes, features_of, fewshot_task, unit
 from bilevax.applications.fewshot.tasks import SCALE, cross_entropies
@@ -62,6 +76,35 @@ class Pool(NamedTuple):
 def quiet(model: Model) -> Model:
     """The model without its dropout: random numbers differ between libraries."""
     return Model(model.init, lambda params, x: model.apply(params, x))
+
+
+def _normalised(x: Any) -> Any:
+    """Of mean 0 and variance 1 along the last axis."""
+    x = x - jnp.mean(x, -1, keepdims=True)
+    return x * jax.lax.rsqrt(jnp.mean(x * x, -1, keepdims=True) + 1e-5)
+
+
+def _attended(qkv: Any) -> Any:
+    """Softmax attention of (n, tokens, 3 features), without a mask."""
+    q, k, v = (jnp.swapaxes(x.reshape(*x.shape[:2], HEADS, -1), 1, 2) for x in jnp.split(qkv, 3, -1))
+    shares = jax.nn.softmax(q @ jnp.swapaxes(k, -1, -2) * (FEATURES / HEADS) ** -0.5, -1)
+    return jnp.swapaxes(shares @ v, 1, 2).reshape(*qkv.shape[:2], FEATURES)
+
+
+def _block(params: PyTree, x: Any) -> Any:
+    """Logits (n, classes) of sequences (n, tokens, features): attention, an MLP, the mean of the tokens."""
+    attention, out, into, back, head = params
+    x = x + _attended(_normalised(x) @ attention) @ out
+    x = x + jax.nn.gelu(_normalised(x) @ into) @ back
+    return jnp.mean(_normalised(x), 1) @ head
+
+
+def _zeros(key: PRNGKeyArray, x: Any) -> PyTree:
+    shapes = ((FEATURES, 3 * FEATURES), (FEATURES, FEATURES), (FEATURES, 4 * FEATURES), (4 * FEATURES, FEATURES))
+    return tuple(jnp.zeros(shape) for shape in (*shapes, (FEATURES, CLASSES)))
+
+
+BLOCK = Model(_zeros, _block)
 
 
 def _like(tree: Any, arrays: Arrays, name: str) -> Any:
@@ -152,6 +195,8 @@ def setup(work: str, arrays: Arrays) -> Setup:
             return _denoising(arrays, quiet(mlp(10, (HIDDEN,))), L2["mlp"])
         case "mnist":
             return _denoising(arrays, quiet(mnist_network()), L2["mnist"])
+        case "transformer":
+            return _denoising(arrays, BLOCK, L2["transformer"])
         case "fewshot":
             return _fewshot(arrays)
     raise ValueError(f"there is no work {work!r}")
@@ -177,7 +222,7 @@ def warmed(work: str, arrays: Arrays, moves: int) -> Arrays:
         return arrays
     made = setup(work, arrays)
     problem, data = made.problem, made.data
-    if work in ("mlp", "mnist"):
+    if work in DENOISING:
         problem, data = _on_clean(problem), bx.Batch(data.upper, data.upper)
     v = descended(problem, data, made.u, made.v, optax.adam(1e-3), moves)
     return arrays | {f"v_{i}": np.asarray(x) for i, x in enumerate(jax.tree.leaves(v))}
@@ -187,7 +232,7 @@ def judge(work: str, arrays: Arrays) -> Callable[[list[np.ndarray]], float]:
     """(u as a list of arrays) -> what `Work.measure` names. It retrains v, so a v far from v*(u) is no gain."""
     if work == "synthetic":
         return lambda u: float(np.linalg.norm(u[0] - 0.5))
-    if work in ("mlp", "mnist"):
+    if work in DENOISING:
         return lambda u: float(np.mean((u[0] > 0) == (arrays["right"] == 1)))
     made = setup(work, arrays)
 

@@ -2,7 +2,6 @@
 
 import functools
 import time
-from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -13,10 +12,10 @@ from jaxtyping import PyTree
 
 import bilevax as bx
 from benchmarks import lower_move
-from benchmarks.peers import jax_problems
+from benchmarks.peers import jax_problems, recurrences
+from benchmarks.peers.recurrences import Itself, PlainCG, PlainSeries, by_differences
 from benchmarks.peers.works import CLASSES, HIDDEN, SIDE, Arrays
 from bilevax import derivatives, linear_solve
-from bilevax.linear_solve import LinearSolution
 from bilevax.loop.stretch import (
     Carry,
     initial_state,
@@ -26,76 +25,6 @@ from bilevax.solvers import Solver
 
 CAPACITY = {"synthetic": 1000}  # iterations of one compiled call at most, as in `solve`; others have few, slow ones
 PRODUCT = 1024
-
-
-@dataclass(frozen=True)
-class Itself:
-    """The linear solve of one-step methods such as first-order look-ahead: q = b, as if the Hessian were I."""
-
-    def __call__(self, second_products: Any, b: Any, start: PyTree) -> LinearSolution:
-        """B, and no residual: it would take a product."""
-        return LinearSolution(b, second_products(b)[0], jnp.zeros(()))
-
-
-@dataclass(frozen=True)
-class PlainCG:
-    """A number of steps of conjugate gradients from zero, without bilevax's start and safeguards.
-
-    With `late` the next direction uses the residual from before the step. This is not a conjugate gradient method, but
-    what Betty 0.2.1 computes (its hypergradient/cg.py). Both variants serve to check other libraries.
-    """
-
-    steps: int
-    late: bool = False
-    damping: float = 0.0
-
-    def __call__(self, second_products: Any, b: Any, start: PyTree) -> LinearSolution:
-        """The result of the steps; the residual is not computed."""
-
-        def one(carry: Any, _: None) -> tuple[Any, None]:
-            x, r, p = carry
-            hp, size = optax.tree.add_scale(second_products(p)[1], self.damping, p), optax.tree.norm(r, squared=True)
-            alpha = size / optax.tree.vdot(p, hp)
-            x, new = optax.tree.add_scale(x, alpha, p), optax.tree.add_scale(r, -alpha, hp)
-            beta = optax.tree.norm(new, squared=True) / size
-            return (x, new, optax.tree.add_scale(r if self.late else new, beta, p)), None
-
-        q = jax.lax.scan(one, (optax.tree.zeros_like(b), b, b), None, length=self.steps)[0][0]
-        return LinearSolution(q, second_products(q)[0], jnp.zeros(()))
-
-
-@dataclass(frozen=True)
-class PlainSeries:
-    """A number of terms of the Neumann series beyond the first, without bilevax's safeguard; used to check Betty."""
-
-    terms: int
-    scale: float
-
-    def __call__(self, second_products: Any, b: Any, start: PyTree) -> LinearSolution:
-        """The sum of the terms; the residual is not computed."""
-
-        def one(carry: Any, _: None) -> tuple[Any, None]:
-            power, total = carry
-            power = optax.tree.add_scale(power, -self.scale, second_products(power)[1])
-            return (power, optax.tree.add(total, power)), None
-
-        q = optax.tree.scale(self.scale, jax.lax.scan(one, (b, b), None, length=self.terms)[0][1])
-        return LinearSolution(q, second_products(q)[0], jnp.zeros(()))
-
-
-def by_differences(g: Any, u: PyTree, v: PyTree, length: float = 0.01) -> derivatives.Lower:
-    """The curvature of Betty 0.2.1's "darts": a central difference whose step has this length for every v.
-
-    Used to check Betty, as `PlainCG` is. Its "sama" takes steps of length 1.
-    """
-
-    def second_products(p: Any) -> Any:
-        t = length / optax.tree.norm(p)
-        ahead, back = (jax.grad(g, (0, 1))(u, optax.tree.add_scale(v, sign * t, p)) for sign in (1, -1))
-        return jax.tree.map(lambda a, b: (a - b) / (2 * t), ahead, back)
-
-    loss, grad_v = jax.value_and_grad(g, 1)(u, v)
-    return derivatives.Lower(loss, grad_v, second_products)
 
 
 def lower_optimizer(settings: dict[str, Any]) -> optax.GradientTransformation:
@@ -136,6 +65,13 @@ def solver(
             return bx.Implicit(upper, lower, moves, Itself(), functools.partial(by_differences, length=1.0))
         case "sama":
             return bx.SAMA(upper, lower, moves)
+        case "value-penalty":
+            value_penalty = recurrences.Together if settings.get("variant") == "together" else bx.VPBGD
+            return value_penalty(upper, lower, lower_steps=moves, gamma=settings["gamma"])
+        case "moreau":  # it has no lower moves
+            moreau = recurrences.LowerFirst if settings.get("variant") == "lower first" else bx.MEHA
+            rate, weight = settings["lower_rate"], recurrences.Rising(settings["weight"])
+            return moreau(upper, rate=rate, value_rate=rate, radius=settings["radius"], weight=weight)
     raise ValueError(f"bilevax has no method {method!r} here")
 
 

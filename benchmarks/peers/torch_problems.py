@@ -10,7 +10,7 @@ import numpy as np
 import torch  # pyright: ignore[reportMissingImports]
 from torch.nn import functional  # pyright: ignore[reportMissingImports]
 
-from benchmarks.peers.works import L2, QUERIES, SCALE, SHOT, WAY, Arrays, as_stored, leaves
+from benchmarks.peers.works import FEATURES, HEADS, L2, QUERIES, SCALE, SHOT, WAY, Arrays, as_stored, leaves
 
 Tensors = list[Any]
 
@@ -59,6 +59,10 @@ class Problem:
 
     def __init__(self, arrays: Arrays):
         self.u, self.v = ([tensor(x) for x in leaves(arrays, name)] for name in "uv")
+
+    def __deepcopy__(self, memo: Any) -> "Problem":
+        """Itself: a library that copies a module copies its parameters, not the data."""
+        return self
 
     def shared(self, u: Tensors, losses: str = "fg") -> Tensors:
         """What the requested losses compute from u alone."""
@@ -164,6 +168,28 @@ class MNIST(Denoising):
         return torch.addmm(v[8], x, v[9])
 
 
+class Transformer(Denoising):
+    """One block of a transformer. Fused attention has no second derivatives on CPUs, so its products are written out.
+
+    This is what each library unrolls.
+    """
+
+    l2 = L2["transformer"]
+
+    def network(self, v: Tensors, x: Any) -> Any:
+        """Logits."""
+        attention, out, into, back, head = v
+
+        def normalised(x: Any) -> Any:
+            return functional.layer_norm(x, (FEATURES,))
+
+        q, k, values = (normalised(x) @ attention).unflatten(-1, (3, HEADS, -1)).permute(2, 0, 3, 1, 4)
+        shares = torch.softmax(q @ k.transpose(-1, -2) * (FEATURES / HEADS) ** -0.5, -1)
+        x = x + (shares @ values).transpose(1, 2).flatten(2) @ out
+        x = x + functional.gelu(normalised(x) @ into, approximate="tanh") @ back
+        return normalised(x).mean(1) @ head
+
+
 class FewShot(Problem):
     """`bilevax.applications.fewshot.tasks`: cosine heads on the features of `omniglot_network`."""
 
@@ -213,7 +239,14 @@ def unit(x: Any) -> Any:
     return x * torch.rsqrt((x * x).sum(-1, keepdim=True).clamp_min(1e-19))
 
 
-PROBLEMS = {"synthetic": Problem, "poisoning": Poisoning, "mlp": MLP, "mnist": MNIST, "fewshot": FewShot}
+PROBLEMS = {
+    "synthetic": Problem,
+    "poisoning": Poisoning,
+    "mlp": MLP,
+    "mnist": MNIST,
+    "fewshot": FewShot,
+    "transformer": Transformer,
+}
 
 
 class Lower(torch.nn.Module):

@@ -7,7 +7,8 @@ made with bilevax, the fastest. Every method has the same grid of rates and as m
     rates of v    the three of LOWER, plain descent; for Penalty, whose lower problem has the square of the condition
                   number, those of PENALTYS, by Adam except on the two works where descent is enough
     its own       the three of OWN: Penalty's lam, CG's damping (its steps where a library has no damping), the scale of
-                  the Neumann series; unrolling and one-step methods have none, and take rates three times as fine
+                  the Neumann series, the weight of a penalty by values or of an envelope; unrolling and one-step
+                  methods have none, and take rates three times as fine
 
 First all pairs of rates are tried at the middle value of its own setting, then the other two values at the best pair.
 Among equals the first wins, which has smaller rates; if none reaches the target, the one that ends nearest wins.
@@ -37,6 +38,7 @@ UPPER = {
     "mlp": (0.03, 0.1, 0.3),
     "mnist": (0.03, 0.1, 0.3),
     "fewshot": (0.003, 0.01, 0.03),
+    "transformer": (0.03, 0.1, 0.3),
 }
 LOWER = {
     "synthetic": (0.03, 0.1, 0.3),
@@ -44,6 +46,7 @@ LOWER = {
     "mlp": (0.01, 0.03, 0.1),
     "mnist": (0.003, 0.01, 0.03),
     "fewshot": (0.01, 0.03, 0.1),
+    "transformer": (0.03, 0.1, 0.3),
 }
 PENALTYS = {  # rates of v
     "synthetic": (0.003, 0.01, 0.03),
@@ -79,9 +82,12 @@ OWN: dict[str, dict[str, tuple[str, tuple[Any, ...]]]] = {
         "mnist": ("scale", (0.003, 0.01, 0.03)),
         "fewshot": ("scale", (0.03, 0.1, 0.3)),
     },
+    "value-penalty": dict.fromkeys(UPPER, ("gamma", (3.0, 10.0, 30.0))),
+    "moreau": dict.fromkeys(UPPER, ("weight", (3.0, 10.0, 30.0))),
 }
-METHODS = ("penalty", "unrolled", "cg", "plain-cg", "late-cg", "neumann", "one-step", "sama")
-PATIENCE = {"mlp": 30, "mnist": 20, "fewshot": 40, "poisoning": 80, "synthetic": 300}
+CONTINUED = ("value-penalty", "moreau")  # methods whose v must continue: in few-shot learning it starts again
+METHODS = ("penalty", "unrolled", "cg", "plain-cg", "late-cg", "neumann", "one-step", "sama", *CONTINUED)
+PATIENCE = {"mlp": 30, "mnist": 20, "fewshot": 40, "transformer": 30, "poisoning": 80, "synthetic": 300}
 
 
 def fixed(work: str, method: str) -> dict[str, Any]:
@@ -90,7 +96,14 @@ def fixed(work: str, method: str) -> dict[str, Any]:
         return PENALTY[work]
     if method in ("cg", "neumann"):
         return {"solve_steps": 1 if work == "synthetic" and method == "cg" else STEPS}
-    return {}
+    return {"radius": 2.0} if method == "moreau" else {}
+
+
+def methods_of(work: str) -> tuple[str, ...]:
+    """The methods that have rows for a work."""
+    if work == "transformer":
+        return ("unrolled",)
+    return tuple(method for method in METHODS if work != "fewshot" or method not in CONTINUED)
 
 
 def candidates(work: str, method: str) -> Iterable[dict[str, Any]]:
@@ -114,13 +127,17 @@ def others(work: str, method: str, best: dict[str, Any]) -> Iterable[dict[str, A
 
 
 class Adjustable(Ours):
-    """A method whose rates can be changed without recompilation; its other settings are fixed."""
+    """A method whose rates can be changed without recompilation; its other settings are fixed.
+
+    Methods that move several points of v have its rate fixed too.
+    """
 
     def __init__(self, work: str, arrays: Arrays, method: str, tried: dict[str, Any]):
         super().__init__(work, arrays, method, tried)
         lower = optax.adam if tried.get("lower") == "adam" else optax.sgd
         optimizers = [optax.inject_hyperparams(make)(learning_rate=1.0) for make in (optax.adam, lower)]
-        self.made = ours.solver(method, tried, MOVES, *optimizers)
+        fixed = method in CONTINUED
+        self.made = ours.solver(method, tried, MOVES, *optimizers[: 1 if fixed else 2])
 
     def at(self, upper_rate: float, lower_rate: float) -> None:
         """Back to the start, with these rates."""
@@ -130,9 +147,9 @@ class Adjustable(Ours):
         def set_rate(opt: Any, rate: float) -> Any:
             return opt._replace(hyperparams=opt.hyperparams | {"learning_rate": jnp.asarray(rate, jnp.float32)})
 
-        state = state._replace(
-            upper_opt=set_rate(state.upper_opt, upper_rate), lower_opt=set_rate(state.lower_opt, lower_rate)
-        )
+        state = state._replace(upper_opt=set_rate(state.upper_opt, upper_rate))
+        if self.method not in CONTINUED:
+            state = state._replace(lower_opt=set_rate(state.lower_opt, lower_rate))
         self.carry = self.carry._replace(state=state)
 
 
@@ -164,7 +181,8 @@ def best_of(work: Work, arrays: Arrays, judge: Judge, method: str) -> tuple[dict
         nonlocal found, least
         # There is no need to run longer than the best so far.
         limit = most if math.isinf(least[0]) else int(least[0])
-        rest = json.dumps({name: value for name, value in tried.items() if not name.endswith("_rate")})
+        free = ("upper_rate",) if method in CONTINUED else ("upper_rate", "lower_rate")
+        rest = json.dumps({name: value for name, value in tried.items() if name not in free})
         if rest not in adjustables:
             adjustables[rest] = Adjustable(work.name, arrays, method, tried)
         came = score(work, adjustables[rest], judge, tried, limit)
@@ -185,7 +203,7 @@ def tune(works: Iterable[Work], methods: Iterable[str] = METHODS) -> None:
         arrays = jax_problems.warmed(work.name, work.arrays(), work.warm)
         judge = jax_problems.judge(work.name, arrays)
         say(f"{work.name}: at the start {judge([np.asarray(x) for x in leaves(arrays, 'u')]):.4g}")
-        for method in methods:
+        for method in (method for method in methods if method in methods_of(work.name)):
             best, came = best_of(work, arrays, judge, method)
             say(f"{work.name} {method}: {best}, {came[0]:g} iterations")
             kept = settings()

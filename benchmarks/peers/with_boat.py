@@ -1,4 +1,4 @@
-"""BOAT: `Problem` with gradient mapping NGD, and as hypergradient RAD (reverse mode) or CG.
+"""BOAT: `Problem` with gradient mapping NGD and as hypergradient RAD (reverse mode) or CG, or with PGDO or MESO.
 
 Its losses are found by their dotted names, and what is computed from u alone is passed with the data.
 """
@@ -45,12 +45,11 @@ class Runner:
         """New modules and a new problem."""
         self.upper_module = torch_problems.Upper(self.problem)
         self.lower = torch_problems.Lower(self.problem)
-        steps = self.settings.get("solve_steps", 1)
         self.config: dict[str, Any] = {
             "fo_op": None,
             "fo_ol_batch_input": False,
-            "gm_op": ["NGD"],
-            "na_op": ["RAD"] if self.method == "unrolled" else ["CG"],
+            "gm_op": None,
+            "na_op": None,
             "lower_level_model": self.lower,
             "upper_level_model": self.upper_module,
             "lower_level_var": list(self.lower.parameters()),
@@ -65,14 +64,32 @@ class Runner:
             "loss_log_path": str(Path(self.folder.name) / "losses.json"),
             "GDA": {"alpha_init": 0.0, "alpha_decay": 0.5},
             "RGT": {"truncate_iter": 0},
-            "CG": {"k": steps, "tolerance": 0.0},
         }
+        self.config |= self._operations()
         here = __name__ if __name__ != "__main__" else "benchmarks.peers.with_boat"
         losses = {f"{name}_level_loss": {"function": f"{here}.{name}_loss"} for name in ("upper", "lower")}
         self.boat = boat.Problem(self.config, losses)
         self.boat.build_ll_solver()
         self.boat.build_ul_solver()
         self.done = 0
+
+    def _operations(self) -> dict[str, Any]:
+        """The method, and its settings."""
+        settings = self.settings
+        rate = settings["lower_rate"]
+        match self.method:
+            case "unrolled":
+                return {"gm_op": ["NGD"], "na_op": ["RAD"]}
+            case "plain-cg":
+                return {"gm_op": ["NGD"], "na_op": ["CG"], "CG": {"k": settings["solve_steps"], "tolerance": 0.0}}
+            case "value-penalty":
+                gamma = settings["gamma"]
+                options = {"y_hat_lr": rate, "gamma_init": gamma, "gamma_max": gamma, "gamma_argmax_step": 1}
+                return {"fo_op": "PGDO", "PGDO": options | {"update_y_ahead": False, "penalty": "difference"}}
+            case "moreau":  # its second optimizer is not used
+                options = {"eta": rate, "gamma_1": 1 / settings["radius"], "c0": settings["weight"]}
+                return {"fo_op": "MESO", "MESO": options | {"y_hat_lr": rate}}
+        raise ValueError(f"BOAT has no row of {self.method!r} here")
 
     def _iteration(self) -> Any:
         s = self.problem.shared(list(self.upper_module.values))

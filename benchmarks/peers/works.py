@@ -17,10 +17,12 @@ Arrays = dict[str, np.ndarray]
 
 SIDE, CLASSES = 28, 10
 POINTS = 60
-L2 = {"poisoning": 1e-2, "mlp": 3e-3, "mnist": 3e-3}
+L2 = {"poisoning": 1e-2, "mlp": 3e-3, "mnist": 3e-3, "transformer": 3e-3}
 HIDDEN = 256
 FILTERS, TASKS, WAY, SHOT, QUERIES = 32, 8, 5, 5, 5
 SCALE = 10.0  # of the cosines in the few-shot heads
+TOKENS, FEATURES, HEADS = 32, 64, 4  # of the transformer block
+DENOISING = ("mlp", "mnist", "transformer")
 
 
 @dataclass(frozen=True)
@@ -131,6 +133,16 @@ def _mnist(rng: np.random.Generator) -> Arrays:
     return _denoising(rng, 32, 0.3) | numbered("v", v)
 
 
+def _transformer(rng: np.random.Generator) -> Arrays:
+    """Sequences: the pictures of `_denoising`, each as tokens of random projections."""
+    arrays = _denoising(rng, 32, 0.3)
+    projections = rng.normal(0, 1 / SIDE, (SIDE * SIDE, TOKENS * FEATURES))
+    for name in ("x", "x_val"):
+        arrays[name] = ((arrays[name].reshape(-1, SIDE * SIDE) - 0.5) @ projections).reshape(-1, TOKENS, FEATURES)
+    shapes = ((FEATURES, 3 * FEATURES), (FEATURES, FEATURES), (FEATURES, 4 * FEATURES), (4 * FEATURES, FEATURES))
+    return arrays | numbered("v", [0.5 * _he(rng, shape) for shape in (*shapes, (FEATURES, CLASSES))])
+
+
 def _fewshot(rng: np.random.Generator) -> Arrays:
     each = SHOT + QUERIES
     prototypes = rng.normal(size=(TASKS * WAY, 7, 7))
@@ -202,6 +214,17 @@ WORKS = {
             False,
             every=1,
             most=60,
+        ),
+        Work(
+            "transformer",
+            "denoising with a block of a transformer (49,792 parameters), 32 + 32 sequences of 32 tokens, unrolled",
+            _transformer,
+            FOUND,
+            0.9,
+            True,
+            every=1,
+            most=30,
+            warm=30,
         ),
     )
 }

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from benchmarks import scale
-from benchmarks.peers import competitors, environments, jax_problems, ours, report, run, tuning, works
+from benchmarks.peers import competitors, environments, jax_problems, ours, recurrences, report, run, tuning, works
 from benchmarks.peers.competitors import COMPETITORS, FLOOR, Competitor, chosen
 from benchmarks.peers.environments import Environment, NotInstalledError
 
@@ -138,6 +138,8 @@ def test_every_row_has_settings_and_a_row_of_bilevax_beside_it():
     keys = [c.key for c in COMPETITORS]
     assert len(set(keys)) == len(keys)
     for competitor, name in itertools.product(COMPETITORS, works.WORKS):
+        if not competitor.has(name):
+            continue
         given = competitor.settings(name)
         assert competitor.method == FLOOR or given["upper_rate"] > 0
         assert f"bilevax:{competitor.beside or competitor.method}" in keys
@@ -146,7 +148,8 @@ def test_every_row_has_settings_and_a_row_of_bilevax_beside_it():
 
 def test_settings_come_from_the_grids_that_all_have():
     for name in works.WORKS:
-        for method in tuning.METHODS:
+        assert set(competitors.settings()[name]) == set(tuning.methods_of(name))
+        for method in tuning.methods_of(name):
             grid = list(tuning.candidates(name, method))
             assert len(grid) == 9
             assert len(list(tuning.others(name, method, grid[4]))) == 2
@@ -166,9 +169,9 @@ def test_conjugate_gradients_to_check_against():
     matrix = jnp.asarray(np.diag([1.0, 2.0, 5.0]) + 0.3)
     b = jnp.asarray([1.0, -1.0, 2.0])
     exact = jnp.linalg.solve(matrix, b)
-    q, *_ = ours.PlainCG(3)(lambda q: (None, matrix @ q), b, jnp.zeros(3))
+    q, *_ = recurrences.PlainCG(3)(lambda q: (None, matrix @ q), b, jnp.zeros(3))
     np.testing.assert_allclose(q, exact, rtol=1e-10)
-    late, *_ = ours.PlainCG(3, late=True)(lambda q: (None, matrix @ q), b, jnp.zeros(3))
+    late, *_ = recurrences.PlainCG(3, late=True)(lambda q: (None, matrix @ q), b, jnp.zeros(3))
     assert float(jnp.linalg.norm(late - exact)) > 1e-3
 
 
@@ -192,6 +195,38 @@ def test_directions_of_the_synthetic_example_in_closed_form():
         rival = ours.make("synthetic", arrays, method, given | more)
         rival.start(moves)
         np.testing.assert_allclose(rival.direction()[0], direction, rtol=1e-4)
+
+
+def test_first_order_directions_of_the_synthetic_example_in_closed_form():
+    """As the library has them, and as BOAT: the direction of u in the first iteration, by hand."""
+    work = works.WORKS["synthetic"]
+    arrays = work.arrays()
+    (u,), (v,) = ((x.astype(float) for x in works.leaves(arrays, name)) for name in "uv")
+    r, gamma, radius, moves = 0.1, 10.0, 2.0, 2
+
+    def slope(v):
+        return 2 * (u + v - 1)  # of g, in u and in v
+
+    z = v
+    for _ in range(moves):
+        z = z - r * slope(z)
+    after = v
+    for _ in range(moves):
+        after = after - r / gamma * (2 * after + gamma * slope(after))
+    w = v - r * slope(v)
+    c = gamma * 2**0.25
+    pulled = v - r * (2 * v / c + slope(v) - (1 - r / radius) / radius * (v - w))
+    wanted = {
+        ("value-penalty", ""): 2 * u / gamma + slope(after) - slope(z),
+        ("value-penalty", "together"): 2 * u / gamma + slope(v) - slope(z),
+        ("moreau", ""): 2 * u / c + slope(v) - slope(w),
+        ("moreau", "lower first"): 2 * u / c + slope(pulled) - slope(w),
+    }
+    given = {"upper_rate": 0.1, "lower_rate": r, "gamma": gamma, "weight": gamma, "radius": radius}
+    for (method, variant), direction in wanted.items():
+        rival = ours.make("synthetic", arrays, method, given | {"variant": variant})
+        rival.start(moves)
+        np.testing.assert_allclose(rival.direction()[0], direction, rtol=1e-4, atol=1e-5)
 
 
 def test_the_judge_of_the_synthetic_example():
