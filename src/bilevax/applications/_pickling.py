@@ -1,6 +1,7 @@
 """Estimators that can be pickled, whatever their parameters hold."""
 
 import copy
+import io
 import pickle
 from typing import Any, Self
 
@@ -22,16 +23,21 @@ class Picklable:
         return {name: self._portable(name, value) for name, value in state.items()}
 
     def _portable(self, name: str, value: Any) -> Any:
-        if isinstance(value, np.ndarray | int | float | str | None) or _pickle_error(value) is None:
+        if isinstance(value, np.ndarray | int | float | str | None):
             return value
-        wrapped: Any = joblib.wrap_non_picklable_objects(value, keep_wrapper=False)
-        error = _pickle_error(wrapped)
-        if error is not None:
-            raise InputError(
-                f"{type(self).__name__} cannot be pickled: its {name} holds an object that neither pickle nor "
-                f"cloudpickle can write ({error}). Replace {name} first: prediction does not need it."
-            )
-        return wrapped
+        found = _Check(self)
+        error = found.error(value)
+        if error is None:
+            return value
+        if not found.met:  # cloudpickle would write the estimator again, without end
+            wrapped: Any = joblib.wrap_non_picklable_objects(value, keep_wrapper=False)
+            error = found.error(wrapped)
+            if error is None:
+                return wrapped
+        raise InputError(
+            f"{type(self).__name__} cannot be pickled: its {name} holds an object that neither pickle nor "
+            f"cloudpickle can write ({error}). Replace {name} first: prediction does not need it."
+        )
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         # A copy of each attribute, as copy.deepcopy makes without __getstate__: functions are shared, so the copied
@@ -42,9 +48,30 @@ class Picklable:
         return new
 
 
-def _pickle_error(value: Any) -> Exception | None:
-    try:
-        pickle.dumps(value)
-    except Exception as error:  # objects raise their own types
-        return error
-    return None
+class _Check:
+    """Whether values can be pickled as parts of their owner, to which they may refer.
+
+    scikit-learn's metadata requests hold the estimator that they belong to.
+
+    Attributes:
+        met: whether the value that was checked last refers to the owner.
+    """
+
+    def __init__(self, owner: Any):
+        self.owner, self.met = owner, False
+
+    def error(self, value: Any) -> Exception | None:
+        """The exception that pickling a value raises."""
+        pickler, self.met = pickle.Pickler(io.BytesIO()), False
+        pickler.persistent_id = self._known
+        try:
+            pickler.dump(value)
+        except Exception as error:  # objects raise their own types
+            return error
+        return None
+
+    def _known(self, value: Any) -> str | None:
+        if value is not self.owner:
+            return None
+        self.met = True
+        return "owner"

@@ -6,6 +6,7 @@ import warnings
 import numpy as np
 import pandas as pd
 import pytest
+import sklearn
 from scipy import sparse
 from sklearn import config_context
 from sklearn.base import clone, is_classifier, is_regressor
@@ -421,3 +422,14 @@ def test_a_constant_target_has_no_slope():
     model = TunedRidge().fit(X10, np.full(40, 1e6))
     assert model.intercept_ == pytest.approx(1e6)
     assert np.abs(model.coef_).max() == 0
+
+
+def test_metadata_requests_are_pickled():
+    groups = np.arange(40) % 8
+    with sklearn.config_context(enable_metadata_routing=True):
+        model = TunedRidge(cv=GroupKFold(4)).set_fit_request(groups=True).fit(X10, Y10, groups=groups)
+        loaded = pickle.loads(pickle.dumps(model))
+        np.testing.assert_array_equal(loaded.predict(X10), model.predict(X10))
+        assert loaded.get_metadata_routing().fit.requests["groups"] is True
+        routed = cross_validate(model, X10, Y10, params={"groups": groups}, cv=GroupKFold(2), error_score="raise")
+    assert len(routed["test_score"]) == 2
