@@ -36,8 +36,9 @@ RATES: dict[str, dict[str, tuple[float, float]]] = {
         "VPBGD": (0.1, 3.0),
     },
     # The grid was run for SABA, SRBA and SOBA; see the footnote for the others.
-    "cleaning": {label: (0.03, 3000.0 if label in ("AmIGO", "StocBiO", "F2SA") else 300.0) for label in METHODS},
+    "cleaning 50%": {label: (0.03, 3000.0 if label in ("AmIGO", "StocBiO", "F2SA") else 300.0) for label in METHODS},
 }
+RATES["cleaning 90%"] = RATES["cleaning 50%"] | {"SABA": (0.03, 30.0)}
 SCALE = {"quadratics": 0.1, "logistic": 0.2, "cleaning": 0.1}  # of the Neumann series of StocBiO
 NU = {"quadratics": 0.1, "logistic": 0.1, "cleaning": 0.01}  # of F2SA in the first step
 
@@ -47,11 +48,12 @@ def entrant(label: str, name: str, field: Field, rates: tuple[Any, Any] | None =
 
     Args:
         label: the method.
-        name: the problem, without the share of wrong labels.
+        name: the problem.
         field: the problem.
         rates: lower and upper rate; None for those of the table.
     """
     lower, upper = RATES[name][label] if rates is None else rates
+    kind = name.split()[0]  # without the share of wrong labels
     sizes = len(field.upper[0]), len(field.lower[0])
     size = [next(s for s in range(SIZE, 0, -1) if n % s == 0) for n in sizes]
     blocks = Blocks(field.upper, field.lower, *size)
@@ -78,9 +80,9 @@ def entrant(label: str, name: str, field: Field, rates: tuple[Any, Any] | None =
         case "AmIGO":
             solver = AmIGO(*down, INNER, INNER)
         case "StocBiO":
-            solver = StocBiO(*down[:2], INNER, INNER, SCALE[name])
+            solver = StocBiO(*down[:2], INNER, INNER, SCALE[kind])
         case "F2SA":
-            return F2SA(*down[:2], INNER, nu=Power(NU[name], -0.25)), minibatches
+            return F2SA(*down[:2], INNER, nu=Power(NU[kind], -0.25)), minibatches
         case _:
             return VPBGD(falling(upper), falling(lower / 2), optax.sgd(lower)), minibatches
     return solver, Minibatches(field.upper, field.lower, *size, per_move=solver.lower_batches)

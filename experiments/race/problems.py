@@ -123,10 +123,10 @@ def logistic(n: int) -> Field:
     return Field(problem, upper, lower, start, measure, "squared gradient norm of F")
 
 
-def cleaning(wrong: int, n: int) -> Field:
+def cleaning(wrong: int, n: int, draw: int = SEED) -> Field:
     """Softmax regression with a weight for each of n samples of MNIST, `wrong` % of whose labels are random."""
     images = images_of("mnist")
-    rng = np.random.default_rng(SEED)
+    rng = np.random.default_rng(draw)
     order, clean = rng.permutation(len(images.x_train)), 5000
     x = images.x_train.reshape(len(order), -1)[order[: n + clean]].astype(np.float32)
     y = images.y_train[order[: n + clean]].astype(np.int32)
