@@ -5,6 +5,7 @@ import pytest
 import scipy.optimize
 
 from bilevax.applications.tuning.glm.absolute import absolute_minimum
+from bilevax.applications.tuning.glm.quadratic import violations
 
 
 def split_minimum(hessian, target, weight):
@@ -49,3 +50,10 @@ def test_duplicated_columns_and_a_column_of_zeros_are_solved():
     wrong = np.where(found != 0, np.abs(r - weight * np.sign(found)), np.maximum(np.abs(r) - weight, 0))
     assert wrong.max() <= 1e-10
     assert found[8] == 0
+
+
+def test_violations_are_those_of_each_block_alone():
+    x, r = np.array([3.0, 4.0, 0.0, 0.0, 7.0]), np.array([0.6, 1.8, 3.0, 4.0, 9.0])
+    blocks, weight = [np.array([0, 1]), np.array([3, 2])], np.array([2.0, 1.5])
+    # |r - w x / |x|| = |(0.6 - 1.2, 1.8 - 1.6)|, and |r| - w = 5 - 1.5; the last entry is in no block.
+    np.testing.assert_allclose(violations(r, x, blocks, weight), [np.sqrt(0.36 + 0.04), 3.5], rtol=1e-14)

@@ -7,7 +7,7 @@ problem of the other blocks is solved by Newton's method, which makes the conver
 """
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from bilevax.applications.tuning.glm.absolute import absolute_minimum
 from bilevax.applications.tuning.glm.curvature import factorised, solved
@@ -72,30 +72,40 @@ def violation(r: np.ndarray, x: np.ndarray, blocks: Blocks, weight: np.ndarray) 
 
 
 def violations(r: np.ndarray, x: np.ndarray, blocks: Blocks, weight: np.ndarray) -> Float[np.ndarray, " blocks"]:
-    """The violation of the optimality conditions of each block."""
-    if all(len(b) == 1 for b in blocks):
-        at = np.array([b[0] for b in blocks], int)
-        v, s = x[at], r[at]
-        return np.where(v != 0, np.abs(s - weight * np.sign(v)), np.maximum(np.abs(s) - weight, 0))
-    found = np.empty(len(blocks))
-    for i, (b, w) in enumerate(zip(blocks, weight, strict=True)):
-        size = np.linalg.norm(x[b])
-        found[i] = np.linalg.norm(r[b] - w * x[b] / size) if size > 0 else max(np.linalg.norm(r[b]) - w, 0.0)
-    return found
+    """The violation of the optimality conditions of each block; entries of no block do not count."""
+    at = np.concatenate(blocks)
+    r, x, of = r[at], x[at], _numbers(blocks, len(x))[at]
+    size = _norms(x, of, len(blocks))
+    shrink = np.where(size > 0, weight / np.where(size > 0, size, 1.0), 0.0)
+    apart = _norms(r - shrink[of] * x, of, len(blocks))
+    return np.where(size > 0, apart, np.maximum(apart - weight, 0.0))
+
+
+def _numbers(blocks: Blocks, q: int) -> Int[np.ndarray, " q"]:
+    """The number of the block of each entry; 0 for entries of no block."""
+    of = np.zeros(q, int)
+    of[np.concatenate(blocks)] = np.repeat(np.arange(len(blocks)), [len(b) for b in blocks])
+    return of
+
+
+def _norms(x: np.ndarray, of: Int[np.ndarray, " q"], count: int) -> Float[np.ndarray, " blocks"]:
+    """The norm of each block."""
+    return np.sqrt(np.bincount(of, x * x, count))
 
 
 def norm_curvature(x: np.ndarray, blocks: Blocks, weight: np.ndarray) -> Float[np.ndarray, "q q"]:
-    """The Hessian of the norms at blocks that are not zero."""
-    found = np.zeros((len(x), len(x)))
-    for b, w in zip(blocks, weight, strict=True):
-        if len(b) > 1 and w > 0 and (size := float(np.linalg.norm(x[b]))) > 0:
-            unit = x[b] / size
-            found[np.ix_(b, b)] = (w / size) * (np.eye(len(b)) - np.outer(unit, unit))
+    """The Hessian of the norms at blocks that are not zero; absolute values have none."""
+    of = _numbers(blocks, len(x))
+    size = _norms(x, of, len(blocks))
+    bent = (size > 0) & (np.array([len(b) for b in blocks]) > 1)
+    bend, unit = np.where(bent, weight / np.where(size > 0, size, 1.0), 0.0)[of], x / np.where(size > 0, size, 1.0)[of]
+    found = np.where(of[:, None] == of, -bend * np.outer(unit, unit), 0.0)
+    found[np.diag_indices_from(found)] += bend
     return found
 
 
 def _value(hessian: np.ndarray, target: np.ndarray, blocks: Blocks, weight: np.ndarray, x: np.ndarray) -> float:
-    norms = sum(w * np.linalg.norm(x[b]) for b, w in zip(blocks, weight, strict=True) if w > 0)
+    norms = weight @ _norms(x, _numbers(blocks, len(x)), len(blocks))
     return float(x @ (hessian @ x) / 2 - target @ x + norms)
 
 
@@ -105,15 +115,11 @@ def _newton_step(hessian: np.ndarray, target: np.ndarray, blocks: Blocks, weight
     Entries whose sign the step would change become zero; where that does not lower the value, the step ends at the
     first of them.
     """
-    free = np.zeros(len(x), bool)
-    slope = np.zeros(len(x))
-    signed = np.zeros(len(x), bool)
-    for b, w in zip(blocks, weight, strict=True):
-        size = float(np.linalg.norm(x[b]))
-        if w == 0 or size > 0:
-            free[b] = True
-            slope[b] = w * x[b] / size if size > 0 else 0.0
-            signed[b] = w > 0 and len(b) == 1
+    of = _numbers(blocks, len(x))
+    size = _norms(x, of, len(blocks))
+    free = ((weight == 0) | (size > 0))[of]
+    slope = np.where(size > 0, weight / np.where(size > 0, size, 1.0), 0.0)[of] * x
+    signed = ((weight > 0) & (np.array([len(b) for b in blocks]) == 1))[of] & free
     at = np.flatnonzero(free)
     if not len(at):
         return
